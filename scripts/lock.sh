@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Makes the lock files again from pyproject.toml. Needs uv; nothing else in the project does.
+#   ./scripts/lock.sh             keeps the versions that still fit
+#   ./scripts/lock.sh --upgrade   takes the newest
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+compile() {
+  local lock=$1
+  shift
+  uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+    --no-header --no-annotate --output-file "$lock" "$@" pyproject.toml >/dev/null
+}
+compile requirements-gates.lock --extra dev --extra gates "$@"
+compile requirements-dev.lock --extra dev --constraint requirements-gates.lock "$@"
+compile requirements.lock --constraint requirements-gates.lock "$@"
