@@ -1,0 +1,24 @@
+"""Time as an input. `flaskapp` makes one `SystemClock`; tests hand in a clock of their own."""
+
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Where the time comes from."""
+
+    def now_us(self) -> int:
+        """Unix time in microseconds."""
+
+    def monotonic_seconds(self) -> float:
+        """Seconds of a clock that never goes back, for durations only."""
+
+
+class SystemClock:
+    """The host's clocks: the only place that asks the operating system for the time of day."""
+
+    def now_us(self) -> int:
+        return time.time_ns() // 1_000
+
+    def monotonic_seconds(self) -> float:
+        return time.monotonic()

@@ -1,0 +1,182 @@
+"""The contract between whoever sells answers and whoever keeps the books.
+
+Two verbs move money, and each is one step of the store in a backend that keeps the promise:
+
+* ``reserve(ask)``: may this request spend at most `cost_nanousd`? All scopes are charged, or none is.
+* ``settle(reservation, actual_nanousd)``: it ended; book what was used instead of what was reserved.
+
+Money is integer nano-dollars, time is integer microseconds of unix time, unless a name says otherwise.
+A key that is missing means that nothing was spent. A refusal is a value; failures are `errors.StoreError`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+
+class Scope(StrEnum):
+    """Whose budget it is."""
+
+    IDENTIFIER = "identifier"
+    NETWORK = "network"
+    GLOBAL = "global"
+
+
+class Reason(StrEnum):
+    """Why a request is refused, in the order in which the limits are checked."""
+
+    THROTTLED = "throttled"
+    DAILY_LIMIT = "daily_limit"
+    WINDOW_LIMIT = "window_limit"
+    NETWORK_LIMIT = "network_limit"
+    NETWORK_DAILY_LIMIT = "network_daily_limit"
+    GLOBAL_HOURLY_LIMIT = "global_hourly_limit"
+    GLOBAL_DAILY_LIMIT = "global_daily_limit"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What may be spent, as it stands for one request. `None` is no limit."""
+
+    window_nanousd: int
+    day_nanousd: int
+    network_window_nanousd: int | None
+    network_day_nanousd: int | None
+    global_hour_nanousd: int
+    global_day_nanousd: int
+    window_seconds: int
+    throttle_seconds: int
+    """Life of the marker after a window refusal; after a daily refusal it is twice that."""
+    mark_when_busy: bool
+    """Whether a refusal that only open reservations cause sets the marker too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request for money. The same `reservation_id` sent again never charges again."""
+
+    reservation_id: str
+    identifier: str
+    network: str
+    cost_nanousd: int
+    limits: Limits
+    open_seconds: int
+    """The longest that the answer may take: past it an unended reservation counts as expired."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Money set aside. `made_at_us` names the periods (window bucket, hour, day) that it was booked into."""
+
+    reservation_id: str
+    identifier: str
+    network: str
+    cost_nanousd: int
+    made_at_us: int
+    window_seconds: int
+    open_seconds: int
+    backend: str
+    window_spent_nanousd: int
+    """The identifier's window with this reservation in it."""
+    day_spent_nanousd: int
+    """The identifier's day with this reservation in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """No. Nothing was charged; only the throttle marker may be new."""
+
+    reason: Reason
+    cause: Reason
+    """What the marker stands for when `reason` is `throttled`; else the reason itself."""
+    scope: Scope
+    retry_after_seconds: int | None
+    """Never earlier than the refusal can end; None where waiting never helps."""
+    in_flight: bool
+    """Only open reservations stand in the way: busy, not spent."""
+    can_never_fit: bool
+    """The request is larger than a whole limit."""
+    marker_seconds: int
+    """Life left of the throttle marker; 0 without one."""
+    limit_nanousd: int | None
+    """The limit that refused, where it is one of this request's (None under a marker)."""
+
+
+class Outcome(StrEnum):
+    """How a reservation ended."""
+
+    SETTLED = "settled"
+    REPEATED = "repeated"
+    """It had ended before: nothing changed, the first answer is told again."""
+    LATE = "late"
+    """Its record was lost with its booking: the actual amount was booked now, once."""
+    EXPIRED = "expired"
+    """Its record outlived its time: it stays booked in full."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """The end of a reservation and what the books hold for it now."""
+
+    reservation_id: str
+    outcome: Outcome
+    booked_nanousd: int
+    overrun_nanousd: int
+    """By how much the actual amount exceeded the reservation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """What is booked (settled and open together), as of one moment."""
+
+    window_nanousd: int
+    day_nanousd: int
+    network_window_nanousd: int
+    network_day_nanousd: int
+    global_hour_nanousd: int
+    global_day_nanousd: int
+    open_nanousd: int
+    """Of the identifier's money, what open reservations hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What a backend or the guard wants to tell; an observer turns it into logs and metrics."""
+
+    name: str
+    fields: dict[str, object]
+
+
+Observer = Callable[[Event], None]
+
+
+class Backend(Protocol):
+    """A throttling strategy. Registered by name in the entry-point group ``tollgate.backends``."""
+
+    name: str
+    promises_atomicity: bool
+    """Declared, and tested: whether concurrent callers can never exceed a limit together."""
+    reserve_script: str
+    """What decides, for the log: a script's file name, or the strategy's own name."""
+
+    def reserve(self, ask: Ask) -> Reservation | Refusal:
+        """Charge `ask.cost_nanousd` to every scope, or to none.
+
+        Raises:
+            ReservationConflict: the id is known on other terms, or has ended.
+            StoreError: the store could not be asked; whether it charged is unknown.
+        """
+
+    def settle(self, reservation: Reservation, actual_nanousd: int) -> Settlement:
+        """Book `actual_nanousd` in place of the reservation, into its own periods, at most once.
+
+        Raises:
+            StoreError: the store could not be asked; say it again later.
+        """
+
+    def books(self, identifier: str, network: str, window_seconds: int) -> Books:
+        """Read what is booked now; changes nothing."""
+
+    def close(self) -> None:
+        """Give back connections."""

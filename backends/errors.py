@@ -1,0 +1,36 @@
+"""What can go wrong, on one page. A refusal is a value (`contract.Refusal`); these are failures.
+
+The client library's own exceptions never leave `backends`: `link.py` translates them into these.
+"""
+
+
+class TollgateError(Exception):
+    """Root of everything that this library raises on purpose."""
+
+
+class ConfigurationError(TollgateError):
+    """A value that cannot be used; the text is one line for the operator and holds no secret."""
+
+
+class StoreError(TollgateError):
+    """Redis did not do what it was asked."""
+
+
+class StoreUnavailable(StoreError):
+    """Redis is away, frozen, loading, read-only or full: an outage, to be bridged or told as 503."""
+
+
+class StoreBusy(StoreError):
+    """All our own connections are in use. No outage: it must never open the guard (503)."""
+
+
+class StoreBroken(StoreError):
+    """A bug or a wrong set-up (WRONGTYPE, script error, NOPERM): handled as an outage, but with an alarm."""
+
+
+class ReservationConflict(TollgateError):
+    """The reservation id is known already, on other terms or as ended; nothing was charged."""
+
+
+class ThrottleUnavailable(TollgateError):
+    """Nobody may say yes: Redis fails and `closed` is set, or the emergency budget is used up, or we are too busy."""

@@ -1,0 +1,105 @@
+"""Every key that the guard keeps in Redis is made here, and nowhere else.
+
+==========================================  ======  =======================================  =============================
+key                                         type    holds                                    life
+==========================================  ======  =======================================  =============================
+``settings``                                string  live settings, one JSON object           for ever
+``llm:throttle:<id>``                       string  cause, end (us), end of cause (s), busy  the marker's own
+``llm:cost:recent:<id>``                    zset    bucket start (s) -> nano-dollars         window + one bucket
+``llm:cost:daily:<id>:<date>``              string  nano-dollars of that UTC day             a day past its end
+``llm:network:recent:<net>``                zset    bucket start (s) -> nano-dollars         window + one bucket
+``llm:network:daily:<net>:<date>``          string  nano-dollars of that UTC day             a day past its end
+``llm:global:hourly:<date>T<hour>``         string  nano-dollars of that UTC hour            two hours past its end
+``llm:global:daily:<date>``                 string  nano-dollars of that UTC day             a day past its end
+``llm:open:identifier:<id>``                zset    bucket start (s) -> open nano-dollars    stream deadline + one bucket
+``llm:open:network:<net>``                  zset    the same                                 the same
+``llm:open:global``                         zset    the same                                 the same
+``llm:reservation:<rid>``                   string  state, nano-dollars, made at (us), terms an hour past its end
+``llm:challenge:<challenge>``               string  the hash and network it was given to     300 s
+``llm:rate:…``                              string  flask-limiter's request counters         their own window
+==========================================  ======  =======================================  =============================
+
+Window and open rings carry at most `RING_BUCKETS` + 1 and `OPEN_BUCKETS` + 2 members, however many requests they stand for.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+
+SETTINGS_KEY = "settings"
+RATE_PREFIX = "llm:rate"
+CHALLENGE_PREFIX = "llm:challenge:"
+
+RING_BUCKETS = 60
+OPEN_BUCKETS = 12
+RECORD_KEEP_SECONDS = 3_600
+SECONDS_PER_HOUR = 3_600
+SECONDS_PER_DAY = 86_400
+
+
+def bucket_seconds_of(window_seconds: int) -> int:
+    """Length of a bucket of the spending window: at most `RING_BUCKETS` + 1 of them are alive at once."""
+    return -(-window_seconds // RING_BUCKETS)
+
+
+def open_bucket_seconds_of(open_seconds: int) -> int:
+    """Length of a bucket in which open reservations are remembered."""
+    return -(-open_seconds // OPEN_BUCKETS)
+
+
+@lru_cache(maxsize=8)
+def _hour_text(unix_hour: int) -> str:
+    return datetime.fromtimestamp(unix_hour * SECONDS_PER_HOUR, UTC).strftime("%Y-%m-%dT%H")
+
+
+@dataclass(frozen=True, slots=True)
+class BookKeys:
+    """The keys of one reservation, in the order in which `reserve.lua` takes them."""
+
+    record: str
+    marker: str
+    recent: str
+    daily: str
+    network_recent: str
+    network_daily: str
+    hourly_of_all: str
+    daily_of_all: str
+    open_identifier: str
+    open_network: str
+    open_of_all: str
+
+    @property
+    def in_order(self) -> tuple[str, ...]:
+        """All of them, as KEYS of `reserve.lua`."""
+        return (
+            self.record,
+            self.marker,
+            self.recent,
+            self.daily,
+            self.network_recent,
+            self.network_daily,
+            self.hourly_of_all,
+            self.daily_of_all,
+            self.open_identifier,
+            self.open_network,
+            self.open_of_all,
+        )
+
+
+def book_keys(reservation_id: str, identifier: str, network: str, at_seconds: int) -> BookKeys:
+    """The keys of a reservation that is made at `at_seconds` (unix time)."""
+    hour = _hour_text(at_seconds // SECONDS_PER_HOUR)
+    date = hour[:10]
+    return BookKeys(
+        record=f"llm:reservation:{reservation_id}",
+        marker=f"llm:throttle:{identifier}",
+        recent=f"llm:cost:recent:{identifier}",
+        daily=f"llm:cost:daily:{identifier}:{date}",
+        network_recent=f"llm:network:recent:{network}",
+        network_daily=f"llm:network:daily:{network}:{date}",
+        hourly_of_all=f"llm:global:hourly:{hour}",
+        daily_of_all=f"llm:global:daily:{date}",
+        open_identifier=f"llm:open:identifier:{identifier}",
+        open_network=f"llm:open:network:{network}",
+        open_of_all="llm:open:global",
+    )

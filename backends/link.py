@@ -1,0 +1,263 @@
+"""The one door to Redis: a bounded pool, short time-outs, no hidden repeats, a breaker, and Redis' own time.
+
+What the client library raises is translated here (`errors.py`), and nothing else of the guard knows it.
+
+* A command that ran into a time-out is never repeated: nobody knows whether it was done.
+* A connection that broke is replaced and the command said once more: all our commands may be repeated (scripts carry an id).
+* After a failure the breaker answers `StoreUnavailable` at once for `REST_SECONDS`; then one caller tries again.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import redis
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, AuthorizationError
+from redis.retry import Retry
+
+from backends.clock import Clock
+from backends.contract import Event, Observer
+from backends.errors import ConfigurationError, StoreBroken, StoreBusy, StoreError, StoreUnavailable
+
+Client = redis.Redis
+T = TypeVar("T")
+
+TIMEOUT_SECONDS = 0.5
+POOL_SIZE = 50
+REST_SECONDS = 0.5
+OLDEST_VERSION = (6, 2)
+
+# Replies that say "not now": the server is up, but cannot do its work.
+_OUTAGE_PREFIXES = (
+    "OOM ",
+    "READONLY",
+    "BUSY ",
+    "LOADING",
+    "NOREPLICAS",
+    "MISCONF",
+    "CLUSTERDOWN",
+    "MASTERDOWN",
+    "TRYAGAIN",
+    "UNKILLABLE",
+    "command not allowed when used memory",
+    "You can't write against a read only",
+    "Redis is busy",
+)
+
+
+class _PoolExhausted(redis.ConnectionError):
+    """No connection became free in time: our own doing, and no word about Redis."""
+
+
+class _Pool(redis.BlockingConnectionPool):
+    def get_connection(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (the client library's own signature)
+        try:
+            return super().get_connection(*args, **kwargs)
+        except redis.ConnectionError as error:
+            if "No connection available" in str(error):
+                raise _PoolExhausted(str(error)) from error
+            raise
+
+
+@dataclass(frozen=True, slots=True)
+class _Offset:
+    """Redis' clock minus our monotonic one, as one reply told it; never more than the truth."""
+
+    us: int
+    uncertainty_us: int
+
+
+class Link:
+    """A thread-safe (greenlet-safe) client of one Redis.
+
+    Args:
+        url: ``redis://``, ``rediss://``, ``unix://`` or ``fake://`` (one process, for unit tests).
+        clock: durations, and the first guess at Redis' time.
+        observer: is told ``store_lost``, ``store_back`` and ``store_broken``.
+        timeout_seconds: of one wait for a connection, one connect, one reply.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        clock: Clock,
+        observer: Observer = lambda event: None,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+        pool_size: int = POOL_SIZE,
+        connection_class: type[redis.Connection] | None = None,
+    ) -> None:
+        self.url = url
+        self.timeout_seconds = timeout_seconds
+        self._clock = clock
+        self._observer = observer
+        self._client = _fake_client() if url.startswith("fake:") else _client(url, timeout_seconds, pool_size, connection_class)
+        self._lock = threading.Lock()
+        self._resting_until_seconds: float | None = None
+        self._ever_reached = False
+        self._offset: _Offset | None = None
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the last word from Redis was a good one."""
+        return self._ever_reached and self._resting_until_seconds is None
+
+    @property
+    def was_ever_up(self) -> bool:
+        """Whether Redis has answered at all since the start."""
+        return self._ever_reached
+
+    def run(self, command: Callable[[Client], T]) -> T:
+        """Do `command` with a client whose replies are bytes.
+
+        Raises:
+            StoreUnavailable: Redis is away, or does not answer in time, or may not work now.
+            StoreBusy: every connection of ours was in use for the whole time-out.
+            StoreBroken: Redis answered that the command is wrong.
+        """
+        self._pass_breaker()
+        try:
+            answer = self._with_one_repeat(command)
+        except redis.RedisError as error:
+            raise self._failed(error) from error
+        except (OSError, ValueError) as error:
+            raise self._failed(redis.ConnectionError(str(error))) from error
+        self._succeeded()
+        return answer
+
+    def monotonic_seconds(self) -> float:
+        """The clock against which `learn_time` measures."""
+        return self._clock.monotonic_seconds()
+
+    def time_us(self) -> int:
+        """Redis' time now as far as we know it: never ahead of it, and at most a round trip behind."""
+        offset = self._offset
+        if offset is None:
+            asked_at = self._clock.monotonic_seconds()
+            seconds, us = self.run(lambda client: client.time())
+            self.learn_time(seconds * 1_000_000 + us, asked_at)
+            offset = self._offset
+        if offset is None:  # pragma: no cover (learn_time has just set it)
+            raise StoreUnavailable("Redis' time is not known")
+        return int(self._clock.monotonic_seconds() * 1_000_000) + offset.us
+
+    def learn_time(self, redis_now_us: int, asked_at_seconds: float) -> None:
+        """Take in the time that a reply carried, for a question put at `asked_at_seconds` (monotonic)."""
+        answered_us = int(self._clock.monotonic_seconds() * 1_000_000)
+        uncertainty_us = answered_us - int(asked_at_seconds * 1_000_000)
+        known = self._offset
+        offset_us = redis_now_us - answered_us
+        if known is None or uncertainty_us <= known.uncertainty_us or abs(offset_us - known.us) > uncertainty_us:
+            self._offset = _Offset(offset_us, uncertainty_us)
+
+    def check_version(self) -> str:
+        """Version of the server, for the log.
+
+        Raises:
+            ConfigurationError: it is older than Redis 6.2.
+        """
+        info: dict[str, Any] = self.run(lambda client: client.info("server"))
+        version = str(info.get("valkey_version") or info.get("redis_version") or "0")
+        if "valkey_version" not in info and _version_tuple(version) < OLDEST_VERSION:
+            raise ConfigurationError(f"REDIS_URL: Redis 6.2 or newer, or Valkey, is needed; the server there is {version}")
+        return version
+
+    def close(self) -> None:
+        """Give back every connection."""
+        self._client.close()
+        self._client.connection_pool.disconnect()
+
+    def _with_one_repeat(self, command: Callable[[Client], T]) -> T:
+        try:
+            return command(self._client)
+        except (redis.TimeoutError, _PoolExhausted, AuthenticationError, AuthorizationError, redis.BusyLoadingError):
+            raise
+        except redis.ConnectionError:
+            self._client.connection_pool.disconnect(inuse_connections=False)
+            return command(self._client)
+
+    def _pass_breaker(self) -> None:
+        with self._lock:
+            if self._resting_until_seconds is None:
+                return
+            now = self._clock.monotonic_seconds()
+            if now < self._resting_until_seconds:
+                raise StoreUnavailable("Redis failed a moment ago and is left alone for now")
+            # This caller tries; the others go on resting until it knows.
+            self._resting_until_seconds = now + self.timeout_seconds + REST_SECONDS
+
+    def _succeeded(self) -> None:
+        if self._resting_until_seconds is None and self._ever_reached:
+            return
+        with self._lock:
+            was_down = self._resting_until_seconds is not None
+            self._resting_until_seconds = None
+            self._ever_reached = True
+        if was_down:
+            self._observer(Event("store_back", {}))
+
+    def _failed(self, error: redis.RedisError) -> StoreError:
+        if isinstance(error, _PoolExhausted):
+            if self._resting_until_seconds is not None:
+                return StoreUnavailable("Redis does not answer")
+            return StoreBusy("all connections to Redis are in use")
+        if isinstance(error, AuthenticationError | AuthorizationError) or not _is_outage(error):
+            self._observer(Event("store_broken", {"error": _cut(error)}))
+            return StoreBroken(_cut(error))
+        if isinstance(error, redis.ConnectionError | redis.TimeoutError):
+            self._rest(error)
+        return StoreUnavailable(_cut(error))
+
+    def _rest(self, error: redis.RedisError) -> None:
+        with self._lock:
+            was_up = self._resting_until_seconds is None
+            self._resting_until_seconds = self._clock.monotonic_seconds() + REST_SECONDS
+        if was_up:
+            self._observer(Event("store_lost", {"error": _cut(error)}))
+
+
+def _client(
+    url: str, timeout_seconds: float, pool_size: int, connection_class: type[redis.Connection] | None
+) -> redis.Redis:
+    options: dict[str, Any] = {"connection_class": connection_class} if connection_class else {}
+    try:
+        pool = _Pool.from_url(
+            url,
+            max_connections=pool_size,
+            timeout=timeout_seconds,
+            socket_timeout=timeout_seconds,
+            socket_connect_timeout=timeout_seconds,
+            # The library's own defaults repeat a timed-out command up to ten times: that is how money is charged twice.
+            retry=Retry(NoBackoff(), 0),
+            # RESP2 and no client name: a new connection costs no round trip of its own.
+            protocol=2,
+            driver_info=None,
+            **options,
+        )
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(f"REDIS_URL: {error}") from error
+    return redis.Redis(connection_pool=pool)
+
+
+def _fake_client() -> redis.Redis:
+    try:
+        import fakeredis  # noqa: PLC0415 (a development dependency; only fake:// needs it)
+    except ImportError as error:
+        raise ConfigurationError("REDIS_URL: fake:// needs the package fakeredis[lua], which is not installed") from error
+    return fakeredis.FakeRedis(version=(7, 2))
+
+
+def _is_outage(error: redis.RedisError) -> bool:
+    if isinstance(error, redis.ConnectionError | redis.TimeoutError | redis.OutOfMemoryError | redis.ReadOnlyError):
+        return True
+    return isinstance(error, redis.ResponseError) and str(error).startswith(_OUTAGE_PREFIXES)
+
+
+def _cut(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _version_tuple(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())

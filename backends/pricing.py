@@ -1,0 +1,234 @@
+"""What an answer costs, and what it can cost at most.
+
+The table is `genai-prices`, read offline from the installed package, pinned to one provider. A look-up there takes about
+100 µs, so every record of an offered model is turned into integers once, at the start. A `Price` is one such record: it is
+fixed at the reservation and used again at the settlement. Amounts are nano-dollars, rounded up; rates are integers over one
+common denominator, so nothing is lost on the way.
+
+Priced are text tokens (input, read from a cache, written to a cache, output, reasoning) and the fee for a request, where a
+model has one. Not priced, because the service never asks for them: audio, images, hosted tools, service tiers, batches.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from typing import Self, TypeAlias
+
+from genai_prices.data_snapshot import get_snapshot
+from genai_prices.types import (
+    ConditionalPrice,
+    ModelInfo,
+    ModelPrice,
+    StartDateConstraint,
+    Tier,
+    TieredPrices,
+    TimeOfDateConstraint,
+)
+
+from backends.errors import ConfigurationError
+from backends.money import NANOUSD_PER_USD
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NANOUSD_PER_TOKEN = Fraction(NANOUSD_PER_USD, 1_000_000)
+"""Of one dollar per million tokens."""
+_NANOUSD_PER_REQUEST = Fraction(NANOUSD_PER_USD, 1_000)
+"""Of one dollar per thousand requests."""
+_OVERRIDE_VARIABLES = "LLM_PRICE_INPUT_USD_PER_MTOK and LLM_PRICE_OUTPUT_USD_PER_MTOK"
+
+_Amount: TypeAlias = Decimal | TieredPrices | None
+_Constraint: TypeAlias = StartDateConstraint | TimeOfDateConstraint | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Prices that hold from one input length on, in `1 / Price.denominator` nano-dollars a token or request."""
+
+    above_input_tokens: int
+    """They hold for the whole request when its input is longer than this; -1 for the first."""
+    input: int
+    cache_read: int
+    cache_write: int
+    output: int
+    reasoning: int
+    request: int
+
+    def highest(self, input_tokens: int, output_tokens: int) -> int:
+        input_rate = max(self.input, self.cache_read, self.cache_write)
+        return input_tokens * input_rate + output_tokens * max(self.output, self.reasoning) + self.request
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """One price record of one model."""
+
+    model: str
+    denominator: int
+    tiers: tuple[Rates, ...]
+    """By rising input length; the first holds for any."""
+
+    @classmethod
+    def flat(cls, model: str, input_usd_per_mtok: Decimal, output_usd_per_mtok: Decimal) -> Self:
+        """The same price for every input token, cached or not, and for every output token."""
+        return cls.of_record(model, ModelPrice(input_mtok=input_usd_per_mtok, output_mtok=output_usd_per_mtok))
+
+    @classmethod
+    def of_record(cls, model: str, record: ModelPrice) -> Self:
+        """Turn a record of the table into integers.
+
+        Raises:
+            ValueError: input or output have no price, or a price of 0.
+        """
+        starts = [-1, *sorted({tier.start for amount in _amounts(record) for tier in _tiers_of(amount)})]
+        exact = [_exact_rates(record, start) for start in starts]
+        if any(rates[0] <= 0 or rates[3] <= 0 for rates in exact):
+            raise ValueError(model)
+        denominator = math.lcm(*(rate.denominator for rates in exact for rate in rates))
+        tiers = tuple(
+            Rates(start, *(int(rate * denominator) for rate in rates))
+            for start, rates in zip(starts, exact, strict=True)
+        )
+        return cls(model, denominator, tiers)
+
+    def cost_nanousd(
+        self,
+        input_tokens: int,
+        output_tokens: int,
+        cached_input_tokens: int = 0,
+        *,
+        cache_write_tokens: int = 0,
+        reasoning_tokens: int = 0,
+    ) -> int:
+        """What this usage costs, rounded up.
+
+        Cached and written tokens are among the input's, reasoning tokens among the output's; more of them than there
+        are is cut, and so is what is below 0: an upstream's nonsense never makes a cost negative.
+        """
+        input_tokens, output_tokens = max(0, input_tokens), max(0, output_tokens)
+        cached = min(max(0, cached_input_tokens), input_tokens)
+        written = min(max(0, cache_write_tokens), input_tokens - cached)
+        reasoning = min(max(0, reasoning_tokens), output_tokens)
+        rates = self._rates(input_tokens)
+        amount = (
+            (input_tokens - cached - written) * rates.input
+            + cached * rates.cache_read
+            + written * rates.cache_write
+            + (output_tokens - reasoning) * rates.output
+            + reasoning * rates.reasoning
+            + rates.request
+        )
+        return -(-amount // self.denominator)
+
+    def highest_cost_nanousd(self, input_tokens: int, max_output_tokens: int) -> int:
+        """The most that any usage of at most `input_tokens` and `max_output_tokens` can cost under this record."""
+        input_tokens, output_tokens = max(0, input_tokens), max(0, max_output_tokens)
+        # Also the longest input of each shorter tier, in case a longer input is ever the cheaper one.
+        ends = [following.above_input_tokens for following in self.tiers[1:]] + [input_tokens]
+        amount = max(
+            rates.highest(min(end, input_tokens), output_tokens)
+            for rates, end in zip(self.tiers, ends, strict=True)
+            if rates.above_input_tokens < input_tokens or rates is self.tiers[0]
+        )
+        return -(-amount // self.denominator)
+
+    def _rates(self, input_tokens: int) -> Rates:
+        found = self.tiers[0]
+        for rates in self.tiers[1:]:
+            if input_tokens <= rates.above_input_tokens:
+                break
+            found = rates
+        return found
+
+
+class PriceBook:
+    """The models on offer and their prices."""
+
+    def __init__(
+        self,
+        provider: str,
+        models: Sequence[str],
+        override_usd_per_mtok: tuple[Decimal, Decimal] | None = None,
+    ) -> None:
+        """Look up all prices of all `models` once.
+
+        `override_usd_per_mtok` (input, output) holds for every model, instead of the table.
+
+        Raises:
+            ConfigurationError: a model has no price, or a price of 0, now or at any other time.
+        """
+        self.models = tuple(dict.fromkeys(models))
+        self._prices = {model: _prices_of(provider, model, override_usd_per_mtok) for model in self.models}
+
+    def offers(self, model: str) -> bool:
+        """Whether a caller may name this model."""
+        return model in self._prices
+
+    def price(self, model: str, at_us: int) -> Price:
+        """The record that holds at `at_us` (unix time): dates and hours of the day are UTC.
+
+        Raises:
+            KeyError: the model is not offered.
+        """
+        prices = self._prices[model]
+        if len(prices) == 1:
+            return prices[0][1]
+        moment = _EPOCH + timedelta(microseconds=at_us)
+        for constraint, price in reversed(prices):
+            if constraint is None or constraint.active(moment):
+                return price
+        return prices[0][1]
+
+
+def _prices_of(
+    provider: str, model: str, override: tuple[Decimal, Decimal] | None
+) -> tuple[tuple[_Constraint, Price], ...]:
+    """Every record of a model with the time at which it holds; of those that hold together the last one counts."""
+    try:
+        if override is not None:
+            return ((None, Price.flat(model, *override)),)
+        info = get_snapshot().find_provider_model(model, None, provider, None)[1]
+        return tuple((one.constraint, Price.of_record(model, one.prices)) for one in records_of(info))
+    except ValueError:
+        problem = "costs nothing" if override is not None else "has no price for text, or a price of 0"
+    except LookupError:
+        problem = "is not in the price table"
+    raise ConfigurationError(
+        f"LLM_MODEL, LLM_MODELS: {model!r} of LLM_PROVIDER {provider!r} {problem}; "
+        f"name another one or set {_OVERRIDE_VARIABLES}, both above 0"
+    )
+
+
+def records_of(info: ModelInfo) -> Sequence[ConditionalPrice]:
+    """All price records of a model of the table."""
+    return [ConditionalPrice(prices=info.prices)] if isinstance(info.prices, ModelPrice) else info.prices
+
+
+def _amounts(record: ModelPrice) -> tuple[_Amount, ...]:
+    """Input, cache read, cache write, output, reasoning: the order of `Rates`."""
+    return (
+        record.input_mtok,
+        record.input_mtok if record.cache_read_mtok is None else record.cache_read_mtok,
+        record.input_mtok if record.cache_write_mtok is None else record.cache_write_mtok,
+        record.output_mtok,
+        record.output_mtok if record.output_reasoning_mtok is None else record.output_reasoning_mtok,
+    )
+
+
+def _exact_rates(record: ModelPrice, start: int) -> list[Fraction]:
+    """Nano-dollars a token, in the order of `_amounts`, and a request, for input longer than `start`."""
+    tokens = [Fraction(_amount_above(amount, start)) * _NANOUSD_PER_TOKEN for amount in _amounts(record)]
+    return [*tokens, Fraction(_amount_above(record.requests_kcount, start)) * _NANOUSD_PER_REQUEST]
+
+
+def _amount_above(amount: _Amount, start: int) -> Decimal:
+    if amount is None:
+        return Decimal(0)
+    if isinstance(amount, Decimal):
+        return amount
+    return next((tier.price for tier in reversed(amount.tiers) if tier.start <= start), amount.base)
+
+
+def _tiers_of(amount: _Amount) -> Sequence[Tier]:
+    return amount.tiers if isinstance(amount, TieredPrices) else ()

@@ -1,0 +1,334 @@
+"""The arithmetic of the limits in Python, for the strategies whose decision is not a script.
+
+Pure functions over what was read; `lua/reserve.lua` and `lua/settle.lua` are the same rules in the same order, and the
+conformance suite holds the two to the same answers, books and lives of keys.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from backends.contract import Ask, Limits, Outcome, Reason, Refusal, Reservation, Scope, Settlement
+from backends.errors import ReservationConflict
+from backends.keys import (
+    RECORD_KEEP_SECONDS,
+    SECONDS_PER_DAY,
+    SECONDS_PER_HOUR,
+    BookKeys,
+    bucket_seconds_of,
+    open_bucket_seconds_of,
+)
+
+US = 1_000_000
+ADMITTED, THROTTLED, ENDED, CONFLICT, TOO_LATE, OTHER_PERIOD = 0, 1, 8, 9, 10, 11
+SETTLED, REPEATED, LATE, EXPIRED = 0, 1, 2, 3
+
+REASON_OF_STATUS = {
+    THROTTLED: Reason.THROTTLED,
+    2: Reason.DAILY_LIMIT,
+    3: Reason.WINDOW_LIMIT,
+    4: Reason.NETWORK_LIMIT,
+    5: Reason.NETWORK_DAILY_LIMIT,
+    6: Reason.GLOBAL_HOURLY_LIMIT,
+    7: Reason.GLOBAL_DAILY_LIMIT,
+}
+SCOPE_OF_REASON = {
+    Reason.DAILY_LIMIT: Scope.IDENTIFIER,
+    Reason.WINDOW_LIMIT: Scope.IDENTIFIER,
+    Reason.NETWORK_LIMIT: Scope.NETWORK,
+    Reason.NETWORK_DAILY_LIMIT: Scope.NETWORK,
+    Reason.GLOBAL_HOURLY_LIMIT: Scope.GLOBAL,
+    Reason.GLOBAL_DAILY_LIMIT: Scope.GLOBAL,
+}
+STATUS_OF_CAUSE = {"daily_limit": 2, "window_limit": 3}
+LAST_STATUS_WITH_MARKER = 3
+CONFLICT_TEXT = {ENDED: "has ended", CONFLICT: "stands for another request"}
+
+Ring = Mapping[int, int]
+"""Bucket start (unix seconds) -> nano-dollars."""
+
+
+def terms_of(identifier: str, network: str, cost_nanousd: int) -> str:
+    """16 hex digits that tell whether an id, sent again, stands for the same request."""
+    text = f"{identifier}\n{network}\n{cost_nanousd}"
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def amount(text: bytes | None) -> int:
+    """The nano-dollars that a key holds; a missing key holds none."""
+    if text is None:
+        return 0
+    if not text.isdigit():
+        raise ValueError("a total holds no amount")
+    return int(text)
+
+
+def alive(ring: Ring, bucket_seconds: int, life_seconds: int, now_us: int) -> dict[int, int]:
+    """The buckets whose youngest possible content still counts."""
+    return {start: held for start, held in ring.items() if (start + bucket_seconds + life_seconds) * US > now_us}
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is remembered of a reservation id."""
+
+    state: str
+    nanousd: int
+    made_at_us: int
+    terms: str
+
+    def text(self) -> str:
+        return f"{self.state} {self.nanousd} {self.made_at_us} {self.terms}"
+
+
+_RECORD = re.compile(rb"([a-z]+) (\d+) (\d+) ([0-9a-f]+)")
+_MARKER = re.compile(rb"([a-z_]+) (\d+) (\d+) (busy|spent)")
+
+
+def parse_record(text: bytes | None) -> Record | None:
+    """The record, or None; what is not one counts as one on other terms."""
+    if text is None:
+        return None
+    match = _RECORD.fullmatch(text)
+    if match is None:
+        return Record("unknown", 0, 0, "")
+    return Record(match[1].decode(), int(match[2]), int(match[3]), match[4].decode())
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A decision: the reply of `reserve.lua`, with names. `set_marker` is the marker to write, if any."""
+
+    status: int
+    now_us: int
+    marker_seconds: int = 0
+    wait_seconds: int = 0
+    busy: bool = False
+    cause: int = 0
+    set_marker: str | None = None
+
+
+def verdict_of_marker(text: bytes | None, left_ms: int, throttle_seconds: int, now_us: int) -> Verdict | None:
+    """The refusal under a living marker; None if there is none. `left_ms` is asked for markers set by hand only."""
+    if text is None:
+        return None
+    match = _MARKER.fullmatch(text)
+    if match is None:
+        left = -(-left_ms // 1_000) if left_ms >= 0 else throttle_seconds
+        return Verdict(THROTTLED, now_us, left, left, busy=False, cause=3)
+    left = -(-(int(match[2]) - now_us) // US)
+    if left <= 0:
+        return None
+    wait = max(left, int(match[3]) - now_us // US)
+    return Verdict(THROTTLED, now_us, left, wait, match[4] == b"busy", STATUS_OF_CAUSE.get(match[1].decode(), 3))
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What the books hold before this request; rings hold living buckets only."""
+
+    recent: Ring
+    daily: int
+    network_recent: Ring
+    network_daily: int
+    hourly_of_all: int
+    daily_of_all: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Limit:
+    status: int
+    spent: int
+    limit: int | None
+    open_key: str
+    since_seconds: int
+    ends_at_seconds: int | None
+    ring: Ring | None = None
+
+
+def _limits(limits: Limits, spent: Spent, keys: BookKeys, now_us: int) -> list[_Limit]:
+    day = now_us // US // SECONDS_PER_DAY * SECONDS_PER_DAY
+    hour = now_us // US // SECONDS_PER_HOUR * SECONDS_PER_HOUR
+    day_ends, hour_ends = day + SECONDS_PER_DAY, hour + SECONDS_PER_HOUR
+    mine, net, all_ = keys.open_identifier, keys.open_network, keys.open_of_all
+    recent, network_recent = spent.recent, spent.network_recent
+    network_window = limits.network_window_nanousd
+    return [
+        _Limit(2, spent.daily, limits.day_nanousd, mine, day, day_ends),
+        _Limit(3, sum(recent.values()), limits.window_nanousd, mine, 0, None, recent),
+        _Limit(4, sum(network_recent.values()), network_window, net, 0, None, network_recent),
+        _Limit(5, spent.network_daily, limits.network_day_nanousd, net, day, day_ends),
+        _Limit(6, spent.hourly_of_all, limits.global_hour_nanousd, all_, hour, hour_ends),
+        _Limit(7, spent.daily_of_all, limits.global_day_nanousd, all_, day, day_ends),
+    ]
+
+
+def _ring_fits_at(ring: Ring, limit: int, cost: int, bucket_seconds: int, window_seconds: int, now_us: int) -> int:
+    left = sum(ring.values())
+    for start in sorted(ring):
+        left -= ring[start]
+        if left + cost <= limit:
+            return start + bucket_seconds + window_seconds
+    return now_us // US + window_seconds + bucket_seconds
+
+
+def decide(ask: Ask, spent: Spent, keys: BookKeys, read_open: Callable[[str], Ring], now_us: int) -> Verdict:
+    """Whether all limits have room for `ask`; `read_open` is asked only where one has not."""
+    window = ask.limits.window_seconds
+    bucket = bucket_seconds_of(window)
+    status, busy, ends_at = ADMITTED, True, 0
+    for each in _limits(ask.limits, spent, keys, now_us):
+        if each.limit is None or each.spent + ask.cost_nanousd <= each.limit:
+            continue
+        status = status or each.status
+        held = _open_since(read_open(each.open_key), ask.open_seconds, each.since_seconds, now_us)
+        busy = busy and each.spent - held + ask.cost_nanousd <= each.limit
+        ring_end = _ring_fits_at(each.ring or {}, each.limit, ask.cost_nanousd, bucket, window, now_us)
+        ends_at = max(ends_at, each.ends_at_seconds or ring_end)
+    if status == ADMITTED:
+        return Verdict(ADMITTED, now_us)
+    wait = 1 if busy else max(1, -(-(ends_at * US - now_us) // US))
+    return _refused(ask.limits, status, wait, now_us, busy=busy)
+
+
+def _open_since(ring: Ring, open_seconds: int, since_seconds: int, now_us: int) -> int:
+    bucket = open_bucket_seconds_of(open_seconds)
+    living = alive(ring, bucket, open_seconds, now_us)
+    return sum(held for start, held in living.items() if start + bucket > since_seconds)
+
+
+def _refused(limits: Limits, status: int, wait: int, now_us: int, *, busy: bool) -> Verdict:
+    if status not in STATUS_OF_CAUSE.values() or (busy and not limits.mark_when_busy):
+        return Verdict(status, now_us, 0, wait, busy, status)
+    seconds = limits.throttle_seconds * (2 if status == STATUS_OF_CAUSE["daily_limit"] else 1)
+    wait = max(wait, seconds)
+    cause = REASON_OF_STATUS[status].value
+    marker = f"{cause} {now_us + seconds * US} {-(-now_us // US) + wait} {'busy' if busy else 'spent'}"
+    return Verdict(status, now_us, seconds, wait, busy, status, marker)
+
+
+def limit_of(limits: Limits, reason: Reason) -> int | None:
+    """The amount that `reason` compares with, in nano-dollars."""
+    return {
+        Reason.DAILY_LIMIT: limits.day_nanousd,
+        Reason.WINDOW_LIMIT: limits.window_nanousd,
+        Reason.NETWORK_LIMIT: limits.network_window_nanousd,
+        Reason.NETWORK_DAILY_LIMIT: limits.network_day_nanousd,
+        Reason.GLOBAL_HOURLY_LIMIT: limits.global_hour_nanousd,
+        Reason.GLOBAL_DAILY_LIMIT: limits.global_day_nanousd,
+    }.get(reason)
+
+
+def refusal_of(ask: Ask, verdict: Verdict) -> Refusal:
+    """The refusal that a verdict stands for."""
+    reason, cause = REASON_OF_STATUS[verdict.status], REASON_OF_STATUS[verdict.cause]
+    amounts = [limit_of(ask.limits, each) for each in SCOPE_OF_REASON]
+    can_never_fit = any(limit is not None and ask.cost_nanousd > limit for limit in amounts)
+    return Refusal(
+        reason=reason,
+        cause=cause,
+        scope=SCOPE_OF_REASON[cause],
+        retry_after_seconds=None if can_never_fit else max(1, verdict.wait_seconds),
+        in_flight=verdict.busy and not can_never_fit,
+        can_never_fit=can_never_fit,
+        marker_seconds=verdict.marker_seconds,
+        limit_nanousd=limit_of(ask.limits, reason),
+    )
+
+
+def reservation_of(ask: Ask, backend: str, made_at_us: int, window_nanousd: int, day_nanousd: int) -> Reservation:
+    """The reservation that an admitted `ask` became."""
+    return Reservation(
+        ask.reservation_id,
+        ask.identifier,
+        ask.network,
+        ask.cost_nanousd,
+        made_at_us,
+        ask.limits.window_seconds,
+        ask.open_seconds,
+        backend,
+        window_nanousd,
+        day_nanousd,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """An increment that `reserve` makes and `settle` corrects. `member` is the bucket of a ring, None for a total."""
+
+    key: str
+    member: int | None
+    life_seconds: int
+    """From now until the key may go, as a reservation sets it."""
+
+
+def charges(keys: BookKeys, window_seconds: int, made_at_us: int, now_us: int) -> list[Charge]:
+    """Where a reservation made at `made_at_us` is booked: two rings and four totals."""
+    made, now = made_at_us // US, now_us // US
+    bucket = bucket_seconds_of(window_seconds)
+    start, ring_life = made - made % bucket, window_seconds + bucket
+    day_life = (made // SECONDS_PER_DAY + 2) * SECONDS_PER_DAY - now
+    hour_life = (made // SECONDS_PER_HOUR + 3) * SECONDS_PER_HOUR - now
+    return [
+        Charge(keys.recent, start, ring_life),
+        Charge(keys.daily, None, day_life),
+        Charge(keys.network_recent, start, ring_life),
+        Charge(keys.network_daily, None, day_life),
+        Charge(keys.hourly_of_all, None, hour_life),
+        Charge(keys.daily_of_all, None, day_life),
+    ]
+
+
+def open_charges(keys: BookKeys, open_seconds: int, made_at_us: int) -> list[Charge]:
+    """Where its open money is remembered."""
+    bucket = open_bucket_seconds_of(open_seconds)
+    made = made_at_us // US
+    start = made - made % bucket
+    return [
+        Charge(key, start, open_seconds + bucket)
+        for key in (keys.open_identifier, keys.open_network, keys.open_of_all)
+    ]
+
+
+def bucket_counts(start_seconds: int, window_seconds: int, now_us: int) -> bool:
+    """Whether a bucket of the window still counts."""
+    return (start_seconds + bucket_seconds_of(window_seconds) + window_seconds) * US > now_us
+
+
+def is_past_keeping(reservation: Reservation, now_us: int) -> bool:
+    """Whether the record of `reservation` is gone because its time is over, and not because it was lost."""
+    return now_us >= reservation.made_at_us + (reservation.open_seconds + RECORD_KEEP_SECONDS) * US
+
+
+def change_of(charge: Charge, held: int | None, delta: int, window_seconds: int, now_us: int) -> int:
+    """What a settlement adds to one place: nothing goes below zero, and what has aged out is not made again."""
+    over = charge.life_seconds <= 0 if charge.member is None else not bucket_counts(charge.member, window_seconds, now_us)
+    if over or (held is None and delta < 0):
+        return 0
+    return max(delta, -(held or 0))
+
+
+def end_without_booking(
+    reservation: Reservation, record: Record | None, terms: str, now_us: int
+) -> Settlement | None:
+    """The answer to a settlement that has nothing left to book, or None.
+
+    Raises:
+        ReservationConflict: the id stands for another request.
+    """
+    if record is None:
+        if is_past_keeping(reservation, now_us):
+            return settlement_of(reservation, Outcome.EXPIRED, reservation.cost_nanousd)
+        return None
+    if record.terms != terms:
+        raise ReservationConflict("the reservation id is known, and " + CONFLICT_TEXT[CONFLICT])
+    if record.state != "open":
+        return Settlement(reservation.reservation_id, Outcome.REPEATED, record.nanousd, 0)
+    return None
+
+
+def settlement_of(reservation: Reservation, outcome: Outcome, booked_nanousd: int) -> Settlement:
+    """A settlement with its overrun."""
+    overrun = max(0, booked_nanousd - reservation.cost_nanousd)
+    return Settlement(reservation.reservation_id, outcome, booked_nanousd, overrun)

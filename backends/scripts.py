@@ -1,0 +1,40 @@
+"""The Lua scripts: what you read in `lua/` is what runs."""
+
+import hashlib
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+
+from redis.exceptions import NoScriptError, ResponseError
+
+from backends.link import Client
+
+
+class Script:
+    """One script, sent by its digest; the text follows only when the server does not know it yet."""
+
+    def __init__(self, file_name: str) -> None:
+        self.file_name = file_name
+        self.text = resources.files("backends").joinpath("lua", file_name).read_text(encoding="utf-8")
+        self.digest = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+    def run(self, client: Client, keys: Sequence[str], args: Sequence[str | int]) -> Any:  # noqa: ANN401 (a script replies as it likes)
+        """The reply of the script; one round trip, or two where the server has forgotten it."""
+        try:
+            return client.execute_command("EVALSHA", self.digest, len(keys), *keys, *args)
+        except NoScriptError:
+            return client.execute_command("EVAL", self.text, len(keys), *keys, *args)
+
+    def compile_error(self, client: Client) -> str | None:
+        """What the server says of a script that does not compile, or None."""
+        try:
+            client.script_load(self.text)
+        except ResponseError as error:
+            return str(error)
+        return None
+
+
+def all_scripts() -> list[Script]:
+    """Every script of the package, by name."""
+    names = (entry.name for entry in resources.files("backends").joinpath("lua").iterdir())
+    return [Script(name) for name in sorted(names) if name.endswith(".lua")]
