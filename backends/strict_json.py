@@ -1,0 +1,94 @@
+"""JSON from outside, read strictly: no duplicate keys, no NaN, no float, no bomb.
+
+Numbers with a fraction or an exponent, and whole numbers of more than 18 digits, are read as `Decimal`;
+so a `float` never appears, and an enormous number costs no time.
+"""
+
+import json
+from collections import Counter
+from decimal import Decimal
+from typing import NoReturn
+
+MAX_DEPTH = 64
+_INT_DIGITS = 18
+
+
+class StrictJsonError(ValueError):
+    """The text is not what we call JSON; the message is one line and says why."""
+
+
+def loads(text: bytes | str) -> object:
+    """Read one JSON value.
+
+    Raises:
+        StrictJsonError: bad syntax or Unicode, a key twice, NaN or Infinity, or nested deeper than `MAX_DEPTH`.
+    """
+    try:
+        characters = text.decode() if isinstance(text, bytes) else text
+        value: object = json.loads(
+            characters,
+            parse_float=Decimal,
+            parse_int=_integer,
+            parse_constant=_no_constant,
+            object_pairs_hook=_no_duplicates,
+        )
+    except UnicodeDecodeError as error:
+        raise StrictJsonError("not valid UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise StrictJsonError(f"not valid JSON: {error.msg}, line {error.lineno} column {error.colno}") from error
+    except RecursionError as error:
+        raise StrictJsonError("nested too deeply") from error
+    except ArithmeticError as error:
+        raise StrictJsonError("a number is out of every range") from error
+    _check_depth_and_unicode(value)
+    return value
+
+
+def dumps(value: object) -> str:
+    """Write what `loads` reads; a `Decimal` becomes a number and keeps every digit."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)}: {dumps(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(dumps(item) for item in value) + "]"
+    if isinstance(value, Decimal):
+        # Short numbers are written out (0.000000001, not 1E-9); one with a huge exponent stays as it is.
+        return format(value, "f") if abs(value.adjusted()) <= _INT_DIGITS else str(value)
+    return json.dumps(value)
+
+
+def _integer(digits: str) -> int | Decimal:
+    return int(digits) if len(digits) <= _INT_DIGITS else Decimal(digits)
+
+
+def _no_constant(word: str) -> NoReturn:
+    raise StrictJsonError(f"{word} is not a JSON number")
+
+
+def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise StrictJsonError(f"the key {twice[:80]!a} is there twice")
+    return fields
+
+
+def _check_depth_and_unicode(value: object) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [child for item in level for child in _children(item)]
+        if not level:
+            return
+    raise StrictJsonError("nested too deeply")
+
+
+def _children(item: object) -> list[object]:
+    if isinstance(item, dict):
+        return [*item.keys(), *item.values()]
+    if isinstance(item, list):
+        return item
+    if isinstance(item, str):
+        try:
+            item.encode()
+        except UnicodeEncodeError as error:
+            raise StrictJsonError("not valid Unicode: half a surrogate pair") from error
+    return []
