@@ -1,12 +1,13 @@
 """What an answer costs, and what it can cost at most.
 
-The table is `genai-prices`, read offline from the installed package, pinned to one provider. A look-up there takes about
-100 µs, so every record of an offered model is turned into integers once, at the start. A `Price` is one such record: it is
-fixed at the reservation and used again at the settlement. Amounts are nano-dollars, rounded up; rates are integers over one
-common denominator, so nothing is lost on the way.
+The table is `genai-prices`, read offline from the installed package, pinned to one provider. A look-up there takes
+about 100 µs, so every record of an offered model is turned into integers once, at the start. A `Price` is one such
+record: fixed at the reservation and used again at the settlement. Amounts are nano-dollars, rounded up; rates are
+integers over one common denominator, so nothing is lost on the way.
 
-Priced are text tokens (input, read from a cache, written to a cache, output, reasoning) and the fee for a request, where a
-model has one. Not priced, because the service never asks for them: audio, images, hosted tools, service tiers, batches.
+Priced are text tokens (input, read from a cache, written to a cache, output, reasoning) and the fee for a request,
+where a model has one. Not priced, because the service never asks for them: audio, images, hosted tools, service tiers,
+batches, and caches that live longer than a provider's usual ones.
 """
 
 import math
@@ -56,6 +57,7 @@ class Rates:
     request: int
 
     def highest(self, input_tokens: int, output_tokens: int) -> int:
+        """The most that this many tokens can cost, whatever their kinds, in `1 / denominator` nano-dollars."""
         input_rate = max(self.input, self.cache_read, self.cache_write)
         return input_tokens * input_rate + output_tokens * max(self.output, self.reasoning) + self.request
 
@@ -129,7 +131,7 @@ class Price:
         amount = max(
             rates.highest(min(end, input_tokens), output_tokens)
             for rates, end in zip(self.tiers, ends, strict=True)
-            if rates.above_input_tokens < input_tokens or rates is self.tiers[0]
+            if rates.above_input_tokens < input_tokens
         )
         return -(-amount // self.denominator)
 
