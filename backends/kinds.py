@@ -3,6 +3,7 @@
 `read` takes what strict JSON gives and coerces nothing; `read_text` takes what a person typed (a variable, a form,
 a command line). Both raise `ValueError` whose text is `allowed`.
 """
+# ruff: noqa: D102 (what a kind overrides is said at `Kind`)
 
 import re
 from dataclasses import KW_ONLY, dataclass
@@ -127,7 +128,7 @@ class Amount(Kind[Decimal]):
     @property
     def allowed(self) -> str:
         least = "0 (none)" if self.zero_is_none else format(SMALLEST_AMOUNT_USD, "f")
-        return f"an amount in {self.unit} from {least} to {MAX_AMOUNT_USD:,} with at most nine places"
+        return f"an amount in {self.unit} from {least} to {MAX_AMOUNT_USD} with at most nine places"
 
     @property
     def bounds(self) -> dict[str, object]:
@@ -156,13 +157,14 @@ class Whole(Kind[int]):
     """A whole number between bounds, both included."""
 
     _: KW_ONLY
-    unit: str
     maximum: int
     minimum: int = 1
+    note: str = ""
 
     @property
     def allowed(self) -> str:
-        return f"a whole number of {self.unit} from {self.minimum:,} to {self.maximum:,}"
+        of_what = f" of {self.unit}" if self.unit else ""
+        return f"a whole number{of_what} from {self.minimum} to {self.maximum}{self.note}"
 
     @property
     def bounds(self) -> dict[str, object]:

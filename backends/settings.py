@@ -122,7 +122,7 @@ def settings_table(stream_deadline_seconds: int = 1) -> dict[str, Setting]:
     for name, info in LiveSettings.model_fields.items():
         kind = next(item for item in info.metadata if isinstance(item, Kind))
         if name == _WINDOW and isinstance(kind, Whole):
-            kind = replace(kind, minimum=stream_deadline_seconds)
+            kind = replace(kind, minimum=stream_deadline_seconds, note=" (not shorter than STREAM_DEADLINE_SECONDS)")
         rows[name] = Setting(name, kind, info.default)
     return rows
 

@@ -1,0 +1,343 @@
+"""What is fixed at the start: the environment, read once, here and nowhere else.
+
+`Config` is the table of the boot variables, as `backends.settings.LiveSettings` is that of the live ones.
+A value that cannot be used is a `ConfigurationError` of one line: the variable, what is allowed, and the value unless
+it is a secret. An empty variable counts as unset.
+"""
+# ruff: noqa: D102 (what a kind overrides is said at `Kind`)
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, SkipValidation
+
+from backends.errors import ConfigurationError
+from backends.kinds import Amount, Choice, Kind, Whole, shown
+from backends.settings import Baseline, LiveSettings, Source, settings_table
+
+Mode = Literal["development", "production"]
+
+MAX_STREAM_DEADLINE_SECONDS = 3_600
+_SWITCHES_OFF_IN_DEVELOPMENT = ("enable_cost_throttling", "enable_challenge_response")
+_MAX_SECRET_CHARACTERS = 1_000
+
+
+@dataclass(frozen=True)
+class Word(Kind[str]):
+    """A word of a pattern."""
+
+    _: KW_ONLY
+    pattern: str
+    words: str
+
+    @property
+    def allowed(self) -> str:
+        return self.words
+
+    def read(self, value: object) -> str:
+        return value if isinstance(value, str) and re.fullmatch(self.pattern, value) else self.refuse()
+
+
+@dataclass(frozen=True)
+class Words(Kind[tuple[str, ...]]):
+    """Words of a pattern, with commas between them."""
+
+    _: KW_ONLY
+    word: Word
+
+    @property
+    def allowed(self) -> str:
+        return f"{self.word.words}, several with commas between them"
+
+    def read(self, value: object) -> tuple[str, ...]:
+        return tuple(map(self.word.read, value)) if isinstance(value, tuple) else self.refuse()
+
+    def read_text(self, text: str) -> tuple[str, ...]:
+        try:
+            return tuple(dict.fromkeys(self.word.read_text(part) for part in text.split(",")))
+        except ValueError:
+            self.refuse()
+
+    def text(self, value: tuple[str, ...]) -> str:
+        return ",".join(value)
+
+
+@dataclass(frozen=True)
+class Level(Choice):
+    """A level of the log, in either case."""
+
+    def read_text(self, text: str) -> str:
+        return self.read(text.strip().upper())
+
+
+@dataclass(frozen=True)
+class Pace(Kind[float]):
+    """A number a second; no money, so a float may stand for it."""
+
+    _: KW_ONLY
+    maximum: int
+
+    @property
+    def allowed(self) -> str:
+        return f"a number of {self.unit} from 0 to {self.maximum}"
+
+    def read(self, value: object) -> float:
+        return value if isinstance(value, float) and 0 <= value <= self.maximum else self.refuse()
+
+    def read_text(self, text: str) -> float:
+        word = text.strip()
+        return self.read(float(word)) if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", word) else self.refuse()
+
+
+@dataclass(frozen=True)
+class Secret(Kind[SecretStr]):
+    """Never shown, not even where it is wrong."""
+
+    @property
+    def allowed(self) -> str:
+        return f"at most {_MAX_SECRET_CHARACTERS} characters without control characters (the value is not shown)"
+
+    def read(self, value: object) -> SecretStr:
+        return value if isinstance(value, SecretStr) else self.refuse()
+
+    def read_text(self, text: str) -> SecretStr:
+        secret = text.strip()
+        return SecretStr(secret) if secret.isprintable() and len(secret) <= _MAX_SECRET_CHARACTERS else self.refuse()
+
+    def shown(self, text: str) -> str | None:  # noqa: ARG002 (that it is not used is the point)
+        return None
+
+
+@dataclass(frozen=True)
+class Url(Kind[str]):
+    """An address of one of some schemes, which may hold a password and then is not shown."""
+
+    _: KW_ONLY
+    schemes: tuple[str, ...]
+    schemes_without_host: tuple[str, ...] = ()
+    note: str = ""
+
+    @property
+    def allowed(self) -> str:
+        return f"a URL that begins with {' or '.join(f'{scheme}://' for scheme in self.schemes)}{self.note}"
+
+    def read(self, value: object) -> str:
+        return value if isinstance(value, str) and self._is_url(value) else self.refuse()
+
+    def shown(self, text: str) -> str | None:
+        scheme, separator, _ = text.partition("://")
+        return shown(text) if "@" not in text and "password" not in text else f"{shown(scheme)}{separator}…"
+
+    def _is_url(self, text: str) -> bool:
+        if not text.isprintable() or " " in text:
+            return False
+        try:
+            parts = urlsplit(text)
+            has_host = bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            return False
+        return parts.scheme in self.schemes and (has_host or parts.scheme in self.schemes_without_host)
+
+
+_MODEL = Word("", pattern=r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}", words="a model's name")
+
+
+class Config(BaseModel):
+    """The boot configuration; never changes while the process lives."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=True)
+
+    redis_url: Annotated[
+        str | None,
+        Url(
+            "Where Redis is; without it the embedded server that runs here.",
+            schemes=("redis", "rediss", "unix", "fake"),
+            schemes_without_host=("redis", "rediss", "unix", "fake"),
+            note=" (redis+sentinel:// and redis+cluster:// belong to a later version)",
+        ),
+    ] = Field(default=None, repr=False)
+    throttle_backend: Annotated[
+        str,
+        Word(
+            "The strategy.",
+            pattern=r"[A-Za-z][A-Za-z0-9_.-]{0,63}",
+            words="atomic, legacy, memory or a registered name",
+        ),
+    ] = "atomic"
+    stream_deadline_seconds: Annotated[
+        int,
+        Whole(
+            "The longest that an answer may take; then it is cut and settled.",
+            unit="seconds",
+            maximum=MAX_STREAM_DEADLINE_SECONDS,
+        ),
+    ] = 120
+    llm_base_url: Annotated[
+        str | None,
+        Url("An OpenAI-compatible upstream; without it the built-in model answers.", schemes=("http", "https")),
+    ] = Field(default=None, repr=False)
+    llm_api_key: Annotated[SecretStr | None, Secret("The key that the upstream asks for.")] = None
+    llm_model: Annotated[str, Word("The default model.", pattern=_MODEL.pattern, words=_MODEL.words)] = "gpt-4o"
+    llm_models: Annotated[tuple[str, ...], Words("The models that a caller may name.", word=_MODEL)] = ("gpt-4o",)
+    llm_provider: Annotated[
+        str, Word("Whose prices hold.", pattern=r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", words="a provider's name")
+    ] = "openai"
+    llm_price_input_usd_per_mtok: Annotated[
+        Decimal | None, Amount("Price of input instead of the table's.", unit="USD per million tokens")
+    ] = None
+    llm_price_output_usd_per_mtok: Annotated[
+        Decimal | None, Amount("Price of output instead of the table's.", unit="USD per million tokens")
+    ] = None
+    demo_tokens_per_second: Annotated[
+        float,
+        Pace("Pace of the built-in model; 0 is as fast as it can.", unit="tokens per second", maximum=1_000_000),
+    ] = 50.0
+    admin_token: Annotated[SecretStr | None, Secret("Password of the dashboard and token of the admin API.")] = None
+    trusted_proxy_hops: Annotated[
+        int, Whole("Proxies in front that are believed about the address.", minimum=0, maximum=100)
+    ] = 0
+    host: Annotated[
+        str, Word("Where gunicorn listens.", pattern=r"[A-Za-z0-9._:%\[\]-]{1,255}", words="a host name or an address")
+    ] = "127.0.0.1"
+    port: Annotated[int, Whole("Where gunicorn listens.", maximum=65_535)] = 8_000
+    web_concurrency: Annotated[int, Whole("Workers of gunicorn.", maximum=1_024)] = 2
+    log_format: Annotated[Literal["text", "json"], Choice("How the log is written.", values=("text", "json"))] = "text"
+    log_level: Annotated[
+        str, Level("From which level on.", values=("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"))
+    ] = "INFO"
+
+    mode: Mode = "production"
+    data_dir: Path = Path(".data")
+    live_baseline: SkipValidation[Baseline] = Field(default_factory=Baseline, repr=False)
+
+    @property
+    def workers(self) -> int:
+        """The number of workers that gunicorn is asked for (`WEB_CONCURRENCY`)."""
+        return self.web_concurrency
+
+    @property
+    def needs_one_worker(self) -> bool:
+        """Whether the books live in the memory of one process."""
+        return self.throttle_backend == "memory" or (self.redis_url or "").startswith("fake:")
+
+    def check_workers(self, workers: int) -> None:
+        """To be asked by whoever starts the workers.
+
+        Raises:
+            ConfigurationError: more than one, where each would keep books of its own.
+        """
+        if self.needs_one_worker and workers > 1:
+            cause = "THROTTLE_BACKEND=memory" if self.throttle_backend == "memory" else "REDIS_URL=fake://"
+            raise ConfigurationError(
+                f"WEB_CONCURRENCY: 1 with {cause}, where each worker would keep books of its own; got {workers}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """One row for the documentation."""
+
+    name: str
+    kind: Kind[object] | None
+    default: object
+    live: bool
+
+
+def variables() -> tuple[Variable, ...]:
+    """Every variable that is read, in the table's order."""
+    boot = [Variable(name.upper(), kind, Config.model_fields[name].default, live=False) for name, kind in _boot_kinds()]
+    live = [Variable(row.variable, row.kind, row.default, live=True) for row in settings_table().values()]
+    mode = [Variable(name, None, None, live=False) for name in ("ENVIRONMENT", "DEBUG")]
+    return (*boot, *mode, *live)
+
+
+def load_config(environ: Mapping[str, str] | None = None) -> Config:
+    """Read the environment (`os.environ` unless another is handed in).
+
+    Raises:
+        ConfigurationError: one line; nothing was started yet.
+    """
+    source = os.environ if environ is None else environ
+    given = {name: text for name, text in source.items() if text.strip()}
+    _refuse_later(given)
+    boot = {name: _read(name.upper(), kind, given) for name, kind in _boot_kinds() if name.upper() in given}
+    _check_prices(given)
+    mode = _mode(given)
+    config = Config.model_validate({**_with_models(boot), "mode": mode, "data_dir": Path.cwd() / ".data"})
+    baseline = _baseline(given, mode, config.stream_deadline_seconds)
+    return config.model_copy(update={"live_baseline": baseline})
+
+
+def _boot_kinds() -> list[tuple[str, Kind[object]]]:
+    return [
+        (name, item) for name, info in Config.model_fields.items() for item in info.metadata if isinstance(item, Kind)
+    ]
+
+
+def _read(name: str, kind: Kind[object], given: Mapping[str, str]) -> object:
+    try:
+        return kind.read_text(given[name])
+    except ValueError as error:
+        raise _unusable(name, str(error), kind.shown(given[name])) from None
+
+
+def _unusable(name: str, allowed: str, got: str | None) -> ConfigurationError:
+    return ConfigurationError(f"{name}: {allowed}" + ("" if got is None else f"; got {got}"))
+
+
+def _refuse_later(given: Mapping[str, str]) -> None:
+    """What belongs to a later version stops the start rather than be taken for granted."""
+    policy = given.get("RESERVATION_POLICY", "worst_case").strip()
+    if policy != "worst_case":
+        raise _unusable("RESERVATION_POLICY", "worst_case (slices belongs to a later version)", shown(policy))
+    delay = given.get("REDIS_DELAY_MS", "0").strip()
+    if not re.fullmatch(r"0+", delay):
+        raise _unusable("REDIS_DELAY_MS", "0 (a delay belongs to a later version)", shown(delay))
+    if "DRAIN_SECONDS" in given:
+        raise _unusable("DRAIN_SECONDS", "unset (it belongs to a later version)", shown(given["DRAIN_SECONDS"]))
+    if "API_KEYS" in given:
+        raise _unusable("API_KEYS", "unset (it belongs to a later version)", None)
+
+
+def _check_prices(given: Mapping[str, str]) -> None:
+    names = ("LLM_PRICE_INPUT_USD_PER_MTOK", "LLM_PRICE_OUTPUT_USD_PER_MTOK")
+    missing = [name for name in names if name not in given]
+    if len(missing) == 1:
+        other = next(name for name in names if name in given)
+        raise _unusable(missing[0], f"to be set where {other} is, or neither", "nothing")
+
+
+def _with_models(boot: Mapping[str, object]) -> dict[str, object]:
+    """The default model is always one of those that may be named."""
+    model = boot.get("llm_model", Config.model_fields["llm_model"].default)
+    named = boot.get("llm_models", ())
+    others = [name for name in named if name != model] if isinstance(named, tuple) else []
+    return {**boot, "llm_models": (model, *others)}
+
+
+def _mode(given: Mapping[str, str]) -> Mode:
+    develops = given.get("ENVIRONMENT", "").strip() == "development" or given.get("DEBUG", "").strip().lower() == "true"
+    return "development" if develops else "production"
+
+
+def _baseline(given: Mapping[str, str], mode: Mode, stream_deadline_seconds: int) -> Baseline:
+    table = settings_table(stream_deadline_seconds)
+    values = {name: row.default for name, row in table.items()}
+    sources: dict[str, Source] = dict.fromkeys(table, "default")
+    if mode == "development":
+        values |= dict.fromkeys(_SWITCHES_OFF_IN_DEVELOPMENT, False)
+    for name, row in table.items():
+        if row.variable in given:
+            values[name] = _read(row.variable, row.kind, given)
+            sources[name] = "environment"
+    settings = LiveSettings.model_validate(values)
+    if settings.high_cost_window_seconds < stream_deadline_seconds:
+        allowed = f"at most HIGH_COST_WINDOW_SECONDS, which is {settings.high_cost_window_seconds}"
+        raise _unusable("STREAM_DEADLINE_SECONDS", allowed, str(stream_deadline_seconds))
+    return Baseline(settings, sources, mode == "development", stream_deadline_seconds)
