@@ -66,7 +66,7 @@ class AtomicBackend:
     def settle(self, reservation: Reservation, actual_nanousd: int) -> Settlement:
         made_seconds = reservation.made_at_us // rules.US
         keys = book_keys(reservation.reservation_id, reservation.identifier, reservation.network, made_seconds)
-        record, _, *totals = keys.in_order
+        record, _, *totals = keys
         args = (
             self._now_text(),
             rules.terms_of(reservation.identifier, reservation.network, reservation.cost_nanousd),
@@ -95,7 +95,7 @@ class AtomicBackend:
     def _ask_redis(self, ask: Ask, terms: str) -> Sequence[int]:
         link, limits = self._link, ask.limits
         now_us = self._clock.now_us() if self._clock else link.time_us()
-        deadline_us = 0 if self._clock else now_us + int(link.timeout_seconds * rules.US)
+        deadline_us = now_us + int(link.timeout_seconds * rules.US)
         now_seconds = now_us // rules.US
         keys = book_keys(ask.reservation_id, ask.identifier, ask.network, now_seconds)
         args = (
@@ -119,7 +119,7 @@ class AtomicBackend:
             RECORD_KEEP_SECONDS,
         )
         asked_at = link.monotonic_seconds()
-        reply: Sequence[int] = link.run(lambda client: _RESERVE.run(client, keys.in_order, args))
+        reply: Sequence[int] = link.run(lambda client: _RESERVE.run(client, keys, args))
         if not self._clock:
             link.learn_time(reply[2], asked_at)
         return reply

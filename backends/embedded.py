@@ -111,6 +111,11 @@ class EmbeddedServer:
             raise RuntimeError("the embedded server does not run")
         return self._process.pid
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the process is there; a frozen one is."""
+        return self._process is not None and self._process.poll() is None
+
     def start(self) -> None:
         """Run it, and come back when it answers. After `stop` or `kill` it takes the same port again.
 

@@ -4,7 +4,7 @@
 key                                         type    holds                                    life
 ==========================================  ======  =======================================  =============================
 ``settings``                                string  live settings, one JSON object           for ever
-``llm:throttle:<id>``                       string  cause, end (us), end of cause (s), busy  the marker's own
+``llm:throttle:<id>``                       string  cause, end (us), end of cause (us), busy the marker's own
 ``llm:cost:recent:<id>``                    zset    bucket start (s) -> nano-dollars         window + one bucket
 ``llm:cost:daily:<id>:<date>``              string  nano-dollars of that UTC day             a day past its end
 ``llm:network:recent:<net>``                zset    bucket start (s) -> nano-dollars         window + one bucket
@@ -22,9 +22,9 @@ key                                         type    holds                       
 Window and open rings carry at most `RING_BUCKETS` + 1 and `OPEN_BUCKETS` + 2 members, however many requests they stand for.
 """
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
+from typing import NamedTuple
 
 SETTINGS_KEY = "settings"
 RATE_PREFIX = "llm:rate"
@@ -52,8 +52,7 @@ def _hour_text(unix_hour: int) -> str:
     return datetime.fromtimestamp(unix_hour * SECONDS_PER_HOUR, UTC).strftime("%Y-%m-%dT%H")
 
 
-@dataclass(frozen=True, slots=True)
-class BookKeys:
+class BookKeys(NamedTuple):
     """The keys of one reservation, in the order in which `reserve.lua` takes them."""
 
     record: str
@@ -67,23 +66,6 @@ class BookKeys:
     open_identifier: str
     open_network: str
     open_of_all: str
-
-    @property
-    def in_order(self) -> tuple[str, ...]:
-        """All of them, as KEYS of `reserve.lua`."""
-        return (
-            self.record,
-            self.marker,
-            self.recent,
-            self.daily,
-            self.network_recent,
-            self.network_daily,
-            self.hourly_of_all,
-            self.daily_of_all,
-            self.open_identifier,
-            self.open_network,
-            self.open_of_all,
-        )
 
 
 def book_keys(reservation_id: str, identifier: str, network: str, at_seconds: int) -> BookKeys:

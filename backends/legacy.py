@@ -129,16 +129,17 @@ class LegacyBackend:
         window = ask.limits.window_seconds
         booked = rules.charges(keys, window, now_us, now_us) + rules.open_charges(keys, ask.open_seconds, now_us)
         for charge in booked:
-            self._increment(charge, ask.cost_nanousd)
-            self._link.run(lambda r, charge=charge: r.expire(charge.key, charge.life_seconds))
+            if self._increment(charge, ask.cost_nanousd) == ask.cost_nanousd:
+                self._link.run(lambda r, charge=charge: r.expire(charge.key, charge.life_seconds))
         for key in (keys.recent, keys.network_recent):
             self._clean_up(key, window, now_us)
 
-    def _increment(self, charge: rules.Charge, amount_nanousd: int) -> None:
+    def _increment(self, charge: rules.Charge, amount_nanousd: int) -> int:
         if charge.member is None:
-            self._link.run(lambda r: r.incrby(charge.key, amount_nanousd))
+            total: Any = self._link.run(lambda r: r.incrby(charge.key, amount_nanousd))
         else:
-            self._link.run(lambda r: r.zincrby(charge.key, amount_nanousd, str(charge.member)))
+            total = self._link.run(lambda r: r.zincrby(charge.key, amount_nanousd, str(charge.member)))
+        return int(total)
 
     def _clean_up(self, key: str, window_seconds: int, now_us: int) -> None:
         ring = self._link.run(lambda r: read_ring(r, key))

@@ -133,8 +133,8 @@ class MemoryBackend:
         self._put(keys.record, record, ask.open_seconds + RECORD_KEEP_SECONDS, now_us)
         window = ask.limits.window_seconds
         for charge in rules.charges(keys, window, now_us, now_us) + rules.open_charges(keys, ask.open_seconds, now_us):
-            self._increment(charge, ask.cost_nanousd, now_us)
-            self._gone_at_us[charge.key] = now_us + charge.life_seconds * rules.US
+            if self._increment(charge, ask.cost_nanousd, now_us) == ask.cost_nanousd:
+                self._gone_at_us[charge.key] = now_us + charge.life_seconds * rules.US
         for key in (keys.recent, keys.network_recent):
             self._values[key] = self._living(key, window, now_us)
 
@@ -167,12 +167,15 @@ class MemoryBackend:
             return self._total(charge.key, now_us) if self._lives(charge.key, now_us) else None
         return self._ring(charge.key, now_us).get(charge.member)
 
-    def _increment(self, charge: rules.Charge, amount_nanousd: int, now_us: int) -> None:
+    def _increment(self, charge: rules.Charge, amount_nanousd: int, now_us: int) -> int:
         if charge.member is None:
-            self._values[charge.key] = self._total(charge.key, now_us) + amount_nanousd
-            return
+            total = self._total(charge.key, now_us) + amount_nanousd
+            self._values[charge.key] = total
+            return total
         ring = self._ring(charge.key, now_us)
-        self._values[charge.key] = {**ring, charge.member: ring.get(charge.member, 0) + amount_nanousd}
+        held = ring.get(charge.member, 0) + amount_nanousd
+        self._values[charge.key] = {**ring, charge.member: held}
+        return held
 
     def _drop(self, key: str, starts: list[int]) -> None:
         ring = self._values.get(key)

@@ -120,7 +120,7 @@ def verdict_of_marker(text: bytes | None, left_ms: int, throttle_seconds: int, n
     left = -(-(int(match[2]) - now_us) // US)
     if left <= 0:
         return None
-    wait = max(left, int(match[3]) - now_us // US)
+    wait = max(left, -(-(int(match[3]) - now_us) // US))
     return Verdict(THROTTLED, now_us, left, wait, match[4] == b"busy", STATUS_OF_CAUSE.get(match[1].decode(), 3))
 
 
@@ -204,7 +204,7 @@ def _refused(limits: Limits, status: int, wait: int, now_us: int, *, busy: bool)
     seconds = limits.throttle_seconds * (2 if status == STATUS_OF_CAUSE["daily_limit"] else 1)
     wait = max(wait, seconds)
     cause = REASON_OF_STATUS[status].value
-    marker = f"{cause} {now_us + seconds * US} {-(-now_us // US) + wait} {'busy' if busy else 'spent'}"
+    marker = f"{cause} {now_us + seconds * US} {now_us + wait * US} {'busy' if busy else 'spent'}"
     return Verdict(status, now_us, seconds, wait, busy, status, marker)
 
 

@@ -170,8 +170,8 @@ class SettingsStore:
 
     def __init__(self, link: Link, baseline: Baseline, observer: Observer) -> None:
         self.table: Mapping[str, Setting] = MappingProxyType(settings_table(baseline.stream_deadline_seconds))
+        self.baseline = baseline
         self._link = link
-        self._baseline = baseline
         self._observer = observer
         self._current = Effective(baseline.values, MappingProxyType(dict(baseline.sources)))
         self._text: bytes | None = None
@@ -275,7 +275,7 @@ class SettingsStore:
     def _adopt(self, text: bytes | None) -> None:
         if text == self._text:
             return
-        self._current, ignored = _effective(text, self._baseline, self.table)
+        self._current, ignored = _effective(text, self.baseline, self.table)
         self._text = text
         for event in ignored:
             self._observer(event)
@@ -283,7 +283,7 @@ class SettingsStore:
     def _announce(self) -> None:
         on = self._current.values.enable_cost_throttling
         source: str = self._current.sources["enable_cost_throttling"]
-        if source == "default" and self._baseline.development:
+        if source == "default" and self.baseline.development:
             source = "development mode"
         if self._announced != (on, source):
             self._announced = (on, source)
