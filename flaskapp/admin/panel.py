@@ -1,0 +1,184 @@
+"""What the operator sees and changes: the one file of this room that talks to the library."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from backends import strict_json
+from backends.clock import Clock
+from backends.errors import StoreError
+from backends.kinds import MAX_AMOUNT_USD, Amount, Choice, Switch, Whole
+from backends.settings import Effective, Setting, SettingsRejected, SettingsStore
+from backends.strict_json import StrictJsonError
+
+__all__ = ["Panel", "Row", "SettingsRejected", "StoreError", "StrictJsonError"]
+
+_GROUPS = {
+    "Switches": ("enable_cost_throttling", "enable_challenge_response"),
+    "One identifier": (
+        "high_cost_threshold_usd",
+        "high_cost_window_seconds",
+        "daily_cost_limit_usd",
+        "cost_throttle_duration_seconds",
+        "throttle_when_busy",
+        "chat_rate_limit",
+    ),
+    "One network": ("network_cost_limit_usd", "network_daily_cost_limit_usd"),
+    "Everybody together": ("hourly_spend_limit_usd", "daily_spend_limit_usd"),
+    "The model": ("llm_max_tokens", "llm_max_input_tokens"),
+    "When Redis fails": ("throttle_on_error", "fail_open_budget_usd"),
+}
+_THE_REST = "Others"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One setting, ready to be shown; all texts as a person would type them."""
+
+    name: str
+    description: str
+    unit: str
+    allowed: str
+    control: str
+    """`switch`, `number`, `select` or `text`."""
+    value: str
+    source: str
+    fallback: str
+    """What it goes back to."""
+    fallback_source: str
+    minimum: str = ""
+    maximum: str = ""
+    step: str = ""
+    options: tuple[str, ...] = ()
+    typed: str | None = None
+    problem: str | None = None
+
+
+class Panel:
+    """The settings as rows and as JSON, and the two ways to change them.
+
+    Args:
+        store: the live settings.
+        mode: `development` or `production`.
+        backend_name: the strategy in use.
+        is_degraded: whether the guard is failing open now.
+    """
+
+    def __init__(
+        self,
+        store: SettingsStore,
+        *,
+        mode: str,
+        backend_name: str,
+        clock: Clock,
+        is_degraded: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.mode = mode
+        self.backend_name = backend_name
+        self.is_degraded = is_degraded
+        self._store = store
+        self._clock = clock
+
+    @property
+    def is_redis_reachable(self) -> bool:
+        """Whether the values shown are Redis' own or the last known ones."""
+        return self._store.is_reachable
+
+    def now_seconds(self) -> int:
+        """Unix time."""
+        return self._clock.now_us() // 1_000_000
+
+    def as_json(self) -> str:
+        """Mode and all settings, as Redis has them now (or as it last had them, while it is away)."""
+        now = self._store.refresh()
+        settings = {name: _json_row(row, now) for name, row in self._store.table.items()}
+        return strict_json.dumps({"mode": self.mode, "backend": self.backend_name, "settings": settings})
+
+    def groups(self, typed: Mapping[str, str], problems: Mapping[str, str]) -> dict[str, list[Row]]:
+        """All settings by group; where something was typed and refused, with that and the reason."""
+        now = self._store.refresh()
+        rows = {
+            name: replace(self._row(setting, now), typed=typed.get(name), problem=problems.get(name))
+            for name, setting in self._store.table.items()
+        }
+        groups = {title: [rows.pop(name) for name in names if name in rows] for title, names in _GROUPS.items()}
+        return {**groups, _THE_REST: list(rows.values())}
+
+    def row(self, name: str) -> Row | None:
+        """One setting as it is now, if there is one of that name."""
+        setting = self._store.table.get(name)
+        return None if setting is None else self._row(setting, self._store.current)
+
+    def change_json(self, body: bytes) -> None:
+        """Change what a strict JSON object says.
+
+        Raises:
+            StrictJsonError: it is none.
+            SettingsRejected: it is one, but not of usable settings; nothing was changed.
+            StoreError: Redis could not be asked.
+        """
+        patch = strict_json.loads(body)
+        if not isinstance(patch, dict):
+            raise SettingsRejected({"": "the body has to be an object of settings"})
+        self._store.change(patch)
+
+    def change_texts(self, texts: Mapping[str, str | None]) -> None:
+        """Change what was typed; `None` goes back to environment or default. All or none.
+
+        Raises:
+            SettingsRejected: with one reason a field; nothing was changed.
+            StoreError: Redis could not be asked.
+        """
+        patch: dict[str, object] = {}
+        problems: dict[str, str] = {}
+        for name, text in texts.items():
+            setting = self._store.table.get(name)
+            try:
+                patch[name] = text if setting is None or text is None else setting.kind.read_text(text)
+            except ValueError as error:
+                problems[name] = f"has to be {error}"
+        if problems:
+            raise SettingsRejected(problems)
+        self._store.change(patch)
+
+    def _row(self, setting: Setting, now: Effective) -> Row:
+        kind = setting.kind
+        fallback = getattr(self._store.baseline.values, setting.name)
+        row = Row(
+            name=setting.name,
+            description=kind.description,
+            unit=kind.unit,
+            allowed=kind.allowed,
+            control="text",
+            value=kind.text(getattr(now.values, setting.name)),
+            source=now.sources[setting.name],
+            fallback=kind.text(fallback),
+            fallback_source=self._store.baseline.sources[setting.name],
+        )
+        return _with_control(row, setting)
+
+
+def _with_control(row: Row, setting: Setting) -> Row:
+    kind: object = setting.kind
+    match kind:
+        case Switch():
+            return replace(row, control="switch", options=("true", "false"))
+        case Choice(values=values):
+            return replace(row, control="select", options=values)
+        case Whole(minimum=least, maximum=most):
+            return replace(row, control="number", minimum=str(least), maximum=str(most), step="1")
+        case Amount(minimum=least):
+            # Any step: browsers refuse what does not sit on one, and a billionth is none for a spinner.
+            return replace(row, control="number", minimum=f"{least:f}", maximum=str(MAX_AMOUNT_USD), step="any")
+        case _:
+            return row
+
+
+def _json_row(setting: Setting, now: Effective) -> dict[str, object]:
+    return {
+        "value": getattr(now.values, setting.name),
+        "source": now.sources[setting.name],
+        "bounds": setting.kind.bounds,
+        "unit": setting.kind.unit,
+        "allowed": setting.kind.allowed,
+        "description": setting.kind.description,
+    }

@@ -1,0 +1,186 @@
+"""Routes of the dashboard and of the admin API. All of them answer 401 to whoever is not the operator."""
+
+import secrets
+from collections.abc import Mapping
+from typing import TypedDict
+
+from flask import Blueprint, Response, make_response, redirect, render_template, request, url_for
+from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.wrappers import Response as WsgiResponse
+
+from flaskapp.admin.access import SESSION_SECONDS, Access, Session
+from flaskapp.admin.panel import Panel, Row, SettingsRejected, StoreError, StrictJsonError
+from flaskapp.refusals import problem
+
+COOKIE = "tollgate_admin"
+MAX_BODY_BYTES = 1_000_000
+_REDIS_SILENT = "Redis could not be asked, so the change may or may not be there: look again when Redis is back."
+
+
+def make_admin(panel: Panel, admin_token: str | None) -> Blueprint:
+    """The blueprint ``admin``; without a token it answers 401 to everything."""
+    blueprint = Blueprint("admin", __name__, template_folder="templates")
+    access = Access(admin_token, panel.now_seconds)
+    api, dashboard = _Api(panel, access), _Dashboard(panel, access)
+    blueprint.add_url_rule("/api/v1/admin/settings", "api_show", api.show, methods=["GET"])
+    blueprint.add_url_rule("/api/v1/admin/settings", "api_change", api.change, methods=["PATCH"])
+    blueprint.add_url_rule("/admin", "dashboard", dashboard.show, methods=["GET"], strict_slashes=False)
+    blueprint.add_url_rule("/admin/login", "login", dashboard.log_in, methods=["POST"])
+    blueprint.add_url_rule("/admin/logout", "logout", dashboard.log_out, methods=["POST"])
+    blueprint.add_url_rule("/admin/settings", "change", dashboard.change, methods=["POST"])
+    blueprint.after_request(_never_store)
+    return blueprint
+
+
+class _Api:
+    """Settings as JSON, for whoever sends the bearer token."""
+
+    def __init__(self, panel: Panel, access: Access) -> None:
+        self._panel = panel
+        self._access = access
+
+    def show(self) -> WsgiResponse:
+        if not self._access.knows_bearer(request.headers.get("Authorization", "")):
+            return self._stranger()
+        return Response(self._panel.as_json(), mimetype="application/json")
+
+    def change(self) -> WsgiResponse:
+        if not self._access.knows_bearer(request.headers.get("Authorization", "")):
+            return self._stranger()
+        if request.mimetype not in {"application/json", "application/merge-patch+json"}:
+            return problem(415, "invalid_request", "content_type", "The Content-Type has to be application/json.")
+        request.max_content_length = MAX_BODY_BYTES
+        try:
+            self._panel.change_json(request.get_data())
+        except (RequestEntityTooLarge, StrictJsonError, SettingsRejected, StoreError) as error:
+            return _refused(error)
+        return Response(self._panel.as_json(), mimetype="application/json")
+
+    @staticmethod
+    def _stranger() -> WsgiResponse:
+        message = "This needs the header Authorization: Bearer <ADMIN_TOKEN>."
+        return problem(401, "unauthorized", "token", message, headers={"WWW-Authenticate": 'Bearer realm="admin"'})
+
+
+class _Dashboard:
+    """The same as a page, for whoever logged in."""
+
+    def __init__(self, panel: Panel, access: Access) -> None:
+        self._panel = panel
+        self._access = access
+
+    def show(self) -> WsgiResponse:
+        session = self._session()
+        if session is None:
+            return self._log_in_page()
+        changed = [self._panel.row(name) for name in request.args.get("changed", "").split(",")]
+        return self._page(session, changed=[row for row in changed if row is not None])
+
+    def log_in(self) -> WsgiResponse:
+        # No CSRF token here: there is one account only, so nobody gains by logging someone else in.
+        if not self._access.knows(request.form.get("token", "").encode()) or not self._access.is_configured:
+            return self._log_in_page(error="That is not the token.")
+        response = redirect(url_for("admin.dashboard"), 303)
+        response.set_cookie(COOKIE, self._access.new_cookie(), max_age=SESSION_SECONDS, **_cookie_terms())
+        return response
+
+    def log_out(self) -> WsgiResponse:
+        session = self._session()
+        if session is None or not self._access.is_same(request.form.get("csrf_token", ""), session):
+            return self._log_in_page(error="The session has ended.")
+        response = redirect(url_for("admin.dashboard"), 303)
+        response.delete_cookie(COOKIE, **_cookie_terms())
+        return response
+
+    def change(self) -> WsgiResponse:
+        session = self._session()
+        if session is None:
+            return self._log_in_page(error="The session has ended; nothing was changed.")
+        if not self._access.is_same(request.form.get("csrf_token", ""), session):
+            return self._page(session, 403, error="This form is from another session; nothing was changed. Try again.")
+        texts = _texts(request.form.to_dict(), request.form.getlist("unset"))
+        try:
+            self._panel.change_texts(texts)
+        except SettingsRejected as error:
+            typed = {name: text for name, text in texts.items() if text is not None}
+            return self._page(
+                session, 422, error=f"Nothing was changed. {error}.", typed=typed, problems=error.problems
+            )
+        except StoreError:
+            return self._page(session, 503, error=_REDIS_SILENT)
+        return redirect(url_for("admin.dashboard", changed=",".join(texts)), 303)
+
+    def _session(self) -> Session | None:
+        return self._access.session(request.cookies.get(COOKIE))
+
+    def _log_in_page(self, error: str = "") -> Response:
+        page = _rendered("admin/login.html", 401, error=error, is_configured=self._access.is_configured)
+        page.headers["WWW-Authenticate"] = 'Bearer realm="admin"'
+        return page
+
+    def _page(
+        self,
+        session: Session,
+        status: int = 200,
+        *,
+        error: str = "",
+        changed: list[Row] | None = None,
+        typed: Mapping[str, str] | None = None,
+        problems: Mapping[str, str] | None = None,
+    ) -> Response:
+        groups = self._panel.groups(typed or {}, problems or {})
+        return _rendered(
+            "admin/dashboard.html",
+            status,
+            panel=self._panel,
+            groups=groups,
+            csrf_token=session.csrf_token,
+            error=error,
+            changed=changed or [],
+        )
+
+
+def _refused(error: Exception) -> Response:
+    if isinstance(error, RequestEntityTooLarge):
+        return problem(413, "invalid_request", "too_large", f"The body may have at most {MAX_BODY_BYTES} bytes.")
+    if isinstance(error, StrictJsonError):
+        return problem(400, "invalid_request", "malformed_json", f"The body is unusable: {error}.")
+    if isinstance(error, SettingsRejected):
+        fields = dict(error.problems)
+        return problem(422, "invalid_request", "settings", f"Nothing was changed. {error}.", fields=fields)
+    return problem(503, "throttle_unavailable", "store", _REDIS_SILENT)
+
+
+def _texts(form: Mapping[str, str], unset: list[str]) -> dict[str, str | None]:
+    """What to change: a field that is named by an `unset` button goes back, whatever stands in it."""
+    texts: dict[str, str | None] = {name: text for name, text in form.items() if name not in {"csrf_token", "unset"}}
+    return {**texts, **dict.fromkeys(unset)}
+
+
+class _CookieTerms(TypedDict):
+    path: str
+    httponly: bool
+    samesite: str
+    secure: bool
+
+
+def _cookie_terms() -> _CookieTerms:
+    return {"path": url_for("admin.dashboard"), "httponly": True, "samesite": "Strict", "secure": request.is_secure}
+
+
+def _rendered(template: str, status: int, **values: object) -> Response:
+    nonce = secrets.token_urlsafe(16)
+    response = make_response(render_template(template, nonce=nonce, **values), status)
+    response.headers["Content-Security-Policy"] = (
+        f"default-src 'none'; style-src 'nonce-{nonce}'; img-src data:; form-action 'self'; "
+        "base-uri 'none'; frame-ancestors 'none'"
+    )
+    response.headers["X-Frame-Options"] = "DENY"
+    response.headers["Referrer-Policy"] = "same-origin"
+    return response
+
+
+def _never_store(response: Response) -> Response:
+    response.headers["Cache-Control"] = "no-store"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    return response
