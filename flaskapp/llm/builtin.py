@@ -1,0 +1,152 @@
+"""The model that is always there: offline and deterministic, at the pace of a human reader.
+
+It lets everything around it be tried for nothing: its answers have a length and a pace like real ones, and its usage is
+exact at any moment. A token of it is a word or a sign. What it says of Litecoin is true.
+"""
+
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+from backends.clock import Clock
+from flaskapp.llm import FinishReason, Turn, Usage
+
+_TOKEN = re.compile(r"\s*(?:\w+|[^\w\s])")
+_TOPIC_CHARACTERS = 60
+
+_OVERVIEW = (
+    "Litecoin (LTC) is a peer-to-peer digital currency. Charlie Lee, then an engineer at Google, released it in "
+    "October 2011 as a fork of the Bitcoin software. A block is found about every two and a half minutes, four times "
+    "as often as Bitcoin's, so payments confirm sooner. Its miners use the Scrypt proof of work, and there will never "
+    "be more than 84 million coins."
+)
+_MINING = (
+    "Litecoin is mined with Scrypt, a proof of work that needs more memory than Bitcoin's SHA-256 and has its own "
+    "specialised machines. Since 2014 it can be mined together with Dogecoin, which rewards the same work twice. "
+    "The difficulty is set anew every 2,016 blocks, about every three and a half days, so that a block takes two "
+    "and a half minutes on average."
+)
+_SUPPLY = (
+    "There will never be more than 84 million litecoins, four times as many as bitcoins. The reward for a block "
+    "began at 50 LTC in 2011 and is halved every 840,000 blocks, which is about every four years: in 2015 to 25, "
+    "in 2019 to 12.5 and in August 2023 to 6.25 LTC. Fees go to the miners as well."
+)
+_PRIVACY = (
+    "Litecoin activated MimbleWimble Extension Blocks, MWEB for short, in May 2022. Whoever wants to can move "
+    "coins into them, where amounts are hidden and transactions are joined together, and move them back again. It "
+    "is a choice: ordinary Litecoin transactions stay as public as those of Bitcoin."
+)
+_BITCOIN = (
+    "Litecoin began as a fork of Bitcoin's software and has stayed close to it. Its blocks come every two and a "
+    "half minutes instead of every ten, it has up to 84 million coins instead of 21 million, and it is mined with "
+    "Scrypt instead of SHA-256. It activated SegWit in May 2017, a few months before Bitcoin did."
+)
+_ON_LITECOIN = (
+    (("mine", "mining", "miner", "scrypt", "proof of work"), _MINING),
+    (("halving", "supply", "reward", "how many"), _SUPPLY),
+    (("mweb", "mimblewimble", "privacy", "private"), _PRIVACY),
+    (("bitcoin", "btc", "difference", "compare"), _BITCOIN),
+)
+_GENERIC = (
+    "You asked about “{topic}”. I am the built-in model of this service: I answer offline and always in the same way, "
+    "so that everything around me can be tried without a key and without a bill. On this topic I have nothing wise to "
+    "say, but ask me what Litecoin is, or set LLM_BASE_URL, and a larger model will answer here."
+)
+
+Wait = Callable[[threading.Event, float], object]
+"""Waits until the event is set, at most that many seconds."""
+
+
+class BuiltinModel:
+    """Answers at `tokens_per_second`; 0 is as fast as it can."""
+
+    def __init__(self, tokens_per_second: float, *, clock: Clock, wait: Wait = threading.Event.wait) -> None:
+        self._seconds_per_token = 1 / tokens_per_second if tokens_per_second else 0.0
+        self._clock = clock
+        self._wait = wait
+
+    def open(
+        self, turns: Sequence[Turn], *, model: str, max_tokens: int, input_tokens: int, deadline_seconds: float
+    ) -> "BuiltinAnswer":
+        """Never fails. Whoever reads the answer keeps the deadline: see `pump`."""
+        del model, deadline_seconds
+        return BuiltinAnswer(
+            _TOKEN.findall(reply(turns)),
+            max_tokens,
+            input_tokens,
+            seconds_per_token=self._seconds_per_token,
+            clock=self._clock,
+            wait=self._wait,
+        )
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+class BuiltinAnswer:
+    """An answer whose usage is what it has handed out, exactly, also when it is closed on the way."""
+
+    def __init__(
+        self,
+        tokens: Sequence[str],
+        max_tokens: int,
+        input_tokens: int,
+        *,
+        seconds_per_token: float,
+        clock: Clock,
+        wait: Wait,
+    ) -> None:
+        self._tokens = tokens[:max_tokens]
+        self._cut = len(tokens) > max_tokens
+        self._input_tokens = input_tokens
+        self._output_tokens = 0
+        self._seconds_per_token = seconds_per_token
+        self._clock = clock
+        self._wait = wait
+        self._closing = threading.Event()
+        self._lock = threading.Lock()
+
+    @property
+    def usage(self) -> Usage:
+        """Known at any moment; it does not change any more once the answer is closed."""
+        return Usage(self._input_tokens, self._output_tokens)
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """`length` if there was more to say than `max_tokens`."""
+        return "length" if self._cut else "stop"
+
+    def __iter__(self) -> Iterator[str]:
+        """One token at a time, each due at its own moment since the start, so that the pace never drifts."""
+        start_seconds = self._clock.monotonic_seconds()
+        for number, token in enumerate(self._tokens, start=1):
+            early_seconds = start_seconds + number * self._seconds_per_token - self._clock.monotonic_seconds()
+            if early_seconds > 0:
+                self._wait(self._closing, early_seconds)
+            with self._lock:
+                if self._closing.is_set():
+                    return
+                self._output_tokens += 1
+            yield token
+
+    def close(self) -> None:
+        """No token is handed out, or counted, after this."""
+        with self._lock:
+            self._closing.set()
+
+
+def reply(turns: Sequence[Turn]) -> str:
+    """What the model says: the same to the same turns, and always more than 40 tokens."""
+    questions = [turn.content for turn in turns if turn.role == "user"]
+    query = questions[-1] if questions else ""
+    if not any(re.search(r"litecoin|\bltc\b", question, re.IGNORECASE) for question in questions):
+        return _GENERIC.format(topic=_topic(query))
+    lowered = query.lower()
+    return next((text for words, text in _ON_LITECOIN if any(word in lowered for word in words)), _OVERVIEW)
+
+
+def _topic(query: str) -> str:
+    words = " ".join(re.sub(r"[^\w\s.,:;!?'&%$€£+/-]", " ", query).split())
+    if len(words) <= _TOPIC_CHARACTERS:
+        return words.rstrip(" .?!") or "nothing in particular"
+    return words[:_TOPIC_CHARACTERS].rsplit(" ", 1)[0] + " …"

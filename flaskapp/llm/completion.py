@@ -1,0 +1,132 @@
+"""What an OpenAI-compatible server streams, event by event: text to show, and what can be known of its usage."""
+
+import json
+from typing import Any
+
+from flaskapp.llm import FinishReason, Usage
+from flaskapp.llm.event_stream import ServerEvent
+
+_MOST_TOKENS = 10**9
+"""More than any model takes; a count beyond it is rubbish and would only break the books."""
+
+
+class ErrorEvent(Exception):
+    """The server says, in the middle of its answer, that it failed."""
+
+
+class NotACompletion(ValueError):
+    """The server sent something else."""
+
+
+class Completion:
+    """The state of one streamed completion. Reads `choices[0].delta.content` (or `refusal`), `usage` and the end.
+
+    A usage counts only if the server said it at or after the last thing that it generated, since one from before says
+    less than was generated. Of several the highest counts, number by number.
+    """
+
+    def __init__(self) -> None:
+        self.done = False
+        """The server said ``[DONE]``: nothing follows."""
+        self.ended = False
+        """The answer has a proper end: a finish reason, or ``[DONE]``."""
+        self.finish_reason: FinishReason = "stop"
+        self._generated = False
+        self._usage: Usage | None = None
+        self._usage_is_last = False
+
+    @property
+    def usage(self) -> Usage | None:
+        """What was used, or None where the server did not say it, or said what cannot be."""
+        usage = self._usage if self.ended and self._usage_is_last else None
+        if usage is None or not usage.input_tokens or (self._generated and not usage.output_tokens):
+            return None
+        return usage
+
+    def take(self, event: ServerEvent) -> str:
+        """Take one event; return its text, often none.
+
+        Raises:
+            ErrorEvent: the server reports an error.
+            ValueError: this is no event of a completion.
+        """
+        if event.data == "[DONE]":
+            self.done = self.ended = True
+            return ""
+        chunk = _loads(event.data)
+        if event.name == "error" or chunk.get("error"):
+            raise ErrorEvent(event.data)
+        text = "".join([self._take_choice(choice) for choice in _objects(chunk.get("choices"))])
+        if chunk.get("usage") is not None:
+            self._take_usage(chunk["usage"])
+        return text
+
+    def _take_choice(self, choice: dict[str, Any]) -> str:
+        delta = _object(choice.get("delta"))
+        # Whatever has content was generated and is billed: text, reasoning, tool calls, and kinds yet to come.
+        if any(value for key, value in delta.items() if key != "role"):
+            self._generated = True
+            self._usage_is_last = False
+        if choice.get("finish_reason") is not None:
+            self.ended = True
+            self.finish_reason = "length" if choice["finish_reason"] in {"length", "max_tokens"} else "stop"
+        text = delta.get("content") or delta.get("refusal") or ""
+        if not isinstance(text, str):
+            raise NotACompletion("a text that is none")
+        return text if choice.get("index", 0) == 0 else ""
+
+    def _take_usage(self, raw: object) -> None:
+        usage = _usage_of(raw)
+        self._usage_is_last = usage is not None
+        if usage is not None:
+            self._usage = usage if self._usage is None else _highest(self._usage, usage)
+
+
+def _usage_of(raw: object) -> Usage | None:
+    counts = _object(raw)
+    inputs, outputs = _object(counts.get("prompt_tokens_details")), _object(counts.get("completion_tokens_details"))
+    needed = _count(counts.get("prompt_tokens")), _count(counts.get("completion_tokens"))
+    if needed[0] is None or needed[1] is None:
+        return None
+    return Usage(
+        needed[0],
+        needed[1],
+        _count(inputs.get("cached_tokens")) or 0,
+        _count(inputs.get("cache_write_tokens")) or 0,
+        _count(outputs.get("reasoning_tokens")) or 0,
+    )
+
+
+def _highest(one: Usage, other: Usage) -> Usage:
+    # Cached tokens are the cheaper ones: there, less is dearer.
+    return Usage(
+        max(one.input_tokens, other.input_tokens),
+        max(one.output_tokens, other.output_tokens),
+        min(one.cached_input_tokens, other.cached_input_tokens),
+        max(one.cache_write_tokens, other.cache_write_tokens),
+        max(one.reasoning_tokens, other.reasoning_tokens),
+    )
+
+
+def _count(value: object) -> int | None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST_TOKENS:
+        return None
+    return value
+
+
+def _loads(data: str) -> dict[str, Any]:
+    try:
+        loaded = json.loads(data)
+    except RecursionError as error:
+        raise NotACompletion("nested too deep") from error
+    if not isinstance(loaded, dict):
+        raise NotACompletion("no JSON object")
+    return loaded
+
+
+def _object(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _objects(value: object) -> list[dict[str, Any]]:
+    return [_object(item) for item in value] if isinstance(value, list) else []

@@ -1,0 +1,289 @@
+"""Any server that speaks OpenAI's chat completions, streamed through as it arrives.
+
+No request is ever sent twice, no redirect is followed, and no proxy is taken from the environment: the key goes to the
+server that was configured and nowhere else. Certificates are checked against the system's, or `SSL_CERT_FILE`.
+"""
+
+import base64
+import contextlib
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from http import HTTPStatus
+from typing import cast
+from urllib.parse import quote, unquote, urlsplit
+
+import httpcore2
+
+from backends.clock import Clock
+from backends.errors import ConfigurationError
+from flaskapp.llm import FinishReason, Turn, UpstreamBroken, UpstreamNotTaken, Usage
+from flaskapp.llm.completion import Completion, ErrorEvent
+from flaskapp.llm.event_stream import EventStream
+from flaskapp.llm.transport import TimedBackend, TimedStream
+
+_CONNECT_SECONDS = 5.0
+_POOL_WAIT_SECONDS = 1.0
+_CONNECTIONS = 512
+_IDLE_CONNECTIONS = 64
+_IDLE_SECONDS = 4.0
+"""Shorter than the five seconds after which the usual servers hang up: a request must not meet a closing connection."""
+_TAIL_SECONDS = 0.2
+"""How long we wait, after ``[DONE]``, for the end of the body, so that the connection can be used again."""
+_ERROR_BODY_BYTES = 2_048
+_ERROR_BODY_SECONDS = 1.0
+_DETAIL_CHARACTERS = 200
+_COMPLETION_TOKENS_ONLY = re.compile(r"(ft:)?(o[1-9]|gpt-[5-9]|gpt-[1-9][0-9])(?![0-9a-z])")
+"""OpenAI's newer models refuse `max_tokens` and take `max_completion_tokens`, which older servers do not know."""
+
+_TRANSPORT_ERRORS = (httpcore2.TimeoutException, httpcore2.NetworkError, httpcore2.ProtocolError)
+
+
+class OpenAICompatibleModel:
+    """One server and a pool of connections to it."""
+
+    def __init__(self, base_url: str, api_key: str | None = None, *, clock: Clock) -> None:
+        """`base_url` is what comes before ``/chat/completions``; `api_key` is sent as a bearer token.
+
+        Raises:
+            ConfigurationError: the URL or the key cannot be used.
+        """
+        self._url, host_header, url_credentials = _parse_base_url(base_url)
+        self._headers = {
+            "Host": host_header,
+            "Content-Type": "application/json",
+            "Accept": "text/event-stream",
+            "Accept-Encoding": "identity",
+            "User-Agent": "tollgate",
+        }
+        if api_key:
+            self._headers["Authorization"] = f"Bearer {_checked_key(api_key)}"
+        elif url_credentials:
+            self._headers["Authorization"] = f"Basic {url_credentials}"
+        self._secrets = [secret for secret in (api_key, url_credentials) if secret]
+        self._clock = clock
+        self._pool = httpcore2.ConnectionPool(
+            ssl_context=httpcore2.default_ssl_context(),
+            max_connections=_CONNECTIONS,
+            max_keepalive_connections=_IDLE_CONNECTIONS,
+            keepalive_expiry=_IDLE_SECONDS,
+            network_backend=TimedBackend(clock),
+        )
+
+    def open(
+        self, turns: Sequence[Turn], *, model: str, max_tokens: int, input_tokens: int, deadline_seconds: float
+    ) -> "StreamedAnswer":
+        """Send the request and wait for the head of the response. See `Model.open`."""
+        del input_tokens
+        response = self._send(_body(turns, model, max_tokens), deadline_seconds)
+        try:
+            self._check(response)
+        except BaseException:
+            response.close()
+            raise
+        return StreamedAnswer(response, self._clock, self._clean)
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._pool.close()
+
+    def _send(self, body: bytes, deadline_seconds: float) -> httpcore2.Response:
+        now = self._clock.monotonic_seconds()
+        ends = now + deadline_seconds
+        moments = {
+            "connect": min(now + _CONNECT_SECONDS, ends),
+            "read": ends,
+            "write": ends,
+            "pool": _POOL_WAIT_SECONDS,
+        }
+        request = httpcore2.Request(
+            "POST",
+            self._url,
+            headers=[*self._headers.items(), ("Content-Length", str(len(body)))],
+            content=body,
+            extensions={"timeout": moments},
+        )
+        try:
+            return self._pool.handle_request(request)
+        except (httpcore2.ConnectError, httpcore2.ConnectTimeout, httpcore2.PoolTimeout) as error:
+            raise UpstreamNotTaken("The model could not be reached.", detail=self._clean(repr(error))) from error
+        except httpcore2.TimeoutException as error:
+            raise UpstreamBroken("The model did not answer in time.", detail=repr(error), timed_out=True) from error
+        except (httpcore2.NetworkError, httpcore2.ProtocolError) as error:
+            raise UpstreamBroken("The model's server broke off.", detail=self._clean(repr(error))) from error
+
+    def _check(self, response: httpcore2.Response) -> None:
+        if not HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
+            raise UpstreamNotTaken(
+                f"The model's server refused the request with status {response.status}.",
+                detail=self._clean(self._read_error_body(response)),
+            )
+        kinds = [value for name, value in response.headers if name.lower() == b"content-type"]
+        kind = kinds[0].partition(b";")[0].strip().lower() if kinds else b"text/event-stream"
+        if kind != b"text/event-stream":
+            raise UpstreamBroken(
+                "The model's server sent something that is no answer.",
+                detail=self._clean(f"status {response.status}, content type {kind.decode(errors='replace')}"),
+            )
+
+    def _read_error_body(self, response: httpcore2.Response) -> str:
+        stream = cast("TimedStream", response.extensions["network_stream"])
+        stream.hurry_until_seconds = self._clock.monotonic_seconds() + _ERROR_BODY_SECONDS
+        body = b""
+        with contextlib.suppress(*_TRANSPORT_ERRORS):
+            for part in response.iter_stream():
+                body += part
+                if len(body) >= _ERROR_BODY_BYTES:
+                    break
+        stream.hurry_until_seconds = None
+        return body[:_ERROR_BODY_BYTES].decode(errors="replace")
+
+    def _clean(self, text: str) -> str:
+        """Fit for one line of the log: short, printable, without our secrets."""
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        printable = "".join(character if character.isprintable() else " " for character in text)
+        return " ".join(printable.split())[:_DETAIL_CHARACTERS]
+
+
+class StreamedAnswer:
+    """An answer on its way in. It ends with its text; its usage is known only if all of it was read."""
+
+    def __init__(self, response: httpcore2.Response, clock: Clock, clean: Callable[[str], str]) -> None:
+        self._response = response
+        self._connection = cast("TimedStream", response.extensions["network_stream"])
+        self._clock = clock
+        self._clean = clean
+        self._completion = Completion()
+        self._whole = False
+        self._lock = threading.Lock()
+        self._reading = False
+        self._closed = False
+
+    @property
+    def usage(self) -> Usage | None:
+        """What the server says was used; None if it did not say, or if the answer was not read to its end."""
+        return self._completion.usage if self._whole else None
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """Why the server stopped."""
+        return self._completion.finish_reason
+
+    def __iter__(self) -> Iterator[str]:
+        """The texts, as they arrive.
+
+        Raises:
+            UpstreamBroken: the stream broke off, stalled until the deadline, or is none.
+        """
+        texts = self._texts()
+        while (text := self._next(texts)) is not None:
+            yield text
+
+    def close(self) -> None:
+        """Break the connection off, unless the answer has ended. A reader that waits for it gives it back itself."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            # Inside the lock: once the reader has given the connection back, it may be somebody else's.
+            self._connection.break_off()
+            reading = self._reading
+        if not reading:
+            self._response.close()
+
+    def _next(self, texts: Iterator[str]) -> str | None:
+        with self._lock:
+            if self._closed:
+                return None
+            self._reading = True
+        text = None
+        try:
+            text = next(texts, None)
+        except (ErrorEvent, ValueError, *_TRANSPORT_ERRORS) as error:
+            if not self._closed:
+                raise self._broken(error) from error
+        finally:
+            with self._lock:
+                self._reading = False
+                if text is None:
+                    self._closed = True
+                closed = self._closed
+            if closed:
+                self._response.close()
+        return None if closed else text
+
+    def _texts(self) -> Iterator[str]:
+        events = EventStream()
+        body = self._response.iter_stream()
+        for received in body:
+            for event in events.feed(received):
+                if text := self._completion.take(event):
+                    yield text
+            if self._completion.done:
+                self._read_tail(body)
+                break
+        for event in events.end():
+            if not self._completion.done and (text := self._completion.take(event)):
+                yield text
+        if not self._completion.ended:
+            raise httpcore2.RemoteProtocolError("the stream ended before the answer did")
+        self._whole = True
+
+    def _read_tail(self, body: Iterator[bytes]) -> None:
+        self._connection.hurry_until_seconds = self._clock.monotonic_seconds() + _TAIL_SECONDS
+        with contextlib.suppress(*_TRANSPORT_ERRORS):
+            for _ in body:
+                pass
+        self._connection.hurry_until_seconds = None
+
+    def _broken(self, error: Exception) -> UpstreamBroken:
+        detail = self._clean(repr(error))
+        if isinstance(error, httpcore2.TimeoutException):
+            return UpstreamBroken("The model did not go on in time.", detail=detail, timed_out=True)
+        if isinstance(error, ErrorEvent):
+            return UpstreamBroken("The model's server reported an error.", detail=detail)
+        if isinstance(error, ValueError):
+            return UpstreamBroken("The model's server sent something that is no answer.", detail=detail)
+        return UpstreamBroken("The model's server broke off.", detail=detail)
+
+
+def _body(turns: Sequence[Turn], model: str, max_tokens: int) -> bytes:
+    newer = _COMPLETION_TOKENS_ONLY.match(model.lower().rpartition("/")[2])
+    request = {
+        "model": model,
+        "messages": [{"role": turn.role, "content": turn.content} for turn in turns],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "max_completion_tokens" if newer else "max_tokens": max_tokens,
+    }
+    return json.dumps(request, separators=(",", ":")).encode()
+
+
+def _parse_base_url(base_url: str) -> tuple[httpcore2.URL, str, str]:
+    """The URL of the completions, the Host header, and the URL's credentials as HTTP's basic ones (or nothing)."""
+    try:
+        parts = urlsplit(base_url)
+        host, port = (parts.hostname or "").encode("idna"), parts.port
+    except ValueError:
+        host, port = b"", None
+    if not host or parts.scheme not in {"http", "https"}:
+        shown = "a URL with a password" if "@" in base_url else repr(base_url)
+        raise ConfigurationError(f"LLM_BASE_URL: an http or https URL like https://api.openai.com/v1; got {shown}")
+    target = quote(parts.path.rstrip("/") + "/chat/completions", safe="/%:@!$&'()*+,;=~") + (
+        f"?{quote(parts.query, safe='/%:@!$&()*+,;=~?')}" if parts.query else ""
+    )
+    name = f"[{host.decode()}]" if b":" in host else host.decode()
+    credentials = ""
+    if parts.username is not None:
+        pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        credentials = base64.b64encode(pair.encode()).decode()
+    url = httpcore2.URL(scheme=parts.scheme, host=host, port=port, target=target)
+    return url, name if port is None else f"{name}:{port}", credentials
+
+
+def _checked_key(api_key: str) -> str:
+    if not api_key.isascii() or not api_key.isprintable() or " " in api_key:
+        raise ConfigurationError("LLM_API_KEY: visible ASCII characters without spaces; got something else")
+    return api_key

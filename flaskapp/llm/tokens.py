@@ -1,0 +1,106 @@
+"""How many tokens a prompt can have at most, counted without a network.
+
+Where the model's tokenizer is known (OpenAI's families), text is counted exactly with it; for any other model a token
+is taken to be one byte of UTF-8: byte-level tokenizers, and SentencePiece with byte fallback, never make more tokens
+than bytes. On top comes what wraps each message and each request: OpenAI documents 4 tokens a message and 3 a request;
+other servers' chat templates put in a few words of their own. The allowances below are above all that we know of.
+
+Text that looks like a special token (``<|endoftext|>``) is counted as ordinary text. A server that honoured it would
+count one token instead, so the bound holds either way.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Protocol
+
+from rs_bpe.bpe import openai as vocabularies
+
+from flaskapp.llm import Turn
+
+SYSTEM_PROMPT = (
+    "You are a helpful assistant on a public web page, at home in Litecoin and other digital money. "
+    "Answer briefly, truthfully and in the language of the question; say so when you do not know."
+)
+"""All that the service adds to a prompt; at most 256 bytes."""
+
+_O200K = re.compile(r"(ft:)?(gpt-4o|chatgpt-4o|gpt-4\.1|gpt-4\.5|gpt-5|o[134])(?![0-9a-z])")
+_CL100K = re.compile(r"(ft:)?(gpt-4|gpt-3\.5|gpt-35)(-|$)")
+
+
+class InputTooLong(ValueError):
+    """The question alone, with what the service adds to it, is longer than the input may be."""
+
+    def __init__(self, max_input_tokens: int) -> None:
+        super().__init__(f"The question is longer than the {max_input_tokens} tokens that an input may have.")
+        self.max_input_tokens = max_input_tokens
+
+
+class _Tokenizer(Protocol):
+    def count_till_limit(self, text: str, limit: int, /) -> int | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBound:
+    """An upper bound of a prompt's tokens for one model."""
+
+    count_within: Callable[[str, int], int | None]
+    """Tokens of a text, or None if there are more than the limit; it stops reading there."""
+    message_tokens: int
+    """For what wraps a message."""
+    request_tokens: int
+    """For what wraps a request."""
+
+    def fit(
+        self, system: str, history: Sequence[Turn], query: str, max_input_tokens: int
+    ) -> tuple[tuple[Turn, ...], int]:
+        """The newest whole turns of `history` that fit, between `system` and `query`, and the bound of it all.
+
+        Each text is counted once, and from the newest on only until one does not fit.
+
+        Raises:
+            InputTooLong: `system` and `query` do not fit alone.
+        """
+        first, last = Turn("system", system), Turn("user", query)
+        left: int | None = max_input_tokens - self.request_tokens
+        for turn in (first, last):
+            left = self._left_after(turn, left)
+        if left is None:
+            raise InputTooLong(max_input_tokens)
+        kept: list[Turn] = []
+        for turn in reversed(history):
+            rest = self._left_after(turn, left)
+            if rest is None:
+                break
+            left = rest
+            kept.append(turn)
+        return (first, *reversed(kept), last), max_input_tokens - left
+
+    def _left_after(self, turn: Turn, left: int | None) -> int | None:
+        room = -1 if left is None else left - self.message_tokens
+        tokens = self.count_within(turn.content, room) if room >= 0 else None
+        return None if tokens is None else room - tokens
+
+
+@cache
+def bound_for(model: str) -> TokenBound:
+    """The bound for a model by its name; a provider's prefix (``openai/gpt-4o``) does not matter."""
+    name = model.lower().rpartition("/")[2]
+    if _O200K.match(name):
+        return TokenBound(_counter(vocabularies.o200k_base()), message_tokens=8, request_tokens=16)
+    if _CL100K.match(name):
+        return TokenBound(_counter(vocabularies.cl100k_base()), message_tokens=8, request_tokens=16)
+    return TokenBound(_bytes_within, message_tokens=16, request_tokens=64)
+
+
+def _counter(tokenizer: _Tokenizer) -> Callable[[str, int], int | None]:
+    def count_within(text: str, limit: int) -> int | None:
+        return tokenizer.count_till_limit(text, limit)
+
+    return count_within
+
+
+def _bytes_within(text: str, limit: int) -> int | None:
+    size = len(text.encode())
+    return size if size <= limit else None

@@ -1,0 +1,92 @@
+"""Connections with a deadline. httpcore knows time-outs for each read, so a trickle of bytes could hold it for ever.
+
+Here a "time-out" is a moment of the monotonic clock by which a request must be through; each wait on the socket gets
+what is left until then. And a connection can be broken from another thread, which wakes the one that reads from it.
+"""
+
+import contextlib
+import socket
+import ssl
+from collections.abc import Iterable
+from typing import Any
+
+import httpcore2
+
+from backends.clock import Clock
+
+
+class TimedStream(httpcore2.NetworkStream):
+    """A connection; every `timeout` is a moment, not a length."""
+
+    def __init__(self, stream: httpcore2.NetworkStream, clock: Clock) -> None:
+        self._stream = stream
+        self._clock = clock
+        self.hurry_until_seconds: float | None = None
+        """If set, reading ends at this moment, if it is earlier."""
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """What has come, at most `max_bytes`; nothing at the end."""
+        if timeout is not None and self.hurry_until_seconds is not None:
+            timeout = min(timeout, self.hurry_until_seconds)
+        left = seconds_until(timeout, self._clock)
+        if left == 0:
+            raise httpcore2.ReadTimeout
+        return self._stream.read(max_bytes, left)
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """Send all of it."""
+        left = seconds_until(timeout, self._clock)
+        if left == 0:
+            raise httpcore2.WriteTimeout
+        self._stream.write(buffer, left)
+
+    def close(self) -> None:
+        """Give the socket back."""
+        self._stream.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore2.NetworkStream:
+        """The same connection, encrypted."""
+        left = seconds_until(timeout, self._clock)
+        if left == 0:
+            raise httpcore2.ConnectTimeout
+        return TimedStream(self._stream.start_tls(ssl_context, server_hostname, left), self._clock)
+
+    def get_extra_info(self, info: str) -> Any:
+        """See httpcore."""
+        return self._stream.get_extra_info(info)
+
+    def break_off(self) -> None:
+        """Shut the connection down: whoever reads from it, in whatever thread, sees its end."""
+        # The plain socket's shutdown also under TLS: that of an SSLSocket turns it into a plain one beneath its reader.
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self.get_extra_info("socket"), socket.SHUT_RDWR)
+
+
+class TimedBackend(httpcore2.NetworkBackend):
+    """Opens `TimedStream` connections. It reads no environment, so no proxy ever stands in between."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._backend = httpcore2.SyncBackend()
+        self._clock = clock
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore2.NetworkStream:
+        """Connect until the moment `timeout`."""
+        left = seconds_until(timeout, self._clock)
+        if left == 0:
+            raise httpcore2.ConnectTimeout
+        stream = self._backend.connect_tcp(host, port, left, local_address, socket_options)
+        return TimedStream(stream, self._clock)
+
+
+def seconds_until(moment_seconds: float | None, clock: Clock) -> float | None:
+    """What is left until then, never below 0; None if there is no such moment."""
+    return None if moment_seconds is None else max(0.0, moment_seconds - clock.monotonic_seconds())
