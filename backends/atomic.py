@@ -3,7 +3,10 @@
 The decision *is* `lua/reserve.lua`; this file only names the keys, hands over the numbers and reads the reply.
 """
 
+# ruff: noqa: D102 (what the verbs do is said once, at `contract.Backend`)
+
 from collections.abc import Sequence
+from typing import Any
 
 from backends import rules
 from backends.books import read_books
@@ -62,6 +65,11 @@ class AtomicBackend:
                 raise ReservationConflict("the reservation id is known, and " + rules.CONFLICT_TEXT[status])
             # Too late or at the turn of an hour: nothing was charged, and the reply has told us Redis' time.
         raise StoreBusy("the question reached Redis only after its deadline")
+
+    def find(self, ask: Ask) -> Reservation | None:
+        key = book_keys(ask.reservation_id, ask.identifier, ask.network, 0).record
+        text: Any = self._link.run(lambda r: r.get(key))
+        return rules.found(ask, self.name, rules.parse_record(text))
 
     def settle(self, reservation: Reservation, actual_nanousd: int) -> Settlement:
         made_seconds = reservation.made_at_us // rules.US

@@ -1,6 +1,6 @@
 """The contract between whoever sells answers and whoever keeps the books.
 
-Two verbs move money, and each is one step of the store in a backend that keeps the promise:
+Two verbs move money (`find` and `books` only read), and each is one step of the store in a backend that keeps the promise:
 
 * ``reserve(ask)``: may this request spend at most `cost_nanousd`? All scopes are charged, or none is.
 * ``settle(reservation, actual_nanousd)``: it ended; book what was used instead of what was reserved.
@@ -167,6 +167,9 @@ class Backend(Protocol):
             ReservationConflict: the id is known on other terms, or has ended.
             StoreError: the store could not be asked; whether it charged is unknown.
         """
+
+    def find(self, ask: Ask) -> Reservation | None:
+        """The open reservation that `ask` became, if it did; changes nothing. For when the answer was lost."""
 
     def settle(self, reservation: Reservation, actual_nanousd: int) -> Settlement:
         """Book `actual_nanousd` in place of the reservation, into its own periods, at most once.

@@ -13,7 +13,11 @@ class ConfigurationError(TollgateError):
 
 
 class StoreError(TollgateError):
-    """Redis did not do what it was asked."""
+    """Redis did not do what it was asked, as far as we know: `maybe_done` where nobody knows."""
+
+    def __init__(self, message: str, *, maybe_done: bool = False) -> None:
+        super().__init__(message)
+        self.maybe_done = maybe_done
 
 
 class StoreUnavailable(StoreError):
@@ -34,3 +38,7 @@ class ReservationConflict(TollgateError):
 
 class ThrottleUnavailable(TollgateError):
     """Nobody may say yes: Redis fails and `closed` is set, or the emergency budget is used up, or we are too busy."""
+
+    def __init__(self, message: str, retry_after_seconds: int) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds

@@ -11,6 +11,8 @@ What it writes are increments, never totals, so that the books show its overspen
 answers are those of the atomic strategy; alone, the two cannot be told apart but by the number of round trips.
 """
 
+# ruff: noqa: D102 (what the verbs do is said once, at `contract.Backend`)
+
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +22,7 @@ from backends.clock import Clock
 from backends.contract import Ask, Books, Outcome, Refusal, Reservation, Settlement
 from backends.errors import ReservationConflict
 from backends.keys import RECORD_KEEP_SECONDS, BookKeys, book_keys, bucket_seconds_of, open_bucket_seconds_of
-from backends.link import Client, Link
+from backends.link import Link
 
 
 class LegacyBackend:
@@ -50,7 +52,7 @@ class LegacyBackend:
         verdict = self._check_marker(ask, keys, now_us)
         if verdict is None:
             spent = self._read_spent(ask, keys, now_us)
-            verdict = rules.decide(ask, spent, keys, lambda key: self._link.run(lambda r: read_ring(r, key)), now_us)
+            verdict = rules.decide(ask, spent, keys, self._ring, now_us)
         if verdict.set_marker is not None:
             marker, seconds = verdict.set_marker, verdict.marker_seconds
             self._link.run(lambda r: r.set(keys.marker, marker, ex=seconds))
@@ -60,6 +62,11 @@ class LegacyBackend:
         self._record_reservation(ask, keys, now_us)
         window = sum(spent.recent.values()) + ask.cost_nanousd
         return rules.reservation_of(ask, self.name, now_us, window, spent.daily + ask.cost_nanousd)
+
+    def find(self, ask: Ask) -> Reservation | None:
+        key = book_keys(ask.reservation_id, ask.identifier, ask.network, 0).record
+        text: Any = self._link.run(lambda r: r.get(key))
+        return rules.found(ask, self.name, rules.parse_record(text))
 
     def settle(self, reservation: Reservation, actual_nanousd: int) -> Settlement:
         now_us = self._clock.now_us()
@@ -115,7 +122,10 @@ class LegacyBackend:
 
     def _living(self, key: str, ask: Ask, now_us: int) -> dict[int, int]:
         window = ask.limits.window_seconds
-        return rules.alive(self._link.run(lambda r: read_ring(r, key)), bucket_seconds_of(window), window, now_us)
+        return rules.alive(self._ring(key), bucket_seconds_of(window), window, now_us)
+
+    def _ring(self, key: str) -> dict[int, int]:
+        return self._link.run(lambda r: read_ring(r, key))
 
     def _total(self, key: str) -> int:
         text: Any = self._link.run(lambda r: r.get(key))
@@ -130,7 +140,7 @@ class LegacyBackend:
         booked = rules.charges(keys, window, now_us, now_us) + rules.open_charges(keys, ask.open_seconds, now_us)
         for charge in booked:
             if self._increment(charge, ask.cost_nanousd) == ask.cost_nanousd:
-                self._link.run(lambda r, charge=charge: r.expire(charge.key, charge.life_seconds))
+                self._expire(charge)
         for key in (keys.recent, keys.network_recent):
             self._clean_up(key, window, now_us)
 
@@ -141,12 +151,17 @@ class LegacyBackend:
             total = self._link.run(lambda r: r.zincrby(charge.key, amount_nanousd, str(charge.member)))
         return int(total)
 
+    def _expire(self, charge: rules.Charge) -> None:
+        self._link.run(lambda r: r.expire(charge.key, charge.life_seconds))
+
+    def _remove(self, key: str, starts: list[int]) -> None:
+        if starts:
+            self._link.run(lambda r: r.zrem(key, *map(str, starts)))
+
     def _clean_up(self, key: str, window_seconds: int, now_us: int) -> None:
-        ring = self._link.run(lambda r: read_ring(r, key))
+        ring = self._ring(key)
         living = rules.alive(ring, bucket_seconds_of(window_seconds), window_seconds, now_us)
-        over = [str(start) for start in ring if start not in living]
-        if over:
-            self._link.run(lambda r: r.zrem(key, *over))
+        self._remove(key, [start for start in ring if start not in living])
 
     def _record_actual(self, reservation: Reservation, keys: BookKeys, delta: int, now_us: int) -> None:
         for charge in rules.charges(keys, reservation.window_seconds, reservation.made_at_us, now_us):
@@ -156,9 +171,9 @@ class LegacyBackend:
                 continue
             self._increment(charge, change)
             if charge.member is not None and (held or 0) + change <= 0:
-                self._link.run(lambda r, charge=charge: r.zrem(charge.key, str(charge.member)))
-            elif self._link.run(lambda r, charge=charge: r.ttl(charge.key)) == -1:
-                self._link.run(lambda r, charge=charge: r.expire(charge.key, charge.life_seconds))
+                self._remove(charge.key, [charge.member])
+            elif held is None:
+                self._expire(charge)
 
     def _held(self, charge: rules.Charge) -> int | None:
         if charge.member is None:
@@ -170,7 +185,7 @@ class LegacyBackend:
     def _forget_open(self, reservation: Reservation, keys: BookKeys, now_us: int, *, was_open: bool) -> None:
         bucket = open_bucket_seconds_of(reservation.open_seconds)
         for charge in rules.open_charges(keys, reservation.open_seconds, reservation.made_at_us):
-            ring = self._link.run(lambda r, charge=charge: read_ring(r, charge.key))
+            ring = self._ring(charge.key)
             living = rules.alive(ring, bucket, reservation.open_seconds, now_us)
             gone = [start for start in ring if start not in living]
             if was_open and charge.member in living:
@@ -178,8 +193,7 @@ class LegacyBackend:
                     gone.append(charge.member)
                 else:
                     self._increment(charge, -reservation.cost_nanousd)
-            if gone:
-                self._link.run(lambda r, charge=charge, gone=gone: r.zrem(charge.key, *map(str, gone)))
+            self._remove(charge.key, gone)
 
 
 def open_legacy(link: Link, clock: Clock, *, decide_by_clock: bool = False) -> LegacyBackend:

@@ -52,9 +52,9 @@ class _PoolExhausted(redis.ConnectionError):
 
 
 class _Pool(redis.BlockingConnectionPool):
-    def get_connection(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (the client library's own signature)
+    def get_connection(self, *args: Any, **kwargs: Any) -> Any:  # the client library's own signature
         try:
-            return super().get_connection(*args, **kwargs)
+            return super().get_connection(*args, **kwargs)  # type: ignore[no-untyped-call] # redis-py leaves it untyped
         except redis.ConnectionError as error:
             if "No connection available" in str(error):
                 raise _PoolExhausted(str(error)) from error
@@ -93,7 +93,8 @@ class Link:
         self.timeout_seconds = timeout_seconds
         self._clock = clock
         self._observer = observer
-        self._client = _fake_client() if url.startswith("fake:") else _client(url, timeout_seconds, pool_size, connection_class)
+        is_fake = url.startswith("fake:")
+        self._client = _fake_client() if is_fake else _client(url, timeout_seconds, pool_size, connection_class)
         self._lock = threading.Lock()
         self._resting_until_seconds: float | None = None
         self._ever_reached = False
@@ -161,7 +162,7 @@ class Link:
         info: dict[str, Any] = self.run(lambda client: client.info("server"))
         version = str(info.get("valkey_version") or info.get("redis_version") or "0")
         if "valkey_version" not in info and _version_tuple(version) < OLDEST_VERSION:
-            raise ConfigurationError(f"REDIS_URL: Redis 6.2 or newer, or Valkey, is needed; the server there is {version}")
+            raise ConfigurationError(f"REDIS_URL: Redis 6.2 or newer, or Valkey, is needed; that server is {version}")
         return version
 
     def close(self) -> None:
@@ -206,9 +207,10 @@ class Link:
         if isinstance(error, AuthenticationError | AuthorizationError) or not _is_outage(error):
             self._observer(Event("store_broken", {"error": _cut(error)}))
             return StoreBroken(_cut(error))
-        if isinstance(error, redis.ConnectionError | redis.TimeoutError):
+        was_cut_off = isinstance(error, redis.ConnectionError | redis.TimeoutError)
+        if was_cut_off:
             self._rest(error)
-        return StoreUnavailable(_cut(error))
+        return StoreUnavailable(_cut(error), maybe_done=was_cut_off)
 
     def _rest(self, error: redis.RedisError) -> None:
         with self._lock:
@@ -245,7 +247,7 @@ def _fake_client() -> redis.Redis:
     try:
         import fakeredis  # noqa: PLC0415 (a development dependency; only fake:// needs it)
     except ImportError as error:
-        raise ConfigurationError("REDIS_URL: fake:// needs the package fakeredis[lua], which is not installed") from error
+        raise ConfigurationError("REDIS_URL: fake:// needs the package fakeredis[lua], which is missing") from error
     return fakeredis.FakeRedis(version=(7, 2))
 
 

@@ -4,6 +4,8 @@ It keeps the same keys, kinds and lives as Redis would (`stored()` shows them), 
 the same state.
 """
 
+# ruff: noqa: D102 (what the verbs do is said once, at `contract.Backend`)
+
 import threading
 from collections.abc import Mapping
 
@@ -62,6 +64,11 @@ class MemoryBackend:
             self._record_reservation(ask, keys, now_us)
             window = sum(spent.recent.values()) + ask.cost_nanousd
             return rules.reservation_of(ask, self.name, now_us, window, spent.daily + ask.cost_nanousd)
+
+    def find(self, ask: Ask) -> Reservation | None:
+        with self._lock:
+            key = book_keys(ask.reservation_id, ask.identifier, ask.network, 0).record
+            return rules.found(ask, self.name, rules.parse_record(self._text(key, self._clock.now_us())))
 
     def settle(self, reservation: Reservation, actual_nanousd: int) -> Settlement:
         with self._lock:

@@ -237,6 +237,15 @@ def refusal_of(ask: Ask, verdict: Verdict) -> Refusal:
     )
 
 
+def found(ask: Ask, backend: str, record: Record | None) -> Reservation | None:
+    """The open reservation that a record stands for, if it is the one of `ask`."""
+    if record is None or record.state != "open":
+        return None
+    if record.terms != terms_of(ask.identifier, ask.network, ask.cost_nanousd):
+        return None
+    return reservation_of(ask, backend, record.made_at_us, 0, 0)
+
+
 def reservation_of(ask: Ask, backend: str, made_at_us: int, window_nanousd: int, day_nanousd: int) -> Reservation:
     """The reservation that an admitted `ask` became."""
     return Reservation(

@@ -1,7 +1,7 @@
 """The Lua scripts: what you read in `lua/` is what runs."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any
 
@@ -18,12 +18,13 @@ class Script:
         self.text = resources.files("backends").joinpath("lua", file_name).read_text(encoding="utf-8")
         self.digest = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
-    def run(self, client: Client, keys: Sequence[str], args: Sequence[str | int]) -> Any:  # noqa: ANN401 (a script replies as it likes)
+    def run(self, client: Client, keys: Sequence[str], args: Sequence[str | int]) -> Any:
         """The reply of the script; one round trip, or two where the server has forgotten it."""
+        execute: Callable[..., Any] = client.execute_command
         try:
-            return client.execute_command("EVALSHA", self.digest, len(keys), *keys, *args)
+            return execute("EVALSHA", self.digest, len(keys), *keys, *args)
         except NoScriptError:
-            return client.execute_command("EVAL", self.text, len(keys), *keys, *args)
+            return execute("EVAL", self.text, len(keys), *keys, *args)
 
     def compile_error(self, client: Client) -> str | None:
         """What the server says of a script that does not compile, or None."""

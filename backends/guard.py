@@ -1,0 +1,245 @@
+"""The guard: one strategy, and what is done when its store fails.
+
+`reserve` asks the strategy. Where Redis fails it is `open` (the memory strategy decides, and the emergency budget pays, until
+that is used up) or `closed` (`ThrottleUnavailable`). `settle` never fails: what cannot be booked now is booked when Redis is back.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from backends.clock import Clock
+from backends.contract import Ask, Backend, Event, Observer, Outcome, Refusal, Reservation
+from backends.emergency import EmergencyBudget
+from backends.errors import (
+    ReservationConflict,
+    StoreBroken,
+    StoreBusy,
+    StoreError,
+    ThrottleUnavailable,
+)
+from backends.link import Link
+
+EMERGENCY = "emergency"
+RETRY_SECONDS = 0.25
+_UNAVAILABLE_RETRY_SECONDS = 1
+_SECONDS_PER_HOUR = 3_600
+
+
+@dataclass(frozen=True, slots=True)
+class FailurePolicy:
+    """What to do when the store fails, as the live settings say at this moment."""
+
+    is_open: bool
+    emergency_nanousd: int
+
+
+class Health(Enum):
+    """How the guard is."""
+
+    GOOD = "good"
+    DEGRADED = "degraded"
+    UNAVAILABLE = "unavailable"
+
+
+class Guard:
+    """Reserve and settle for whoever sells answers.
+
+    Args:
+        primary: the strategy that keeps the books.
+        fallback: decides while the store of `primary` is away (the memory strategy).
+        link: whose state tells whether the store is away; None for a primary without one.
+        policy: asked at every failure.
+    """
+
+    def __init__(
+        self,
+        primary: Backend,
+        fallback: Backend,
+        *,
+        link: Link | None,
+        emergency: EmergencyBudget,
+        clock: Clock,
+        observer: Observer,
+        policy: Callable[[], FailurePolicy],
+    ) -> None:
+        self._primary = primary
+        self._fallback = fallback
+        self._link = link
+        self._emergency = emergency
+        self._clock = clock
+        self._observer = observer
+        self._policy = policy
+        self._hours: dict[str, int] = {}
+        self._later = _Later()
+
+    @property
+    def backend_name(self) -> str:
+        """The strategy that decides when all is well."""
+        return self._primary.name
+
+    def reserve(self, ask: Ask) -> Reservation | Refusal:
+        """Charge the highest possible cost, or refuse.
+
+        Raises:
+            ThrottleUnavailable: the store fails and nobody else may decide.
+            ReservationConflict: the id is known already.
+        """
+        started = self._clock.monotonic_seconds()
+        backend, script = self._primary.name, self._primary.reserve_script
+        try:
+            verdict = self._primary.reserve(ask)
+        except StoreBusy as error:
+            self._tell("check_failed", ask, error=str(error), backend=backend, is_bug=False)
+            raise ThrottleUnavailable("the service is too busy to ask for its budgets", 1) from error
+        except StoreError as error:
+            self._tell("check_failed", ask, error=str(error), backend=backend, is_bug=isinstance(error, StoreBroken))
+            if error.maybe_done:
+                self._later.add(lambda: self._undo(ask))
+            verdict = self._decide_without_store(ask)
+            backend, script = EMERGENCY, self._fallback.reserve_script
+        check_ms = (self._clock.monotonic_seconds() - started) * 1_000
+        self._tell_verdict(ask, verdict, backend=backend, script=script, check_ms=check_ms)
+        return verdict
+
+    def settle(self, reservation: Reservation, actual_nanousd: int) -> None:
+        """Book what was used in place of what was reserved; now, or as soon as the store is back."""
+        if reservation.backend == EMERGENCY:
+            self._settle_emergency(reservation, actual_nanousd)
+            return
+        try:
+            self._settle_now(reservation, actual_nanousd)
+        except StoreError as error:
+            self._observer(
+                Event("settle_postponed", {"request_id": reservation.reservation_id, "error": str(error)})
+            )
+            self._later.add(lambda: self._settle_now(reservation, actual_nanousd))
+
+    def health(self) -> Health:
+        """Whether requests are decided by the books, by the emergency budget, or not at all."""
+        if self._link is None or self._link.is_up:
+            return Health.GOOD
+        policy = self._policy()
+        if not self._link.was_ever_up or not policy.is_open:
+            return Health.UNAVAILABLE
+        spent = self._emergency.spent_nanousd()
+        if spent is None or spent >= policy.emergency_nanousd:
+            return Health.UNAVAILABLE
+        return Health.DEGRADED
+
+    def close(self) -> None:
+        """Stop what runs in the background; what is still to be booked stays booked in full."""
+        self._later.stop()
+
+    def _decide_without_store(self, ask: Ask) -> Reservation | Refusal:
+        policy = self._policy()
+        if not policy.is_open:
+            raise ThrottleUnavailable("the budgets cannot be asked now", _UNAVAILABLE_RETRY_SECONDS)
+        verdict = self._fallback.reserve(ask)
+        if isinstance(verdict, Refusal):
+            return verdict
+        hour = self._emergency.take(ask.cost_nanousd, policy.emergency_nanousd)
+        if hour is None:
+            self._fallback.settle(verdict, 0)
+            self._tell("emergency_exhausted", ask)
+            raise ThrottleUnavailable("the emergency budget is used up", self._seconds_to_next_hour())
+        self._hours[ask.reservation_id] = hour
+        return replace(verdict, backend=EMERGENCY)
+
+    def _seconds_to_next_hour(self) -> int:
+        # Redis may be back long before; but only the next hour is certain, and a client that asks sooner is not harmed.
+        return _SECONDS_PER_HOUR - self._clock.now_us() // 1_000_000 % _SECONDS_PER_HOUR
+
+    def _settle_emergency(self, reservation: Reservation, actual_nanousd: int) -> None:
+        hour = self._hours.pop(reservation.reservation_id, None)
+        if hour is None:
+            return
+        self._fallback.settle(replace(reservation, backend=self._fallback.name), actual_nanousd)
+        self._emergency.correct(hour, actual_nanousd - reservation.cost_nanousd)
+        self._tell_settled(reservation, Outcome.SETTLED, actual_nanousd, 0)
+
+    def _settle_now(self, reservation: Reservation, actual_nanousd: int) -> None:
+        try:
+            settlement = self._primary.settle(reservation, actual_nanousd)
+        except ReservationConflict as error:
+            self._observer(
+                Event("settle_refused", {"request_id": reservation.reservation_id, "error": str(error)})
+            )
+            return
+        self._tell_settled(reservation, settlement.outcome, settlement.booked_nanousd, settlement.overrun_nanousd)
+
+    def _undo(self, ask: Ask) -> None:
+        """The question went out and no answer came; if it was charged after all, nobody uses it."""
+        reservation = self._primary.find(ask)
+        if reservation is not None:
+            self._settle_now(reservation, 0)
+
+    def _tell(self, name: str, ask: Ask, **fields: object) -> None:
+        own = {"request_id": ask.reservation_id, "identifier": ask.identifier, "cost_nanousd": ask.cost_nanousd}
+        self._observer(Event(name, {**own, **fields}))
+
+    def _tell_verdict(
+        self, ask: Ask, verdict: Reservation | Refusal, *, backend: str, script: str, check_ms: float
+    ) -> None:
+        decision: dict[str, object] = {"backend": backend, "script": script, "check_ms": check_ms}
+        if isinstance(verdict, Refusal):
+            self._tell("refused", ask, refusal=verdict, **decision)
+            return
+        spent = {"window_nanousd": verdict.window_spent_nanousd, "day_nanousd": verdict.day_spent_nanousd}
+        self._tell("reserved", ask, **spent, **decision)
+
+    def _tell_settled(self, reservation: Reservation, outcome: Outcome, booked: int, overrun: int) -> None:
+        fields: dict[str, object] = {
+            "request_id": reservation.reservation_id,
+            "identifier": reservation.identifier,
+            "reserved_nanousd": reservation.cost_nanousd,
+            "booked_nanousd": booked,
+            "overrun_nanousd": overrun,
+            "outcome": outcome.value,
+            "backend": reservation.backend,
+        }
+        self._observer(Event("settled", fields))
+
+
+class _Later:
+    """Jobs that wait for the store, done in order by one thread that lives only while there are any."""
+
+    def __init__(self) -> None:
+        self._jobs: deque[Callable[[], None]] = deque()
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def add(self, job: Callable[[], None]) -> None:
+        with self._lock:
+            self._jobs.append(job)
+            if self._thread is None and not self._stopped.is_set():
+                self._thread = threading.Thread(target=self._work, name="tollgate-settle-later", daemon=True)
+                self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._jobs or self._stopped.is_set():
+                    self._thread = None
+                    return
+                job = self._jobs[0]
+            try:
+                job()
+            except StoreError:
+                self._stopped.wait(RETRY_SECONDS)
+                continue
+            except Exception:
+                # A job that cannot be done must not keep the others waiting; the reservation stays booked in full.
+                self._drop()
+                raise
+            self._drop()
+
+    def _drop(self) -> None:
+        with self._lock:
+            self._jobs.popleft()

@@ -1,0 +1,13 @@
+--[[
+consume: a challenge is good once, for the hash and the network that it was given to; found good, it is used up, in one step.
+
+KEYS  1  llm:challenge:<challenge>   string  "<hash> <network>"
+ARGV  1  "<hash> <network>" of who shows it now
+Reply {status}: 0 good, and gone now; 1 unknown (never given, used, or over); 2 given to somebody else (it stays theirs)
+]]
+
+local given_to = redis.call('GET', KEYS[1])
+if not given_to then return { 1 } end
+if given_to ~= ARGV[1] then return { 2 } end
+redis.call('DEL', KEYS[1])
+return { 0 }
