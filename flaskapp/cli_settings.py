@@ -1,0 +1,95 @@
+"""`flask settings`: the live settings on the command line."""
+
+from collections.abc import Callable, Mapping
+from typing import NoReturn
+
+import click
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+from backends.errors import TollgateError
+from backends.settings import Effective, Setting, SettingsStore
+
+# Nobody watches the width of a pipe; what is cut there is lost.
+_PIPE_WIDTH = 200
+
+
+def make_settings_cli(get_store: Callable[[], SettingsStore], mode: str) -> click.Group:
+    """The group ``settings``; the store is opened only when a command needs it."""
+
+    @click.group("settings")
+    def group() -> None:
+        """Show and change the live settings."""
+
+    @group.command("show")
+    def show() -> None:
+        """Value, source and bounds of every setting; and the mode."""
+        store = _open(get_store)
+        now = store.refresh()
+        _print_table(store.table, now)
+        click.echo(f"mode: {mode}")
+        if not store.is_reachable:
+            _fail("Redis does not answer: these are the environment's values and the defaults")
+
+    # So that a value that begins with a minus is a wrong value, and no unknown option.
+    @group.command("set", context_settings={"ignore_unknown_options": True})
+    @click.argument("name")
+    @click.argument("value")
+    def set_(name: str, value: str) -> None:
+        """Set NAME to VALUE, for every worker of every instance."""
+        store = _open(get_store)
+        setting = _setting(store, name)
+        try:
+            wanted = setting.kind.read_text(value)
+        except ValueError as error:
+            _fail(f"{name}: {error}; got {setting.kind.shown(value)}")
+        _change(store, setting, wanted)
+
+    @group.command("unset")
+    @click.argument("name")
+    def unset(name: str) -> None:
+        """Take NAME back to its environment variable or default."""
+        store = _open(get_store)
+        _change(store, _setting(store, name), None)
+
+    return group
+
+
+def _open(get_store: Callable[[], SettingsStore]) -> SettingsStore:
+    try:
+        return get_store()
+    except TollgateError as error:
+        _fail(str(error))
+
+
+def _setting(store: SettingsStore, name: str) -> Setting:
+    setting = store.table.get(name)
+    return setting or _fail(f"{name}: there is no such setting; `flask settings show` lists them")
+
+
+def _change(store: SettingsStore, setting: Setting, value: object) -> None:
+    try:
+        now = store.change({setting.name: value})
+    except TollgateError as error:
+        _fail(str(error))
+    click.echo(f"{setting.name} is {_value(setting, now)} now ({now.sources[setting.name]})")
+
+
+def _print_table(rows: Mapping[str, Setting], now: Effective) -> None:
+    table = Table(Column("name", no_wrap=True), "value", "source", "bounds", box=None, pad_edge=False)
+    for setting in rows.values():
+        texts = (setting.name, _value(setting, now), now.sources[setting.name], setting.kind.allowed)
+        # As Text: a value is never read as markup.
+        table.add_row(*map(Text, texts))
+    console = Console()
+    (console if console.is_terminal else Console(width=_PIPE_WIDTH)).print(table)
+
+
+def _value(setting: Setting, now: Effective) -> str:
+    return setting.kind.text(getattr(now.values, setting.name))
+
+
+def _fail(line: str) -> NoReturn:
+    click.echo(f"Error: {line}", err=True)
+    raise SystemExit(1)

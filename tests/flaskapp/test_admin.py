@@ -1,0 +1,422 @@
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from flask import Flask
+
+from backends.clock import SystemClock
+from backends.link import Link
+from backends.settings import LiveSettings, SettingsStore
+from flaskapp.admin import Panel, make_admin
+from flaskapp.admin.access import SESSION_SECONDS
+from flaskapp.admin.panel import _GROUPS
+from flaskapp.config import load_config
+
+TOKEN = "geheim-pässword"
+BEARER = {"Authorization": f"Bearer {TOKEN}".encode().decode("latin-1")}
+URL = "/api/v1/admin/settings"
+
+
+class HandClock:
+    def __init__(self):
+        self.now_seconds = 1_800_000_000
+
+    def now_us(self):
+        return self.now_seconds * 1_000_000
+
+    def monotonic_seconds(self):
+        return float(self.now_seconds)
+
+
+class Controls(HTMLParser):
+    """Inputs, buttons, selects and labels of a page, by name or for."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.found, self.labels, self.hidden = {}, set(), {}
+        self.tags = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.tags.append((tag, attrs))
+        if tag == "label":
+            self.labels.add(attrs["for"])
+        elif attrs.get("type") == "hidden":
+            self.hidden[attrs["name"]] = attrs["value"]
+        elif tag in {"input", "button", "select"} and "name" in attrs:
+            self.found[attrs["name"]] = attrs
+
+
+@pytest.fixture
+def clock():
+    return HandClock()
+
+
+@pytest.fixture
+def link(redis_url):
+    link = Link(redis_url, clock=SystemClock())
+    link.run(lambda client: client.flushall())
+    yield link
+    link.close()
+
+
+@pytest.fixture
+def raw(link):
+    return lambda: json.loads(link.run(lambda client: client.get("settings")) or b"{}")
+
+
+@pytest.fixture
+def make_client(clock):
+    def make(link, token=TOKEN, **panel):
+        config = load_config({"ENVIRONMENT": "development", "HOURLY_SPEND_LIMIT_USD": "3"})
+        store = SettingsStore(link, config.live_baseline, [].append)
+        app = Flask(__name__)
+        panel = {"mode": config.mode, "backend_name": "atomic", "clock": clock, **panel}
+        app.register_blueprint(make_admin(Panel(store, **panel), token))
+        return app.test_client()
+
+    return make
+
+
+@pytest.fixture
+def client(make_client, link):
+    return make_client(link)
+
+
+@pytest.fixture
+def operator(client):
+    answer = client.post("/admin/login", data={"token": TOKEN})
+    assert (answer.status_code, answer.location) == (303, "/admin")
+    return client
+
+
+def csrf(client):
+    return Controls(client.get("/admin").text).hidden["csrf_token"]
+
+
+def change(client, **form):
+    return client.post("/admin/settings", data={"csrf_token": csrf(client), **form})
+
+
+# --- the API
+
+
+def test_every_setting_is_shown_with_value_source_and_bounds(client):
+    answer = client.get(URL, headers=BEARER)
+    assert (answer.status_code, answer.mimetype) == (200, "application/json")
+    assert answer.headers["Cache-Control"] == "no-store"
+    assert answer.json["mode"] == "development"
+    settings = answer.json["settings"]
+    assert list(settings) == list(LiveSettings.model_fields)
+    assert settings["enable_cost_throttling"] | {"description": ""} == {
+        "value": False,
+        "source": "default",
+        "bounds": {"values": [True, False]},
+        "unit": "",
+        "allowed": "true or false",
+        "description": "",
+    }
+    assert (settings["hourly_spend_limit_usd"]["value"], settings["hourly_spend_limit_usd"]["source"]) == (
+        3,
+        "environment",
+    )
+    assert settings["daily_cost_limit_usd"]["bounds"] == {"minimum": 0.000000001, "maximum": 1000000, "places": 9}
+    assert settings["high_cost_window_seconds"]["bounds"] == {"minimum": 120, "maximum": 2678400}
+
+
+def test_a_patch_changes_and_null_goes_back(client, raw):
+    answer = client.patch(URL, headers=BEARER, json={"enable_cost_throttling": True, "daily_cost_limit_usd": "0.01"})
+    assert answer.status_code == 200
+    assert raw() == {"enable_cost_throttling": True, "daily_cost_limit_usd": 0.01}
+    assert answer.json["settings"]["daily_cost_limit_usd"]["value"] == 0.01
+    assert answer.json["settings"]["daily_cost_limit_usd"]["source"] == "redis"
+    answer = client.patch(URL, headers=BEARER, json={"enable_cost_throttling": None, "daily_cost_limit_usd": None})
+    assert answer.json["settings"]["daily_cost_limit_usd"]["source"] == "default"
+    assert raw() == {}
+
+
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        ('{"nonsense": 1, "llm_max_tokens": 5}', ["nonsense"]),
+        ('{"llm_max_tokens": true}', ["llm_max_tokens"]),
+        ('{"llm_max_tokens": "5"}', ["llm_max_tokens"]),
+        ('{"llm_max_tokens": 5.0}', ["llm_max_tokens"]),
+        (
+            '{"enable_cost_throttling": 1, "daily_cost_limit_usd": 0, "llm_max_tokens": 5}',
+            ["enable_cost_throttling", "daily_cost_limit_usd"],
+        ),
+        ('{"daily_cost_limit_usd": 1e308}', ["daily_cost_limit_usd"]),
+        ('{"daily_cost_limit_usd": "1e9"}', ["daily_cost_limit_usd"]),
+        ('{"daily_cost_limit_usd": -1}', ["daily_cost_limit_usd"]),
+        (f'{{"llm_max_tokens": {"9" * 4_301}}}', ["llm_max_tokens"]),
+        ('{"high_cost_window_seconds": 60}', ["high_cost_window_seconds"]),
+        ("[]", [""]),
+        ("7", [""]),
+    ],
+)
+def test_an_unusable_patch_changes_nothing_and_says_why_for_each_field(client, raw, body, fields):
+    answer = client.patch(URL, headers=BEARER, data=body, content_type="application/json")
+    assert (answer.status_code, answer.mimetype) == (422, "application/problem+json")
+    assert answer.json["error"] == "invalid_request"
+    assert list(answer.json["fields"]) == fields
+    assert len(answer.data) < 2_000
+    assert raw() == {}
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b'{"llm_max_tokens": 5', 400),
+        (b'{"llm_max_tokens": 5, "llm_max_tokens": 6}', 400),
+        (b'{"daily_cost_limit_usd": NaN}', 400),
+        (b"[" * 100_000, 400),
+        (b"\xff", 400),
+        (b"", 400),
+        (b" " * 1_000_001, 413),
+    ],
+)
+def test_what_is_no_json_is_refused(client, raw, body, status):
+    answer = client.patch(URL, headers=BEARER, data=body, content_type="application/json")
+    assert (answer.status_code, answer.json["error"]) == (status, "invalid_request")
+    assert raw() == {}
+
+
+def test_another_content_type_is_refused(client):
+    assert client.patch(URL, headers=BEARER, data="{}", content_type="text/plain").status_code == 415
+
+
+STRANGERS = [
+    {},
+    {"Authorization": ""},
+    {"Authorization": "Bearer"},
+    {"Authorization": "Bearer "},
+    {"Authorization": "Bearer geheim"},
+    {"Authorization": "Bearer \xff\xfe"},
+    {"Authorization": f"Basic {TOKEN}"},
+    {"Authorization": "Bearer " + "x" * 10_000},
+]
+
+
+@pytest.mark.parametrize("headers", STRANGERS)
+def test_strangers_get_401(client, headers):
+    for answer in (client.get(URL, headers=headers), client.patch(URL, headers=headers, json={"llm_max_tokens": 1})):
+        assert (answer.status_code, answer.json["error"]) == (401, "unauthorized")
+        assert answer.headers["WWW-Authenticate"] == 'Bearer realm="admin"'
+
+
+@pytest.mark.parametrize("headers", [*STRANGERS, {"Authorization": "Bearer None"}])
+def test_without_a_token_everything_is_401(make_client, link, headers):
+    client = make_client(link, token=None)
+    assert client.get(URL, headers=headers).status_code == 401
+    assert client.patch(URL, headers=headers, json={}).status_code == 401
+    assert client.get("/admin", headers=headers).status_code == 401
+    assert client.post("/admin/login", data={"token": ""}, headers=headers).status_code == 401
+    assert client.post("/admin/settings", data={}, headers=headers).status_code == 401
+    assert client.post("/admin/logout", headers=headers).status_code == 401
+    assert "no <code>ADMIN_TOKEN</code> is set" in client.get("/admin").text
+
+
+def test_a_bearer_token_of_any_characters_and_case_of_the_scheme_passes(client):
+    assert (
+        client.get(URL, headers={"Authorization": BEARER["Authorization"].replace("Bearer", "bearer")}).status_code
+        == 200
+    )
+
+
+# --- the log-in
+
+
+def test_a_wrong_token_is_401_and_leaves_no_cookie(client):
+    for token in ("", "wrong", "\udcff".encode("utf-8", "surrogatepass"), "x" * 100_000):
+        answer = client.post("/admin/login", data={"token": token})
+        assert answer.status_code == 401
+        assert "Set-Cookie" not in answer.headers
+        assert 'type="password"' in answer.text
+
+
+def test_the_cookie_is_for_this_room_only_and_not_for_scripts(client):
+    cookie = client.post("/admin/login", data={"token": TOKEN}).headers["Set-Cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=Strict" in cookie
+    assert "Path=/admin" in cookie
+    assert f"Max-Age={SESSION_SECONDS}" in cookie
+    assert "Secure" not in cookie
+    secure = client.post("/admin/login", data={"token": TOKEN}, base_url="https://localhost").headers["Set-Cookie"]
+    assert "Secure" in secure
+
+
+def test_a_session_ends_in_time(operator, clock):
+    clock.now_seconds += SESSION_SECONDS - 1
+    assert operator.get("/admin").status_code == 200
+    clock.now_seconds += 1
+    assert operator.get("/admin").status_code == 401
+
+
+def test_a_session_ends_by_logging_out(operator):
+    assert operator.post("/admin/logout").status_code == 401
+    assert operator.get("/admin").status_code == 200
+    assert operator.post("/admin/logout", data={"csrf_token": csrf(operator)}).status_code == 303
+    assert operator.get("/admin").status_code == 401
+
+
+def test_a_session_holds_on_every_worker_and_ends_with_its_token(operator, make_client, link):
+    cookie = operator.get_cookie("tollgate_admin", path="/admin").value
+    for token, status in ((TOKEN, 200), ("another", 401), (None, 401)):
+        other = make_client(link, token=token)
+        other.set_cookie("tollgate_admin", cookie, path="/admin")
+        assert other.get("/admin").status_code == status
+
+
+@pytest.mark.parametrize("cookie", ["", "x", "e30.x", "a.b.c", "=", "x" * 3_000])
+def test_a_forged_cookie_is_401(client, cookie):
+    client.set_cookie("tollgate_admin", cookie, path="/admin")
+    assert client.get("/admin").status_code == 401
+
+
+# --- the page
+
+
+def test_the_page_shows_every_setting_under_its_name(operator):
+    answer = operator.get("/admin")
+    page = Controls(answer.text)
+    assert answer.status_code == 200
+    assert page.labels == set(LiveSettings.model_fields)
+    assert set(page.found) == set(LiveSettings.model_fields)
+    assert page.found["enable_cost_throttling"]["role"] == "switch"
+    assert page.found["enable_cost_throttling"]["aria-checked"] == "false"
+    window = page.found["high_cost_window_seconds"]
+    assert (window["type"], window["value"], window["min"], window["max"]) == ("number", "600", "120", "2678400")
+    assert (page.found["daily_cost_limit_usd"]["value"], page.found["daily_cost_limit_usd"]["min"]) == (
+        "0.25",
+        "0.000000001",
+    )
+    assert "development" in answer.text
+    assert "atomic" in answer.text
+    assert "Others" not in answer.text
+    assert sorted(name for names in _GROUPS.values() for name in names) == sorted(LiveSettings.model_fields)
+
+
+def test_the_page_is_alone_and_is_kept_nowhere(operator, client):
+    for answer in (operator.get("/admin"), client.post("/admin/login", data={"token": "wrong"})):
+        policy = answer.headers["Content-Security-Policy"]
+        nonce = re.search(r"style-src 'nonce-([\w-]+)'", policy)[1]
+        assert "default-src 'none'" in policy
+        assert "frame-ancestors 'none'" in policy
+        assert f'<style nonce="{nonce}">' in answer.text
+        assert answer.headers["Cache-Control"] == "no-store"
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert "http://" not in answer.text
+        assert "https://" not in answer.text
+        assert "<script" not in answer.text
+        assert ' style="' not in answer.text
+
+
+def test_a_switch_is_one_press_and_back_again(operator, raw):
+    button = Controls(operator.get("/admin").text).found["enable_cost_throttling"]
+    answer = change(operator, enable_cost_throttling=button["value"])
+    assert (answer.status_code, answer.location) == (303, "/admin?changed=enable_cost_throttling")
+    assert raw() == {"enable_cost_throttling": True}
+    page = operator.get(answer.location)
+    assert Controls(page.text).found["enable_cost_throttling"]["aria-checked"] == "true"
+    assert "Saved: <code>enable_cost_throttling</code> is <strong>true</strong>" in page.text
+    assert "Back to default (false)" in page.text
+    assert change(operator, unset="enable_cost_throttling").status_code == 303
+    assert raw() == {}
+
+
+def test_a_number_a_choice_and_a_rate_are_changed(operator, raw):
+    change(operator, daily_cost_limit_usd=" 0.01 ")
+    change(operator, throttle_on_error="closed", chat_rate_limit="5 per minute")
+    assert raw() == {"daily_cost_limit_usd": 0.01, "throttle_on_error": "closed", "chat_rate_limit": "5 per minute"}
+    page = operator.get("/admin").text
+    assert re.search(r"<option selected>closed</option>", page)
+    assert "Back to default (0.25)" in page
+
+
+def test_back_beats_what_stands_in_the_field(operator, raw):
+    change(operator, llm_max_tokens="9")
+    answer = change(operator, llm_max_tokens="not a number", unset="llm_max_tokens")
+    assert answer.status_code == 303
+    assert raw() == {}
+
+
+def test_what_was_typed_wrongly_is_kept_beside_its_reason(operator, raw):
+    answer = change(operator, llm_max_tokens='"><script>0</script>', daily_cost_limit_usd="1")
+    assert answer.status_code == 422
+    assert "<script" not in answer.text
+    page = Controls(answer.text)
+    assert page.found["llm_max_tokens"]["value"] == '"><script>0</script>'
+    assert page.found["llm_max_tokens"]["aria-invalid"] == "true"
+    assert page.found["llm_max_tokens"]["aria-describedby"].split() == [
+        "llm_max_tokens-about",
+        "llm_max_tokens-problem",
+    ]
+    assert page.found["daily_cost_limit_usd"]["value"] == "1"
+    assert "aria-invalid" not in page.found["daily_cost_limit_usd"]
+    assert "This has to be a whole number of tokens from 1 to 1000000. Now it is 400." in answer.text
+    assert raw() == {}
+
+
+@pytest.mark.parametrize("form", [{"nonsense": "1"}, {"unset": "nonsense"}, {"enable_cost_throttling": "maybe"}])
+def test_a_form_that_is_not_ours_is_refused(operator, raw, form):
+    assert change(operator, **form).status_code == 422
+    assert raw() == {}
+
+
+def test_a_form_without_our_mark_changes_nothing(operator, raw):
+    for mark in ({}, {"csrf_token": ""}, {"csrf_token": "ä" * 64}):
+        answer = operator.post("/admin/settings", data={**mark, "llm_max_tokens": "9"})
+        assert answer.status_code == 403
+    assert raw() == {}
+
+
+def test_a_mark_of_one_session_is_none_in_another(operator, make_client, link, raw):
+    mark = csrf(operator)
+    other = make_client(link)
+    other.post("/admin/login", data={"token": TOKEN})
+    assert other.post("/admin/settings", data={"csrf_token": mark, "llm_max_tokens": "9"}).status_code == 403
+
+
+def test_strangers_change_nothing(client, raw):
+    assert client.post("/admin/settings", data={"llm_max_tokens": "9"}).status_code == 401
+    assert raw() == {}
+
+
+@pytest.mark.parametrize("changed", ["nonsense", "<script>", ",,", "llm_max_tokens"])
+def test_the_notice_shows_only_settings(operator, changed):
+    page = operator.get("/admin", query_string={"changed": changed})
+    assert page.status_code == 200
+    assert ("Saved" in page.text) == (changed == "llm_max_tokens")
+    assert "<script" not in page.text
+
+
+# --- Redis away
+
+
+@pytest.fixture
+def dead_link():
+    link = Link("redis://127.0.0.1:1", clock=SystemClock(), timeout_seconds=0.1)
+    yield link
+    link.close()
+
+
+def test_without_redis_the_api_shows_what_it_knows_and_changes_nothing(make_client, dead_link):
+    client = make_client(dead_link)
+    assert client.get(URL, headers=BEARER).json["settings"]["hourly_spend_limit_usd"]["value"] == 3
+    answer = client.patch(URL, headers=BEARER, json={"llm_max_tokens": 1})
+    assert (answer.status_code, answer.json["error"]) == (503, "throttle_unavailable")
+
+
+def test_without_redis_the_page_says_so(make_client, dead_link):
+    client = make_client(dead_link, is_degraded=lambda: True)
+    client.post("/admin/login", data={"token": TOKEN})
+    page = client.get("/admin")
+    assert page.status_code == 200
+    assert "Redis does not answer: these are the last known values." in page.text
+    assert "Degraded." in page.text
+    answer = change(client, llm_max_tokens="9")
+    assert answer.status_code == 503
+    assert "Redis could not be asked" in answer.text
