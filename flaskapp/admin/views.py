@@ -108,7 +108,7 @@ class _Dashboard:
             )
         except StoreError:
             return self._page(session, 503, error=_REDIS_SILENT)
-        return redirect(url_for("admin.dashboard", changed=",".join(texts)), 303)
+        return redirect(url_for("admin.dashboard", changed=",".join(texts), _anchor=next(iter(texts), None)), 303)
 
     def _session(self) -> Session | None:
         return self._access.session(request.cookies.get(COOKIE))
