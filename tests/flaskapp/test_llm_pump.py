@@ -1,0 +1,214 @@
+import threading
+
+import pytest
+
+from backends.clock import SystemClock
+from flaskapp.llm import UpstreamBroken, Usage
+from flaskapp.llm.builtin import BuiltinModel
+from flaskapp.llm.openai_compatible import OpenAICompatibleModel
+from flaskapp.llm.pump import DeadlinePassed, Pump, Silence
+from tests.upstream import WORDS, Upstream
+
+HEARTBEAT = Silence.HEARTBEAT
+
+
+class Answer:
+    """Gives its items; an event is waited for, an exception raised."""
+
+    finish_reason = "stop"
+
+    def __init__(self, *items):
+        self.items = items
+        self.handed_out = 0
+        self.closed = threading.Event()
+
+    @property
+    def usage(self):
+        return Usage(1, self.handed_out)
+
+    def __iter__(self):
+        for item in self.items:
+            if isinstance(item, threading.Event):
+                while not item.wait(0.005):
+                    if self.closed.is_set():
+                        return
+            elif isinstance(item, BaseException):
+                raise item
+            else:
+                if self.closed.is_set():
+                    return
+                self.handed_out += 1
+                yield item
+
+    def close(self):
+        self.closed.set()
+
+
+class HandClock:
+    def __init__(self):
+        self.seconds = 0.0
+
+    def monotonic_seconds(self):
+        return self.seconds
+
+
+@pytest.fixture
+def pump_of():
+    pumps = []
+
+    def make(answer, *, clock=None, deadline_seconds=60.0, heartbeat_seconds=1.0, capacity=64):
+        clock = clock or SystemClock()
+        pump = Pump(
+            answer,
+            clock=clock,
+            deadline_at_seconds=clock.monotonic_seconds() + deadline_seconds,
+            heartbeat_seconds=heartbeat_seconds,
+            capacity=capacity,
+        )
+        pumps.append(pump)
+        return pump
+
+    yield make
+    for pump in pumps:
+        pump.close()
+        assert not pump._thread.is_alive()
+
+
+def test_everything_in_order_and_then_the_end(pump_of):
+    answer = Answer(*"abcdefgh" * 100)
+    assert list(pump_of(answer, capacity=3)) == list("abcdefgh" * 100)
+    assert answer.closed.wait(5)
+
+
+def test_silence_is_told(pump_of):
+    go_on = threading.Event()
+    heard = []
+    for piece in pump_of(Answer("a", go_on, "b"), heartbeat_seconds=0.01):
+        heard.append(piece)
+        if heard.count(HEARTBEAT) == 3:
+            go_on.set()
+    assert heard[0] == "a"
+    assert heard[-1] == "b"
+    assert set(heard[1:-1]) == {HEARTBEAT}
+    assert heard.count(HEARTBEAT) >= 3
+
+
+def test_a_failure_comes_after_what_came_before_it(pump_of):
+    heard = []
+    with pytest.raises(UpstreamBroken, match="oh"):
+        heard.extend(pump_of(Answer("a", "b", UpstreamBroken("oh"))))
+    assert heard == ["a", "b"]
+
+
+def test_a_bug_is_not_swallowed(pump_of):
+    with pytest.raises(ZeroDivisionError):
+        list(pump_of(Answer("a", ZeroDivisionError())))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_reader_that_is_killed_does_not_look_like_a_whole_answer(pump_of):
+    with pytest.raises(UpstreamBroken):
+        list(pump_of(Answer("a", SystemExit())))
+
+
+def test_the_deadline_cuts_a_silent_answer(pump_of):
+    answer = Answer("a", threading.Event())
+    with pytest.raises(DeadlinePassed):
+        list(pump_of(answer, deadline_seconds=0.05))
+    assert answer.closed.is_set()
+
+
+def test_the_deadline_cuts_an_answer_that_never_stops_talking(pump_of):
+    clock = HandClock()
+    answer = Answer(*["x"] * 100_000)
+    heard = []
+
+    def read():
+        for piece in pump_of(answer, clock=clock, deadline_seconds=10):
+            heard.append(piece)
+            clock.seconds += 1
+
+    with pytest.raises(DeadlinePassed):
+        read()
+    assert len(heard) == 10
+    assert answer.closed.is_set()
+    assert answer.handed_out <= 10 + 64 + 2
+
+
+def test_a_time_out_of_the_upstream_is_the_deadline(pump_of):
+    with pytest.raises(DeadlinePassed):
+        list(pump_of(Answer("a", UpstreamBroken("late", timed_out=True))))
+
+
+def test_a_client_that_stops_reading_does_not_keep_the_upstream_beyond_the_deadline(pump_of):
+    answer = Answer(*["x"] * 100)
+    pump = pump_of(answer, deadline_seconds=0.05, capacity=4)
+    assert answer.closed.wait(5)
+    pump._thread.join(5)
+    assert not pump._thread.is_alive()
+    assert answer.handed_out == 5  # four in the queue, one in the hand
+    with pytest.raises(DeadlinePassed):
+        list(pump)
+
+
+def test_close_frees_a_reader_that_waits_for_room(pump_of):
+    answer = Answer(*["x"] * 100)
+    pump = pump_of(answer, capacity=4)
+    assert next(iter(pump)) == "x"
+    pump.close()
+    assert not pump._thread.is_alive()
+    handed_out = answer.handed_out
+    assert handed_out <= 6
+    pump.close()
+    assert answer.handed_out == handed_out
+
+
+def test_close_frees_a_reader_that_waits_for_the_upstream(pump_of):
+    pump = pump_of(Answer("a", threading.Event()))
+    assert next(iter(pump)) == "a"
+    pump.close()
+    assert not pump._thread.is_alive()
+
+
+def test_a_pump_that_nobody_reads_can_be_closed(pump_of):
+    answer = Answer(threading.Event())
+    pump_of(answer).close()
+    assert answer.closed.is_set()
+
+
+def test_the_builtin_model_counts_what_it_generated_and_not_what_was_read(pump_of):
+    clock = SystemClock()
+    model = BuiltinModel(0, clock=clock)
+    answer = model.open((), model="m", max_tokens=400, input_tokens=9, deadline_seconds=60)
+    pump = pump_of(answer, capacity=10)
+    pieces = iter(pump)
+    assert [next(pieces) for _ in range(3)]
+    pump.close()
+    usage = answer.usage
+    assert 3 <= usage.output_tokens <= 3 + 10 + 2
+    assert answer.usage == usage
+
+
+def test_a_whole_builtin_answer(pump_of):
+    answer = BuiltinModel(0, clock=SystemClock()).open(
+        (), model="m", max_tokens=400, input_tokens=9, deadline_seconds=60
+    )
+    pieces = list(pump_of(answer))
+    assert answer.usage == Usage(9, len(pieces))
+
+
+def test_hanging_up_on_a_real_upstream(pump_of):
+    with Upstream() as upstream:
+        upstream.behave(wait_for=threading.Event())
+        model = OpenAICompatibleModel(upstream.base_url, clock=SystemClock())
+        answer = model.open((), model="m", max_tokens=400, input_tokens=9, deadline_seconds=60)
+        pump = pump_of(answer, heartbeat_seconds=0.01)
+        pieces = iter(pump)
+        assert [next(pieces), next(pieces)] == [WORDS[0], HEARTBEAT]
+        pump.close()
+        assert not pump._thread.is_alive()
+        assert upstream.ledger[0].over.wait(5)
+        assert upstream.ledger[0].client_left
+        assert answer.usage is None
+        assert model._pool._requests == []
+        model.close()

@@ -1,0 +1,334 @@
+"""A little model server on loopback, OpenAI-compatible, that writes down what it really generated and billed.
+
+It is the oracle of the tests: a real HTTP server with scripted misbehaviour. `Upstream.script` says what it does with
+every request, or `Upstream.scripts` with the next ones, in turn; `Upstream.ledger` has one `Bill` per request.
+"""
+
+import contextlib
+import json
+import socket
+import struct
+import threading
+from collections import deque
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Self
+
+from rs_bpe.bpe import openai as vocabularies
+
+WORDS = tuple(f"word{number} " for number in range(20))
+
+
+@dataclass(frozen=True)
+class Script:
+    """What the server does with a request."""
+
+    words: tuple[str, ...] = WORDS
+    """One token each; cut by the request's `max_tokens`."""
+    usage: str = "end"
+    """end, none, every, first_only, with_finish, or one of `_last_usages`."""
+    ending: str = "done"
+    """done, no_done, no_blank_line, no_finish, or one of the `_end_by_…` below."""
+    status: int = 200
+    """Anything but 200 is answered with `body` at once."""
+    body: str = '{"error":{"message":"scripted"}}'
+    headers: tuple[tuple[str, str], ...] = ()
+    content_type: str | None = "text/event-stream"
+    before_headers: str = ""
+    """reset, stall, trickle: what happens in place of an answer."""
+    reasoning_words: int = 0
+    tool_words: int = 0
+    cached_tokens: int = 0
+    pause_seconds: float = 0.0
+    """Between words."""
+    line_end: str = "\n"
+    piece_bytes: int = 0
+    """Writes of this size, cut anywhere; 0: one write an event."""
+    comments: bool = False
+    wait_for: threading.Event | None = None
+    """After the first word, wait for this."""
+    ignore_max_tokens: bool = False
+
+
+@dataclass
+class Bill:
+    """What one request really was: filled in as it goes."""
+
+    path: str
+    headers: dict[str, str]
+    request: dict[str, Any]
+    connection: int
+    input_tokens: int = 0
+    generated_tokens: int = 0
+    """Reasoning and tool calls included, read by the client or not."""
+    taken: bool = False
+    """Whether a model worked on it, so that it costs something."""
+    client_left: bool = False
+    over: threading.Event = field(default_factory=threading.Event)
+
+
+class Upstream:
+    """The server; use it as a context manager."""
+
+    def __init__(self, script: Script | None = None) -> None:
+        self.script = script or Script()
+        self.scripts: deque[Script] = deque()
+        self.ledger: list[Bill] = []
+        self.closing = threading.Event()
+        self._lock = threading.Lock()
+        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server.upstream = self
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closing.set()
+        self._server.shutdown()
+        self._server.drop_connections()
+        self._server.server_close()
+        self._thread.join()
+
+    @property
+    def port(self) -> int:
+        return self._server.server_address[1]
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def behave(self, **changes: Any) -> None:
+        """From now on, the ordinary script with these changes."""
+        self.script = replace(Script(), **changes)
+
+    def next_script(self, bill: Bill) -> Script:
+        with self._lock:
+            self.ledger.append(bill)
+            return self.scripts.popleft() if self.scripts else self.script
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 1024
+    upstream: Upstream
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.connections: list[socket.socket] = []
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.connections.append(request)
+        super().process_request(request, client_address)
+
+    def drop_connections(self) -> None:
+        for connection in self.connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that goes away is part of the game."""
+
+
+class _ClientLeft(Exception):
+    pass
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = 0
+    server: _Server
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self._take({})
+
+    def do_POST(self) -> None:
+        self._take(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+    def _take(self, request: dict[str, Any]) -> None:
+        bill = Bill(self.path, dict(self.headers), request, connection=id(self.connection))
+        script = self.server.upstream.next_script(bill)
+        try:
+            self._answer(script, bill)
+        except (OSError, _ClientLeft):
+            bill.client_left = True
+            self.close_connection = True
+        finally:
+            bill.over.set()
+
+    def _answer(self, script: Script, bill: Bill) -> None:
+        if script.before_headers:
+            bill.taken = True
+            self._instead(script.before_headers)
+            return
+        if script.status != 200:
+            self._refuse(script)
+            return
+        bill.taken = True
+        bill.input_tokens = count_input_tokens(bill.request)
+        self.send_response(200)
+        if script.content_type is not None:
+            self.send_header("Content-Type", script.content_type)
+        self.send_header("Transfer-Encoding", "chunked")
+        for name, value in script.headers:
+            self.send_header(name, value)
+        self.end_headers()
+        self._stream(script, bill)
+
+    def _instead(self, what: str) -> None:
+        if what == "reset":
+            self._reset()
+        elif what == "stall":
+            self._hang()
+        elif what == "trickle":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+            while not self.server.upstream.closing.wait(0.02):
+                self.wfile.write(b"X-More: x\r\n")
+
+    def _refuse(self, script: Script) -> None:
+        body = script.body.encode()
+        self.send_response(script.status)
+        for name, value in script.headers:
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _stream(self, script: Script, bill: Bill) -> None:
+        asked = bill.request.get("max_tokens") or bill.request.get("max_completion_tokens") or 10**6
+        limit = 10**6 if script.ignore_max_tokens else asked
+        deltas = [{"reasoning_content": "hm "}] * script.reasoning_words
+        deltas += [{"tool_calls": [{"index": 0, "function": {"arguments": "x"}}]}] * script.tool_words
+        deltas += [{"content": word} for word in script.words]
+        self._event(script, {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
+        for number, delta in enumerate(deltas[:limit]):
+            if number == 1 and script.wait_for is not None:
+                self._hang(script.wait_for)
+            if number and script.pause_seconds:
+                self.server.upstream.closing.wait(script.pause_seconds)
+            bill.generated_tokens += 1
+            chunk: dict[str, Any] = {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
+            if script.usage == "every" or (script.usage == "first_only" and number == 0):
+                chunk["usage"] = self._usage(script, bill)
+            if script.comments:
+                self._write(script, f": keep-alive{script.line_end}{script.line_end}")
+            self._event(script, chunk)
+        self._end(script, bill, cut=len(deltas) > limit)
+
+    def _end(self, script: Script, bill: Bill, *, cut: bool) -> None:
+        if script.ending not in {"done", "no_done", "no_finish", "no_blank_line"}:
+            self._break(script)
+            return
+        if script.ending != "no_finish":
+            finish: dict[str, Any] = {
+                "choices": [{"index": 0, "delta": {}, "finish_reason": "length" if cut else "stop"}]
+            }
+            if script.usage == "with_finish":
+                finish["usage"] = self._usage(script, bill)
+            self._event(script, finish)
+        for usage in self._last_usages(script, bill):
+            self._event(script, {"choices": [], "usage": usage})
+        if script.ending == "done":
+            self._write(script, f"data: [DONE]{script.line_end}{script.line_end}")
+        elif script.ending == "no_blank_line":
+            self._write(script, "data: [DONE]")
+        self.wfile.write(b"0\r\n\r\n")
+
+    def _last_usages(self, script: Script, bill: Bill) -> list[dict[str, Any]]:
+        usage = self._usage(script, bill)
+        less = {**usage, "completion_tokens": 1, "prompt_tokens": 1}
+        return {
+            "end": [usage],
+            "every": [usage],
+            "twice": [less, usage],
+            "twice_less": [usage, less],
+            "zero": [{"prompt_tokens": 0, "completion_tokens": 0}],
+            "zero_output": [{**usage, "completion_tokens": 0}],
+            "absurd": [{**usage, "completion_tokens": 10**30}],
+            "rubbish": [{**usage, "completion_tokens": "many"}],
+            "negative": [{**usage, "prompt_tokens": -5}],
+        }.get(script.usage, [])
+
+    def _usage(self, script: Script, bill: Bill) -> dict[str, Any]:
+        return {
+            "prompt_tokens": bill.input_tokens,
+            "completion_tokens": bill.generated_tokens,
+            "total_tokens": bill.input_tokens + bill.generated_tokens,
+            "prompt_tokens_details": {"cached_tokens": script.cached_tokens},
+            "completion_tokens_details": {"reasoning_tokens": min(script.reasoning_words, bill.generated_tokens)},
+        }
+
+    def _break(self, script: Script) -> None:
+        getattr(self, f"_end_by_{script.ending}")(script)
+
+    def _end_by_reset(self, _: Script) -> None:
+        self._reset()
+
+    def _end_by_cut(self, _: Script) -> None:
+        self.close_connection = True
+
+    def _end_by_stall(self, _: Script) -> None:
+        self._hang()
+
+    def _end_by_error_event(self, script: Script) -> None:
+        self._event(script, {"error": {"message": "overloaded", "code": 500}})
+        self.wfile.write(b"0\r\n\r\n")
+
+    def _end_by_named_error(self, script: Script) -> None:
+        self._write(script, 'event: error\ndata: {"message": "overloaded"}\n\n')
+        self.wfile.write(b"0\r\n\r\n")
+
+    def _end_by_rubbish(self, script: Script) -> None:
+        self._write(script, "data: {nonsense\n\n")
+        self._hang()
+
+    def _end_by_not_an_object(self, script: Script) -> None:
+        self._write(script, "data: [1]\n\n")
+
+    def _end_by_deep(self, script: Script) -> None:
+        self._write(script, "data: " + "[" * 100_000 + "\n\n")
+
+    def _end_by_huge_line(self, script: Script) -> None:
+        while True:
+            self._write(script, "x" * 65_536)
+
+    def _hang(self, until: threading.Event | None = None) -> None:
+        """Until the client has gone, the event has come, or the server closes."""
+        self.connection.settimeout(0.02)
+        while not self.server.upstream.closing.is_set():
+            if until is not None and until.is_set():
+                break
+            try:
+                if self.connection.recv(1) == b"":
+                    raise _ClientLeft
+            except TimeoutError:
+                continue
+        self.connection.settimeout(None)
+
+    def _reset(self) -> None:
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+        self.close_connection = True
+
+    def _event(self, script: Script, chunk: dict[str, Any]) -> None:
+        self._write(script, f"data: {json.dumps(chunk)}{script.line_end}{script.line_end}")
+
+    def _write(self, script: Script, text: str) -> None:
+        sent = text.encode()
+        size = script.piece_bytes or len(sent)
+        for start in range(0, len(sent), size):
+            piece = sent[start : start + size]
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+
+
+def count_input_tokens(request: dict[str, Any]) -> int:
+    """As OpenAI documents it: 3 tokens a message, its role and its text, and 3 for the answer's beginning."""
+    count = vocabularies.o200k_base().count
+    messages = request.get("messages", [])
+    return 3 + sum(3 + count(message["role"]) + count(message["content"]) for message in messages)
