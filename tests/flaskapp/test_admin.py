@@ -195,7 +195,7 @@ STRANGERS = [
     {"Authorization": "Bearer "},
     {"Authorization": "Bearer geheim"},
     {"Authorization": "Bearer \xff\xfe"},
-    {"Authorization": f"Basic {TOKEN}"},
+    {"Authorization": BEARER["Authorization"].replace("Bearer", "Basic")},
     {"Authorization": "Bearer " + "x" * 10_000},
 ]
 
