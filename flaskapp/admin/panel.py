@@ -118,7 +118,7 @@ class Panel:
         """
         patch = strict_json.loads(body)
         if not isinstance(patch, dict):
-            raise SettingsRejected({"": "the body has to be an object of settings"})
+            raise SettingsRejected({"body": "has to be a JSON object of settings"})
         self._store.change(patch)
 
     def change_texts(self, texts: Mapping[str, str | None]) -> None:

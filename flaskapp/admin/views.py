@@ -10,7 +10,7 @@ from werkzeug.wrappers import Response as WsgiResponse
 
 from flaskapp.admin.access import SESSION_SECONDS, Access, Session
 from flaskapp.admin.panel import Panel, Row, SettingsRejected, StoreError, StrictJsonError
-from flaskapp.refusals import problem
+from flaskapp.refusals import INVALID_REQUEST, THROTTLE_UNAVAILABLE, problem
 
 COOKIE = "tollgate_admin"
 MAX_BODY_BYTES = 1_000_000
@@ -48,7 +48,9 @@ class _Api:
         if not self._access.knows_bearer(request.headers.get("Authorization", "")):
             return self._stranger()
         if request.mimetype not in {"application/json", "application/merge-patch+json"}:
-            return problem(415, "invalid_request", "content_type", "The Content-Type has to be application/json.")
+            return problem(
+                415, INVALID_REQUEST, "Content-Type: has to be application/json", "This route takes application/json."
+            )
         request.max_content_length = MAX_BODY_BYTES
         try:
             self._panel.change_json(request.get_data())
@@ -142,13 +144,13 @@ class _Dashboard:
 
 def _refused(error: Exception) -> Response:
     if isinstance(error, RequestEntityTooLarge):
-        return problem(413, "invalid_request", "too_large", f"The body may have at most {MAX_BODY_BYTES} bytes.")
+        return problem(413, INVALID_REQUEST, "body: too large", f"The body may have at most {MAX_BODY_BYTES} bytes.")
     if isinstance(error, StrictJsonError):
-        return problem(400, "invalid_request", "malformed_json", f"The body is unusable: {error}.")
+        return problem(400, INVALID_REQUEST, f"body: {error}", f"The body cannot be used: {error}.")
     if isinstance(error, SettingsRejected):
         fields = dict(error.problems)
-        return problem(422, "invalid_request", "settings", f"Nothing was changed. {error}.", fields=fields)
-    return problem(503, "throttle_unavailable", "store", _REDIS_SILENT)
+        return problem(422, INVALID_REQUEST, str(error), f"Nothing was changed. {error}.", extra={"fields": fields})
+    return problem(503, THROTTLE_UNAVAILABLE, "redis", _REDIS_SILENT)
 
 
 def _texts(form: Mapping[str, str], unset: list[str]) -> dict[str, str | None]:

@@ -153,8 +153,8 @@ def test_a_patch_changes_and_null_goes_back(client, raw):
         ('{"daily_cost_limit_usd": -1}', ["daily_cost_limit_usd"]),
         (f'{{"llm_max_tokens": {"9" * 4_301}}}', ["llm_max_tokens"]),
         ('{"high_cost_window_seconds": 60}', ["high_cost_window_seconds"]),
-        ("[]", [""]),
-        ("7", [""]),
+        ("[]", ["body"]),
+        ("7", ["body"]),
     ],
 )
 def test_an_unusable_patch_changes_nothing_and_says_why_for_each_field(client, raw, body, fields):
@@ -162,6 +162,7 @@ def test_an_unusable_patch_changes_nothing_and_says_why_for_each_field(client, r
     assert (answer.status_code, answer.mimetype) == (422, "application/problem+json")
     assert answer.json["error"] == "invalid_request"
     assert list(answer.json["fields"]) == fields
+    assert all(f"{name}: " in answer.json["reason"] for name in fields)
     assert len(answer.data) < 2_000
     assert raw() == {}
 
