@@ -112,9 +112,7 @@ class Guard:
         try:
             self._settle_now(reservation, actual_nanousd)
         except StoreError as error:
-            self._observer(
-                Event("settle_postponed", {"request_id": reservation.reservation_id, "error": str(error)})
-            )
+            self._observer(Event("settle_postponed", {"request_id": reservation.reservation_id, "error": str(error)}))
             self._later.add(lambda: self._settle_now(reservation, actual_nanousd))
 
     def health(self) -> Health:
@@ -164,9 +162,7 @@ class Guard:
         try:
             settlement = self._primary.settle(reservation, actual_nanousd)
         except ReservationConflict as error:
-            self._observer(
-                Event("settle_refused", {"request_id": reservation.reservation_id, "error": str(error)})
-            )
+            self._observer(Event("settle_refused", {"request_id": reservation.reservation_id, "error": str(error)}))
             return
         self._tell_settled(reservation, settlement.outcome, settlement.booked_nanousd, settlement.overrun_nanousd)
 

@@ -2,13 +2,13 @@
 
 Its weaknesses, all of which stay:
 
-* Between the last read and the first write others read the same totals: N callers at once are all admitted with room for k.
+* Between the last read and the first write others read the same totals: N callers at once all get in, with room for k.
 * A crash between two writes leaves a part of the charge; a lost reply, repeated, may charge twice.
 * It trusts the host's clock for periods and buckets, so hosts whose clocks differ disagree about the day.
 * It has no deadline: a call that a frozen Redis answers late still charges.
 
-What it writes are increments, never totals, so that the books show its overspend instead of losing it. Keys, units, limits and
-answers are those of the atomic strategy; alone, the two cannot be told apart but by the number of round trips.
+What it writes are increments, never totals, so that the books show its overspend instead of losing it. Keys, units, limits
+and answers are those of the atomic strategy; alone, the two cannot be told apart but by the number of round trips.
 """
 
 # ruff: noqa: D102 (what the verbs do is said once, at `contract.Backend`)
@@ -31,7 +31,8 @@ class LegacyBackend:
     Args:
         link: the Redis that holds the books.
         clock: the host's clock.
-        between_check_and_record: called where the race lives, so that a test or `flask race` can hold callers there.
+        between_check_and_record: called where the race lives, so that a test or `flask race` can hold callers there;
+            an attribute too (`backends/race.py` sets it, since `open_backend` knows no strategy's own arguments).
     """
 
     name = "legacy"
@@ -41,7 +42,7 @@ class LegacyBackend:
     def __init__(self, link: Link, clock: Clock, between_check_and_record: Callable[[], None] = lambda: None) -> None:
         self._link = link
         self._clock = clock
-        self._between_check_and_record = between_check_and_record
+        self.between_check_and_record = between_check_and_record
 
     def reserve(self, ask: Ask) -> Reservation | Refusal:
         now_us = self._clock.now_us()
@@ -58,7 +59,7 @@ class LegacyBackend:
             self._link.run(lambda r: r.set(keys.marker, marker, ex=seconds))
         if verdict.status != rules.ADMITTED:
             return rules.refusal_of(ask, verdict)
-        self._between_check_and_record()
+        self.between_check_and_record()
         self._record_reservation(ask, keys, now_us)
         window = sum(spent.recent.values()) + ask.cost_nanousd
         return rules.reservation_of(ask, self.name, now_us, window, spent.daily + ask.cost_nanousd)

@@ -110,7 +110,9 @@ class MemoryBackend:
         with self._lock:
             now_us = self._clock.now_us()
             self._sweep(now_us)
-            return {key: (value, -(-(self._gone_at_us[key] - now_us) // rules.US)) for key, value in self._values.items()}
+            return {
+                key: (value, -(-(self._gone_at_us[key] - now_us) // rules.US)) for key, value in self._values.items()
+            }
 
     def _known_reservation(self, ask: Ask, keys: BookKeys, now_us: int) -> Reservation | None:
         record = rules.parse_record(self._text(keys.record, now_us))

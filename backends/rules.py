@@ -295,8 +295,7 @@ def open_charges(keys: BookKeys, open_seconds: int, made_at_us: int) -> list[Cha
     made = made_at_us // US
     start = made - made % bucket
     return [
-        Charge(key, start, open_seconds + bucket)
-        for key in (keys.open_identifier, keys.open_network, keys.open_of_all)
+        Charge(key, start, open_seconds + bucket) for key in (keys.open_identifier, keys.open_network, keys.open_of_all)
     ]
 
 
@@ -312,15 +311,15 @@ def is_past_keeping(reservation: Reservation, now_us: int) -> bool:
 
 def change_of(charge: Charge, held: int | None, delta: int, window_seconds: int, now_us: int) -> int:
     """What a settlement adds to one place: nothing goes below zero, and what has aged out is not made again."""
-    over = charge.life_seconds <= 0 if charge.member is None else not bucket_counts(charge.member, window_seconds, now_us)
+    over = (
+        charge.life_seconds <= 0 if charge.member is None else not bucket_counts(charge.member, window_seconds, now_us)
+    )
     if over or (held is None and delta < 0):
         return 0
     return max(delta, -(held or 0))
 
 
-def end_without_booking(
-    reservation: Reservation, record: Record | None, terms: str, now_us: int
-) -> Settlement | None:
+def end_without_booking(reservation: Reservation, record: Record | None, terms: str, now_us: int) -> Settlement | None:
     """The answer to a settlement that has nothing left to book, or None.
 
     Raises:

@@ -347,7 +347,7 @@ def _fields(text: bytes | None) -> dict[str, object]:
 
 def _effective(text: bytes | None, baseline: Baseline, table: Mapping[str, Setting]) -> tuple[Effective, list[Event]]:
     """What holds with this text in Redis, and an event for all that is wrong with it."""
-    values: dict[str, object] = dict(baseline.values)
+    values: dict[str, object] = {name: getattr(baseline.values, name) for name in LiveSettings.model_fields}
     sources: dict[str, Source] = dict(baseline.sources)
     ignored = []
     try:

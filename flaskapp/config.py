@@ -274,6 +274,11 @@ def load_config(environ: Mapping[str, str] | None = None) -> Config:
     return config.model_copy(update={"live_baseline": baseline})
 
 
+def metrics_directory() -> str | None:
+    """Where gunicorn's workers share their numbers (the Prometheus client's own variable); None in a single process."""
+    return os.environ.get("PROMETHEUS_MULTIPROC_DIR") or None
+
+
 def _boot_kinds() -> list[tuple[str, Kind[object]]]:
     return [
         (name, item) for name, info in Config.model_fields.items() for item in info.metadata if isinstance(item, Kind)

@@ -1,0 +1,202 @@
+"""The lobby: everything is made and wired here, and nowhere else."""
+
+import threading
+import uuid
+from dataclasses import dataclass, field
+
+from flask import Flask, Response, g, request
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+from backends import open_backend
+from backends.challenges import Challenges
+from backends.clock import Clock, SystemClock
+from backends.contract import Event, Observer
+from backends.embedded import running_url
+from backends.emergency import EmergencyBudget
+from backends.errors import StoreError
+from backends.guard import FailurePolicy, Guard, Health
+from backends.link import Link
+from backends.money import nanousd_from_usd
+from backends.pricing import PriceBook
+from backends.settings import SettingsStore
+from flaskapp.admin import Panel, make_admin
+from flaskapp.challenge_room import make_challenge_room
+from flaskapp.chat import ChatRoom, make_chat
+#from flaskapp.cli_race import make_race_cli
+#from flaskapp.cli_scripts import make_scripts_cli
+from flaskapp.cli_settings import make_settings_cli
+from flaskapp.config import Config, load_config, metrics_directory
+from flaskapp.health import make_health
+from flaskapp.limiter import ADMIN_RATE_LIMIT, make_limiter, network_key
+from flaskapp.llm import Model
+from flaskapp.llm.builtin import BuiltinModel
+from flaskapp.llm.openai_compatible import OpenAICompatibleModel
+from flaskapp.logs import log_event, set_up_logging
+from flaskapp.metrics import Metrics, make_metrics_page
+from flaskapp.refusals import register_error_handlers
+
+DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
+MAX_BODY_BYTES = 1_000_000
+
+
+@dataclass
+class Tollgate:
+    """What an application holds: ``app.extensions["tollgate"]``."""
+
+    config: Config
+    link: Link
+    settings: SettingsStore
+    guard: Guard
+    observer: Observer
+    _started: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def start(self) -> None:
+        """Begin to watch the settings and to write the log; in each worker, after the fork. May be said twice."""
+        with self._lock:
+            if self._started:
+                return
+            self._started = True
+        set_up_logging(self.config.log_format, self.config.log_level)
+        self.settings.refresh()
+        self.settings.start_polling()
+
+    def stop(self) -> None:
+        """End what runs in the background."""
+        self.settings.stop()
+        self.guard.close()
+        self.link.close()
+
+    def tell(self, name: str, **fields: object) -> None:
+        """Tell the observers."""
+        self.observer(Event(name, fields))
+
+
+def create_app(config: Config | None = None, *, clock: Clock | None = None) -> Flask:
+    """The application.
+
+    Raises:
+        ConfigurationError: a value cannot be used, or the server is too old; one line.
+    """
+    config = config or load_config()
+    clock = clock or SystemClock()
+    app = Flask(__name__, static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
+    metrics = Metrics(metrics_directory())
+
+    def observer(event: Event) -> None:
+        log_event(event)
+        metrics.observe(event)
+
+    link = Link(config.redis_url or running_url(config.data_dir) or DEFAULT_REDIS_URL, clock=clock, observer=observer)
+    settings = SettingsStore(link, config.live_baseline, observer)
+    guard = _make_guard(config, link, settings, clock, observer)
+    tollgate = Tollgate(config, link, settings, guard, observer)
+    app.extensions["tollgate"] = tollgate
+    _refuse_old_server(link)
+    _register_requests(app, tollgate)
+    _register_rooms(app, tollgate, metrics, clock)
+    _register_commands(app, tollgate)
+    if config.trusted_proxy_hops:
+        hops = config.trusted_proxy_hops
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=0)  # type: ignore[method-assign]
+    return app
+
+
+def _make_guard(config: Config, link: Link, settings: SettingsStore, clock: Clock, observer: Observer) -> Guard:
+    primary = open_backend(config.throttle_backend, link, clock)
+    fallback = open_backend("memory", link, clock)
+    # An instance is who listens at one address: its workers share the file, and a restart finds it again.
+    file_name = f"emergency-budget-{config.host}-{config.port}.json".replace(":", "_").replace("/", "_")
+
+    def policy() -> FailurePolicy:
+        values = settings.current.values
+        return FailurePolicy(values.throttle_on_error == "open", nanousd_from_usd(values.fail_open_budget_usd))
+
+    return Guard(
+        primary,
+        fallback,
+        link=None if config.throttle_backend == "memory" else link,
+        emergency=EmergencyBudget(config.data_dir / file_name, clock),
+        clock=clock,
+        observer=observer,
+        policy=policy,
+    )
+
+
+def _make_model(config: Config, clock: Clock) -> Model:
+    if config.llm_base_url is None:
+        return BuiltinModel(config.demo_tokens_per_second, clock=clock)
+    key = config.llm_api_key.get_secret_value() if config.llm_api_key else None
+    return OpenAICompatibleModel(config.llm_base_url, key, clock=clock)
+
+
+def _make_prices(config: Config) -> PriceBook:
+    prices = (config.llm_price_input_usd_per_mtok, config.llm_price_output_usd_per_mtok)
+    override = (prices[0], prices[1]) if prices[0] is not None and prices[1] is not None else None
+    return PriceBook(config.llm_provider, config.llm_models, override)
+
+
+def _refuse_old_server(link: Link) -> None:
+    try:
+        link.check_version()
+    except StoreError:
+        # That Redis is away is no reason not to start: the guard knows what to do then.
+        return
+
+
+def _register_requests(app: Flask, tollgate: Tollgate) -> None:
+    register_error_handlers(app)
+    warned = threading.Event()
+
+    @app.before_request
+    def begin() -> None:
+        tollgate.start()
+        g.request_id = uuid.uuid4().hex
+        if not tollgate.config.trusted_proxy_hops and "X-Forwarded-For" in request.headers and not warned.is_set():
+            warned.set()
+            tollgate.tell("forwarded_ignored")
+
+    @app.after_request
+    def end(response: Response) -> Response:
+        response.headers["X-Request-ID"] = g.request_id
+        return response
+
+
+def _register_rooms(app: Flask, tollgate: Tollgate, metrics: Metrics, clock: Clock) -> None:
+    config, link, settings, guard = tollgate.config, tollgate.link, tollgate.settings, tollgate.guard
+    challenges = Challenges(link)
+    limiter = make_limiter(app, link, clock)
+    room = ChatRoom(
+        guard=guard,
+        challenges=challenges,
+        model=_make_model(config, clock),
+        prices=_make_prices(config),
+        default_model=config.llm_model,
+        stream_deadline_seconds=config.stream_deadline_seconds,
+        settings=lambda: settings.current.values,
+        clock=clock,
+        observer=tollgate.observer,
+    )
+    panel = Panel(
+        settings,
+        mode=config.mode,
+        backend_name=guard.backend_name,
+        clock=clock,
+        is_degraded=lambda: guard.health() is Health.DEGRADED,
+    )
+    token = config.admin_token.get_secret_value() if config.admin_token else None
+    chat = make_chat(room)
+    visitors = make_challenge_room(challenges, lambda: settings.current.values.throttle_on_error == "closed")
+    admin = make_admin(panel, token)
+    for blueprint in (chat, visitors):
+        limiter.limit(lambda: settings.current.values.chat_rate_limit)(blueprint)
+    limiter.limit(ADMIN_RATE_LIMIT, key_func=network_key)(admin)
+    for blueprint in (chat, visitors, admin, make_health(guard, lambda: link.is_up), make_metrics_page(metrics)):
+        app.register_blueprint(blueprint)
+
+
+def _register_commands(app: Flask, tollgate: Tollgate) -> None:
+    app.cli.add_command(make_settings_cli(lambda: tollgate.settings, tollgate.config.mode))
+#    app.cli.add_command(make_scripts_cli(lambda: tollgate.link))
+#    app.cli.add_command(make_race_cli())

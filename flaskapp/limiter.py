@@ -1,0 +1,103 @@
+"""Requests per minute: flask-limiter on the same Redis, through the same door as everything else.
+
+Its loss of Redis never becomes a 500: it goes on in the worker's own memory until Redis is back.
+"""
+
+from flask import Flask, Response, request
+from flask_limiter import Limiter, RateLimitExceeded
+from limits.storage.base import Storage
+
+from backends.clock import Clock
+from backends.errors import StoreError
+from backends.keys import RATE_PREFIX
+from backends.link import Client, Link
+from flaskapp.identity import network_of, rate_key
+from flaskapp.refusals import RATE_LIMITED, problem
+
+ADMIN_RATE_LIMIT = "60 per minute"
+
+
+class LinkStorage(Storage):
+    """Counters of `limits` in Redis, behind our own time-outs and breaker."""
+
+    STORAGE_SCHEME = ["tollgate"]  # noqa: RUF012 (the library's own way to register)
+
+    def __init__(self, uri: str, *, wrap_exceptions: bool = False, link: Link, clock: Clock) -> None:
+        super().__init__(uri, wrap_exceptions=wrap_exceptions)
+        self._link = link
+        self._clock = clock
+
+    @property
+    def base_exceptions(self) -> type[Exception]:
+        """What a failure of the store looks like."""
+        return StoreError
+
+    def incr(self, key: str, expiry: int, amount: int = 1) -> int:
+        """Count, and give a new counter its life, in one transaction."""
+
+        def count(client: Client) -> int:
+            transaction = client.pipeline(transaction=True)
+            transaction.set(_key(key), 0, ex=expiry, nx=True)
+            transaction.incrby(_key(key), amount)
+            return int(transaction.execute()[1])
+
+        return self._link.run(count)
+
+    def get(self, key: str) -> int:
+        """The counter; 0 without one."""
+        return int(self._link.run(lambda client: client.get(_key(key))) or 0)
+
+    def get_expiry(self, key: str) -> float:
+        """Unix time at which the counter begins anew."""
+        left_ms = max(0, int(self._link.run(lambda client: client.pttl(_key(key)))))
+        return self._clock.now_us() / 1_000_000 + left_ms / 1_000
+
+    def check(self) -> bool:
+        """Whether Redis is back."""
+        try:
+            return bool(self._link.run(lambda client: client.ping()))
+        except StoreError:
+            return False
+
+    def reset(self) -> int | None:
+        """Not offered: it would have to search the whole database."""
+        return None
+
+    def clear(self, key: str) -> None:
+        """Forget one counter."""
+        self._link.run(lambda client: client.delete(_key(key)))
+
+
+def _key(key: str) -> str:
+    return f"{RATE_PREFIX}:{key}"
+
+
+def make_limiter(app: Flask, link: Link, clock: Clock) -> Limiter:
+    """The limiter of `app`, and its refusal."""
+    limiter = Limiter(
+        lambda: rate_key(request),
+        app=app,
+        storage_uri="tollgate://",
+        storage_options={"link": link, "clock": clock},  # type: ignore[dict-item] # handed through to LinkStorage
+        strategy="fixed-window",
+        swallow_errors=True,
+        in_memory_fallback_enabled=True,
+        headers_enabled=False,
+        key_prefix="",
+    )
+
+    @app.errorhandler(RateLimitExceeded)
+    def refused(_: RateLimitExceeded) -> Response:
+        current = limiter.current_limit
+        reset_at = current.reset_at if current is not None else 0
+        wait_seconds = max(1, int(reset_at - clock.now_us() // 1_000_000) + 1)
+        limit = current.limit if current is not None else "the limit"
+        message = f"Too many requests: {limit} are allowed. Please try again in {wait_seconds} seconds."
+        return problem(429, RATE_LIMITED, "rate_limit", message, retry_after_seconds=wait_seconds, scope="identifier")
+
+    return limiter
+
+
+def network_key() -> str:
+    """For routes that have no visitor: the network counts."""
+    return f"ip:{network_of(request.remote_addr)}"

@@ -1,0 +1,140 @@
+"""Every answer that is not what was asked for: RFC 9457 problems, with the words of HTTP in one place."""
+
+from collections.abc import Mapping
+
+from flask import Flask, Response, current_app, g, json
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from werkzeug.http import HTTP_STATUS_CODES
+
+from backends.contract import Reason, Refusal
+from backends.money import usd_text
+
+COST_THROTTLED = "cost_throttled"
+RATE_LIMITED = "rate_limited"
+INVALID_CHALLENGE = "invalid_challenge"
+INVALID_REQUEST = "invalid_request"
+UPSTREAM_ERROR = "upstream_error"
+THROTTLE_UNAVAILABLE = "throttle_unavailable"
+
+_TITLES = {
+    COST_THROTTLED: "Cost limit reached",
+    RATE_LIMITED: "Too many requests",
+    INVALID_CHALLENGE: "Challenge not accepted",
+    "unauthorized": "Not authorized",
+    INVALID_REQUEST: "Request not usable",
+    UPSTREAM_ERROR: "The model did not answer",
+    THROTTLE_UNAVAILABLE: "Budgets cannot be asked",
+}
+_MESSAGES = {
+    Reason.DAILY_LIMIT: "Daily usage limit reached.",
+    Reason.WINDOW_LIMIT: "High usage detected.",
+    Reason.NETWORK_LIMIT: "High usage detected from your network.",
+    Reason.NETWORK_DAILY_LIMIT: "Your network has reached its daily usage limit.",
+    Reason.GLOBAL_HOURLY_LIMIT: "This service has reached its usage limit for this hour.",
+    Reason.GLOBAL_DAILY_LIMIT: "This service has reached its usage limit for today.",
+}
+
+
+def problem(
+    status: int,
+    error: str,
+    reason: str,
+    message: str,
+    *,
+    retry_after_seconds: int | None = None,
+    scope: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    extra: Mapping[str, object] | None = None,
+) -> Response:
+    """An ``application/problem+json`` response; `retry_after_seconds` also becomes ``Retry-After``."""
+    body = {
+        "error": error,
+        "message": message,
+        "reason": reason,
+        "retry_after_seconds": retry_after_seconds,
+        "scope": scope,
+        "request_id": g.get("request_id"),
+        "type": f"urn:tollgate:problem:{error}",
+        "title": _TITLES.get(error, HTTP_STATUS_CODES.get(status, "Error")),
+        "status": status,
+        "detail": message,
+        **(extra or {}),
+    }
+    response = Response(json.dumps(body, sort_keys=False) + "\n", status, mimetype="application/problem+json")
+    response.headers["Cache-Control"] = "no-store"
+    response.headers.extend(headers or {})
+    if retry_after_seconds is not None:
+        response.headers["Retry-After"] = str(retry_after_seconds)
+    return response
+
+
+def cost_refused(refusal: Refusal) -> Response:
+    """429 for a refusal of the guard."""
+    flags = {"can_never_fit": refusal.can_never_fit, "in_flight": refusal.in_flight}
+    return problem(
+        429,
+        COST_THROTTLED,
+        refusal.reason.value,
+        _cost_message(refusal),
+        retry_after_seconds=refusal.retry_after_seconds,
+        scope=refusal.scope.value,
+        extra={name: True for name, is_set in flags.items() if is_set},
+    )
+
+
+def _cost_message(refusal: Refusal) -> str:
+    message = _MESSAGES[refusal.cause]
+    if refusal.can_never_fit:
+        limit = "" if refusal.limit_nanousd is None else f" of {usd_text(refusal.limit_nanousd)} USD"
+        return f"{message} This request alone is larger than the whole limit{limit}: ask for less."
+    if refusal.in_flight:
+        message += " Answers that are still under way hold the rest of it."
+    return f"{message} Please try again in {_duration(refusal.retry_after_seconds or 1)}."
+
+
+def _duration(seconds: int) -> str:
+    for size, unit in ((3_600, "hour"), (60, "minute")):
+        if seconds >= 2 * size:
+            return f"{-(-seconds // size)} {unit}s"
+    return f"{seconds} second{'' if seconds == 1 else 's'}"
+
+
+class InvalidRequest(Exception):
+    """The request cannot be used: what is wrong, and where."""
+
+    def __init__(self, status: int, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}")
+        self.status = status
+        self.field = field
+        self.reason = reason
+
+
+def register_error_handlers(app: Flask) -> None:
+    """No traceback ever reaches a client."""
+
+    @app.errorhandler(InvalidRequest)
+    def invalid(error: InvalidRequest) -> Response:
+        message = f"The request cannot be used: {error}."
+        return problem(
+            error.status, INVALID_REQUEST, f"{error.field}: {error.reason}", message, extra={"field": error.field}
+        )
+
+    @app.errorhandler(RequestEntityTooLarge)
+    def too_large(_: RequestEntityTooLarge) -> Response:
+        limit = current_app.config["MAX_CONTENT_LENGTH"]
+        message = f"The body may have at most {limit} bytes."
+        return problem(413, INVALID_REQUEST, "body: too large", message, extra={"field": "body"})
+
+    @app.errorhandler(HTTPException)
+    def http(error: HTTPException) -> Response:
+        status = error.code or 500
+        name = HTTP_STATUS_CODES.get(status, "Error")
+        headers = {name: value for name, value in error.get_headers() if name == "Allow"}
+        word = name.lower().replace(" ", "_")
+        return problem(status, word, word, error.description or name, headers=headers)
+
+    @app.errorhandler(Exception)
+    def unexpected(error: Exception) -> Response:
+        current_app.extensions["tollgate"].tell("unexpected_error", error=type(error).__name__, exception=error)
+        message = "Something went wrong on our side; the request id helps to find it in the log."
+        return problem(500, "internal_error", "internal_error", message)
