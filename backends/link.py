@@ -98,6 +98,7 @@ class Link:
         self._lock = threading.Lock()
         self._resting_until_seconds: float | None = None
         self._ever_reached = False
+        self._last_failure = ""
         self._offset: _Offset | None = None
 
     @property
@@ -185,7 +186,7 @@ class Link:
                 return
             now = self._clock.monotonic_seconds()
             if now < self._resting_until_seconds:
-                raise StoreUnavailable("Redis failed a moment ago and is left alone for now")
+                raise StoreUnavailable(f"Redis does not answer ({self._last_failure})")
             # This caller tries; the others go on resting until it knows.
             self._resting_until_seconds = now + self.timeout_seconds + REST_SECONDS
 
@@ -202,7 +203,7 @@ class Link:
     def _failed(self, error: redis.RedisError) -> StoreError:
         if isinstance(error, _PoolExhausted):
             if self._resting_until_seconds is not None:
-                return StoreUnavailable("Redis does not answer")
+                return StoreUnavailable(f"Redis does not answer ({self._last_failure})")
             return StoreBusy("all connections to Redis are in use")
         if isinstance(error, AuthenticationError | AuthorizationError) or not _is_outage(error):
             self._observer(Event("store_broken", {"error": _cut(error)}))
@@ -215,6 +216,7 @@ class Link:
     def _rest(self, error: redis.RedisError) -> None:
         with self._lock:
             was_up = self._resting_until_seconds is None
+            self._last_failure = _cut(error)
             self._resting_until_seconds = self._clock.monotonic_seconds() + REST_SECONDS
         if was_up:
             self._observer(Event("store_lost", {"error": _cut(error)}))

@@ -22,8 +22,8 @@ from backends.settings import SettingsStore
 from flaskapp.admin import Panel, make_admin
 from flaskapp.challenge_room import make_challenge_room
 from flaskapp.chat import ChatRoom, make_chat
-#from flaskapp.cli_race import make_race_cli
-#from flaskapp.cli_scripts import make_scripts_cli
+from flaskapp.cli_race import make_race_cli
+from flaskapp.cli_scripts import make_scripts_cli
 from flaskapp.cli_settings import make_settings_cli
 from flaskapp.config import Config, load_config, metrics_directory
 from flaskapp.health import make_health
@@ -198,5 +198,5 @@ def _register_rooms(app: Flask, tollgate: Tollgate, metrics: Metrics, clock: Clo
 
 def _register_commands(app: Flask, tollgate: Tollgate) -> None:
     app.cli.add_command(make_settings_cli(lambda: tollgate.settings, tollgate.config.mode))
-#    app.cli.add_command(make_scripts_cli(lambda: tollgate.link))
-#    app.cli.add_command(make_race_cli())
+    app.cli.add_command(make_scripts_cli(lambda: tollgate.link))
+    app.cli.add_command(make_race_cli())

@@ -10,6 +10,8 @@ from backends.contract import Event, Refusal
 from backends.money import usd_text
 
 LOGGER = logging.getLogger("tollgate")
+# Until a server sets the log up there is none: a command says itself what went wrong.
+LOGGER.addHandler(logging.NullHandler())
 _SHOWN_CHARACTERS = 8
 
 # The words of the contract; what is not here is told by its own name.

@@ -1,0 +1,132 @@
+"""How gunicorn serves the application: gevent workers, each with connections of its own.
+
+`HOST`, `PORT` and `WEB_CONCURRENCY` are read from the environment with everything else. A value that cannot be used
+stops the start here, in the master, with one line and status 1.
+"""
+
+from gevent import monkey
+
+# Before anything imports sockets, locks or redis: what was imported before stays blocking.
+monkey.patch_all()
+
+import os  # noqa: E402
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+_METRICS = Path(
+    os.environ.get("PROMETHEUS_MULTIPROC_DIR") or f".data/prometheus/{Path(os.environ.get('PORT') or '8000').name}"
+).absolute()
+_METRICS.mkdir(parents=True, exist_ok=True)
+# The Prometheus client reads it while it is imported, which the next lines do.
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(_METRICS)
+
+from typing import TYPE_CHECKING, NoReturn  # noqa: E402
+
+from backends.clock import SystemClock  # noqa: E402
+from backends.errors import ConfigurationError, StoreError  # noqa: E402
+from backends.link import Link  # noqa: E402
+from flaskapp import create_app  # noqa: E402
+from flaskapp.config import load_config  # noqa: E402
+
+if TYPE_CHECKING:
+    from gunicorn.arbiter import Arbiter
+    from gunicorn.workers.base import Worker
+
+
+def _give_up(error: ConfigurationError) -> NoReturn:
+    print(error, file=sys.stderr, flush=True)  # noqa: T201 - the operator's one line, before there is a log
+    sys.exit(1)
+
+
+def _remark_on_server(url: str, server: "Arbiter") -> None:
+    """One look at Redis on a connection that ends before the fork. That it is away is no reason not to start."""
+    link = Link(url, clock=SystemClock(), pool_size=1)
+    try:
+        link.check_version()
+        policy = link.run(lambda client: client.info("memory")).get("maxmemory_policy", "noeviction")
+    except StoreError:
+        return
+    finally:
+        link.close()
+    if policy != "noeviction":
+        server.log.warning("Redis has maxmemory-policy %s and may forget what was spent: set it to noeviction", policy)
+
+
+def _rehearse() -> None:
+    """Make the application once in a child that ends at once: what stops it is told once, not by every worker."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            create_app(_config)
+            status = 0
+        except ConfigurationError as error:
+            print(error, file=sys.stderr, flush=True)  # noqa: T201 - as above
+        except BaseException:  # noqa: BLE001 - told below, and the child ends
+            sys.excepthook(*sys.exc_info())
+            sys.stderr.flush()
+        finally:
+            os._exit(status)
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0:
+        sys.exit(1)
+
+
+try:
+    _config = load_config()
+    _config.check_workers(_config.workers)
+except ConfigurationError as _error:
+    _give_up(_error)
+
+_HOST = f"[{_config.host}]" if ":" in _config.host and "[" not in _config.host else _config.host
+
+bind = [f"{_HOST}:{_config.port}"]
+workers = _config.workers
+worker_class = "gevent"
+worker_connections = 1000
+# Long enough for most answers to end by themselves; what still runs then is cut, and settled (see post_fork).
+graceful_timeout = 8 if _config.mode == "development" else 30
+SETTLING_SECONDS = 5
+# An idle connection would hold up a stop for so long.
+keepalive = 2
+timeout = 60
+# Each worker makes its own pools, threads and clocks after the fork.
+preload_app = False
+# The workers' heartbeat is a file: on a slow disk it would stall them.
+worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - gunicorn makes it and unlinks it
+# Room for an oversized X-Fingerprint to reach the application, which says what is wrong with it.
+limit_request_field_size = 16_380
+accesslog = None
+errorlog = "-"
+loglevel = _config.log_level.lower()
+# Nobody here asks for a second way in.
+control_socket_disable = True
+
+
+def on_starting(server: "Arbiter") -> None:
+    """Before the sockets are made: everything that can stop a start."""
+    try:
+        if _config.redis_url and not _config.redis_url.startswith("fake:"):
+            _remark_on_server(_config.redis_url, server)
+    except ConfigurationError as error:
+        _give_up(error)
+    _rehearse()
+    # Counters of an earlier start would be added to ours.
+    for leftover in _METRICS.glob("*.db"):
+        leftover.unlink(missing_ok=True)
+
+
+def post_fork(_server: "Arbiter", worker: "Worker") -> None:
+    """The worker cuts its last streams while the master still waits for it, so that their closing can settle them."""
+    worker.cfg.set("graceful_timeout", worker.cfg.graceful_timeout - SETTLING_SECONDS)
+
+
+def post_worker_init(worker: "Worker") -> None:
+    """Look into Redis and say what holds before the first visitor comes."""
+    worker.wsgi.extensions["tollgate"].start()
+
+
+def child_exit(_server: "Arbiter", worker: "Worker") -> None:
+    """Take a dead worker's gauges out of the sums."""
+    from prometheus_client import multiprocess  # noqa: PLC0415 - reads its directory when imported
+
+    multiprocess.mark_process_dead(worker.pid)
