@@ -7,8 +7,9 @@ Its weaknesses, all of which stay:
 * It trusts the host's clock for periods and buckets, so hosts whose clocks differ disagree about the day.
 * It has no deadline: a call that a frozen Redis answers late still charges.
 
-What it writes are increments, never totals, so that the books show its overspend instead of losing it. Keys, units, limits
-and answers are those of the atomic strategy; alone, the two cannot be told apart but by the number of round trips.
+What it writes are increments, never totals, so that the books show its overspend instead of losing it. Keys, units,
+limits and answers are those of the atomic strategy; alone, the two cannot be told apart but by the number of round
+trips.
 """
 
 # ruff: noqa: D102 (what the verbs do is said once, at `contract.Backend`)

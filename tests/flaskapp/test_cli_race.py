@@ -1,0 +1,154 @@
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import redis
+from click.testing import CliRunner
+
+from backends import scripts
+from backends.clock import SystemClock
+from backends.embedded import EmbeddedServer
+from backends.link import Link
+from backends.race import RaceResult
+from flaskapp.cli_race import make_race_cli, verdict
+from flaskapp.cli_scripts import make_scripts_cli, place_of
+from tests.racers import register
+
+GOOD = RaceResult(
+    backend="atomic",
+    promises_atomicity=True,
+    was_held=False,
+    admitted=4,
+    refused=6,
+    spent_nanousd=16_200_000,
+    limit_nanousd=16_200_000,
+    overspend_nanousd=0,
+    round_trips_a_request=1.0,
+    check_p50_ms=0.1,
+    check_p95_ms=0.2,
+)
+BROKEN = replace(GOOD, spent_nanousd=20_250_000, overspend_nanousd=4_050_000)
+RACY = replace(BROKEN, backend="legacy", promises_atomicity=False, was_held=True)
+NOT_RACY = replace(RACY, spent_nanousd=16_200_000, overspend_nanousd=0)
+
+
+@pytest.fixture(scope="module")
+def race_server(tmp_path_factory):
+    with EmbeddedServer(tmp_path_factory.mktemp("race")) as server:
+        yield server
+
+
+def run(*args):
+    return CliRunner().invoke(make_race_cli(), args)
+
+
+def test_a_race_on_a_server_of_its_own_ends_well_with_a_row_each_and_a_verdict(monkeypatch):
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")  # would fail
+    result = run()
+    assert result.exit_code == 0, result.output
+    *_, last = result.stdout.strip().splitlines()
+    assert last == "legacy overspent by $0.024300000; atomic stayed within its limit."
+    rows = {line.split()[1]: line.split() for line in result.stdout.splitlines() if line.startswith("│")}
+    assert rows["legacy"][3:5] == ["10", "│"]
+    assert rows["atomic"][3:14:2] == ["4", "6", "0.016200000", "0.016200000", "0.000000000", "1.0"]
+    assert result.stderr == ""
+
+
+def test_json_has_every_figure(race_server):
+    result = run("--redis", race_server.url, "--json", "-n", "6", "-k", "2", "--rounds", "2")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert (told["requests"], told["room"], told["rounds"], told["exit_status"]) == (6, 2, 2, 0)
+    legacy, atomic = told["backends"]
+    assert (legacy["backend"], legacy["admitted"], legacy["refused"]) == ("legacy", 12, 0)
+    assert legacy["overspend_nanousd"] == legacy["spent_nanousd"] - legacy["limit_nanousd"] > 0
+    assert (atomic["backend"], atomic["admitted"], atomic["refused"]) == ("atomic", 4, 8)
+    assert atomic["overspend_nanousd"] == 0
+    assert atomic["round_trips_a_request"] == 1.0
+    assert 0 < atomic["check_p50_ms"] <= atomic["check_p95_ms"]
+
+
+@pytest.mark.parametrize("name", ["never_refuses", "has_no_race"])
+@pytest.mark.parametrize("as_json", [True, False])
+def test_one_that_is_not_as_declared_ends_the_race_with_1(monkeypatch, race_server, name, as_json):
+    register(monkeypatch)
+    args = ["--redis", race_server.url, "-n", "6", *(["--json"] if as_json else [])]
+    result = CliRunner().invoke(make_race_cli(["legacy", name]), args)
+    assert result.exit_code == 1, result.output
+
+
+def test_the_verdict_tells_what_each_showed():
+    assert verdict(GOOD) == "atomic stayed within its limit"
+    assert verdict(BROKEN) == "atomic overspent by $0.004050000, which it promises never to do"
+    assert verdict(RACY) == "legacy overspent by $0.004050000"
+    assert "though its callers were held" in verdict(NOT_RACY)
+
+
+def test_books_of_somebody_are_refused_in_one_line(race_server):
+    with redis.Redis.from_url(race_server.url) as client:
+        client.set("llm:throttle:somebody", "x")
+        result = run("--redis", race_server.url)
+        assert client.keys() == [b"llm:throttle:somebody"]
+        client.flushall()
+    assert result.exit_code == 2
+    assert result.stderr == "Error: that database holds llm: keys; race on one that is not in use\n"
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("url", ["redis://127.0.0.1:1/0", "fake://", "http://127.0.0.1", "redis://127.0.0.1:nowhere/0"])
+def test_a_server_that_cannot_be_used_is_one_line(url):
+    result = run("--redis", url)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    assert "REDIS_URL" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "args", [("-n", "4", "-k", "4"), ("-n", "1"), ("-k", "0"), ("--rounds", "0"), ("--http",), ("--report", "here")]
+)
+def test_what_is_no_race_is_a_usage_error(args):
+    result = run(*args)
+    assert result.exit_code == 2
+    assert "Usage:" in result.stderr
+
+
+@pytest.fixture
+def check_scripts(race_server):
+    link = Link(race_server.url, clock=SystemClock())
+    yield lambda: CliRunner().invoke(make_scripts_cli(lambda: link), ["check"])
+    link.close()
+
+
+def test_every_script_compiles(check_scripts):
+    result = check_scripts()
+    assert result.exit_code == 0, result.output
+    assert {"consume.lua: ok", "reserve.lua: ok", "settle.lua: ok"} <= set(result.stdout.splitlines())
+
+
+def test_one_that_does_not_compile_is_told_with_its_line(check_scripts, monkeypatch, tmp_path):
+    (tmp_path / "lua").mkdir()
+    (tmp_path / "lua" / "broken.lua").write_text("local a = 1\nlocal b = = 2\nreturn a\n")
+    (tmp_path / "lua" / "good.lua").write_text("return 1\n")
+    monkeypatch.setattr(scripts, "resources", SimpleNamespace(files=lambda _: tmp_path))
+    result = check_scripts()
+    assert result.exit_code == 1
+    broken, good = result.stdout.splitlines()
+    assert broken.startswith("broken.lua:2: unexpected symbol near '='")
+    assert good == "good.lua: ok"
+
+
+def test_a_server_that_is_away_is_one_line():
+    link = Link("redis://127.0.0.1:1/0", clock=SystemClock())
+    result = CliRunner().invoke(make_scripts_cli(lambda: link), ["check"])
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_an_error_without_a_line_is_told_whole():
+    assert place_of("x.lua", "ERR something else") == "x.lua: ERR something else"
+    redis_7 = "ERR Error compiling script (new function): user_script:7: '=' expected near 'x'"
+    assert place_of("x.lua", redis_7) == "x.lua:7: '=' expected near 'x'"

@@ -1,0 +1,60 @@
+"""Two strategies that are not what they declare, registered as those of another package would be."""
+
+import sys
+from dataclasses import replace
+from importlib.metadata import EntryPoint
+from types import ModuleType
+
+import backends
+from backends import ENTRY_POINT_GROUP, open_backend
+
+
+class NeverRefuses:
+    """Promises atomicity and has no limit."""
+
+    name = "never_refuses"
+    promises_atomicity = True
+
+    def __init__(self, link, clock):
+        self._real = open_backend("atomic", link, clock)
+
+    def reserve(self, ask):
+        return self._real.reserve(replace(ask, limits=replace(ask.limits, window_nanousd=10**15)))
+
+    def books(self, *args):
+        return self._real.books(*args)
+
+
+class HasNoRace:
+    """Says that it has a gap, is held in it, and yet never overspends."""
+
+    name = "has_no_race"
+    promises_atomicity = False
+
+    def __init__(self, link, clock):
+        self._real = open_backend("atomic", link, clock)
+        self.between_check_and_record = lambda: None
+
+    def reserve(self, ask):
+        self.between_check_and_record()
+        return self._real.reserve(ask)
+
+    def books(self, *args):
+        return self._real.books(*args)
+
+
+def register(monkeypatch):
+    module = ModuleType("racers_from_elsewhere")
+    points = list(backends.entry_points(group=ENTRY_POINT_GROUP))
+    for strategy in (NeverRefuses, HasNoRace):
+        setattr(module, strategy.name, _factory(strategy))
+        points.append(EntryPoint(strategy.name, f"{module.__name__}:{strategy.name}", ENTRY_POINT_GROUP))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(backends, "entry_points", lambda **_: points)
+
+
+def _factory(strategy):
+    def open_it(link, clock, *, decide_by_clock=False):
+        return strategy(link, clock)
+
+    return open_it
