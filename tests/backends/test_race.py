@@ -116,6 +116,12 @@ def test_one_that_is_held_in_its_gap_and_does_not_overspend_is_not_as_declared(r
     assert not result.is_as_declared
 
 
+def test_one_that_promises_nothing_and_has_no_gap_to_be_held_in_is_not_blamed(race_server, raw):
+    result = replace(raced(race_server, "atomic"), promises_atomicity=False)
+    assert not result.was_held
+    assert result.is_as_declared
+
+
 def test_a_server_that_is_not_there_is_an_outage():
     with pytest.raises(StoreUnavailable):
         race("redis://127.0.0.1:1/0", plan=QUICK)
