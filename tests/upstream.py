@@ -28,7 +28,7 @@ class Script:
     usage: str = "end"
     """end, none, every, first_only, with_finish, or one of `_last_usages`."""
     ending: str = "done"
-    """done, no_done, no_blank_line, no_finish, or one of the `_end_by_…` below."""
+    """done, no_done, no_blank_line, no_finish, or one of the `_end_by_…` below, `late_…` after the usage."""
     status: int = 200
     """Anything but 200 is answered with `body` at once."""
     body: str = '{"error":{"message":"scripted"}}'
@@ -222,8 +222,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._end(script, bill, cut=len(deltas) > limit)
 
     def _end(self, script: Script, bill: Bill, *, cut: bool) -> None:
-        if script.ending not in {"done", "no_done", "no_finish", "no_blank_line"}:
-            self._break(script)
+        late = script.ending.startswith("late_")
+        if not late and script.ending not in {"done", "no_done", "no_finish", "no_blank_line"}:
+            self._break(script.ending, script)
             return
         if script.ending != "no_finish":
             finish: dict[str, Any] = {
@@ -234,6 +235,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._event(script, finish)
         for usage in self._last_usages(script, bill):
             self._event(script, {"choices": [], "usage": usage})
+        if late:
+            self._break(script.ending.removeprefix("late_"), script)
+            return
         if script.ending == "done":
             self._write(script, f"data: [DONE]{script.line_end}{script.line_end}")
         elif script.ending == "no_blank_line":
@@ -249,6 +253,7 @@ class _Handler(BaseHTTPRequestHandler):
             "twice": [less, usage],
             "twice_less": [usage, less],
             "zero": [{"prompt_tokens": 0, "completion_tokens": 0}],
+            "zero_input": [{**usage, "prompt_tokens": 0}],
             "zero_output": [{**usage, "completion_tokens": 0}],
             "absurd": [{**usage, "completion_tokens": 10**30}],
             "rubbish": [{**usage, "completion_tokens": "many"}],
@@ -264,8 +269,8 @@ class _Handler(BaseHTTPRequestHandler):
             "completion_tokens_details": {"reasoning_tokens": min(script.reasoning_words, bill.generated_tokens)},
         }
 
-    def _break(self, script: Script) -> None:
-        getattr(self, f"_end_by_{script.ending}")(script)
+    def _break(self, ending: str, script: Script) -> None:
+        getattr(self, f"_end_by_{ending}")(script)
 
     def _end_by_reset(self, _: Script) -> None:
         self._reset()

@@ -18,6 +18,7 @@ def events_of(sent, cuts=()):
         (b"data: a\n\n", [("", "a")]),
         (b"data:a\n\ndata:  b\n\n", [("", "a"), ("", " b")]),
         (b"data: a\r\n\r\ndata: b\r\rdata: c\n\n", [("", "a"), ("", "b"), ("", "c")]),
+        (b"data: a\r\ndata: b\r\n\r\n", [("", "a\nb")]),
         (b"data: a\ndata: b\ndata\n\n", [("", "a\nb\n")]),
         (b": ping\n\n:\n\ndata: a\n: in between\n\n", [("", "a")]),
         (b"event: error\ndata: a\n\ndata: b\n\n", [("error", "a"), ("", "b")]),

@@ -142,7 +142,9 @@ def test_the_bill_is_what_the_server_says_wherever_it_says_it(upstream, model, u
     assert answer.usage.output_tokens == 20
 
 
-@pytest.mark.parametrize("usage", ["none", "first_only", "zero", "zero_output", "absurd", "rubbish", "negative"])
+@pytest.mark.parametrize(
+    "usage", ["none", "first_only", "zero", "zero_input", "zero_output", "absurd", "rubbish", "negative"]
+)
 def test_a_usage_that_says_nothing_is_unknown_and_not_zero(upstream, model, usage):
     upstream.behave(usage=usage)
     answer = open_answer(model)
@@ -276,6 +278,8 @@ def test_a_stream_without_a_content_type_is_taken_for_one(upstream, model):
     ("ending", "words"),
     [
         ("reset", "broke off"),
+        ("late_reset", "broke off"),
+        ("late_error_event", "reported an error"),
         ("cut", "broke off"),
         ("no_finish", "broke off"),
         ("error_event", "reported an error"),
@@ -286,7 +290,7 @@ def test_a_stream_without_a_content_type_is_taken_for_one(upstream, model):
         ("huge_line", "no answer"),
     ],
 )
-@pytest.mark.parametrize("usage", ["none", "every"])
+@pytest.mark.parametrize("usage", ["none", "end", "every"])
 def test_an_answer_that_breaks_off_is_of_unknown_cost(upstream, model, ending, words, usage):
     upstream.behave(ending=ending, usage=usage if ending != "no_finish" else "none")
     answer = open_answer(model)

@@ -21,6 +21,7 @@ class Answer:
         self.items = items
         self.handed_out = 0
         self.closed = threading.Event()
+        self.sixth = threading.Event()
 
     @property
     def usage(self):
@@ -38,6 +39,8 @@ class Answer:
                 if self.closed.is_set():
                     return
                 self.handed_out += 1
+                if self.handed_out == 6:
+                    self.sixth.set()
                 yield item
 
     def close(self):
@@ -155,12 +158,10 @@ def test_close_frees_a_reader_that_waits_for_room(pump_of):
     answer = Answer(*["x"] * 100)
     pump = pump_of(answer, capacity=4)
     assert next(iter(pump)) == "x"
+    assert answer.sixth.wait(5)  # one taken, four in the queue, and one for which there is no room
     pump.close()
     assert not pump._thread.is_alive()
-    handed_out = answer.handed_out
-    assert handed_out <= 6
-    pump.close()
-    assert answer.handed_out == handed_out
+    assert answer.handed_out == 6
 
 
 def test_close_frees_a_reader_that_waits_for_the_upstream(pump_of):
