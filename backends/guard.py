@@ -25,6 +25,7 @@ from backends.link import Link
 EMERGENCY = "emergency"
 RETRY_SECONDS = 0.25
 _UNAVAILABLE_RETRY_SECONDS = 1
+_EXHAUSTED_RETRY_SECONDS = 30
 _SECONDS_PER_HOUR = 3_600
 
 
@@ -142,13 +143,14 @@ class Guard:
         if hour is None:
             self._fallback.settle(verdict, 0)
             self._tell("emergency_exhausted", ask)
-            raise ThrottleUnavailable("the emergency budget is used up", self._seconds_to_next_hour())
+            raise ThrottleUnavailable("the emergency budget is used up", self._seconds_to_better_times())
         self._hours[ask.reservation_id] = hour
         return replace(verdict, backend=EMERGENCY)
 
-    def _seconds_to_next_hour(self) -> int:
-        # Redis may be back long before; but only the next hour is certain, and a client that asks sooner is not harmed.
-        return _SECONDS_PER_HOUR - self._clock.now_us() // 1_000_000 % _SECONDS_PER_HOUR
+    def _seconds_to_better_times(self) -> int:
+        # The next hour brings a new budget for certain, but Redis may well be back before.
+        seconds_to_next_hour = _SECONDS_PER_HOUR - self._clock.now_us() // 1_000_000 % _SECONDS_PER_HOUR
+        return min(seconds_to_next_hour, _EXHAUSTED_RETRY_SECONDS)
 
     def _settle_emergency(self, reservation: Reservation, actual_nanousd: int) -> None:
         hour = self._hours.pop(reservation.reservation_id, None)

@@ -31,6 +31,7 @@ from flaskapp.limiter import ADMIN_RATE_LIMIT, make_limiter, network_key
 from flaskapp.llm import Model
 from flaskapp.llm.builtin import BuiltinModel
 from flaskapp.llm.openai_compatible import OpenAICompatibleModel
+from flaskapp.llm.tokens import bound_for
 from flaskapp.logs import log_event, set_up_logging
 from flaskapp.metrics import Metrics, make_metrics_page
 from flaskapp.refusals import register_error_handlers
@@ -167,11 +168,15 @@ def _register_rooms(app: Flask, tollgate: Tollgate, metrics: Metrics, clock: Clo
     config, link, settings, guard = tollgate.config, tollgate.link, tollgate.settings, tollgate.guard
     challenges = Challenges(link)
     limiter = make_limiter(app, link, clock)
+    prices = _make_prices(config)
+    for model in prices.models:
+        # A vocabulary takes a tenth of a second to load: here, and not while a visitor waits.
+        bound_for(model)
     room = ChatRoom(
         guard=guard,
         challenges=challenges,
         model=_make_model(config, clock),
-        prices=_make_prices(config),
+        prices=prices,
         default_model=config.llm_model,
         stream_deadline_seconds=config.stream_deadline_seconds,
         settings=lambda: settings.current.values,
