@@ -13,3 +13,7 @@ compile() {
 compile requirements-gates.lock --extra dev --extra gates "$@"
 compile requirements-dev.lock --extra dev --constraint requirements-gates.lock "$@"
 compile requirements.lock --constraint requirements-gates.lock "$@"
+# The build tools alone, without the project's own dependencies.
+printf 'hatchling\n' | uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+  --no-emit-find-links --no-header --no-annotate --constraint requirements-gates.lock \
+  --output-file requirements-build.lock - >/dev/null

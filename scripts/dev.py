@@ -1,0 +1,180 @@
+"""Runs the service for development, and Redis where nobody else does. Ctrl-C or SIGTERM stops what it started.
+
+Called by run-dev.sh once the project is installed. It does everything by looking again and again at one flag that the
+signals set, so that a Ctrl-C at any moment finds nothing half started.
+"""
+
+import os
+import signal
+
+# Until main() takes over nothing is started, and the imports take a while.
+signal.signal(signal.SIGINT, lambda number, _frame: os._exit(128 + number))
+
+import http.client
+import secrets
+import socket
+import sys
+from contextlib import ExitStack, suppress
+
+from compose import compose_redis, containers, docker_answers
+from dev_redis import embedded_redis
+from supervision import DATA, ROOT, Interrupted, Journal, StartFailed, Stop, Store, program, stop_or_end
+
+from backends.clock import SystemClock
+from backends.errors import ConfigurationError
+from backends.link import Link
+from backends.settings import SettingsStore
+from flaskapp.config import Config, load_config
+
+GUNICORN = (sys.executable, "-m", "gunicorn", "--config", "gunicorn.conf.py", "wsgi:app")
+# gunicorn.conf.py lets the streams of a development server end for less than this.
+GUNICORN_STOP_SECONDS = 12.0
+INTRODUCTION = """\
+
+  Chat            {base}/api/v1/chat/stream
+  Dashboard       {base}/admin  ({token_hint})
+  Redis           {redis}
+  Cost throttling {throttling}, backend {backend}
+                  switch it on the dashboard, with `flask --app wsgi settings set enable_cost_throttling true|false`,
+                  or at the start with ENABLE_COST_THROTTLING=true|false ./scripts/run-dev.sh
+  Log             tail -f .data/app.log
+  In a shell      source {venv}/bin/activate      then pytest, flask and redis-cli work
+
+  Try             curl -N {base}/api/v1/chat/stream -H 'Content-Type: application/json' \\
+                    -H 'X-Fingerprint: fp:test123:hash456' -d '{{"query": "What is Litecoin?", "chat_history": []}}'
+
+Ctrl-C stops it.
+"""
+
+
+def main() -> int:
+    stop = Stop()
+    os.chdir(ROOT)
+    DATA.mkdir(exist_ok=True)
+    with Journal(DATA / "app.log") as journal:
+        try:
+            return run(stop, journal)
+        except Interrupted:
+            return stop.status
+        except (StartFailed, ConfigurationError) as error:
+            journal.say(str(error))
+            return 1
+
+
+def run(stop: Stop, journal: Journal) -> int:
+    environment = development_environment()
+    config = load_config(environment)
+    demand_free(config.host, config.port)
+    with ExitStack() as stack:
+        if config.redis_url:
+            store = Store(config.redis_url, f"{without_password(config.redis_url)} (REDIS_URL)")
+        elif docker_answers():
+            store = stack.enter_context(compose_redis(stop, journal, environment))
+        else:
+            store = stack.enter_context(embedded_redis(stop))
+        if store.in_container:
+            server = stack.enter_context(containers(stop, journal, environment))
+        else:
+            environment["REDIS_URL"] = store.url
+            server = stack.enter_context(program(stop, journal, GUNICORN, environment, GUNICORN_STOP_SECONDS))
+        if stop_or_end(stop, server, lambda: is_serving(config)):
+            introduce(journal, config, store)
+            stop_or_end(stop, server, lambda: False)
+        return stop.status or server.wait()
+
+
+def development_environment() -> dict[str, str]:
+    """The caller's environment, with development mode and an admin token unless it has its own."""
+    environment = {name: value for name, value in os.environ.items() if value}
+    if "ENVIRONMENT" not in environment and "DEBUG" not in environment:
+        environment["ENVIRONMENT"] = "development"
+    if "ADMIN_TOKEN" not in environment:
+        environment["ADMIN_TOKEN"] = kept_token()
+    # The log is read while it grows.
+    environment["PYTHONUNBUFFERED"] = "1"
+    return environment
+
+
+def kept_token() -> str:
+    """The same for every server of this clone."""
+    place = DATA / "admin-token"
+    with suppress(FileExistsError):
+        draft = DATA / f"admin-token.{os.getpid()}"
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(f"{secrets.token_urlsafe(24)}\n")
+        try:
+            os.link(draft, place)
+        finally:
+            draft.unlink()
+    return place.read_text(encoding="utf-8").strip()
+
+
+def demand_free(host: str, port: int) -> None:
+    """Raises StartFailed where something listens already."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise StartFailed(
+            f"Port {port} of {host} cannot be had ({error.strerror}): end what listens there, or choose another: "
+            f"PORT={port + 1} ./scripts/run-dev.sh"
+        ) from error
+
+
+def is_serving(config: Config) -> bool:
+    connection = http.client.HTTPConnection(reachable(config.host), config.port, timeout=1)
+    try:
+        connection.request("GET", "/healthz")
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def reachable(host: str) -> str:
+    """Where a server that listens on `host` can be reached from here."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host.strip("[]"), host.strip("[]"))  # noqa: S104 - nothing is bound here
+
+
+def introduce(journal: Journal, config: Config, store: Store) -> None:
+    """Where everything is, and one thing to try."""
+    host = reachable(config.host)
+    token = os.environ.get("ADMIN_TOKEN")
+    hint = "log in with your ADMIN_TOKEN" if token else f"log in with {kept_token()}"
+    text = INTRODUCTION.format(
+        base=f"http://{f'[{host}]' if ':' in host else host}:{config.port}",
+        token_hint=hint,
+        redis=store.words,
+        throttling=throttling(config, store.url),
+        backend=config.throttle_backend,
+        venv=os.path.relpath(sys.prefix),
+    )
+    journal.say(text, secret=None if token else kept_token())
+
+
+def throttling(config: Config, url: str) -> str:
+    """Whether it is on, and by what: Redis, the environment, or the mode."""
+    if url.startswith("fake:"):
+        effective, source = config.live_baseline.values, config.live_baseline.sources["enable_cost_throttling"]
+    else:
+        link = Link(url, clock=SystemClock(), pool_size=1)
+        try:
+            now = SettingsStore(link, config.live_baseline, lambda _event: None).refresh()
+        finally:
+            link.close()
+        effective, source = now.values, now.sources["enable_cost_throttling"]
+    word = "on" if effective.enable_cost_throttling else "off"
+    by = {"redis": "set live, in Redis", "environment": "by the environment", "default": f"{config.mode} mode"}
+    return f"is {word} ({by.get(source, source)})"
+
+
+def without_password(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""The embedded Redis of this clone, as run-dev.sh uses it: one for all instances, ended with the last of them."""
+
+import fcntl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from supervision import (
+    DATA,
+    POLL_SECONDS,
+    ROOT,
+    Interrupted,
+    StartFailed,
+    Stop,
+    Store,
+    locks,
+    shared_use,
+    starting_alone,
+)
+
+from backends import embedded
+
+REDIS_START_SECONDS = 20.0
+KEEPER_STOP_SECONDS = 12.0
+
+
+@contextmanager
+def embedded_redis(stop: Stop) -> Iterator[Store]:
+    """The server of this clone: started where it does not run, joined where it does; the last user ends it."""
+    try:
+        with shared_use(stop, DATA / "redis.users"):
+            with starting_alone(stop, DATA / "redis.starting"):
+                joined = embedded.running_url(DATA) is not None
+                if not joined:
+                    start_keeper(stop)
+            url = embedded.running_url(DATA)
+            if url is None:
+                raise StartFailed("The embedded Redis ended again; its log is .data/redis/server.log")
+            origin = "another run-dev.sh of this clone started it" if joined else "started here"
+            yield Store(url, f"{url} (embedded, kept in .data/redis; {origin})")
+    finally:
+        wait_for_keeper()
+
+
+def start_keeper(stop: Stop) -> None:
+    """Start the process that keeps the embedded Redis; it outlives us if somebody else uses it then."""
+    said = DATA / "redis.said"
+    with said.open("wb") as output:
+        keeper = subprocess.Popen(
+            [sys.executable, str(ROOT / "scripts" / "keep_redis.py"), str(DATA)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        stop.wait_for(lambda: keeper.poll() is not None or embedded.running_url(DATA) is not None, REDIS_START_SECONDS)
+    except Interrupted:
+        keeper.terminate()
+        keeper.wait()
+        raise
+    if keeper.poll() is not None:
+        words = said.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        raise StartFailed(f"The embedded Redis did not start: {words[-1] if words else 'it said nothing'}")
+
+
+def wait_for_keeper() -> None:
+    """If we were the last user, the embedded Redis ends now: be there until it has."""
+    end = time.monotonic() + KEEPER_STOP_SECONDS
+    while time.monotonic() < end:
+        with (DATA / "redis.keeper").open("a") as keeper:
+            if locks(keeper, fcntl.LOCK_EX):
+                return
+        with (DATA / "redis.users").open("a") as users:
+            if locks(users, fcntl.LOCK_SH) and not locks(users, fcntl.LOCK_EX):
+                return
+        time.sleep(POLL_SECONDS)

@@ -1,0 +1,62 @@
+"""Keeps the embedded Redis of this clone for as long as anybody uses it. Started by dev.py, detached.
+
+Users hold a shared lock on `.data/redis.users`; this process holds `.data/redis.keeper` while it lives. When the last
+user is gone, however it went, the server is stopped and this process ends.
+"""
+
+import fcntl
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TextIO
+
+from backends import embedded
+from backends.errors import StoreUnavailable, TollgateError
+
+USUAL_PORT = 6379
+POLL_SECONDS = 0.1
+
+
+def main(data_dir: Path) -> int:
+    signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit(0))
+    with (data_dir / "redis.users").open("a") as users, (data_dir / "redis.keeper").open("a") as keeper:
+        fcntl.flock(keeper, fcntl.LOCK_EX)
+        server = _start(data_dir)
+        try:
+            server.record(data_dir)
+            while server.is_running and not _is_unused(users):
+                time.sleep(POLL_SECONDS)
+        finally:
+            server.stop()
+    return 0
+
+
+def _start(data_dir: Path) -> embedded.EmbeddedServer:
+    if embedded.is_free(USUAL_PORT):
+        server = embedded.EmbeddedServer(data_dir / "redis", port=USUAL_PORT, durable=True)
+        try:
+            server.start()
+        except StoreUnavailable:
+            if embedded.is_free(USUAL_PORT):
+                raise
+        else:
+            return server
+    server = embedded.EmbeddedServer(data_dir / "redis", durable=True)
+    server.start()
+    return server
+
+
+def _is_unused(users: TextIO) -> bool:
+    try:
+        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(Path(sys.argv[1])))
+    except TollgateError as error:
+        sys.exit(str(error))

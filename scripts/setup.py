@@ -1,0 +1,121 @@
+"""Installs the project into .venv from its lock file, then becomes the script named in the first argument.
+
+Runs on the machine's own Python with nothing installed. What is there already is kept: a second start takes
+milliseconds. TOLLGATE_VENV names another place than .venv.
+"""
+
+import os
+import signal
+
+# Nothing is started yet, and the imports take a moment.
+signal.signal(signal.SIGINT, lambda number, _frame: os._exit(128 + number))
+
+import fcntl
+import hashlib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = Path(os.environ.get("TOLLGATE_VENV") or ROOT / ".venv").absolute()
+PYTHON = VENV / "bin" / "python"
+LOCK_FILE = ROOT / "requirements-dev.lock"
+STAMP = VENV / ".tollgate-installed"
+
+
+def main() -> NoReturn:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    try:
+        install()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"Set-up failed: {' '.join(map(str, error.cmd))} ended with status {error.returncode}")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    os.environ["PATH"] = f"{VENV / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    os.environ["VIRTUAL_ENV"] = str(VENV)
+    os.execv(PYTHON, [str(PYTHON), *sys.argv[1:]])
+
+
+def install() -> None:
+    if _is_installed():
+        return
+    lock_file = ROOT / ".data" / "setup.lock"
+    lock_file.parent.mkdir(exist_ok=True)
+    with lock_file.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("Waiting for another set-up in this folder …", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if not _is_installed():
+            _install()
+
+
+def _install() -> None:
+    print(f"Setting up {os.path.relpath(VENV)} from {LOCK_FILE.name} (once; about half a minute) …", flush=True)
+    _run(sys.executable, "-m", "venv", *(["--clear"] if not _works() else []), str(VENV))
+    pip = (str(PYTHON), "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--quiet", "--no-compile")
+    # The lock file is complete: pip has nothing to resolve.
+    _run(*pip, "--no-deps", "--require-hashes", "--requirement", str(LOCK_FILE))
+    _run(*pip, "--no-deps", "--no-index", "--no-build-isolation", "--editable", str(ROOT))
+    _put_redis_cli()
+    STAMP.write_text(_fingerprint(), encoding="utf-8")
+    print("Set up.", flush=True)
+
+
+def _works() -> bool:
+    """Whether there is an environment whose Python and pip start; one that was cut off half made is made anew."""
+    try:
+        return subprocess.run([PYTHON, "-c", "import pip"], check=False, capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
+def _put_redis_cli() -> None:
+    """Where PATH has no redis-cli, one that knows what the seed's commands need."""
+    shim = VENV / "bin" / "redis-cli"
+    others = [folder for folder in os.get_exec_path() if Path(folder).absolute() != shim.parent]
+    if shutil.which("redis-cli", path=os.pathsep.join(others)):
+        shim.unlink(missing_ok=True)
+        return
+    shim.write_text(f'#!/bin/sh\nexec "{PYTHON}" "{ROOT / "scripts" / "redis_cli.py"}" "$@"\n', encoding="utf-8")
+    shim.chmod(0o755)
+
+
+def _fingerprint() -> str:
+    parts = [path.read_bytes() for path in (LOCK_FILE, ROOT / "pyproject.toml", Path(__file__))]
+    return hashlib.sha256(b"\0".join([*parts, str(ROOT).encode()])).hexdigest()
+
+
+def _is_installed() -> bool:
+    try:
+        return STAMP.read_text(encoding="utf-8") == _fingerprint() and PYTHON.exists()
+    except OSError:
+        return False
+
+
+def _run(*command: str) -> None:
+    """A step of the set-up in a process group of its own, which ends with us."""
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, cwd=ROOT)
+    try:
+        status = process.wait()
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+    if status != 0:
+        raise subprocess.CalledProcessError(status, command)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()
