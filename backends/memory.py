@@ -53,7 +53,7 @@ class MemoryBackend:
             known = self._known_reservation(ask, keys, now_us)
             if known is not None:
                 return known
-            verdict = rules.verdict_of_marker(self._text(keys.marker, now_us), -1, ask.limits.throttle_seconds, now_us)
+            verdict = self._check_marker(ask, keys, now_us)
             if verdict is None:
                 spent = self._read_spent(ask, keys, now_us)
                 verdict = rules.decide(ask, spent, keys, lambda key: self._ring(key, now_us), now_us)
@@ -83,7 +83,7 @@ class MemoryBackend:
             outcome = Outcome.LATE if record is None else Outcome.SETTLED
             delta = actual_nanousd - (0 if record is None else reservation.cost_nanousd)
             settled = rules.Record("settled", actual_nanousd, reservation.made_at_us, terms)
-            self._put(keys.record, settled.text(), RECORD_KEEP_SECONDS, now_us)
+            self._put(keys.record, settled.text(), rules.settled_life_seconds(reservation, now_us), now_us)
             self._record_actual(reservation, keys, delta, now_us)
             self._forget_open(reservation, keys, now_us, was_open=record is not None)
             return rules.settlement_of(reservation, outcome, actual_nanousd)
@@ -125,6 +125,11 @@ class MemoryBackend:
         window = sum(self._living(keys.recent, ask.limits.window_seconds, now_us).values())
         return rules.reservation_of(ask, self.name, record.made_at_us, window, self._total(keys.daily, now_us))
 
+    def _check_marker(self, ask: Ask, keys: BookKeys, now_us: int) -> rules.Verdict | None:
+        text = self._text(keys.marker, now_us)
+        left_ms = -1 if text is None else (self._gone_at_us[keys.marker] - now_us) // 1_000
+        return rules.verdict_of_marker(text, left_ms, ask.limits.throttle_seconds, now_us)
+
     def _read_spent(self, ask: Ask, keys: BookKeys, now_us: int) -> rules.Spent:
         window = ask.limits.window_seconds
         return rules.Spent(
@@ -154,7 +159,8 @@ class MemoryBackend:
             if change == 0:
                 continue
             self._increment(charge, change, now_us)
-            self._gone_at_us.setdefault(charge.key, now_us + charge.life_seconds * rules.US)
+            if held is None:
+                self._gone_at_us[charge.key] = now_us + charge.life_seconds * rules.US
             if charge.member is not None and (held or 0) + change <= 0:
                 self._drop(charge.key, [charge.member])
 

@@ -309,6 +309,12 @@ def is_past_keeping(reservation: Reservation, now_us: int) -> bool:
     return now_us >= reservation.made_at_us + (reservation.open_seconds + RECORD_KEEP_SECONDS) * US
 
 
+def settled_life_seconds(reservation: Reservation, now_us: int) -> int:
+    """How long an end is remembered: an hour, and no less than `is_past_keeping` takes a missing record for a lost one."""
+    until_us = reservation.made_at_us + (reservation.open_seconds + RECORD_KEEP_SECONDS) * US
+    return max(RECORD_KEEP_SECONDS, -(-(until_us - now_us) // US))
+
+
 def change_of(charge: Charge, held: int | None, delta: int, window_seconds: int, now_us: int) -> int:
     """What a settlement adds to one place: nothing goes below zero, and what has aged out is not made again."""
     over = (

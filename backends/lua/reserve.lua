@@ -202,7 +202,7 @@ local function charge_total(key, held_before, ends_at_s)
 end
 
 local function charge_ring(key, start, life_s)
-  if call('ZINCRBY', key, ARGV[4], start) == ARGV[4] then call('EXPIRE', key, life_s) end
+  if tonumber(call('ZINCRBY', key, ARGV[4], start)) == cost then call('EXPIRE', key, life_s) end
 end
 
 local bucket = format('%.0f', now_s - now_s % bucket_s)

@@ -79,7 +79,9 @@ for i = 8, 10 do opens[#opens + 1] = { key = KEYS[i], flat = redis.call('ZRANGE'
 
 -- Write: the record first, since a server that takes no writes refuses here, before anything has changed.
 
-redis.call('SET', KEYS[1], string.format('settled %s %.0f %s', ARGV[4], made_at_us, terms), 'EX', keep_s)
+-- It outlives the time in which a missing record counts as lost: else a settlement said again would be booked again, as late.
+local life_s = math.max(keep_s, math.ceil((made_at_us - now_us) / SECOND) + open_s + keep_s)
+redis.call('SET', KEYS[1], string.format('settled %s %.0f %s', ARGV[4], made_at_us, terms), 'EX', life_s)
 
 local function change(held)
   return string.format('%.0f', math.max(delta, -(held or 0)))
@@ -97,7 +99,7 @@ for _, ring in ipairs(rings) do
   if delta ~= 0 and in_window and (ring.held or delta > 0) then
     if tonumber(redis.call('ZINCRBY', ring.key, change(ring.held), bucket)) <= 0 then
       redis.call('ZREM', ring.key, bucket)
-    elseif redis.call('TTL', ring.key) < 0 then
+    elseif not ring.held then
       redis.call('EXPIRE', ring.key, window_s + bucket_s)
     end
   end
