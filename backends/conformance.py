@@ -1,0 +1,912 @@
+r"""The conformance suite: what every backend must do, ours or another package's. Needs pytest to run, not to import.
+
+A test module of the other package holds this, where the name is the one registered in the entry-point group
+``tollgate.backends``, and the database is one that may be emptied::
+
+    class TestMyBackend(Conformance):
+        @pytest.fixture(autouse=True)
+        def _open(self):
+            self.harness = RedisHarness("my-backend", "redis://127.0.0.1:6380/0")
+            yield self.harness
+            self.harness.close()
+
+A backend that keeps its books elsewhere brings a `Harness` of its own.
+``pytest.register_assert_rewrite("backends.conformance")`` in a conftest makes failures talkative.
+Time is a clock that the suite moves, together with the lives of the stored keys; nothing sleeps.
+"""
+
+# ruff: noqa: S101, D102, PLR2004 (asserts are the point, a test's name says what must hold, the numbers are the expectations)
+
+import random
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from backends import open_backend
+from backends.clock import SystemClock
+from backends.contract import (
+    Ask,
+    Backend,
+    Books,
+    Limits,
+    Outcome,
+    Reason,
+    Refusal,
+    Reservation,
+    Scope,
+    Settlement,
+)
+from backends.errors import ReservationConflict
+from backends.keys import RECORD_KEEP_SECONDS, RING_BUCKETS, book_keys, bucket_seconds_of
+from backends.link import Client, Link
+from backends.memory import MemoryBackend
+
+US = 1_000_000
+START_US = int(datetime(2026, 3, 14, 10, 20, 30, tzinfo=UTC).timestamp()) * US
+WINDOW_SECONDS = 600
+BUCKET_SECONDS = 10
+OPEN_SECONDS = 120
+THROTTLE_SECONDS = 30
+COST = 4_000_000
+ROOM = 10**12
+WHO, NETWORK = "hash456", "198.51.100.7"
+
+Value = str | dict[int, int]
+Stored = dict[str, tuple[Value, int]]
+"""Key -> (text, or ring as {bucket start: nano-dollars}; seconds left, -1 for ever)."""
+
+ROOMY = Limits(
+    window_nanousd=ROOM,
+    day_nanousd=ROOM,
+    network_window_nanousd=ROOM,
+    network_day_nanousd=ROOM,
+    global_hour_nanousd=ROOM,
+    global_day_nanousd=ROOM,
+    window_seconds=WINDOW_SECONDS,
+    throttle_seconds=THROTTLE_SECONDS,
+    mark_when_busy=True,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LimitCase:
+    """One limit: its field in `Limits`, how its refusal is told, and the life of the marker that it sets (0: none)."""
+
+    field: str
+    reason: Reason
+    scope: Scope
+    marker_seconds: int = 0
+
+    def set_to(self, nanousd: int | None, limits: Limits = ROOMY) -> Limits:
+        changes: dict[str, Any] = {self.field: nanousd}
+        return replace(limits, **changes)
+
+
+LIMITS_IN_ORDER = (
+    LimitCase("day_nanousd", Reason.DAILY_LIMIT, Scope.IDENTIFIER, 2 * THROTTLE_SECONDS),
+    LimitCase("window_nanousd", Reason.WINDOW_LIMIT, Scope.IDENTIFIER, THROTTLE_SECONDS),
+    LimitCase("network_window_nanousd", Reason.NETWORK_LIMIT, Scope.NETWORK),
+    LimitCase("network_day_nanousd", Reason.NETWORK_DAILY_LIMIT, Scope.NETWORK),
+    LimitCase("global_hour_nanousd", Reason.GLOBAL_HOURLY_LIMIT, Scope.GLOBAL),
+    LimitCase("global_day_nanousd", Reason.GLOBAL_DAILY_LIMIT, Scope.GLOBAL),
+)
+RINGS = (Reason.WINDOW_LIMIT, Reason.NETWORK_LIMIT)
+
+
+class ManualClock:
+    """A clock that stands still until it is moved."""
+
+    def __init__(self, now_us: int = START_US) -> None:
+        self.us = now_us
+
+    def now_us(self) -> int:
+        return self.us
+
+    def monotonic_seconds(self) -> float:
+        return self.us / US
+
+
+class Harness(Protocol):
+    """What the suite needs of whoever runs it: a backend that decides by `clock`, and a hand in its store."""
+
+    backend: Backend
+    clock: ManualClock
+
+    def pass_time(self, us: int) -> None:
+        """Move the clock; what is stored ages as much."""
+
+    def stored(self) -> Stored:
+        """Everything that is stored now."""
+
+    def put(self, key: str, text: str, life_seconds: int) -> None:
+        """Store a string, as an operator would by hand."""
+
+    def lose(self, key: str) -> None:
+        """Delete a key, as a crash would."""
+
+    def clear(self) -> None:
+        """Delete everything and start the clock anew."""
+
+    def close(self) -> None:
+        """Give back what was opened."""
+
+
+class MemoryHarness(MemoryBackend):
+    """The memory strategy, and the suite's hand in it."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        super().__init__(self.clock)
+        self.backend: Backend = self
+
+    def pass_time(self, us: int) -> None:
+        self.clock.us += us
+
+    def stored(self) -> Stored:
+        kept = super().stored()
+        return {key: (value if isinstance(value, dict) else str(value), left) for key, (value, left) in kept.items()}
+
+    def put(self, key: str, text: str, life_seconds: int) -> None:
+        self._put(key, text, life_seconds, self.clock.us)
+
+    def lose(self, key: str) -> None:
+        self._forget(key)
+
+    def clear(self) -> None:
+        self.clock.us = START_US
+        self._values.clear()
+        self._gone_at_us.clear()
+
+
+# Shortens the life of every key. What is within a hair of its end is gone: the server's own clock runs on meanwhile.
+_AGE = """
+for _, key in ipairs(redis.call('KEYS', '*')) do
+  local left = redis.call('PTTL', key)
+  if left >= 0 then
+    left = left - tonumber(ARGV[1])
+    if left <= 100 then redis.call('DEL', key) else redis.call('PEXPIRE', key, string.format('%.0f', left)) end
+  end
+end
+"""
+
+
+class RedisHarness:
+    """A backend registered by name on a database of a real server, which is emptied.
+
+    Args:
+        backend: a registered name, or a function that makes the backend.
+    """
+
+    def __init__(self, backend: str | Callable[[Link, ManualClock], Backend], url: str) -> None:
+        self.clock = ManualClock()
+        self._host_clock = SystemClock()
+        self._link = Link(url, clock=self._host_clock, timeout_seconds=5)
+        self.backend = (
+            open_backend(backend, self._link, self.clock, decide_by_clock=True)
+            if isinstance(backend, str)
+            else backend(self._link, self.clock)
+        )
+        self.clear()
+
+    def pass_time(self, us: int) -> None:
+        self.clock.us += us
+        self._age(us // 1_000)
+
+    def stored(self) -> Stored:
+        self._age(0)
+        return self._link.run(_stored)
+
+    def put(self, key: str, text: str, life_seconds: int) -> None:
+        # A hair less: the server's own clock is no more exact than that, and rounds up.
+        self._link.run(lambda r: r.set(key, text, px=life_seconds * 1_000 - 50))
+
+    def lose(self, key: str) -> None:
+        self._link.run(lambda r: r.delete(key))
+
+    def clear(self) -> None:
+        self._link.run(lambda r: r.flushdb())
+        self.clock.us = START_US
+        self._aged_at_seconds = self._host_clock.monotonic_seconds()
+
+    def close(self) -> None:
+        self.backend.close()
+        self._link.close()
+
+    def _age(self, milliseconds: int) -> None:
+        now = self._host_clock.monotonic_seconds()
+        meanwhile_ms = int((now - self._aged_at_seconds) * 1_000)
+        self._aged_at_seconds = now
+        self._link.run(lambda r: r.eval(_AGE, 0, milliseconds - meanwhile_ms))
+
+
+def _stored(client: Client) -> Stored:
+    names: Any = sorted(client.keys("*"))
+    looks = client.pipeline(transaction=False)
+    for name in names:
+        looks.type(name)
+        looks.pttl(name)
+    seen = looks.execute()
+    kinds, lives_ms = seen[::2], seen[1::2]
+    for name, kind in zip(names, kinds, strict=True):
+        looks.zrange(name, 0, -1, withscores=True) if kind == b"zset" else looks.get(name)
+    values = [_value(reply) for reply in looks.execute()]
+    lives = [-1 if left_ms < 0 else -(-(left_ms - 100) // 1_000) for left_ms in lives_ms]
+    return {name.decode(): (value, left) for name, value, left in zip(names, values, lives, strict=True)}
+
+
+def _value(reply: Any) -> Value:
+    return reply.decode() if isinstance(reply, bytes) else {int(start): int(held) for start, held in reply}
+
+
+def ask(reservation_id: str, cost_nanousd: int = COST, limits: Limits = ROOMY, **changes: Any) -> Ask:
+    """A question with everything ordinary that is not said."""
+    return replace(Ask(reservation_id, WHO, NETWORK, cost_nanousd, limits, OPEN_SECONDS), **changes)
+
+
+def unmarked(stored: Stored) -> Stored:
+    """Everything but markers."""
+    return {key: kept for key, kept in stored.items() if not key.startswith("llm:throttle:")}
+
+
+@contextmanager
+def conflict() -> Iterator[None]:
+    """The body must end in a `ReservationConflict`."""
+    try:
+        yield
+    except ReservationConflict:
+        return
+    raise AssertionError("no ReservationConflict")
+
+
+class Conformance:
+    """Inherit it as ``Test…`` and set `harness` before each test."""
+
+    harness: Harness
+
+    # --- helpers
+
+    def reserve(self, reservation_id: str, cost_nanousd: int = COST, limits: Limits = ROOMY, **who: Any) -> Reservation:
+        verdict = self.harness.backend.reserve(ask(reservation_id, cost_nanousd, limits, **who))
+        assert isinstance(verdict, Reservation), verdict
+        return verdict
+
+    def refuse(self, reservation_id: str, cost_nanousd: int = COST, limits: Limits = ROOMY, **who: Any) -> Refusal:
+        verdict = self.harness.backend.reserve(ask(reservation_id, cost_nanousd, limits, **who))
+        assert isinstance(verdict, Refusal), verdict
+        return verdict
+
+    def settle(self, reservation: Reservation, actual_nanousd: int) -> Settlement:
+        return self.harness.backend.settle(reservation, actual_nanousd)
+
+    def spend(self, reservation_id: str, amount_nanousd: int, limits: Limits = ROOMY, **who: Any) -> None:
+        self.settle(self.reserve(reservation_id, amount_nanousd, limits, **who), amount_nanousd)
+
+    def books(self) -> Books:
+        return self.harness.backend.books(WHO, NETWORK, WINDOW_SECONDS)
+
+    def pass_seconds(self, seconds: float) -> None:
+        self.harness.pass_time(int(seconds * US))
+
+    def keys(self, reservation_id: str = "", at_us: int | None = None) -> Any:
+        return book_keys(reservation_id, WHO, NETWORK, (self.harness.clock.us if at_us is None else at_us) // US)
+
+    def each_limit(self) -> Iterator[LimitCase]:
+        for case in LIMITS_IN_ORDER:
+            self.harness.clear()
+            yield case
+
+    # --- what is admitted
+
+    def test_says_who_it_is(self) -> None:
+        backend = self.harness.backend
+        assert backend.name
+        assert backend.reserve_script
+        assert isinstance(backend.promises_atomicity, bool)
+
+    def test_a_reservation_says_what_it_stands_for(self) -> None:
+        self.spend("r0", 7)
+        assert self.reserve("r1") == Reservation(
+            "r1",
+            WHO,
+            NETWORK,
+            COST,
+            START_US,
+            WINDOW_SECONDS,
+            OPEN_SECONDS,
+            self.harness.backend.name,
+            COST + 7,
+            COST + 7,
+        )
+
+    def test_exactly_equal_is_admitted_and_one_nano_dollar_more_is_not(self) -> None:
+        for case in self.each_limit():
+            limits = case.set_to(3 * COST)
+            for number in range(3):
+                self.reserve(f"r{number}", COST, limits)
+            refusal = self.refuse("r3", 1, limits)
+            assert (refusal.reason, refusal.cause, refusal.scope) == (case.reason, case.reason, case.scope)
+            assert refusal.limit_nanousd == 3 * COST
+
+    def test_one_nano_dollar_less_than_the_rest_is_admitted(self) -> None:
+        for case in self.each_limit():
+            limits = case.set_to(3 * COST)
+            self.spend("r0", COST, limits)
+            assert self.refuse("r1", 2 * COST + 1, replace(limits, throttle_seconds=1)).reason == case.reason
+            self.pass_seconds(2)
+            self.reserve("r2", 2 * COST, limits)
+
+    def test_the_first_limit_that_fails_is_told(self) -> None:
+        for number, case in enumerate(self.each_limit()):
+            limits = ROOMY
+            for failing in LIMITS_IN_ORDER[number:]:
+                limits = failing.set_to(COST, limits)
+            self.spend("r0", COST)
+            assert self.refuse("r1", COST, limits).reason == case.reason
+
+    def test_the_networks_limits_may_be_none(self) -> None:
+        limits = replace(ROOMY, network_window_nanousd=None, network_day_nanousd=None)
+        self.reserve("r0", ROOM // 2, limits)
+        self.reserve("r1", ROOM // 2, limits)
+        assert self.refuse("r2", ROOM // 2, limits).reason == Reason.DAILY_LIMIT
+
+    def test_a_refused_request_changes_nothing_but_the_marker(self) -> None:
+        for case in self.each_limit():
+            limits = case.set_to(2 * COST)
+            self.spend("r0", COST - 5, limits)
+            self.reserve("r1", COST, limits)
+            before = self.harness.stored()
+            self.refuse("r2", COST, limits)
+            after = self.harness.stored()
+            assert unmarked(after) == unmarked(before), case
+            assert (self.keys().marker in after) == bool(case.marker_seconds), case
+
+    def test_scopes_are_kept_apart(self) -> None:
+        self.reserve("r0", COST)
+        self.reserve("r1", COST, identifier="another")
+        self.reserve("r2", COST, identifier="third", network="203.0.113.9")
+        books = self.books()
+        assert (books.window_nanousd, books.day_nanousd) == (COST, COST)
+        assert (books.network_window_nanousd, books.network_day_nanousd) == (2 * COST, 2 * COST)
+        assert (books.global_hour_nanousd, books.global_day_nanousd) == (3 * COST, 3 * COST)
+
+    def test_amounts_are_exact_to_the_last_nano_dollar(self) -> None:
+        limits = ROOMY
+        for case in LIMITS_IN_ORDER:
+            limits = case.set_to(2**53 - 1, limits)
+        for number, cost in enumerate((2**52, 10**15, 10**9, 999_999_999, 1)):
+            self.reserve(f"r{number}", cost, limits)
+        total = 2**52 + 10**15 + 10**9 + 10**9
+        assert self.books() == Books(total, total, total, total, total, total, total)
+        assert all(left > 0 for _, left in self.harness.stored().values())
+
+    def test_the_known_layout_of_keys(self) -> None:
+        self.settle(self.reserve("r0"), COST - 1)
+        self.reserve("r1")
+        held, start = 2 * COST - 1, START_US // US
+        stored = unmarked(self.harness.stored())
+        assert stored.pop("llm:reservation:r0")[1] == RECORD_KEEP_SECONDS + OPEN_SECONDS
+        assert stored.pop("llm:reservation:r1")[1] == RECORD_KEEP_SECONDS + OPEN_SECONDS
+        ring = ({start: held}, WINDOW_SECONDS + BUCKET_SECONDS)
+        opened = ({start: COST}, OPEN_SECONDS + BUCKET_SECONDS)
+        to_midnight, to_next_hour = 13 * 3600 + 39 * 60 + 30, 39 * 60 + 30
+        assert stored == {
+            "llm:cost:recent:hash456": ring,
+            "llm:cost:daily:hash456:2026-03-14": (str(held), to_midnight + 86_400),
+            "llm:network:recent:198.51.100.7": ring,
+            "llm:network:daily:198.51.100.7:2026-03-14": (str(held), to_midnight + 86_400),
+            "llm:global:hourly:2026-03-14T10": (str(held), to_next_hour + 7_200),
+            "llm:global:daily:2026-03-14": (str(held), to_midnight + 86_400),
+            "llm:open:identifier:hash456": opened,
+            "llm:open:network:198.51.100.7": opened,
+            "llm:open:global": opened,
+        }
+
+    # --- the marker
+
+    def test_only_the_day_and_the_window_set_a_marker_and_the_day_sets_it_twice_as_long(self) -> None:
+        for case in self.each_limit():
+            limits = case.set_to(COST)
+            self.spend("r0", COST, limits)
+            refusal = self.refuse("r1", 1, limits)
+            assert refusal.marker_seconds == case.marker_seconds, case
+            marker = self.harness.stored().get(self.keys().marker, ("", 0))
+            assert marker[1] == case.marker_seconds, case
+
+    def test_under_a_marker_everything_is_refused_with_what_set_it(self) -> None:
+        limits = replace(ROOMY, window_nanousd=COST)
+        self.spend("r0", COST, limits)
+        first = self.refuse("r1", COST, limits)
+        self.pass_seconds(12)
+        again = self.refuse("r2", 1, limits)
+        assert (again.reason, again.cause, again.scope) == (Reason.THROTTLED, Reason.WINDOW_LIMIT, Scope.IDENTIFIER)
+        assert again.limit_nanousd is None
+        assert again.marker_seconds == THROTTLE_SECONDS - 12
+        assert first.retry_after_seconds is not None
+        assert again.retry_after_seconds == first.retry_after_seconds - 12
+        assert self.refuse("r3", 1, ROOMY).reason == Reason.THROTTLED
+
+    def test_no_refusal_renews_the_marker(self) -> None:
+        limits = replace(ROOMY, window_nanousd=COST)
+        self.spend("r0", COST, limits)
+        self.refuse("r1", COST, limits)
+        for number in range(THROTTLE_SECONDS - 1):
+            self.pass_seconds(1)
+            assert self.refuse(f"u{number}", COST, limits).reason == Reason.THROTTLED
+            assert self.harness.stored()[self.keys().marker][1] == THROTTLE_SECONDS - 1 - number
+        self.pass_seconds(1)
+        assert self.refuse("r2", COST, limits).reason == Reason.WINDOW_LIMIT
+
+    def test_a_marker_stops_nobody_else(self) -> None:
+        limits = replace(ROOMY, window_nanousd=COST)
+        self.spend("r0", COST, limits)
+        self.refuse("r1", COST, limits)
+        self.reserve("r2", COST, limits, identifier="neighbour")
+
+    def test_a_marker_set_by_hand_throttles_while_it_lives(self) -> None:
+        self.harness.put(self.keys().marker, "1", 20)
+        refusal = self.refuse("r0")
+        assert (refusal.reason, refusal.cause) == (Reason.THROTTLED, Reason.WINDOW_LIMIT)
+        assert 0 < refusal.marker_seconds <= THROTTLE_SECONDS
+        assert not refusal.in_flight
+        self.pass_seconds(20)
+        self.reserve("r0")
+
+    # --- busy or spent
+
+    def test_busy_is_told_from_spent(self) -> None:
+        for case in self.each_limit():
+            limits = replace(case.set_to(2 * COST), mark_when_busy=False)
+            self.spend("r0", COST - 1, limits)
+            held = self.reserve("r1", COST, limits)
+            refusal = self.refuse("r2", COST, limits)
+            assert refusal.in_flight, case
+            assert refusal.retry_after_seconds == 1, case
+            assert refusal.marker_seconds == 0, case
+            assert self.keys().marker not in self.harness.stored(), case
+            self.settle(held, COST)
+            assert not self.refuse("r3", COST, limits).in_flight, case
+
+    def test_what_is_spent_is_not_called_busy_because_something_is_open_too(self) -> None:
+        for case in self.each_limit():
+            limits = case.set_to(2 * COST)
+            self.spend("r0", COST + 1, limits)
+            self.reserve("r1", COST - 1, limits)
+            assert not self.refuse("r2", COST, limits).in_flight, case
+
+    def test_busy_sets_the_marker_if_it_is_told_to(self) -> None:
+        for case in LIMITS_IN_ORDER[:2]:
+            self.harness.clear()
+            limits = case.set_to(COST)
+            self.reserve("r0", COST, limits)
+            first = self.refuse("r1", COST, limits)
+            assert (first.in_flight, first.marker_seconds) == (True, case.marker_seconds)
+            assert first.retry_after_seconds == case.marker_seconds
+            assert self.refuse("r2", COST, limits).in_flight
+
+    def test_an_open_reservation_past_its_time_is_spent(self) -> None:
+        limits = replace(ROOMY, window_nanousd=COST, mark_when_busy=False)
+        self.reserve("r0", COST, limits)
+        self.pass_seconds(OPEN_SECONDS - 1)
+        assert self.refuse("r1", COST, limits).in_flight
+        self.pass_seconds(BUCKET_SECONDS + 1)
+        assert not self.refuse("r2", COST, limits).in_flight
+
+    def test_what_can_never_fit_is_said(self) -> None:
+        for case in self.each_limit():
+            limits = case.set_to(COST)
+            refusal = self.refuse("r0", COST + 1, limits)
+            assert refusal.reason == case.reason
+            assert refusal.can_never_fit
+            assert refusal.retry_after_seconds is None
+            assert not refusal.in_flight
+            assert unmarked(self.harness.stored()) == {}
+
+    # --- when to come back
+
+    def test_retry_after_is_the_second_in_which_the_refusal_ends(self) -> None:
+        for case in self.each_limit():
+            limits = replace(case.set_to(2 * COST), throttle_seconds=1)
+            for number, pause in enumerate((3.5, 21, 108)):
+                self.spend(f"s{number}", COST // 2, limits)
+                self.pass_seconds(pause)
+            self.pass_seconds(0.25)
+            refusal = self.refuse("r0", COST, limits)
+            assert refusal.retry_after_seconds is not None
+            self.pass_seconds(refusal.retry_after_seconds - 1)
+            assert self.refuse("r1", COST, limits).reason == case.reason
+            if case.marker_seconds:
+                self.harness.lose(self.keys().marker)
+            self.pass_seconds(1)
+            self.reserve("r2", COST, limits)
+
+    def test_retry_after_is_never_early_and_at_most_a_bucket_late(self) -> None:
+        luck = random.Random(7)  # noqa: S311 (seeded on purpose)
+        limits = replace(ROOMY, network_window_nanousd=20 * COST)
+        spent: list[tuple[int, int]] = []
+        refused = 0
+        for number in range(150):
+            cost = luck.randrange(1, 9 * COST)
+            verdict = self.harness.backend.reserve(ask(f"r{number}", cost, limits))
+            now_us = self.harness.clock.us
+            if isinstance(verdict, Reservation):
+                self.settle(verdict, cost)
+                spent.append((now_us, cost))
+            else:
+                refused += 1
+                self._check_retry_after(verdict, spent, cost, 20 * COST)
+            self.pass_seconds(luck.choice((0, 0, 0.5, 5, 17, 60)))
+        assert refused > 20
+
+    def _check_retry_after(self, refusal: Refusal, spent: list[tuple[int, int]], cost: int, limit: int) -> None:
+        window_us = WINDOW_SECONDS * US
+        now_us = self.harness.clock.us
+        assert refusal.retry_after_seconds is not None
+        told_us = now_us + refusal.retry_after_seconds * US
+        ends = [now_us, *(at_us + window_us for at_us, _ in spent if at_us + window_us > now_us)]
+        true_us = next(
+            end for end in ends if sum(held for at_us, held in spent if at_us + window_us > end) + cost <= limit
+        )
+        assert true_us <= told_us <= true_us + (BUCKET_SECONDS + 1) * US
+
+    # --- the same id
+
+    def test_the_same_id_sent_again_charges_once_and_gets_the_first_answer(self) -> None:
+        limits = replace(ROOMY, window_nanousd=COST)
+        first = self.reserve("r0", COST, limits)
+        before = self.harness.stored()
+        self.pass_seconds(11)
+        assert self.reserve("r0", COST, limits) == first
+        assert {key: value for key, (value, _) in self.harness.stored().items()} == {
+            key: value for key, (value, _) in before.items()
+        }
+
+    def test_the_same_id_is_answered_under_a_marker_too(self) -> None:
+        limits = replace(ROOMY, window_nanousd=COST)
+        first = self.reserve("r0", COST, limits)
+        self.refuse("r1", COST, limits)
+        assert self.reserve("r0", COST, limits) == first
+
+    def test_an_id_on_other_terms_is_a_conflict(self) -> None:
+        self.reserve("r0")
+        before = self.harness.stored()
+        for changes in ({"cost_nanousd": COST - 1}, {"identifier": "another"}, {"network": "203.0.113.9"}):
+            with conflict():
+                self.harness.backend.reserve(replace(ask("r0"), **changes))
+        assert self.harness.stored() == before
+
+    def test_an_id_that_has_ended_is_a_conflict(self) -> None:
+        self.settle(self.reserve("r0"), 1)
+        before = self.harness.stored()
+        with conflict():
+            self.harness.backend.reserve(ask("r0"))
+        assert self.harness.stored() == before
+
+    def test_a_refused_id_may_be_used_again(self) -> None:
+        held = self.reserve("r0", COST, replace(ROOMY, network_window_nanousd=COST))
+        self.refuse("r1", COST, replace(ROOMY, network_window_nanousd=COST))
+        self.settle(held, 0)
+        self.reserve("r1", COST, replace(ROOMY, network_window_nanousd=COST))
+
+    def test_find_tells_the_open_reservation_and_changes_nothing(self) -> None:
+        assert self.harness.backend.find(ask("r0")) is None
+        made = self.reserve("r0")
+        before = self.harness.stored()
+        found = self.harness.backend.find(ask("r0"))
+        assert found is not None
+        assert replace(found, window_spent_nanousd=COST, day_spent_nanousd=COST) == made
+        assert self.harness.backend.find(ask("r0", COST + 1)) is None
+        assert self.harness.stored() == before
+        self.settle(made, 1)
+        assert self.harness.backend.find(ask("r0")) is None
+
+    # --- the end
+
+    def test_a_settlement_books_what_was_used(self) -> None:
+        self.reserve("other")
+        for actual in (0, 1, COST - 1, COST):
+            self.harness.clear()
+            self.spend("r0", 100)
+            settlement = self.settle(self.reserve("r1"), actual)
+            assert settlement == Settlement("r1", Outcome.SETTLED, actual, 0)
+            held = actual + 100
+            assert self.books() == Books(held, held, held, held, held, held, 0)
+
+    def test_more_than_was_reserved_is_booked_and_told(self) -> None:
+        settlement = self.settle(self.reserve("r0", COST, replace(ROOMY, window_nanousd=COST)), COST + 5)
+        assert settlement == Settlement("r0", Outcome.SETTLED, COST + 5, 5)
+        held = COST + 5
+        assert self.books() == Books(held, held, held, held, held, held, 0)
+
+    def test_a_second_settlement_gets_the_first_answer_and_changes_nothing(self) -> None:
+        made = self.reserve("r0")
+        self.settle(made, 17)
+        before = self.harness.stored()
+        for actual in (17, 0, COST, 10 * COST):
+            assert self.settle(made, actual) == Settlement("r0", Outcome.REPEATED, 17, 0)
+        assert self.harness.stored() == before
+
+    def test_a_settlement_on_other_terms_is_a_conflict(self) -> None:
+        made = self.reserve("r0")
+        before = self.harness.stored()
+        with conflict():
+            self.settle(replace(made, cost_nanousd=COST + 1), 1)
+        assert self.harness.stored() == before
+
+    def test_settled_to_nothing_leaves_no_money_anywhere(self) -> None:
+        self.settle(self.reserve("r0"), 0)
+        assert self.books() == Books(0, 0, 0, 0, 0, 0, 0)
+        rings = [value for value, _ in self.harness.stored().values() if isinstance(value, dict)]
+        assert rings == []
+
+    def test_a_settlement_does_not_prolong_a_life(self) -> None:
+        made = self.reserve("r0")
+        record = self.keys("r0").record
+        lives = {key: left for key, (_, left) in self.harness.stored().items()}
+        self.pass_seconds(50)
+        self.settle(made, 7)
+        after = {key: left for key, (_, left) in self.harness.stored().items()}
+        assert after.pop(record) == RECORD_KEEP_SECONDS + OPEN_SECONDS - 50
+        assert after
+        assert all(left == lives[key] - 50 for key, left in after.items())
+
+    def test_a_settlement_lands_in_the_periods_of_its_reservation(self) -> None:
+        for moment in ("2026-03-14T10:59:59", "2026-03-14T23:59:59", "2026-03-31T23:59:59", "2026-12-31T23:59:59"):
+            for actual in (0, 7, COST + 9):
+                self._settle_over_the_turn(datetime.fromisoformat(moment).replace(tzinfo=UTC), actual)
+
+    def _settle_over_the_turn(self, before_turn: datetime, actual: int) -> None:
+        self.harness.clear()
+        self.harness.clock.us = int(before_turn.timestamp()) * US + 900_000
+        made = self.reserve("r0")
+        then = self.keys()
+        self.pass_seconds(61)
+        self.settle(made, actual)
+        stored = self.harness.stored()
+        for key in (then.daily, then.network_daily, then.hourly_of_all, then.daily_of_all):
+            assert stored[key][0] == str(actual), (before_turn, key)
+        for key in (then.recent, then.network_recent):
+            bucket = int(before_turn.timestamp()) // BUCKET_SECONDS * BUCKET_SECONDS
+            assert stored.get(key, ({}, 0))[0] == ({bucket: actual} if actual else {}), (before_turn, key)
+        now = self.keys()
+        assert now.hourly_of_all not in stored
+        assert (now.daily in stored) == (now.daily == then.daily)
+        assert all(left > 0 for _, left in stored.values())
+
+    def test_a_settlement_of_what_has_left_the_window_makes_nothing_anew(self) -> None:
+        for actual in (0, COST + 9):
+            self.harness.clear()
+            made = self.reserve("r0", open_seconds=3_000)
+            self.pass_seconds(WINDOW_SECONDS + BUCKET_SECONDS)
+            settlement = self.settle(made, actual)
+            assert settlement.outcome == Outcome.SETTLED
+            stored = self.harness.stored()
+            assert self.keys().recent not in stored
+            assert self.keys().network_recent not in stored
+            assert stored[self.keys().daily][0] == str(actual)
+
+    def test_no_total_goes_below_nothing(self) -> None:
+        made = self.reserve("r0")
+        keys = self.keys()
+        for key in (keys.daily, keys.network_daily, keys.hourly_of_all, keys.daily_of_all):
+            self.harness.put(key, "5", 1_000)
+        for key in (keys.recent, keys.network_recent):
+            self.harness.lose(key)
+        self.settle(made, 1)
+        stored = self.harness.stored()
+        assert [stored[key] for key in (keys.daily, keys.network_daily, keys.hourly_of_all, keys.daily_of_all)] == [
+            ("0", 1_000)
+        ] * 4
+        assert keys.recent not in stored
+        assert keys.network_recent not in stored
+
+    def test_a_lost_record_and_booking_is_booked_late_and_once(self) -> None:
+        made = self.reserve("r0")
+        stored = self.harness.stored()
+        for key in stored:
+            self.harness.lose(key)
+        self.pass_seconds(15)
+        assert self.settle(made, 7) == Settlement("r0", Outcome.LATE, 7, 0)
+        assert self.books() == Books(7, 7, 7, 7, 7, 7, 0)
+        assert self.settle(made, 7) == Settlement("r0", Outcome.REPEATED, 7, 0)
+        assert self.books() == Books(7, 7, 7, 7, 7, 7, 0)
+        kept = self.harness.stored()
+        assert kept[self.keys().recent] == ({START_US // US: 7}, WINDOW_SECONDS + BUCKET_SECONDS)
+        assert all(left > 0 for _, left in kept.values())
+
+    def test_a_late_booking_outlives_an_older_neighbour_in_its_ring(self) -> None:
+        self.pass_seconds(500)
+        made = self.reserve("r0")
+        for key in self.harness.stored():
+            self.harness.lose(key)
+        self.harness.clock.us = START_US
+        self.spend("old", 3)
+        self.pass_seconds(501)
+        assert self.settle(made, 7).outcome == Outcome.LATE
+        ring, left = self.harness.stored()[self.keys().recent]
+        assert ring == {START_US // US: 3, START_US // US + 500: 7}
+        assert left == WINDOW_SECONDS + BUCKET_SECONDS
+
+    def test_past_its_time_an_unended_reservation_stays_booked_in_full(self) -> None:
+        made = self.reserve("r0")
+        self.pass_seconds(OPEN_SECONDS + RECORD_KEEP_SECONDS)
+        before = self.harness.stored()
+        assert self.settle(made, 1) == Settlement("r0", Outcome.EXPIRED, COST, 0)
+        assert self.harness.stored() == before
+        assert self.books().day_nanousd == COST
+
+    def test_an_end_is_remembered_for_as_long_as_a_lost_record_could_be_booked_late(self) -> None:
+        made = self.reserve("r0")
+        self.settle(made, 7)
+        for seconds in (RECORD_KEEP_SECONDS - 1, 2, OPEN_SECONDS - 2):
+            self.pass_seconds(seconds)
+            assert self.settle(made, 7) == Settlement("r0", Outcome.REPEATED, 7, 0)
+        self.pass_seconds(1)
+        assert self.settle(made, 7).outcome == Outcome.EXPIRED
+        assert self.books().day_nanousd == 7
+
+    # --- sizes and lives
+
+    def test_a_ring_has_never_more_members_than_buckets_and_one(self) -> None:
+        most = 0
+        for number in range(3 * RING_BUCKETS):
+            self.reserve(f"r{number}", 1)
+            self.harness.lose(self.keys(f"r{number}").record)
+            ring, left = self.harness.stored()[self.keys().recent]
+            most = max(most, len(ring))
+            assert left > 0
+            self.pass_seconds(BUCKET_SECONDS)
+        assert most == RING_BUCKETS + 1
+
+    def test_windows_that_are_no_multiple_of_their_buckets(self) -> None:
+        for window in (1, 59, 61, 601, 86_400):
+            self.harness.clear()
+            bucket = bucket_seconds_of(window)
+            limits = replace(ROOMY, window_nanousd=COST, window_seconds=window, throttle_seconds=1)
+            self.spend("r0", COST, limits)
+            self.pass_seconds(window)
+            assert self.refuse("r1", COST, limits).reason == Reason.WINDOW_LIMIT, window
+            self.pass_seconds(bucket + 1)
+            self.reserve("r2", COST, limits)
+
+    def test_when_all_is_over_nothing_is_left(self) -> None:
+        self.reserve("r0")
+        self.spend("r1", 5)
+        self.refuse("r2", COST, replace(ROOMY, window_nanousd=COST))
+        self.pass_seconds(3 * 86_400)
+        assert self.harness.stored() == {}
+
+    # --- together
+
+    def test_callers_at_once_are_admitted_exactly_as_many_as_fit(self) -> None:
+        if not self.harness.backend.promises_atomicity:
+            return
+        limits = replace(ROOMY, window_nanousd=5 * COST, mark_when_busy=False)
+        barrier = threading.Barrier(20)
+        admitted: list[Reservation] = []
+
+        def call(number: int) -> None:
+            barrier.wait(10)
+            verdict = self.harness.backend.reserve(ask(f"r{number}", COST, limits))
+            if isinstance(verdict, Reservation):
+                admitted.append(verdict)
+
+        callers = [threading.Thread(target=call, args=(number,)) for number in range(20)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+        assert len(admitted) == 5
+        assert self.books().window_nanousd == 5 * COST
+
+    def test_any_list_of_operations_leaves_what_the_memory_strategy_leaves(self) -> None:
+        model = MemoryHarness()
+        for seed in range(3):
+            self.harness.clear()
+            model.clear()
+            operations = some_operations(seed)
+            for number, (mine, models) in enumerate(
+                zip(played(self.harness, operations), played(model, operations), strict=True)
+            ):
+                assert mine == models, (seed, number, operations[number])
+
+
+Operation = Callable[[Harness, dict[str, Reservation]], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One step of a seeded list: what is done, and with what."""
+
+    name: str
+    id: str = ""
+    ask: Ask | None = None
+    amount: int = 0
+
+
+def some_operations(seed: int, length: int = 300) -> list[Op]:
+    """A list of everything that may happen, the same for the same seed."""
+    luck = random.Random(seed)  # noqa: S311 (seeded on purpose)
+    made: list[Ask] = []
+    operations = []
+    for number in range(length):
+        name = luck.choices(
+            ("reserve", "again", "other terms", "settle", "find", "lose", "mark", "wait"), (40, 4, 2, 25, 2, 1, 1, 25)
+        )[0]
+        if name == "wait":
+            us = luck.choice((1, 500_000, 1_000_000, 7_000_000, 33_500_000, 61_000_000, 300_000_000, 4_000_000_000))
+            operations.append(Op(name, amount=luck.choice((us, us, 50_000_000_000)) if luck.random() < 0.1 else us))
+        elif name == "mark":
+            operations.append(Op(name, luck.choice("abc")))
+        elif name == "reserve" or not made:
+            made.append(_some_ask(luck, f"r{seed}-{number}"))
+            operations.append(Op("reserve", made[-1].reservation_id, made[-1]))
+        else:
+            old = luck.choice(made[-12:])
+            actual = luck.choice((0, 1, old.cost_nanousd // 2, old.cost_nanousd, old.cost_nanousd + 3))
+            operations.append(Op(name, old.reservation_id, old, actual))
+    return operations
+
+
+def _some_ask(luck: random.Random, reservation_id: str) -> Ask:
+    limits = Limits(
+        window_nanousd=luck.choice((900, 2_000)),
+        day_nanousd=luck.choice((3_000, 5_000)),
+        network_window_nanousd=luck.choice((None, 1_200, 2_500)),
+        network_day_nanousd=luck.choice((None, 6_000)),
+        global_hour_nanousd=luck.choice((2_600, 4_000)),
+        global_day_nanousd=luck.choice((7_000, 12_000)),
+        window_seconds=luck.choice((600, 600, 600, 60, 61)),
+        throttle_seconds=luck.choice((5, 30)),
+        mark_when_busy=luck.random() < 0.5,
+    )
+    who, network = luck.choice("abc"), luck.choice(("n1", "n2"))
+    return Ask(reservation_id, who, network, luck.choice((1, 50, 333, 700, 2_500)), limits, luck.choice((120, 30)))
+
+
+def played(harness: Harness, operations: list[Op]) -> Iterator[tuple[object, object, Stored]]:
+    """Do the operations one after the other; for each the answer, the books and all that is stored."""
+    reservations: dict[str, Reservation] = {}
+    for op in operations:
+        answer = _do(harness, op, reservations)
+        yield answer, harness.backend.books("a", "n1", WINDOW_SECONDS), harness.stored()
+
+
+def _do(harness: Harness, op: Op, reservations: dict[str, Reservation]) -> object:
+    try:
+        answer = _answer(harness, op, reservations)
+    except ReservationConflict as error:
+        return str(error)
+    if isinstance(answer, Reservation):
+        reservations.setdefault(op.id, answer)
+        return replace(answer, backend="")
+    return answer
+
+
+def _answer(harness: Harness, op: Op, reservations: dict[str, Reservation]) -> object:
+    if op.name == "wait":
+        harness.pass_time(op.amount)
+    if op.name == "mark":
+        harness.put(f"llm:throttle:{op.id}", "by hand", 20)
+    if op.ask is None:
+        return None
+    if op.name == "find":
+        return harness.backend.find(op.ask)
+    if op.name == "other terms":
+        return harness.backend.reserve(replace(op.ask, cost_nanousd=op.ask.cost_nanousd + 1))
+    if op.name in {"reserve", "again"}:
+        return harness.backend.reserve(op.ask)
+    return _end(harness, op, reservations.get(op.id))
+
+
+def _end(harness: Harness, op: Op, reservation: Reservation | None) -> object:
+    if reservation is None:
+        return None
+    if op.name == "settle":
+        return harness.backend.settle(reservation, op.amount)
+    record = f"llm:reservation:{op.id}"
+    if record in harness.stored():
+        harness.lose(record)
+    return None
