@@ -1,0 +1,76 @@
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import redis
+
+from backends import embedded
+from backends.embedded import EmbeddedServer
+
+ROOT = Path(__file__).resolve().parent.parent
+DEBIAN = shutil.which("redis-server")
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory):
+    """The server of this run: the Valkey that set-up installed, on a port of its own."""
+    with EmbeddedServer(tmp_path_factory.mktemp("redis"), binary=embedded.bundled_server()) as server:
+        yield server
+
+
+@pytest.fixture
+def own_server(tmp_path):
+    """A durable server for one test, to be frozen, killed and started again."""
+    with EmbeddedServer(tmp_path / "own-redis", durable=True, binary=embedded.bundled_server()) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def _test_database(request):
+    given = os.environ.get("TEST_REDIS_URL")
+    if not given:
+        yield request.getfixturevalue("redis_server").url
+        return
+    with redis.Redis.from_url(given) as client:
+        found = client.randomkey()
+        if found is not None:
+            pytest.exit(f"TEST_REDIS_URL: a database without keys, for the tests empty it; it holds {found!r}", 1)
+        yield given
+        client.flushdb()
+
+
+@pytest.fixture
+def redis_url(_test_database):
+    """An empty database; never the one in REDIS_URL."""
+    with redis.Redis.from_url(_test_database) as client:
+        client.flushdb()
+    return _test_database
+
+
+@pytest.fixture(scope="session")
+def _debian_server(tmp_path_factory):
+    with EmbeddedServer(tmp_path_factory.mktemp("debian"), binary=Path(DEBIAN)) as server:
+        yield server
+
+
+@pytest.fixture(params=["ours", pytest.param("debian", marks=pytest.mark.skipif(not DEBIAN, reason="no redis-server"))])
+def each_redis_url(request):
+    """The same on every kind of server at hand: the embedded Valkey, and Debian's Redis 7 where it is on PATH."""
+    if request.param == "ours":
+        return request.getfixturevalue("redis_url")
+    server = request.getfixturevalue("_debian_server")
+    with redis.Redis.from_url(server.url) as client:
+        client.flushdb()
+    return server.url
+
+
+@pytest.fixture(autouse=True)
+def _an_environment_of_its_own(monkeypatch):
+    """What the caller's shell sets must not decide what the tests find."""
+    from flaskapp.config import variables
+
+    for variable in variables():
+        monkeypatch.delenv(variable.name, raising=False)
+    for name in ("RESERVATION_POLICY", "DRAIN_SECONDS", "API_KEYS", "REDIS_DELAY_MS", "PROMETHEUS_MULTIPROC_DIR"):
+        monkeypatch.delenv(name, raising=False)
