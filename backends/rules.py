@@ -310,7 +310,7 @@ def is_past_keeping(reservation: Reservation, now_us: int) -> bool:
 
 
 def settled_life_seconds(reservation: Reservation, now_us: int) -> int:
-    """How long an end is remembered: an hour, and no less than `is_past_keeping` takes a missing record for a lost one."""
+    """How long an end is remembered: an hour, and no less than a missing record is taken for a lost one."""
     until_us = reservation.made_at_us + (reservation.open_seconds + RECORD_KEEP_SECONDS) * US
     return max(RECORD_KEEP_SECONDS, -(-(until_us - now_us) // US))
 

@@ -1,0 +1,42 @@
+"""Callers in processes of their own, let go at one moment. Imported by the processes that `test_race` starts."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from backends.atomic import AtomicBackend
+from backends.clock import SystemClock
+from backends.contract import Ask, Reservation
+from backends.legacy import LegacyBackend
+from backends.link import Link
+
+PATIENCE_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class Race:
+    """What one process does: all of `asks` at once, each on the strategy of its place in `names`."""
+
+    url: str
+    names: tuple[str, ...]
+    asks: tuple[Ask, ...]
+    hold_legacy: bool
+
+
+def run(race, start):
+    """How many were admitted; `start` is a barrier of all processes."""
+    callers = len(race.asks)
+    begin = threading.Barrier(callers, action=lambda: start.wait(PATIENCE_SECONDS))
+    between = threading.Barrier(callers, action=lambda: start.wait(PATIENCE_SECONDS))
+    link = Link(race.url, clock=SystemClock(), timeout_seconds=10, pool_size=callers)
+    hold = (lambda: between.wait(PATIENCE_SECONDS)) if race.hold_legacy else (lambda: None)
+    backends = {"atomic": AtomicBackend(link), "legacy": LegacyBackend(link, SystemClock(), hold)}
+
+    def call(name, ask):
+        begin.wait(PATIENCE_SECONDS)
+        return isinstance(backends[name].reserve(ask), Reservation)
+
+    with ThreadPoolExecutor(callers) as threads:
+        admitted = list(threads.map(call, race.names, race.asks))
+    link.close()
+    return sum(admitted)
