@@ -38,18 +38,19 @@ def _give_up(error: ConfigurationError) -> NoReturn:
     sys.exit(1)
 
 
-def _remark_on_server(url: str, server: "Arbiter") -> None:
+def _remark_on_server(url: str) -> str | None:
     """One look at Redis on a connection that ends before the fork. That it is away is no reason not to start."""
     link = Link(url, clock=SystemClock(), pool_size=1)
     try:
         link.check_version()
         policy = link.run(lambda client: client.info("memory")).get("maxmemory_policy", "noeviction")
     except StoreError:
-        return
+        return None
     finally:
         link.close()
-    if policy != "noeviction":
-        server.log.warning("Redis has maxmemory-policy %s and may forget what was spent: set it to noeviction", policy)
+    if policy == "noeviction":
+        return None
+    return f"Redis has maxmemory-policy {policy} and may forget what was spent: set it to noeviction"
 
 
 def _rehearse() -> None:
@@ -71,11 +72,15 @@ def _rehearse() -> None:
         sys.exit(1)
 
 
+# Here and not in on_starting: gunicorn would have begun to talk.
 try:
     _config = load_config()
     _config.check_workers(_config.workers)
+    _has_server = _config.redis_url is not None and not _config.redis_url.startswith("fake:")
+    _remark = _remark_on_server(_config.redis_url) if _has_server else None
 except ConfigurationError as _error:
     _give_up(_error)
+_rehearse()
 
 _HOST = f"[{_config.host}]" if ":" in _config.host and "[" not in _config.host else _config.host
 
@@ -103,13 +108,9 @@ control_socket_disable = True
 
 
 def on_starting(server: "Arbiter") -> None:
-    """Before the sockets are made: everything that can stop a start."""
-    try:
-        if _config.redis_url and not _config.redis_url.startswith("fake:"):
-            _remark_on_server(_config.redis_url, server)
-    except ConfigurationError as error:
-        _give_up(error)
-    _rehearse()
+    """Before the sockets are made."""
+    if _remark:
+        server.log.warning(_remark)
     # Counters of an earlier start would be added to ours.
     for leftover in _METRICS.glob("*.db"):
         leftover.unlink(missing_ok=True)

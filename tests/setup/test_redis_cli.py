@@ -1,0 +1,123 @@
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import redis
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SHIM = ROOT / "scripts" / "redis_cli.py"
+
+
+@pytest.fixture
+def cli(redis_url):
+    def run(*words, stdin="", url=redis_url):
+        done = subprocess.run(
+            [sys.executable, str(SHIM), *(["-u", url] if url else []), *words],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=20,
+        )
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture
+def books(redis_url):
+    with redis.Redis.from_url(redis_url) as client:
+        client.set("llm:throttle:hash456", "window_limit", ex=30)
+        client.zadd("llm:cost:recent:hash456", {"1700000000": 4050000, "1700000010": 8100000})
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("command", "shown", "piped"),
+    [
+        (["PING"], "PONG\n", "PONG\n"),
+        (["KEYS", "llm:throttle:*"], '1) "llm:throttle:hash456"\n', "llm:throttle:hash456\n"),
+        (["KEYS", "nothing:*"], "(empty array)\n", "\n"),
+        (["TTL", "llm:throttle:hash456"], "(integer) 30\n", "30\n"),
+        (["GET", "settings"], "(nil)\n", "\n"),
+        (["GET", "llm:throttle:hash456"], '"window_limit"\n', "window_limit\n"),
+        (
+            ["ZRANGE", "llm:cost:recent:hash456", "0", "-1", "WITHSCORES"],
+            '1) "1700000000"\n2) "4050000"\n3) "1700000010"\n4) "8100000"\n',
+            "1700000000\n4050000\n1700000010\n8100000\n",
+        ),
+        (["NOSUCH"], "(error) ERR unknown command 'NOSUCH'", "ERR unknown command 'NOSUCH'"),
+        (
+            ["EVAL", "return {1, {'a', 'b\\n'}, false}", "0"],
+            '1) (integer) 1\n2) 1) "a"\n   2) "b\\n"\n3) (nil)\n',
+            "1\na\nb\n\n\n",
+        ),
+    ],
+)
+def test_answers_look_like_those_of_redis_cli(cli, books, command, shown, piped):
+    assert cli("--no-raw", *command).startswith(shown)
+    assert cli(*command).startswith(piped)
+
+
+def test_a_json_argument_arrives_intact(cli, books):
+    text = '{"daily_cost_limit_usd": 0.01}'
+    assert cli("SET", "settings", text) == "OK\n"
+    assert books.get("settings") == text.encode()
+    assert cli("--no-raw", "GET", "settings") == '"{\\"daily_cost_limit_usd\\": 0.01}"\n'
+
+
+def test_commands_come_from_stdin_too(cli, books):
+    lines = 'SET settings \'{"a": 1}\'\nGET settings\nSET x "two\\nlines\\x41"\n"open\nTTL settings\nexit\nFLUSHALL\n'
+    assert cli(stdin=lines) == 'OK\n{"a": 1}\nOK\nInvalid argument(s)\n-1\n'
+    assert books.get("x") == b"two\nlinesA"
+
+
+def test_the_last_word_can_come_from_stdin(cli, books):
+    cli("-x", "SET", "settings", stdin='{"b": 2}')
+    assert books.get("settings") == b'{"b": 2}'
+
+
+def test_another_database_is_another(cli, books):
+    assert cli("-n", "3", "DBSIZE") == "0\n"
+
+
+def test_a_server_that_is_not_there_is_one_line():
+    done = subprocess.run(
+        [sys.executable, str(SHIM), "-p", "1", "PING"], capture_output=True, text=True, check=False, timeout=20
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "Could not connect to Redis at 127.0.0.1:1: Connection refused\n"
+
+
+def test_redis_url_is_asked_where_nothing_else_is_named(books, redis_url, tmp_path):
+    shim = tmp_path / "scripts" / "redis_cli.py"  # a clone without an embedded server
+    shim.parent.mkdir()
+    shim.write_bytes(SHIM.read_bytes())
+    environment = {**os.environ, "REDIS_URL": redis_url, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, str(shim), "DBSIZE"], env=environment, capture_output=True, text=True, check=False, timeout=20
+    )
+    assert done.stdout == "2\n"
+
+
+def test_somebody_at_a_terminal_gets_a_prompt(books, redis_url):
+    inside, outside = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, str(SHIM), "-u", redis_url], stdin=outside, stdout=outside, stderr=outside, close_fds=True
+    ) as process:
+        os.close(outside)
+        os.write(inside, b"TTL llm:throttle:hash456\nexit\n")
+        text = b""
+        try:
+            while chunk := os.read(inside, 1024):
+                text += chunk
+        except OSError:  # how Linux says that the terminal has closed
+            pass
+        finally:
+            os.close(inside)
+    assert process.returncode == 0
+    assert redis_url.split("/")[2].encode() + b"> " in text
+    assert b"(integer) 30" in text

@@ -1,0 +1,286 @@
+import http.client
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import socket
+import socketserver
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import redis
+
+from backends.embedded import free_port, running_url
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PARTS = ("scripts", "backends", "flaskapp", "wsgi.py", "gunicorn.conf.py", "pyproject.toml", "requirements-dev.lock")
+WARM_START_SECONDS = 5
+pytestmark = pytest.mark.skipif(
+    subprocess.run(["sh", "-c", "docker info"], capture_output=True, check=False).returncode == 0,
+    reason="a Docker engine answers, and these are about the embedded server",
+)
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A copy of the project, set up already, so that nothing of the real one is touched."""
+    place = tmp_path / "a clone"
+    place.mkdir()
+    for part in PARTS:
+        source = ROOT / part
+        if source.is_dir():
+            shutil.copytree(source, place / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, place / part)
+    venv = place / ".venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+    packages = next(venv.glob("lib/python3*/site-packages"))
+    (packages / "tests.pth").write_text(f"{place}\n{sysconfig.get_path('purelib')}\n")
+    setup = importlib.util.spec_from_file_location("setup_of_clone", place / "scripts" / "setup.py")
+    module = importlib.util.module_from_spec(setup)
+    handler = signal.getsignal(signal.SIGINT)
+    setup.loader.exec_module(module)
+    signal.signal(signal.SIGINT, handler)
+    module.STAMP.write_text(module._fingerprint())
+    return place
+
+
+class Instance:
+    """One ./scripts/run-dev.sh."""
+
+    def __init__(self, clone, **environment):
+        self.clone = clone
+        self.port = int(environment.get("PORT", 0)) or free_port()
+        kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        self.output = clone / f"said-{self.port}.txt"
+        with self.output.open("wb") as said:
+            self.process = subprocess.Popen(
+                ["./scripts/run-dev.sh"],
+                cwd=clone,
+                env={**kept, "PORT": str(self.port), **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def said(self):
+        return self.output.read_text()
+
+    def until(self, text, seconds=30):
+        deadline = time.monotonic() + seconds
+        while text not in self.said:
+            assert self.process.poll() is None, self.said
+            assert time.monotonic() < deadline, self.said
+            time.sleep(0.02)
+        return self
+
+    def get(self, path):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().status
+        finally:
+            connection.close()
+
+    def end(self, number=signal.SIGINT):
+        self.process.send_signal(number)
+        return self.process.wait(20)
+
+
+@pytest.fixture
+def start(clone):
+    instances = []
+
+    def make(**environment):
+        instances.append(Instance(clone, **environment))
+        return instances[-1]
+
+    yield make
+    for instance in instances:
+        if instance.process.poll() is None:
+            instance.end(signal.SIGTERM)
+    assert processes_of(clone) == []
+
+
+def processes_of(clone):
+    """What still runs of it, under whatever parent."""
+    rows = subprocess.run(["ps", "-eo", "stat=,pid=,args="], capture_output=True, text=True, check=True).stdout
+    return [row for row in rows.splitlines() if str(clone) in row and not row.strip().startswith("Z")]
+
+
+def test_a_warm_start_serves_and_says_where_everything_is(start, clone):
+    before = time.monotonic()
+    server = start().until("Ctrl-C stops it")
+    assert time.monotonic() - before < WARM_START_SECONDS
+    assert server.get("/healthz") == 200
+    base = f"http://127.0.0.1:{server.port}"
+    url = running_url(clone / ".data")
+    token = (clone / ".data" / "admin-token").read_text().strip()
+    for words in (
+        f"{base}/api/v1/chat/stream",
+        f"{base}/admin",
+        f"log in with {token}",
+        url,
+        "Cost throttling is off (development mode)",
+        "ENABLE_COST_THROTTLING=true",
+        f"curl -N {base}/api/v1/chat/stream",
+        "source .venv/bin/activate",
+    ):
+        assert words in server.said
+    assert (clone / ".data" / "admin-token").stat().st_mode & 0o777 == 0o600
+    with redis.Redis.from_url(url) as client:
+        assert client.config_get("appendonly")["appendonly"] == "yes"
+    log = (clone / ".data" / "app.log").read_text()
+    assert "Cost throttling is off" in log
+    assert token not in log
+
+
+def test_throttling_that_is_switched_on_is_said(start):
+    server = start(ENABLE_COST_THROTTLING="true").until("Ctrl-C stops it")
+    assert "Cost throttling is on (by the environment)" in server.said
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("to_group", [False, True])
+def test_a_signal_stops_all_that_was_started(start, clone, number, to_group):
+    server = start().until("Ctrl-C stops it")
+    if to_group:
+        os.killpg(server.process.pid, number)
+    else:
+        server.process.send_signal(number)
+    assert server.process.wait(20) == 128 + number
+    assert processes_of(clone) == []
+    assert "Traceback" not in server.said
+
+
+@pytest.mark.parametrize("delay_seconds", [0.05, 0.3, 0.6, 0.9, 1.2])
+def test_ctrl_c_during_the_start_leaves_nothing_behind(start, clone, delay_seconds):
+    server = start()
+    time.sleep(delay_seconds)  # the moment is what varies; whatever it hits must hold
+    os.killpg(server.process.pid, signal.SIGINT)
+    assert server.process.wait(20) in {130, -signal.SIGINT}
+    assert processes_of(clone) == []
+    assert "Traceback" not in server.said
+
+
+def test_a_supervisor_that_is_killed_takes_everything_with_it(start, clone):
+    server = start().until("Ctrl-C stops it")
+    server.end(signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while processes_of(clone) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert processes_of(clone) == []
+
+
+@pytest.mark.parametrize("first_to_stop", [0, 1])
+def test_a_second_start_joins_the_redis_and_either_may_stop(start, clone, first_to_stop):
+    pair = [start().until("Ctrl-C stops it"), start(THROTTLE_BACKEND="legacy").until("backend legacy")]
+    url = running_url(clone / ".data")
+    assert all(url in server.said for server in pair)
+    gone, left = pair[first_to_stop], pair[1 - first_to_stop]
+    gone.end()
+    assert running_url(clone / ".data") == url
+    assert left.get("/healthz") == 200
+    left.end()
+    assert running_url(clone / ".data") is None
+    assert processes_of(clone) == []
+
+
+def test_what_redis_holds_is_there_at_the_next_start(start, clone):
+    server = start().until("Ctrl-C stops it")
+    with redis.Redis.from_url(running_url(clone / ".data")) as client:
+        client.set("settings", '{"enable_cost_throttling": true}')
+    server.end()
+    again = start().until("Ctrl-C stops it")
+    assert "Cost throttling is on (set live, in Redis)" in again.said
+
+
+def test_a_port_that_is_taken_is_one_line(start):
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        server = start(PORT=str(port))
+        assert server.process.wait(20) == 1
+    assert re.fullmatch(rf"Port {port} of 127\.0\.0\.1 cannot be had .+\n", server.said)
+
+
+@pytest.mark.parametrize(
+    ("environment", "line"),
+    [
+        ({"HIGH_COST_THRESHOLD_USD": "much"}, r"HIGH_COST_THRESHOLD_USD: .+; got much\n"),
+        ({"REDIS_URL": "fake://"}, r"WEB_CONCURRENCY: 1 with REDIS_URL=fake://.+; got 2\n"),
+        ({"THROTTLE_BACKEND": "memory"}, r"WEB_CONCURRENCY: 1 with THROTTLE_BACKEND=memory.+; got 2\n"),
+        ({"THROTTLE_BACKEND": "nobodys"}, r".*nobodys.*\n"),
+        ({"LLM_MODEL": "nobodys-model"}, r".*nobodys-model.*\n"),
+    ],
+)
+def test_a_value_that_cannot_be_used_stops_the_start_with_one_line(start, environment, line):
+    server = start(**environment)
+    assert server.process.wait(30) == 1
+    assert re.fullmatch(line, server.said), server.said
+
+
+class OldRedis(socketserver.StreamRequestHandler):
+    """Says of itself that it is Redis 6.0, whatever it is asked."""
+
+    def handle(self):
+        about = b"# Server\r\nredis_version:6.0.16\r\n"
+        while self.rfile.readline():
+            while not self.rfile.readline().lower().startswith(b"server"):
+                pass
+            self.wfile.write(b"$%d\r\n%b\r\n" % (len(about), about))
+
+
+def test_a_redis_that_is_too_old_stops_the_start_with_one_line(start):
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), OldRedis) as old:
+        old.daemon_threads = True
+        threading.Thread(target=old.serve_forever, daemon=True).start()
+        server = start(REDIS_URL=f"redis://127.0.0.1:{old.server_address[1]}/0")
+        assert server.process.wait(30) == 1
+        old.shutdown()
+    assert re.fullmatch(r"REDIS_URL: Redis 6\.2 or newer.+6\.0\.16\n", server.said), server.said
+
+
+def test_a_redis_that_is_away_is_no_reason_not_to_start(start):
+    server = start(REDIS_URL=f"redis://:secret@127.0.0.1:{free_port()}/0").until("Ctrl-C stops it")
+    assert server.get("/healthz") == 200
+    assert "secret" not in server.said
+
+
+def test_a_redis_that_may_forget_is_remarked_on(start, own_server):
+    with redis.Redis.from_url(own_server.url) as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+    server = start(REDIS_URL=own_server.url).until("Ctrl-C stops it")
+    assert "maxmemory-policy allkeys-lru" in server.said
+
+
+def test_a_stream_that_runs_is_settled_when_its_server_is_stopped(start, clone):
+    server = start(ENABLE_COST_THROTTLING="true", DEMO_TOKENS_PER_SECOND="2").until("Ctrl-C stops it")
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    connection.request(
+        "POST",
+        "/api/v1/chat/stream",
+        body='{"query": "What is Litecoin?"}',
+        headers={"Content-Type": "application/json", "X-Fingerprint": "fp:a:b"},
+    )
+    answer = connection.getresponse()
+    assert answer.status == 200
+    assert answer.readline().startswith(b"data: ")
+    with redis.Redis.from_url(running_url(clone / ".data")) as client:
+        reserved = int(client.zscore("llm:cost:recent:b", client.zrange("llm:cost:recent:b", 0, 0)[0]))
+    assert server.end(signal.SIGTERM) == 128 + signal.SIGTERM
+    connection.close()
+    again = start().until("Ctrl-C stops it")
+    assert again.get("/healthz") == 200
+    with redis.Redis.from_url(running_url(clone / ".data")) as client:
+        kept = int(client.zscore("llm:cost:recent:b", client.zrange("llm:cost:recent:b", 0, 0)[0]))
+    assert 0 < kept < reserved
