@@ -387,7 +387,7 @@ class Conformance:
         self.reserve("r1")
         held, start = 2 * COST - 1, START_US // US
         stored = unmarked(self.harness.stored())
-        assert stored.pop("llm:reservation:r0")[1] == RECORD_KEEP_SECONDS + OPEN_SECONDS
+        assert stored.pop("llm:reservation:r0")[1] == RECORD_KEEP_SECONDS
         assert stored.pop("llm:reservation:r1")[1] == RECORD_KEEP_SECONDS + OPEN_SECONDS
         ring = ({start: held}, WINDOW_SECONDS + BUCKET_SECONDS)
         opened = ({start: COST}, OPEN_SECONDS + BUCKET_SECONDS)
@@ -648,7 +648,7 @@ class Conformance:
         self.pass_seconds(50)
         self.settle(made, 7)
         after = {key: left for key, (_, left) in self.harness.stored().items()}
-        assert after.pop(record) == RECORD_KEEP_SECONDS + OPEN_SECONDS - 50
+        assert after.pop(record) == RECORD_KEEP_SECONDS
         assert after
         assert all(left == lives[key] - 50 for key, left in after.items())
 
@@ -737,15 +737,16 @@ class Conformance:
         assert self.harness.stored() == before
         assert self.books().day_nanousd == COST
 
-    def test_an_end_is_remembered_for_as_long_as_a_lost_record_could_be_booked_late(self) -> None:
+    def test_a_settlement_said_again_books_nothing_even_when_its_record_is_over(self) -> None:
         made = self.reserve("r0")
         self.settle(made, 7)
-        for seconds in (RECORD_KEEP_SECONDS - 1, 2, OPEN_SECONDS - 2):
+        self.pass_seconds(RECORD_KEEP_SECONDS - 1)
+        assert self.settle(made, 7) == Settlement("r0", Outcome.REPEATED, 7, 0)
+        for seconds in (2, OPEN_SECONDS):
             self.pass_seconds(seconds)
-            assert self.settle(made, 7) == Settlement("r0", Outcome.REPEATED, 7, 0)
-        self.pass_seconds(1)
-        assert self.settle(made, 7).outcome == Outcome.EXPIRED
-        assert self.books().day_nanousd == 7
+            before = self.harness.stored()
+            assert self.settle(made, 7).outcome is Outcome.EXPIRED
+            assert self.harness.stored() == before
 
     # --- sizes and lives
 

@@ -112,7 +112,7 @@ class Outcome(StrEnum):
     LATE = "late"
     """Its record was lost with its booking: the actual amount was booked now, once."""
     EXPIRED = "expired"
-    """Its record outlived its time: it stays booked in full."""
+    """Its record is gone with age: it stays booked in full."""
 
 
 @dataclass(frozen=True, slots=True)

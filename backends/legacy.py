@@ -83,8 +83,7 @@ class LegacyBackend:
         outcome = Outcome.LATE if record is None else Outcome.SETTLED
         delta = actual_nanousd - (0 if record is None else reservation.cost_nanousd)
         settled = rules.Record("settled", actual_nanousd, reservation.made_at_us, terms)
-        life = rules.settled_life_seconds(reservation, now_us)
-        self._link.run(lambda r: r.set(keys.record, settled.text(), ex=life))
+        self._link.run(lambda r: r.set(keys.record, settled.text(), ex=RECORD_KEEP_SECONDS))
         self._record_actual(reservation, keys, delta, now_us)
         self._forget_open(reservation, keys, now_us, was_open=record is not None)
         return rules.settlement_of(reservation, outcome, actual_nanousd)

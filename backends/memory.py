@@ -83,7 +83,7 @@ class MemoryBackend:
             outcome = Outcome.LATE if record is None else Outcome.SETTLED
             delta = actual_nanousd - (0 if record is None else reservation.cost_nanousd)
             settled = rules.Record("settled", actual_nanousd, reservation.made_at_us, terms)
-            self._put(keys.record, settled.text(), rules.settled_life_seconds(reservation, now_us), now_us)
+            self._put(keys.record, settled.text(), RECORD_KEEP_SECONDS, now_us)
             self._record_actual(reservation, keys, delta, now_us)
             self._forget_open(reservation, keys, now_us, was_open=record is not None)
             return rules.settlement_of(reservation, outcome, actual_nanousd)

@@ -305,14 +305,12 @@ def bucket_counts(start_seconds: int, window_seconds: int, now_us: int) -> bool:
 
 
 def is_past_keeping(reservation: Reservation, now_us: int) -> bool:
-    """Whether the record of `reservation` is gone because its time is over, and not because it was lost."""
-    return now_us >= reservation.made_at_us + (reservation.open_seconds + RECORD_KEEP_SECONDS) * US
+    """Whether a missing record may be gone because its time is over; before that it was lost.
 
-
-def settled_life_seconds(reservation: Reservation, now_us: int) -> int:
-    """How long an end is remembered: an hour, and no less than a missing record is taken for a lost one."""
-    until_us = reservation.made_at_us + (reservation.open_seconds + RECORD_KEEP_SECONDS) * US
-    return max(RECORD_KEEP_SECONDS, -(-(until_us - now_us) // US))
+    An end, which may come at once, is remembered for `RECORD_KEEP_SECONDS`: from then on a settlement said again must not
+    be taken for one whose record was lost, or it would be booked twice.
+    """
+    return now_us >= reservation.made_at_us + RECORD_KEEP_SECONDS * US
 
 
 def change_of(charge: Charge, held: int | None, delta: int, window_seconds: int, now_us: int) -> int:

@@ -18,7 +18,7 @@ Reply {status, booked nanousd, now_us}
   0  settled: now at `actual`
   1  repeated: it had ended before, nothing changed; booked is what the first end booked
   2  late: its record was lost before its time, and its booking with it (one script wrote both): booked now, once
-  3  expired: its record has outlived its time; it stays booked in full, nothing changed
+  3  expired: no record, and so old that the record of an end may be over; it stays booked in full, nothing changed
   9  this id stands for something else: nothing changed
 
 Promise: at most one end for an id; no total goes below zero; a total that has aged out is not made again by taking from it.
@@ -48,7 +48,7 @@ if record then
   local state, nanousd, _, known_terms = string.match(record, '^(%a+) (%d+) (%d+) (%x+)$')
   if known_terms ~= terms then return { 9, 0, now_us } end
   if state ~= 'open' then return { 1, tonumber(nanousd), now_us } end
-elseif now_us >= made_at_us + (open_s + keep_s) * SECOND then
+elseif now_us >= made_at_us + keep_s * SECOND then
   return { 3, reserved, now_us }
 else
   status, delta = 2, actual
@@ -57,7 +57,7 @@ end
 local function amount_at(key)
   local text = redis.call('GET', key)
   if not text then return nil end
-  if not string.find(text, '^%d+$') then error(key .. ' holds no amount') end
+  if not string.find(text, '^%d+$') or #text > 16 then error(key .. ' holds no amount') end
   return tonumber(text)
 end
 
@@ -73,15 +73,31 @@ local totals = {
 }
 for _, total in ipairs(totals) do total.held = amount_at(total.key) end
 local rings = { { key = KEYS[2] }, { key = KEYS[4] } }
-for _, ring in ipairs(rings) do ring.held = tonumber(redis.call('ZSCORE', ring.key, bucket) or nil) end
-local opens = {}
-for i = 8, 10 do opens[#opens + 1] = { key = KEYS[i], flat = redis.call('ZRANGE', KEYS[i], 0, -1, 'WITHSCORES') } end
+for _, ring in ipairs(rings) do
+  ring.held = tonumber(redis.call('ZSCORE', ring.key, bucket) or nil)
+  if ring.held and not (ring.held >= 0 and ring.held < 2 ^ 53) then error(ring.key .. ' holds no amount') end
+end
+
+-- What a killed worker left open is swept here, on the way, so that a ring of open money never grows.
+local function open_at(key)
+  local flat, over, mine = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES'), {}, false
+  for i = 1, #flat, 2 do
+    local start = tonumber(flat[i])
+    local is_over = not start or (start + open_bucket_s + open_s) * SECOND <= now_us
+    local is_mine = flat[i] == open_bucket and status == 0
+    if is_over or (is_mine and tonumber(flat[i + 1]) <= reserved) then
+      over[#over + 1] = flat[i]
+    elseif is_mine then
+      mine = true
+    end
+  end
+  return { key = key, over = over, mine = mine }
+end
+local opens = { open_at(KEYS[8]), open_at(KEYS[9]), open_at(KEYS[10]) }
 
 -- Write: the record first, since a server that takes no writes refuses here, before anything has changed.
 
--- It outlives the time in which a missing record counts as lost: else a settlement said again would be booked again, as late.
-local life_s = math.max(keep_s, math.ceil((made_at_us - now_us) / SECOND) + open_s + keep_s)
-redis.call('SET', KEYS[1], string.format('settled %s %.0f %s', ARGV[4], made_at_us, terms), 'EX', life_s)
+redis.call('SET', KEYS[1], string.format('settled %s %.0f %s', ARGV[4], made_at_us, terms), 'EX', keep_s)
 
 local function change(held)
   return string.format('%.0f', math.max(delta, -(held or 0)))
@@ -105,17 +121,9 @@ for _, ring in ipairs(rings) do
   end
 end
 
--- What a killed worker left open is swept here, on the way, so that a ring of open money never grows.
 for _, open in ipairs(opens) do
-  for i = 1, #open.flat, 2 do
-    local start, held = open.flat[i], tonumber(open.flat[i + 1])
-    local mine = start == open_bucket and status == 0
-    if (start + open_bucket_s + open_s) * SECOND <= now_us or (mine and held <= reserved) then
-      redis.call('ZREM', open.key, start)
-    elseif mine then
-      redis.call('ZINCRBY', open.key, '-' .. ARGV[3], start)
-    end
-  end
+  if open.mine then redis.call('ZINCRBY', open.key, '-' .. ARGV[3], open_bucket) end
+  if #open.over > 0 then redis.call('ZREM', open.key, unpack(open.over)) end
 end
 
 return { status, actual, now_us }
