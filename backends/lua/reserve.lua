@@ -47,7 +47,7 @@ the limit. All numbers stay below 2^53; amounts reach Redis as the strings that 
 
 local REASONS = { [2] = 'daily_limit', [3] = 'window_limit' }
 local STATUS_OF = { daily_limit = 2, window_limit = 3 }
-local SECOND = 1000000
+local SECOND, LIVING_OPEN_BUCKETS = 1000000, 13
 local call, tonumber, floor, format, find = redis.call, tonumber, math.floor, string.format, string.find
 
 local now_us = tonumber(ARGV[1])
@@ -61,11 +61,15 @@ local cost, terms = tonumber(ARGV[4]), ARGV[5]
 local window_s, bucket_s = tonumber(ARGV[6]), tonumber(ARGV[7])
 local open_s, open_bucket_s = tonumber(ARGV[16]), tonumber(ARGV[17])
 
--- {total of the living buckets, those that are over, all as read}. A bucket lives until its start + its length + `life_s`.
+-- Buckets that start up to here are over. A bucket lives until its start + its length + `life_s`.
 -- Starts are ten digits, so they compare as text; that is a third of the time of a full ring.
-local function ring_at(key, length_s, life_s)
+local function over_after(length_s, life_s)
+  return format('%010.0f', floor(now_us / SECOND - length_s - life_s))
+end
+
+-- {total of the living buckets, those that are over, all as read}.
+local function ring_at(key, over_text)
   local flat = call('ZRANGE', key, 0, -1, 'WITHSCORES')
-  local over_text = format('%010.0f', floor(now_us / SECOND - length_s - life_s))
   local total, over = 0, nil
   for i = 1, #flat, 2 do
     if flat[i] > over_text then
@@ -87,14 +91,15 @@ if hour ~= tonumber(ARGV[3]) then return { 11, 0, now_us } end
 local function amount_at(key)
   local text = call('GET', key)
   if not text then return 0 end
-  if not find(text, '^%d+$') then error(key .. ' holds no amount') end
+  if not find(text, '^%d+$') or #text > 16 then error(key .. ' holds no amount') end
   return tonumber(text)
 end
 
 local record, marker = call('GET', KEYS[1]), call('GET', KEYS[2])
 local daily, network_daily = amount_at(KEYS[4]), amount_at(KEYS[6])
 local hourly_of_all, daily_of_all = amount_at(KEYS[7]), amount_at(KEYS[8])
-local recent = ring_at(KEYS[3], bucket_s, window_s)
+local over_text = over_after(bucket_s, window_s)
+local recent = ring_at(KEYS[3], over_text)
 
 if record then
   local state, nanousd, made_at_us, known_terms = string.match(record, '^(%a+) (%d+) (%d+) (%x+)$')
@@ -118,8 +123,15 @@ if marker then
   end
 end
 
-local network_recent = ring_at(KEYS[5], bucket_s, window_s)
-for i = 9, 11 do call('ZCARD', KEYS[i]) end
+local network_recent = ring_at(KEYS[5], over_text)
+
+-- Settlements sweep the rings of open money; where none come (workers that are killed), reservations do.
+local open_over = {}
+for i = 9, 11 do
+  if call('ZCARD', KEYS[i]) > LIVING_OPEN_BUCKETS then
+    open_over[i] = ring_at(KEYS[i], over_after(open_bucket_s, open_s)).over
+  end
+end
 
 -- Decide.
 
@@ -137,33 +149,34 @@ local fits = daily + cost <= day_limit
   and daily_of_all + cost <= day_limit_of_all
 
 -- Refuse: every limit is looked at, in the order in which they are told, since the latest end of all that fail counts.
+-- All of it stands inside the condition: an admitted request does not pay for making these functions.
 
-local function open_since(key, since_s)
-  local ring = ring_at(key, open_bucket_s, open_s)
-  local total = 0
-  for i = 1, #ring.flat, 2 do
-    if ring.flat[i] > ring.over_text and ring.flat[i] + open_bucket_s > since_s then total = total + ring.flat[i + 1] end
-  end
-  return total
-end
-
-local function ring_fits_at_s(ring, limit)
-  local buckets = {}
-  for i = 1, #ring.flat, 2 do
-    if ring.flat[i] > ring.over_text then
-      buckets[#buckets + 1] = { start = tonumber(ring.flat[i]), held = tonumber(ring.flat[i + 1]) }
+if not fits then
+  local function open_since(key, since_s)
+    local ring = ring_at(key, over_after(open_bucket_s, open_s))
+    local total = 0
+    for i = 1, #ring.flat, 2 do
+      if ring.flat[i] > ring.over_text and ring.flat[i] + open_bucket_s > since_s then total = total + ring.flat[i + 1] end
     end
+    return total
   end
-  table.sort(buckets, function(one, other) return one.start < other.start end)
-  local left = ring.total
-  for _, bucket in ipairs(buckets) do
-    left = left - bucket.held
-    if left + cost <= limit then return bucket.start + bucket_s + window_s end
-  end
-  return now_s + window_s + bucket_s
-end
 
-local function refuse()
+  local function ring_fits_at_s(ring, limit)
+    local buckets = {}
+    for i = 1, #ring.flat, 2 do
+      if ring.flat[i] > ring.over_text then
+        buckets[#buckets + 1] = { start = tonumber(ring.flat[i]), held = tonumber(ring.flat[i + 1]) }
+      end
+    end
+    table.sort(buckets, function(one, other) return one.start < other.start end)
+    local left = ring.total
+    for _, bucket in ipairs(buckets) do
+      left = left - bucket.held
+      if left + cost <= limit then return bucket.start + bucket_s + window_s end
+    end
+    return now_s + window_s + bucket_s
+  end
+
   local day_s, hour_s = day_ends_s - 86400, hour_ends_s - 3600
   local status, busy, ends_at_s = 0, true, 0
   local function look_at(its_status, spent, limit, open_key, since_s, its_end_s, ring)
@@ -188,8 +201,6 @@ local function refuse()
     now_us + wait_s * SECOND, busy and 'busy' or 'spent'), 'EX', marker_s)
   return { status, marker_s, now_us, wait_s, busy and 1 or 0, status }
 end
-
-if not fits then return refuse() end
 
 -- Write: the record first, since a server that takes no writes refuses here, before anything has changed.
 
@@ -216,5 +227,6 @@ local open_bucket = format('%.0f', now_s - now_s % open_bucket_s)
 for i = 9, 11 do charge_ring(KEYS[i], open_bucket, open_s + open_bucket_s) end
 if recent.over then call('ZREM', KEYS[3], unpack(recent.over)) end
 if network_recent.over then call('ZREM', KEYS[5], unpack(network_recent.over)) end
+for i, over in pairs(open_over) do call('ZREM', KEYS[i], unpack(over)) end
 
 return { 0, open_s, now_us, now_us, recent.total + cost, daily + cost }
