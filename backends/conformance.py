@@ -40,7 +40,7 @@ from backends.contract import (
     Settlement,
 )
 from backends.errors import ReservationConflict
-from backends.keys import RECORD_KEEP_SECONDS, RING_BUCKETS, book_keys, bucket_seconds_of
+from backends.keys import OPEN_BUCKETS, RECORD_KEEP_SECONDS, RING_BUCKETS, book_keys, bucket_seconds_of
 from backends.link import Client, Link
 from backends.memory import MemoryBackend
 
@@ -760,6 +760,14 @@ class Conformance:
             assert left > 0
             self.pass_seconds(BUCKET_SECONDS)
         assert most == RING_BUCKETS + 1
+
+    def test_what_killed_workers_leave_open_makes_no_ring_grow(self) -> None:
+        most = 0
+        for number in range(60):
+            self.reserve(f"r{number}", 1)
+            most = max(most, len(self.harness.stored()["llm:open:global"][0]))
+            self.pass_seconds(BUCKET_SECONDS)
+        assert most == OPEN_BUCKETS + 2
 
     def test_windows_that_are_no_multiple_of_their_buckets(self) -> None:
         for window in (1, 59, 61, 601, 86_400):

@@ -32,6 +32,8 @@ CHALLENGE_PREFIX = "llm:challenge:"
 
 RING_BUCKETS = 60
 OPEN_BUCKETS = 12
+LIVING_OPEN_BUCKETS = OPEN_BUCKETS + 1
+"""So many can be alive at once; a ring of open money with more is swept before it is charged."""
 RECORD_KEEP_SECONDS = 3_600
 SECONDS_PER_HOUR = 3_600
 SECONDS_PER_DAY = 86_400

@@ -22,7 +22,14 @@ from backends.books import read_books, read_ring
 from backends.clock import Clock
 from backends.contract import Ask, Books, Outcome, Refusal, Reservation, Settlement
 from backends.errors import ReservationConflict
-from backends.keys import RECORD_KEEP_SECONDS, BookKeys, book_keys, bucket_seconds_of, open_bucket_seconds_of
+from backends.keys import (
+    LIVING_OPEN_BUCKETS,
+    RECORD_KEEP_SECONDS,
+    BookKeys,
+    book_keys,
+    bucket_seconds_of,
+    open_bucket_seconds_of,
+)
 from backends.link import Link
 
 
@@ -138,6 +145,7 @@ class LegacyBackend:
         terms = rules.terms_of(ask.identifier, ask.network, ask.cost_nanousd)
         record = rules.Record("open", ask.cost_nanousd, now_us, terms).text()
         self._link.run(lambda r: r.set(keys.record, record, ex=ask.open_seconds + RECORD_KEEP_SECONDS))
+        self._sweep_open(keys, ask.open_seconds, now_us)
         window = ask.limits.window_seconds
         booked = rules.charges(keys, window, now_us, now_us) + rules.open_charges(keys, ask.open_seconds, now_us)
         for charge in booked:
@@ -164,6 +172,13 @@ class LegacyBackend:
         ring = self._ring(key)
         living = rules.alive(ring, bucket_seconds_of(window_seconds), window_seconds, now_us)
         self._remove(key, [start for start in ring if start not in living])
+
+    def _sweep_open(self, keys: BookKeys, open_seconds: int, now_us: int) -> None:
+        for key in (keys.open_identifier, keys.open_network, keys.open_of_all):
+            ring = self._ring(key)
+            if len(ring) > LIVING_OPEN_BUCKETS:
+                living = rules.alive(ring, open_bucket_seconds_of(open_seconds), open_seconds, now_us)
+                self._remove(key, [start for start in ring if start not in living])
 
     def _record_actual(self, reservation: Reservation, keys: BookKeys, delta: int, now_us: int) -> None:
         for charge in rules.charges(keys, reservation.window_seconds, reservation.made_at_us, now_us):

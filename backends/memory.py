@@ -14,6 +14,7 @@ from backends.clock import Clock
 from backends.contract import Ask, Books, Outcome, Refusal, Reservation, Settlement
 from backends.errors import ReservationConflict
 from backends.keys import (
+    LIVING_OPEN_BUCKETS,
     RECORD_KEEP_SECONDS,
     BookKeys,
     book_keys,
@@ -145,12 +146,20 @@ class MemoryBackend:
         terms = rules.terms_of(ask.identifier, ask.network, ask.cost_nanousd)
         record = rules.Record("open", ask.cost_nanousd, now_us, terms).text()
         self._put(keys.record, record, ask.open_seconds + RECORD_KEEP_SECONDS, now_us)
+        self._sweep_open(keys, ask.open_seconds, now_us)
         window = ask.limits.window_seconds
         for charge in rules.charges(keys, window, now_us, now_us) + rules.open_charges(keys, ask.open_seconds, now_us):
             if self._increment(charge, ask.cost_nanousd, now_us) == ask.cost_nanousd:
                 self._gone_at_us[charge.key] = now_us + charge.life_seconds * rules.US
         for key in (keys.recent, keys.network_recent):
             self._values[key] = self._living(key, window, now_us)
+
+    def _sweep_open(self, keys: BookKeys, open_seconds: int, now_us: int) -> None:
+        for key in (keys.open_identifier, keys.open_network, keys.open_of_all):
+            ring = self._ring(key, now_us)
+            if len(ring) > LIVING_OPEN_BUCKETS:
+                living = rules.alive(ring, open_bucket_seconds_of(open_seconds), open_seconds, now_us)
+                self._drop(key, [start for start in ring if start not in living])
 
     def _record_actual(self, reservation: Reservation, keys: BookKeys, delta: int, now_us: int) -> None:
         for charge in rules.charges(keys, reservation.window_seconds, reservation.made_at_us, now_us):

@@ -1,4 +1,4 @@
-"""Many callers in four processes, one server, room for k: atomic admits k, legacy, held between its steps, everybody."""
+"""Many callers in four processes, one server, room for k: atomic admits k, legacy, held half-way, everybody."""
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor

@@ -1,0 +1,97 @@
+"""The scripts without the strategy around them: KEYS and ARGV made here, from what the head of each script says."""
+
+import hashlib
+
+from backends.conformance import _stored as read_all
+from backends.scripts import Script
+
+RESERVE, SETTLE, CONSUME = Script("reserve.lua"), Script("settle.lua"), Script("consume.lua")
+US = 1_000_000
+NOW_S = 1_773_483_630  # 2026-03-14 10:20:30 UTC
+NOW_US = NOW_S * US + 250_000
+DATE, HOUR = "2026-03-14", "2026-03-14T10"
+ROOM = 10**12
+COST = 4_000_000
+WHO, NETWORK, ID = "hash456", "198.51.100.7", "rid1"
+
+RESERVE_KEYS = {
+    "record": f"llm:reservation:{ID}",
+    "marker": f"llm:throttle:{WHO}",
+    "recent": f"llm:cost:recent:{WHO}",
+    "daily": f"llm:cost:daily:{WHO}:{DATE}",
+    "network_recent": f"llm:network:recent:{NETWORK}",
+    "network_daily": f"llm:network:daily:{NETWORK}:{DATE}",
+    "hourly_of_all": f"llm:global:hourly:{HOUR}",
+    "daily_of_all": f"llm:global:daily:{DATE}",
+    "open_identifier": f"llm:open:identifier:{WHO}",
+    "open_network": f"llm:open:network:{NETWORK}",
+    "open_of_all": "llm:open:global",
+}
+RINGS = ("recent", "network_recent", "open_identifier", "open_network", "open_of_all")
+TOTALS = ("daily", "network_daily", "hourly_of_all", "daily_of_all")
+TERMS = hashlib.blake2b(b"anything", digest_size=8).hexdigest()
+
+
+def reserve_args(**changes):
+    args = {
+        "now_us": NOW_US,
+        "deadline_us": NOW_US + 500_000,
+        "hour": NOW_S // 3600,
+        "cost": COST,
+        "terms": TERMS,
+        "window_s": 600,
+        "bucket_s": 10,
+        "window": ROOM,
+        "day": ROOM,
+        "network_window": ROOM,
+        "network_day": ROOM,
+        "hour_of_all": ROOM,
+        "day_of_all": ROOM,
+        "throttle_s": 30,
+        "mark_when_busy": "1",
+        "open_s": 120,
+        "open_bucket_s": 10,
+        "keep_s": 3600,
+    }
+    return list({**args, **changes}.values())
+
+
+def settle_args(actual=7, **changes):
+    args = {
+        "now_us": NOW_US + US,
+        "terms": TERMS,
+        "reserved": COST,
+        "actual": actual,
+        "made_at_us": NOW_US,
+        "window_s": 600,
+        "bucket_s": 10,
+        "open_s": 120,
+        "open_bucket_s": 10,
+        "keep_s": 3600,
+    }
+    return list({**args, **changes}.values())
+
+
+def keys_of_reserve(rid=ID, **changes):
+    return list({**RESERVE_KEYS, "record": f"llm:reservation:{rid}", **changes}.values())
+
+
+def keys_of_settle(rid=ID):
+    record, _, *books = keys_of_reserve(rid)
+    return [record, *books]
+
+
+def reserve(client, rid=ID, **changes):
+    return RESERVE.run(client, keys_of_reserve(rid), reserve_args(**changes))
+
+
+def settle(client, rid=ID, actual=7, **changes):
+    return SETTLE.run(client, keys_of_settle(rid), settle_args(actual, **changes))
+
+
+def dump(client):
+    """Every key, byte for byte, and its life in ms (a little older at each look)."""
+    return {name: client.dump(name) for name in client.keys("*")}
+
+
+__all__ = ["read_all"]

@@ -1,0 +1,157 @@
+"""What a request costs the server does not grow with the requests before it."""
+
+import pytest
+
+from backends.keys import RING_BUCKETS
+from backends.scripts import Script, all_scripts
+from tests.lua.by_hand import (
+    NOW_S,
+    NOW_US,
+    RESERVE_KEYS,
+    RINGS,
+    ROOM,
+    TERMS,
+    TOTALS,
+    keys_of_reserve,
+    reserve,
+    reserve_args,
+    settle,
+)
+
+
+def commands_of(client, call):
+    """Command -> how often the server did it during `call`."""
+    client.config_resetstat()
+    call()
+    stats = client.info("commandstats")
+    counts = {name.removeprefix("cmdstat_"): entry["calls"] for name, entry in stats.items()}
+    return {name: calls for name, calls in counts.items() if not name.startswith(("config", "info", "client"))}
+
+
+def fill(client, requests, cost=1_000):
+    """The books as `requests` requests of `cost`, evenly over the window, leave them."""
+    for name in ("recent", "network_recent"):
+        for back in range(RING_BUCKETS):
+            client.zincrby(RESERVE_KEYS[name], requests * cost // RING_BUCKETS, NOW_S - back * 10)
+        client.expire(RESERVE_KEYS[name], 610)
+    for name in ("open_identifier", "open_network", "open_of_all"):
+        for back in range(12):
+            client.zincrby(RESERVE_KEYS[name], requests * cost // 100, NOW_S - back * 10)
+        client.expire(RESERVE_KEYS[name], 130)
+    for name in TOTALS:
+        client.set(RESERVE_KEYS[name], requests * cost, ex=1_000)
+
+
+@pytest.mark.parametrize("limit", [10**15, 5], ids=["admitted", "refused"])
+def test_the_same_commands_at_ten_requests_as_at_a_million(client, limit):
+    seen = []
+    reserve(client)
+    settle(client)  # the server knows the scripts from here on
+    for requests in (10, 1_000_000):
+        client.flushdb()
+        fill(client, requests)
+        seen.append(
+            commands_of(
+                client,
+                lambda: (
+                    reserve(client, "r", network_window=limit, window=10**15, day=10**15),
+                    settle(client, "r") if limit > 5 else None,
+                ),
+            )
+        )
+    few, many = seen
+    assert few == many
+    assert few["evalsha"] == (2 if limit > 5 else 1)
+    assert sum(few.values()) < 60
+
+
+def test_a_bounded_number_of_commands_and_one_time_a_script(client):
+    seen = commands_of(client, lambda: reserve(client, now_us="", deadline_us=2**52, hour=client.time()[0] // 3600))
+    assert seen["time"] == 2  # one is ours
+    assert sum(seen.values()) < 40
+
+
+def test_a_thousand_requests_leave_as_many_elements_as_one(client):
+    for number in range(1_000):
+        reserve(client, "only", cost=1 + number % 7)
+        client.delete("llm:reservation:only")
+    assert {name: client.zcard(RESERVE_KEYS[name]) for name in RINGS} == dict.fromkeys(RINGS, 1)
+    assert client.dbsize() == len(RESERVE_KEYS) - 2
+
+
+def test_what_a_killed_worker_left_open_is_swept(client):
+    for number in range(40):
+        now_us = NOW_US + number * 10_000_000
+        reserve(client, f"r{number}", now_us=now_us, deadline_us=now_us, hour=now_us // 1_000_000 // 3600)
+        settle(client, f"r{number}", now_us=now_us, made_at_us=now_us)
+        if number % 2:
+            reserve(client, f"left{number}", now_us=now_us, deadline_us=now_us, hour=now_us // 1_000_000 // 3600)
+        for name in ("open_identifier", "open_network", "open_of_all"):
+            assert client.zcard(RESERVE_KEYS[name]) <= 14
+
+
+def test_a_record_fits_in_200_bytes(client):
+    rid = "0123456789abcdef0123456789abcdef"
+    largest = 10**15 - 1
+    reserve(client, rid, cost=largest, **dict.fromkeys(("window", "day", "network_window"), 10**15), network_day="")
+    reserve(
+        client,
+        rid,
+        cost=largest,
+        window=ROOM * 1_000,
+        day=ROOM * 1_000,
+        network_window="",
+        network_day="",
+        hour_of_all=ROOM * 1_000,
+        day_of_all=ROOM * 1_000,
+    )
+    record = f"llm:reservation:{rid}"
+    assert client.memory_usage(record) <= 200
+    settle(client, rid, reserved=largest, actual=largest)
+    assert client.get(record).decode() == f"settled {largest} {NOW_US} {TERMS}"
+    assert client.memory_usage(record) <= 200
+
+
+def test_the_totals_of_an_identifier_fit_in_2_kb(client):
+    """Its marker, its window (a full ring), its day, its open money; the longest identifier, amounts of ten digits."""
+    who = "x" * 128
+    names = {
+        "marker": f"llm:throttle:{who}",
+        "recent": f"llm:cost:recent:{who}",
+        "daily": f"llm:cost:daily:{who}:2026-03-14",
+        "open_identifier": f"llm:open:identifier:{who}",
+    }
+    keys = keys_of_reserve(**names)
+    script = Script("reserve.lua")
+    for back in reversed(range(RING_BUCKETS + 1)):
+        now_us = NOW_US - back * 10_000_000
+        hour = now_us // 1_000_000 // 3600
+        keys[0] = f"llm:reservation:{back}"
+        answer = script.run(
+            client, keys, reserve_args(cost=1_234_567_890, now_us=now_us, deadline_us=now_us, hour=hour)
+        )
+        assert answer[0] == 0
+    assert client.zcard(names["recent"]) == RING_BUCKETS + 1
+    keys[0] = "llm:reservation:refused"
+    assert script.run(client, keys, reserve_args(window=0))[0] == 3
+    used = {name: client.memory_usage(key, samples=0) for name, key in names.items()}
+    assert sum(used.values()) <= 2_048, used
+    assert client.object("encoding", names["recent"]) == b"listpack"
+
+
+def test_every_script_compiles(client):
+    scripts = all_scripts()
+    assert [script.file_name for script in scripts] == ["consume.lua", "reserve.lua", "settle.lua"]
+    assert [script.compile_error(client) for script in scripts] == [None, None, None]
+
+
+def test_a_script_that_does_not_compile_is_told_with_its_line(client):
+    script = Script("consume.lua")
+    script.text = "local x = 1\nlocal y = = 2\n"
+    assert ":2:" in script.compile_error(client)
+
+
+def test_a_script_that_the_server_has_forgotten_is_sent_again(client):
+    reserve(client)
+    client.script_flush()
+    assert reserve(client, "again")[0] == 0

@@ -1,0 +1,143 @@
+import pytest
+
+from tests.lua.by_hand import (
+    CONSUME,
+    COST,
+    NOW_S,
+    NOW_US,
+    RESERVE_KEYS,
+    TERMS,
+    US,
+    dump,
+    reserve,
+    settle,
+)
+
+SPENT = {
+    "window": COST,
+    "day": COST,
+    "network_window": COST,
+    "network_day": COST,
+    "hour_of_all": COST,
+    "day_of_all": COST,
+}
+TO_NEXT_HOUR_S, TO_MIDNIGHT_S = 39 * 60 + 30, 13 * 3600 + 39 * 60 + 30
+
+
+def spend(client, rid="spent"):
+    reserve(client, rid)
+    settle(client, rid, COST)
+
+
+def test_admitted(client):
+    spend(client)
+    assert reserve(client) == [0, 120, NOW_US, NOW_US, 2 * COST, 2 * COST]
+
+
+def test_the_same_id_again_is_told_when_it_was_made(client):
+    reserve(client)
+    later_us = NOW_US + 3 * US
+    assert reserve(client, now_us=later_us, deadline_us=later_us) == [0, 120, later_us, NOW_US, COST, COST]
+
+
+@pytest.mark.parametrize(
+    ("limit", "reply"),
+    [
+        ("day", [2, 60, NOW_US, TO_MIDNIGHT_S, 0, 2]),
+        ("window", [3, 30, NOW_US, 610, 0, 3]),
+        ("network_window", [4, 610, NOW_US, 610, 0, 4]),
+        ("network_day", [5, TO_MIDNIGHT_S, NOW_US, TO_MIDNIGHT_S, 0, 5]),
+        ("hour_of_all", [6, TO_NEXT_HOUR_S, NOW_US, TO_NEXT_HOUR_S, 0, 6]),
+        ("day_of_all", [7, TO_MIDNIGHT_S, NOW_US, TO_MIDNIGHT_S, 0, 7]),
+    ],
+)
+def test_refused(client, limit, reply):
+    spend(client)
+    assert reserve(client, **{limit: COST}) == reply
+
+
+@pytest.mark.parametrize("status", [2, 3])
+def test_under_a_marker(client, status):
+    spend(client)
+    limit, marker_s, wait_s = {2: ("day", 60, TO_MIDNIGHT_S), 3: ("window", 30, 610)}[status]
+    reserve(client, **{limit: COST})
+    later_us = NOW_US + 10 * US
+    answer = reserve(client, now_us=later_us, deadline_us=later_us)
+    assert answer == [1, marker_s - 10, later_us, wait_s - 10, 0, status]
+
+
+def test_busy(client):
+    reserve(client, "open")
+    assert reserve(client, window=COST) == [3, 30, NOW_US, 30, 1, 3]
+    assert reserve(client, window=COST) == [1, 30, NOW_US, 30, 1, 3]
+
+
+def test_busy_without_a_marker(client):
+    reserve(client, "open")
+    assert reserve(client, window=COST, mark_when_busy="0") == [3, 0, NOW_US, 1, 1, 3]
+    assert not client.exists(RESERVE_KEYS["marker"])
+
+
+def test_an_id_that_has_ended_and_one_on_other_terms(client):
+    reserve(client)
+    assert reserve(client, terms="0123456789abcdef") == [9, 0, NOW_US]
+    settle(client, actual=7)
+    assert reserve(client) == [8, 0, NOW_US, 7]
+
+
+def test_past_the_deadline_nothing_is_written(client):
+    assert reserve(client, deadline_us=NOW_US)[0] == 0
+    before = dump(client)
+    assert reserve(client, "late", deadline_us=NOW_US - 1) == [10, 0, NOW_US]
+    assert reserve(client, "late", deadline_us=NOW_US - 1, window=0) == [10, 0, NOW_US]
+    assert dump(client) == before
+
+
+@pytest.mark.parametrize("other", [-1, 1])
+def test_with_the_keys_of_another_hour_nothing_is_written(client, other):
+    assert reserve(client, hour=NOW_S // 3600 + other) == [11, 0, NOW_US]
+    assert reserve(client, hour=NOW_S // 3600 + other, window=0) == [11, 0, NOW_US]
+    assert client.dbsize() == 0
+
+
+def test_by_the_servers_own_time(client):
+    before_s, before_part_us = client.time()
+    hour = before_s // 3600
+    answer = reserve(client, now_us="", deadline_us=2**52, hour=hour)
+    if answer[0] == 11:  # the hour has just turned
+        answer = reserve(client, now_us="", deadline_us=2**52, hour=hour + 1)
+    after_s, after_part_us = client.time()
+    assert answer[0] == 0
+    assert before_s * US + before_part_us <= answer[2] <= after_s * US + after_part_us
+    assert answer[3] == answer[2]
+
+
+def test_settled_repeated_late_expired_conflict(client):
+    later_us = NOW_US + US
+    reserve(client)
+    assert settle(client, terms="0123456789abcdef") == [9, 0, later_us]
+    assert settle(client, actual=7) == [0, 7, later_us]
+    assert settle(client, actual=8) == [1, 7, later_us]
+    client.flushdb()
+    assert settle(client, actual=7) == [2, 7, later_us]
+    assert settle(client, actual=7) == [1, 7, later_us]
+    over_us = NOW_US + 3600 * US
+    assert settle(client, "lost", now_us=over_us - 1)[0] == 2
+    assert settle(client, "over", now_us=over_us) == [3, COST, over_us]
+
+
+def test_a_challenge_is_good_once_and_for_its_owner_only(client):
+    client.set("llm:challenge:c", "hash net", ex=300)
+    assert CONSUME.run(client, ["llm:challenge:c"], ["hash other"]) == [2]
+    assert client.ttl("llm:challenge:c") > 290
+    assert CONSUME.run(client, ["llm:challenge:c"], ["hash net"]) == [0]
+    assert CONSUME.run(client, ["llm:challenge:c"], ["hash net"]) == [1]
+
+
+def test_the_record_is_written_as_the_head_of_the_script_says(client):
+    reserve(client)
+    assert client.get(RESERVE_KEYS["record"]).decode() == f"open {COST} {NOW_US} {TERMS}"
+    settle(client, actual=7)
+    assert client.get(RESERVE_KEYS["record"]).decode() == f"settled 7 {NOW_US} {TERMS}"
+    reserve(client, "r2", window=0)
+    assert client.get(RESERVE_KEYS["marker"]).decode() == f"window_limit {NOW_US + 30 * US} {NOW_US + 610 * US} spent"
