@@ -3,8 +3,10 @@
 Its loss of Redis never becomes a 500: it goes on in the worker's own memory until Redis is back.
 """
 
+import math
+
 from flask import Flask, Response, request
-from flask_limiter import Limiter, RateLimitExceeded
+from flask_limiter import Limiter, RateLimitExceeded, RequestLimit
 from limits.storage.base import Storage
 
 from backends.clock import Clock
@@ -89,13 +91,23 @@ def make_limiter(app: Flask, link: Link, clock: Clock) -> Limiter:
     @app.errorhandler(RateLimitExceeded)
     def refused(_: RateLimitExceeded) -> Response:
         current = limiter.current_limit
-        reset_at = current.reset_at if current is not None else 0
-        wait_seconds = max(1, int(reset_at - clock.now_us() // 1_000_000) + 1)
+        wait_seconds = _wait_seconds(current, clock)
         limit = current.limit if current is not None else "the limit"
         message = f"Too many requests: {limit} are allowed. Please try again in {wait_seconds} seconds."
         return problem(429, RATE_LIMITED, "rate_limit", message, retry_after_seconds=wait_seconds, scope="identifier")
 
     return limiter
+
+
+def _wait_seconds(limit: RequestLimit | None, clock: Clock) -> int:
+    """Until the counter begins anew; its whole life where Redis was lost since it was counted."""
+    if limit is None:
+        return 1
+    try:
+        ends_at_seconds = limit.window.reset_time
+    except StoreError:
+        return int(limit.limit.get_expiry())
+    return max(1, math.ceil(ends_at_seconds - clock.now_us() / 1_000_000))
 
 
 def network_key() -> str:

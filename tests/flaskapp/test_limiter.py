@@ -1,0 +1,160 @@
+"""Requests a minute: flask-limiter on the same Redis, through our own door."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from backends.clock import SystemClock
+from backends.errors import StoreUnavailable
+from backends.link import Link
+from flaskapp.limiter import LinkStorage
+from tests.servers import BEARER, SETTINGS
+
+CHALLENGE = "/api/v1/auth/challenge"
+
+
+@pytest.fixture
+def storage(redis_url):
+    clock = SystemClock()
+    link = Link(redis_url, clock=clock)
+    yield LinkStorage("tollgate://", link=link, clock=clock)
+    link.close()
+
+
+def test_a_counter_gets_its_life_with_its_first_count_and_keeps_it(storage):
+    def life_ms():
+        return storage._link.run(lambda client: client.pttl("llm:rate:x"))
+
+    assert storage.get("x") == 0
+    assert storage.incr("x", 60) == 1
+    first_ms = life_ms()
+    assert 59_000 < first_ms <= 60_000
+    assert storage.incr("x", 90, amount=2) == 3
+    assert life_ms() <= first_ms
+    assert storage.get("x") == 3
+    left_seconds = storage.get_expiry("x") - SystemClock().now_us() / 1_000_000
+    assert 58 < left_seconds <= 60
+    storage.clear("x")
+    assert storage.get("x") == 0
+    assert storage.check() is True
+    assert storage.reset() is None
+
+
+def test_while_redis_is_away_it_says_so_and_nothing_worse(own_server):
+    clock = SystemClock()
+    link = Link(own_server.url, clock=clock)
+    storage = LinkStorage("tollgate://", link=link, clock=clock)
+    own_server.kill()
+    assert storage.check() is False
+    with pytest.raises(storage.base_exceptions):
+        storage.incr("x", 60)
+    assert issubclass(StoreUnavailable, storage.base_exceptions)
+    link.close()
+
+
+def test_the_61st_request_of_a_minute_is_refused(make_app):
+    room = make_app(ENABLE_COST_THROTTLING="false")
+    # The window is a fixed minute: begin again if one ends in between.
+    for _ in range(2):
+        statuses = [room.chat(max_tokens=1).status_code for _ in range(61)]
+        if len(room.redis.keys("llm:rate:*")) == 1:
+            break
+    assert statuses == [200] * 60 + [429]
+    refused = room.chat()
+    assert (refused.status_code, refused.json["error"], refused.json["reason"]) == (429, "rate_limited", "rate_limit")
+    assert refused.json["scope"] == "identifier"
+    assert refused.mimetype == "application/problem+json"
+    assert refused.headers["X-Request-ID"] == refused.json["request_id"]
+    (counter,) = room.redis.keys("llm:rate:*")
+    left_seconds = room.redis.pttl(counter) / 1_000
+    # Never earlier than the refusal can end.
+    assert (
+        left_seconds <= int(refused.headers["Retry-After"]) == refused.json["retry_after_seconds"] <= left_seconds + 1.5
+    )
+    assert refused.json["message"].startswith("Too many requests: 60 per 1 minute are allowed.")
+    assert room.chat("somebody-else").status_code == 200
+
+
+def test_what_is_refused_for_its_number_costs_nothing(make_app):
+    room = make_app(CHAT_RATE_LIMIT="1 per hour")
+    room.chat()
+    before = room.stored()
+    assert room.chat().json["error"] == "rate_limited"
+    assert room.stored() == before
+
+
+def test_the_limit_is_live(make_app):
+    room = make_app(ENABLE_COST_THROTTLING="false")
+    assert room.chat().status_code == 200
+    room.patch(chat_rate_limit="2 per hour")
+    assert [room.chat().status_code for _ in range(3)] == [200, 200, 429]
+    room.patch(chat_rate_limit="4 per hour; 1000 per day")
+    # A new limit counts anew.
+    assert [room.chat().status_code for _ in range(5)] == [200, 200, 200, 200, 429]
+
+
+def test_challenges_count_for_the_same_identifier_but_for_themselves(make_app):
+    room = make_app(CHAT_RATE_LIMIT="2 per hour")
+    headers = {"X-Fingerprint": "hash456"}
+    assert [room.client.get(CHALLENGE, headers=headers).status_code for _ in range(3)] == [200, 200, 429]
+    assert room.client.get(CHALLENGE, headers={"X-Fingerprint": "another"}).status_code == 200
+    assert room.chat(max_tokens=1).status_code == 200
+
+
+def test_the_operators_room_counts_by_network_with_or_without_the_word(make_app):
+    room = make_app()
+    for _ in range(2):
+        statuses = [room.client.get(SETTINGS, headers={"X-Fingerprint": f"f{n}"}).status_code for n in range(61)]
+        if statuses[-1] == 429:
+            break
+    assert statuses[-1] == 429
+    assert room.client.get(SETTINGS, headers=BEARER).status_code == 429
+    assert room.client.get("/healthz").status_code == 200
+
+
+def test_forged_addresses_do_not_give_a_new_counter(make_app):
+    room = make_app(CHAT_RATE_LIMIT="1 per hour", ENABLE_COST_THROTTLING="false")
+    for number in range(20):
+        room.client.post(
+            "/api/v1/chat/stream", json={"query": "x"}, headers={"X-Forwarded-For": f"1.2.3.{number}"}, buffered=True
+        )
+    assert len(room.redis.keys("llm:rate:*")) == 1
+
+
+def test_the_loss_of_redis_never_becomes_a_500_and_the_count_goes_on(own_server, tmp_path):
+    from tests.apps import open_app
+
+    with open_app(own_server.url, tmp_path, {"CHAT_RATE_LIMIT": "3 per hour"}) as room:
+        assert room.chat(max_tokens=1).status_code == 200
+        own_server.kill()
+        # From now on in the worker's own memory.
+        statuses = [room.chat(max_tokens=1).status_code for _ in range(6)]
+        assert statuses == [200, 200, 200, 429, 429, 429]
+        own_server.start()
+
+
+def test_redis_lost_between_the_count_and_the_refusal_is_no_500_either(make_app, monkeypatch):
+    room = make_app(CHAT_RATE_LIMIT="1 per 2 hours")
+    room.chat(max_tokens=1)
+
+    def lost(*_):
+        raise StoreUnavailable("gone")
+
+    monkeypatch.setattr(LinkStorage, "get_expiry", lost)
+    refused = room.chat()
+    assert (refused.status_code, refused.json["error"]) == (429, "rate_limited")
+    assert refused.headers["Retry-After"] == "7200"
+
+
+def test_a_refusal_without_a_known_limit_still_waits_a_second(make_app):
+    from flask_limiter import RateLimitExceeded
+
+    room = make_app()
+    limit = SimpleNamespace(error_message=None, limit="x", shared=False)
+
+    @room.app.get("/refused")
+    def refused():
+        raise RateLimitExceeded(limit)
+
+    answer = room.client.get("/refused")
+    assert (answer.status_code, answer.headers["Retry-After"]) == (429, "1")
