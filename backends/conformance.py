@@ -702,6 +702,15 @@ class Conformance:
         assert keys.recent not in stored
         assert keys.network_recent not in stored
 
+    def test_giving_back_makes_no_total_anew(self) -> None:
+        made = self.reserve("r0")
+        record = self.keys("r0").record
+        for key in self.harness.stored():
+            if key != record:
+                self.harness.lose(key)
+        assert self.settle(made, 1).outcome == Outcome.SETTLED
+        assert list(self.harness.stored()) == [record]
+
     def test_a_lost_record_and_booking_is_booked_late_and_once(self) -> None:
         made = self.reserve("r0")
         stored = self.harness.stored()
