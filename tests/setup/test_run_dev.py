@@ -1,119 +1,19 @@
 import http.client
-import importlib.util
 import os
 import re
-import shutil
 import signal
 import socket
 import socketserver
-import subprocess
-import sys
-import sysconfig
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import redis
 
 from backends.embedded import free_port, running_url
+from tests.setup.conftest import processes_of
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-PARTS = ("scripts", "backends", "flaskapp", "wsgi.py", "gunicorn.conf.py", "pyproject.toml", "requirements-dev.lock")
 WARM_START_SECONDS = 5
-pytestmark = pytest.mark.skipif(
-    subprocess.run(["sh", "-c", "docker info"], capture_output=True, check=False).returncode == 0,
-    reason="a Docker engine answers, and these are about the embedded server",
-)
-
-
-@pytest.fixture
-def clone(tmp_path):
-    """A copy of the project, set up already, so that nothing of the real one is touched."""
-    place = tmp_path / "a clone"
-    place.mkdir()
-    for part in PARTS:
-        source = ROOT / part
-        if source.is_dir():
-            shutil.copytree(source, place / part, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, place / part)
-    venv = place / ".venv"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
-    packages = next(venv.glob("lib/python3*/site-packages"))
-    (packages / "tests.pth").write_text(f"{place}\n{sysconfig.get_path('purelib')}\n")
-    setup = importlib.util.spec_from_file_location("setup_of_clone", place / "scripts" / "setup.py")
-    module = importlib.util.module_from_spec(setup)
-    handler = signal.getsignal(signal.SIGINT)
-    setup.loader.exec_module(module)
-    signal.signal(signal.SIGINT, handler)
-    module.STAMP.write_text(module._fingerprint())
-    return place
-
-
-class Instance:
-    """One ./scripts/run-dev.sh."""
-
-    def __init__(self, clone, **environment):
-        self.clone = clone
-        self.port = int(environment.get("PORT", 0)) or free_port()
-        kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-        self.output = clone / f"said-{self.port}.txt"
-        with self.output.open("wb") as said:
-            self.process = subprocess.Popen(
-                ["./scripts/run-dev.sh"],
-                cwd=clone,
-                env={**kept, "PORT": str(self.port), **environment},
-                stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    @property
-    def said(self):
-        return self.output.read_text()
-
-    def until(self, text, seconds=30):
-        deadline = time.monotonic() + seconds
-        while text not in self.said:
-            assert self.process.poll() is None, self.said
-            assert time.monotonic() < deadline, self.said
-            time.sleep(0.02)
-        return self
-
-    def get(self, path):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
-        try:
-            connection.request("GET", path)
-            return connection.getresponse().status
-        finally:
-            connection.close()
-
-    def end(self, number=signal.SIGINT):
-        self.process.send_signal(number)
-        return self.process.wait(20)
-
-
-@pytest.fixture
-def start(clone):
-    instances = []
-
-    def make(**environment):
-        instances.append(Instance(clone, **environment))
-        return instances[-1]
-
-    yield make
-    for instance in instances:
-        if instance.process.poll() is None:
-            instance.end(signal.SIGTERM)
-    assert processes_of(clone) == []
-
-
-def processes_of(clone):
-    """What still runs of it, under whatever parent."""
-    rows = subprocess.run(["ps", "-eo", "stat=,pid=,args="], capture_output=True, text=True, check=True).stdout
-    return [row for row in rows.splitlines() if str(clone) in row and not row.strip().startswith("Z")]
 
 
 def test_a_warm_start_serves_and_says_where_everything_is(start, clone):
