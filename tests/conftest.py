@@ -1,5 +1,6 @@
 import os
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,15 @@ def each_redis_url(request):
     with redis.Redis.from_url(server.url) as client:
         client.flushdb()
     return server.url
+
+
+@pytest.fixture
+def make_app(redis_url, tmp_path):
+    """`make_app(NAME="value", …)`: the application in this process, with an empty database."""
+    from tests.apps import open_app
+
+    with ExitStack() as stack:
+        yield lambda clock=None, **environment: stack.enter_context(open_app(redis_url, tmp_path, environment, clock))
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,113 @@
+"""Who asks: identifiers, and networks that nobody can choose for himself."""
+
+import pytest
+from werkzeug.test import EnvironBuilder
+from werkzeug.wrappers import Request
+
+from flaskapp.identity import identify, network_of, rate_key
+from flaskapp.refusals import InvalidRequest
+from tests.servers import CHAT, LITECOIN
+
+
+def request_with(address="198.51.100.7", **headers):
+    return Request(EnvironBuilder(headers=headers, environ_base={"REMOTE_ADDR": address}).get_environ())
+
+
+@pytest.mark.parametrize(
+    ("header", "identifier", "challenge"),
+    [
+        ("hash456", "hash456", None),
+        ("fp:test123:hash456", "hash456", "test123"),
+        ("fp", "fp", None),
+        ("fp:fp:fp", "fp", "fp"),
+        ("fp:-:_", "_", "-"),
+    ],
+)
+def test_the_stable_identifier_is_the_hash(header, identifier, challenge):
+    who = identify(request_with(**{"X-Fingerprint": header}))
+    assert (who.identifier, who.challenge, who.has_fingerprint) == (identifier, challenge, True)
+    assert who.network == "198.51.100.7"
+
+
+def test_without_the_header_it_is_the_network():
+    who = identify(request_with("2001:db8:1:2:3:4:5:6"))
+    assert (who.identifier, who.network, who.challenge) == ("ip:2001:db8:1:2::/64", "2001:db8:1:2::/64", None)
+    assert not who.has_fingerprint
+
+
+@pytest.mark.parametrize("number", range(18))
+def test_no_other_place_for_a_colon_is_a_fingerprint(number):
+    text = "fpchallengehash456"
+    for moved in (text[:number] + ":" + text[number:], "fp:" + text[:number] + ":" + text[number:] + ":"):
+        with pytest.raises(InvalidRequest):
+            identify(request_with(**{"X-Fingerprint": moved}))
+
+
+def test_a_line_break_at_the_end_is_no_part_of_it():
+    environ = EnvironBuilder().get_environ()
+    environ["HTTP_X_FINGERPRINT"] = "hash456\n"
+    with pytest.raises(InvalidRequest):
+        identify(Request(environ))
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("203.0.113.9", "203.0.113.9"),
+        ("::ffff:203.0.113.9", "203.0.113.9"),
+        ("2001:db8:1:2::", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2:ffff:ffff:ffff:ffff", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::1", "::/64"),
+        ("", "unknown"),
+        (None, "unknown"),
+        ("unix:", "unknown"),
+        ("1.2.3.4:80", "unknown"),
+        ("{x}", "unknown"),
+    ],
+)
+def test_a_network_is_an_ipv4_address_or_an_ipv6_64(address, network):
+    assert network_of(address) == network
+
+
+def test_a_bad_fingerprint_counts_for_its_network():
+    assert rate_key(request_with(**{"X-Fingerprint": "{}"})) == "ip:198.51.100.7"
+    assert rate_key(request_with(**{"X-Fingerprint": "fp:a:b"})) == "b"
+
+
+def ask(room, forwarded):
+    headers = {"X-Forwarded-For": forwarded} if forwarded else {}
+    return room.client.post(
+        CHAT, json=LITECOIN, headers=headers, buffered=True, environ_base={"REMOTE_ADDR": "10.0.0.1"}
+    )
+
+
+def networks(room):
+    return {key.split(":")[3] for key in room.redis.scan_iter("llm:network:daily:*")}
+
+
+def test_without_a_proxy_nobody_chooses_his_network_and_it_is_told_once(make_app, caplog):
+    room = make_app(NETWORK_COST_LIMIT_USD="0", HIGH_COST_THRESHOLD_USD="1", HOURLY_SPEND_LIMIT_USD="9")
+    for number in range(20):
+        assert ask(room, f"203.0.113.{number}").status_code == 200
+    assert networks(room) == {"10.0.0.1"}
+    assert [record.levelname for record in caplog.records if "X-Forwarded-For" in record.message] == ["WARNING"]
+
+
+@pytest.mark.parametrize(
+    ("hops", "forwarded", "network"),
+    [
+        ("1", "203.0.113.9", "203.0.113.9"),
+        ("1", "198.51.100.1, 203.0.113.9", "203.0.113.9"),
+        ("2", "198.51.100.1, 203.0.113.9", "198.51.100.1"),
+        ("2", "6.6.6.6, 198.51.100.1, 203.0.113.9", "198.51.100.1"),
+        ("2", "203.0.113.9", "10.0.0.1"),
+        ("1", "", "10.0.0.1"),
+        ("1", "rubbish", "unknown"),
+    ],
+)
+def test_as_many_proxies_as_are_trusted_are_believed(make_app, caplog, hops, forwarded, network):
+    room = make_app(TRUSTED_PROXY_HOPS=hops)
+    assert ask(room, forwarded).status_code == 200
+    assert networks(room) == {network}
+    assert [record for record in caplog.records if "X-Forwarded-For" in record.message] == []

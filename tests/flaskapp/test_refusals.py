@@ -1,0 +1,165 @@
+"""Answers that are not what was asked for: shapes, to the letter."""
+
+import json
+import re
+
+import pytest
+
+from backends.contract import Reason, Refusal, Scope
+from flaskapp.refusals import cost_refused
+from tests.servers import BEARER, CHAT, SETTINGS
+
+MEMBERS = [
+    "error",
+    "message",
+    "reason",
+    "retry_after_seconds",
+    "scope",
+    "request_id",
+    "type",
+    "title",
+    "status",
+    "detail",
+]
+
+
+def members_of(answer):
+    """The members in the order of the wire; what holds for every refusal is asserted."""
+    assert answer.mimetype == "application/problem+json"
+    assert answer.headers["Cache-Control"] == "no-store"
+    pairs = json.loads(answer.data, object_pairs_hook=list)
+    body = dict(pairs)
+    assert [name for name, _ in pairs][: len(MEMBERS)] == MEMBERS
+    assert body["detail"] == body["message"]
+    assert body["status"] == answer.status_code
+    assert body["request_id"] == answer.headers["X-Request-ID"]
+    assert re.fullmatch(r"[0-9a-f]{32}", body["request_id"])
+    assert answer.headers.get("Retry-After") == (
+        None if body["retry_after_seconds"] is None else str(body["retry_after_seconds"])
+    )
+    return [name for name, _ in pairs][len(MEMBERS) :]
+
+
+@pytest.fixture
+def room(make_app):
+    return make_app()
+
+
+def test_a_cost_refusal(room):
+    room.patch(high_cost_threshold_usd="0.005")
+    room.chat()
+    refused = room.chat()
+    assert refused.status_code == 429
+    assert members_of(refused) == []
+    assert refused.json["error"] == "cost_throttled"
+    assert refused.json["scope"] == "identifier"
+    assert int(refused.headers["Retry-After"]) >= 1
+    assert re.fullmatch(r"throttle;dur=\d+\.\d{3}", refused.headers["Server-Timing"])
+
+
+def test_one_that_can_never_fit_has_no_retry_after(room):
+    room.patch(high_cost_threshold_usd="0.001")
+    refused = room.chat()
+    assert members_of(refused) == ["can_never_fit"]
+    assert refused.json["can_never_fit"] is True
+    assert refused.json["message"].startswith("High usage detected")
+    assert "0.001000000 USD" in refused.json["message"]
+
+
+def test_one_that_only_open_reservations_cause_says_so(make_app):
+    room = make_app(HIGH_COST_THRESHOLD_USD="0.005", DEMO_TOKENS_PER_SECOND="10")
+    under_way = room.open_chat()
+    refused = room.chat()
+    assert members_of(refused) == ["in_flight"]
+    assert refused.json["in_flight"] is True
+    # The marker stands in the way for its whole life.
+    assert refused.headers["Retry-After"] == "30"
+    under_way.close()
+
+
+@pytest.mark.parametrize(
+    ("reason", "cause", "words"),
+    [
+        (Reason.THROTTLED, Reason.DAILY_LIMIT, "Daily usage limit reached."),
+        (Reason.THROTTLED, Reason.WINDOW_LIMIT, "High usage detected."),
+        (Reason.DAILY_LIMIT, Reason.DAILY_LIMIT, "Daily usage limit reached."),
+        (Reason.WINDOW_LIMIT, Reason.WINDOW_LIMIT, "High usage detected."),
+        (Reason.NETWORK_LIMIT, Reason.NETWORK_LIMIT, "High usage detected from your network."),
+        (Reason.NETWORK_DAILY_LIMIT, Reason.NETWORK_DAILY_LIMIT, "Your network has reached its daily usage limit."),
+        (Reason.GLOBAL_HOURLY_LIMIT, Reason.GLOBAL_HOURLY_LIMIT, "This service has reached its usage limit for this"),
+        (Reason.GLOBAL_DAILY_LIMIT, Reason.GLOBAL_DAILY_LIMIT, "This service has reached its usage limit for today."),
+    ],
+)
+def test_the_message_tells_which_limit_it_was(room, reason, cause, words):
+    refusal = Refusal(
+        reason, cause, Scope.NETWORK, 100, in_flight=False, can_never_fit=False, marker_seconds=0, limit_nanousd=None
+    )
+    with room.app.test_request_context():
+        answer = cost_refused(refusal)
+    assert answer.json["message"].startswith(words)
+    assert (answer.json["reason"], answer.json["scope"]) == (reason.value, "network")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(1, "1 second."), (119, "119 seconds."), (120, "2 minutes."), (121, "3 minutes."), (7_201, "3 hours.")],
+)
+def test_a_wait_is_told_in_words_that_are_never_too_short(room, seconds, words):
+    cause = Reason.WINDOW_LIMIT
+    refusal = Refusal(
+        cause,
+        cause,
+        Scope.IDENTIFIER,
+        seconds,
+        in_flight=False,
+        can_never_fit=False,
+        marker_seconds=30,
+        limit_nanousd=1,
+    )
+    with room.app.test_request_context():
+        assert cost_refused(refusal).json["message"].endswith(f"in {words}")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status", "error"),
+    [
+        ("GET", "/nowhere", {}, 404, "not_found"),
+        ("GET", CHAT, {}, 405, "method_not_allowed"),
+        ("GET", SETTINGS, {}, 401, "unauthorized"),
+        ("GET", SETTINGS, {"Authorization": "Bearer wrong"}, 401, "unauthorized"),
+        ("PATCH", SETTINGS, {"Authorization": "Basic x"}, 401, "unauthorized"),
+        ("POST", SETTINGS, BEARER, 405, "method_not_allowed"),
+        ("PATCH", SETTINGS, {**BEARER, "Content-Type": "text/plain"}, 415, "invalid_request"),
+        ("POST", CHAT, {"Content-Type": "text/plain"}, 415, "invalid_request"),
+        ("POST", CHAT, {}, 415, "invalid_request"),
+        ("GET", "/api/v1/auth/challenge", {}, 400, "invalid_request"),
+        ("GET", "/api/v1/auth/challenge", {"X-Fingerprint": "fp:a:b"}, 400, "invalid_request"),
+    ],
+)
+def test_refusals_of_http_are_problems_too(room, method, path, headers, status, error):
+    answer = room.client.open(path, method=method, headers=headers)
+    assert (answer.status_code, answer.json["error"]) == (status, error)
+    members_of(answer)
+    assert (answer.headers.get("Allow") is not None) == (status == 405)
+    assert (answer.headers.get("WWW-Authenticate") is not None) == (status == 401)
+
+
+def test_the_request_id_is_ours_and_never_the_callers(room):
+    mine = {"X-Request-ID": "mine", "X-Fingerprint": "hash456"}
+    first, second = (room.client.post(CHAT, json={"query": "x"}, headers=mine, buffered=True) for _ in range(2))
+    ids = {first.headers["X-Request-ID"], second.headers["X-Request-ID"]}
+    assert len(ids) == 2
+    assert all(re.fullmatch(r"[0-9a-f]{32}", each) for each in ids)
+
+
+def test_a_bug_of_ours_is_a_500_without_a_word_about_it(room, monkeypatch, caplog):
+    def broken(*_):
+        raise ValueError("secret")
+
+    monkeypatch.setattr(room.tollgate.guard, "reserve", broken)
+    answer = room.chat()
+    assert (answer.status_code, answer.json["error"]) == (500, "internal_error")
+    members_of(answer)
+    assert b"secret" not in answer.data
+    (told,) = [record for record in caplog.records if record.message == "Unexpected error"]
+    assert told.exc_info[0] is ValueError

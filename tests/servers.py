@@ -1,0 +1,174 @@
+"""The service as it is deployed, for tests: gunicorn with gevent workers, on a free port, in a directory of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import redis
+import requests
+
+from backends.embedded import EmbeddedServer, _guard, free_port
+
+ROOT = Path(__file__).resolve().parent.parent
+CHAT = "/api/v1/chat/stream"
+SETTINGS = "/api/v1/admin/settings"
+ADMIN_TOKEN = "the operator's word"
+BEARER = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
+LITECOIN = {"query": "What is Litecoin?", "chat_history": []}
+START_SECONDS = 20.0
+STOP_SECONDS = 15.0
+
+
+class Service:
+    """One gunicorn; a context manager. It may be stopped and started again, on the same port."""
+
+    def __init__(self, directory: Path, redis_url: str, **environment: str) -> None:
+        self.directory = directory
+        self.port = free_port()
+        self.redis_url = redis_url
+        kept = {name: os.environ[name] for name in os.environ if name in {"PATH", "HOME"} or name.startswith("COV")}
+        self.environment = {
+            **kept,
+            "PYTHONPATH": str(ROOT),
+            "PYTHONUNBUFFERED": "1",
+            "PORT": str(self.port),
+            "REDIS_URL": redis_url,
+            "ADMIN_TOKEN": ADMIN_TOKEN,
+            "ENVIRONMENT": "development",
+            **environment,
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+        self._guardian: subprocess.Popen[bytes] | None = None
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def workers(self) -> int:
+        return int(self.environment.get("WEB_CONCURRENCY", "2"))
+
+    def start(self) -> None:
+        """Come back when every worker serves."""
+        seen = len(self.log_lines())
+        self._process = self.launch()
+        self._guardian = _guard(self._process.pid)
+        wait_until(lambda: self._is_serving(seen), START_SECONDS, f"gunicorn: {self.log()[-2000:]}")
+
+    def launch(self) -> "subprocess.Popen[bytes]":
+        with (self.directory / "app.log").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "gunicorn", "--config", str(ROOT / "gunicorn.conf.py"), "wsgi:app"],
+                cwd=self.directory,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def stop(self) -> int:
+        """As Ctrl-C in run-dev.sh does; its exit status."""
+        process, self._process = self._process, None
+        guardian, self._guardian = self._guardian, None
+        if process is None:
+            return 0
+        process.terminate()
+        try:
+            return process.wait(STOP_SECONDS)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            if guardian is not None:
+                guardian.kill()
+                guardian.communicate()
+
+    def log(self) -> str:
+        try:
+            return (self.directory / "app.log").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return ""
+
+    def log_lines(self) -> list[str]:
+        return self.log().splitlines()
+
+    def lines_with(self, words: str, since: int = 0, *, at_least: int = 1) -> list[str]:
+        """The log's lines from number `since` on that have these words; waits for them."""
+        found: list[str] = []
+
+        def are_there() -> bool:
+            found[:] = [line for line in self.log_lines()[since:] if words in line]
+            return len(found) >= at_least
+
+        wait_until(are_there, 5, f"{at_least} × {words!r} in the log since line {since}: {self.log_lines()[since:]}")
+        return found
+
+    def get(self, path: str, **options: Any) -> requests.Response:
+        return requests.get(self.base_url + path, timeout=30, **options)
+
+    def chat(
+        self, fingerprint: str | None = "fp:test123:hash456", body: object = None, headers: Any = None, **fields: object
+    ) -> requests.Response:
+        """Ask, and read the answer to its end."""
+        given = {"X-Fingerprint": fingerprint} if fingerprint is not None else {}
+        content = {**LITECOIN, **fields} if body is None else body
+        return requests.post(self.base_url + CHAT, json=content, headers={**given, **(headers or {})}, timeout=30)
+
+    def patch(self, **changes: object) -> requests.Response:
+        return requests.patch(self.base_url + SETTINGS, json=changes, headers=BEARER, timeout=30)
+
+    def set_by_hand(self, client: redis.Redis, **settings: object) -> None:
+        """As with `redis-cli SET settings`; the contract allows the workers a second to notice."""
+        client.set("settings", json.dumps(settings))
+        time.sleep(1)
+
+    def _is_serving(self, seen: int) -> bool:
+        if self._process is None or self._process.poll() is not None:
+            raise AssertionError(f"gunicorn ended: {self.log()[-2000:]}")
+        said = [line for line in self.log_lines()[seen:] if "Cost throttling is" in line]
+        return len(said) >= self.workers
+
+
+def events(response: Any) -> list[dict[str, Any]]:
+    """The events of a whole answer, of `requests` or of Flask's test client; comments are left out."""
+    return parse_events(response.content if isinstance(response, requests.Response) else response.data)
+
+
+def parse_events(stream: bytes) -> list[dict[str, Any]]:
+    parts = [part for part in stream.decode().split("\n\n") if part and not part.startswith(":")]
+    assert all(part.startswith("data: ") and "\n" not in part for part in parts), parts
+    return [json.loads(part.removeprefix("data: ")) for part in parts]
+
+
+def nanousd(text: str) -> int:
+    """Of a decimal string with nine places."""
+    whole, point, places = text.partition(".")
+    assert point == "."
+    assert len(places) == 9, text
+    return int(whole) * 10**9 + int(places)
+
+
+def wait_until(holds: Callable[[], bool], timeout_seconds: float, what: str) -> None:
+    end = time.monotonic() + timeout_seconds
+    while not holds():
+        assert time.monotonic() < end, f"not in {timeout_seconds} s: {what}"
+        time.sleep(0.02)
+
+
+def client_of(server: EmbeddedServer) -> redis.Redis:
+    return redis.Redis(port=server.port, decode_responses=True)
