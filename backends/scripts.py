@@ -1,13 +1,13 @@
 """The Lua scripts: what you read in `lua/` is what runs."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
 from redis.exceptions import NoScriptError, ResponseError
 
-from backends.link import Client
+from backends.link import Client, ask
 
 
 class Script:
@@ -20,11 +20,10 @@ class Script:
 
     def run(self, client: Client, keys: Sequence[str], args: Sequence[str | int]) -> Any:
         """The reply of the script; one round trip, or two where the server has forgotten it."""
-        execute: Callable[..., Any] = client.execute_command
         try:
-            return execute("EVALSHA", self.digest, len(keys), *keys, *args)
+            return ask(client, ("EVALSHA", self.digest, len(keys), *keys, *args))
         except NoScriptError:
-            return execute("EVAL", self.text, len(keys), *keys, *args)
+            return ask(client, ("EVAL", self.text, len(keys), *keys, *args))
 
     def compile_error(self, client: Client) -> str | None:
         """What the server says of a script that does not compile, or None."""
