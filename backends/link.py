@@ -16,7 +16,14 @@ from typing import Any, TypeVar, cast
 import redis
 from hiredis import pack_command as _pack_command
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, AuthorizationError
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    ClusterError,
+    RedisClusterException,
+    SlotNotCoveredError,
+    TryAgainError,
+)
 from redis.retry import Retry
 
 from backends.clock import Clock
@@ -33,7 +40,17 @@ POOL_SIZE = 50
 REST_SECONDS = 0.5
 OLDEST_VERSION = (6, 2)
 
-# Replies that say "not now": the server is up, but cannot do its work.
+# Errors that say "not now": the server is up, but cannot do its work. The library cuts the code off those that it has a
+# class for, and leaves it on the others.
+_OUTAGE_TYPES = (
+    redis.ConnectionError,
+    redis.TimeoutError,
+    redis.OutOfMemoryError,
+    redis.ReadOnlyError,
+    ClusterError,
+    SlotNotCoveredError,
+    TryAgainError,
+)
 _OUTAGE_PREFIXES = (
     "OOM ",
     "READONLY",
@@ -41,10 +58,8 @@ _OUTAGE_PREFIXES = (
     "LOADING",
     "NOREPLICAS",
     "MISCONF",
-    "CLUSTERDOWN",
-    "MASTERDOWN",
-    "TRYAGAIN",
     "UNKILLABLE",
+    "max number of clients",
     "command not allowed when used memory",
     "You can't write against a read only",
     "Redis is busy",
@@ -139,10 +154,10 @@ class Link:
         self._pass_breaker()
         try:
             answer = self._with_one_repeat(command)
-        except redis.RedisError as error:
-            raise self._failed(error) from error
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise self._failed(redis.ConnectionError(str(error))) from error
+        except (redis.RedisError, RedisClusterException, ValueError) as error:
+            raise self._failed(error) from error
         self._succeeded()
         return answer
 
@@ -217,7 +232,7 @@ class Link:
         if was_down:
             self._observer(Event("store_back", {}))
 
-    def _failed(self, error: redis.RedisError) -> StoreError:
+    def _failed(self, error: Exception) -> StoreError:
         if isinstance(error, _PoolExhausted):
             if self._resting_until_seconds is not None:
                 return StoreUnavailable(f"Redis does not answer ({self._last_failure})")
@@ -230,7 +245,7 @@ class Link:
             self._rest(error)
         return StoreUnavailable(_cut(error), maybe_done=was_cut_off)
 
-    def _rest(self, error: redis.RedisError) -> None:
+    def _rest(self, error: Exception) -> None:
         with self._lock:
             was_up = self._resting_until_seconds is None
             self._last_failure = _cut(error)
@@ -294,8 +309,8 @@ def _fake_client() -> redis.Redis:
     return fakeredis.FakeRedis(version=(7, 2))
 
 
-def _is_outage(error: redis.RedisError) -> bool:
-    if isinstance(error, redis.ConnectionError | redis.TimeoutError | redis.OutOfMemoryError | redis.ReadOnlyError):
+def _is_outage(error: Exception) -> bool:
+    if isinstance(error, _OUTAGE_TYPES) or type(error) is RedisClusterException:
         return True
     return isinstance(error, redis.ResponseError) and str(error).startswith(_OUTAGE_PREFIXES)
 

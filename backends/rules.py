@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from backends.contract import Ask, Limits, Outcome, Reason, Refusal, Reservation, Scope, Settlement
-from backends.errors import ReservationConflict
+from backends.errors import ReservationConflict, StoreBroken
 from backends.keys import (
     RECORD_KEEP_SECONDS,
     SECONDS_PER_DAY,
@@ -21,6 +21,8 @@ from backends.keys import (
 )
 
 US = 1_000_000
+MOST_DIGITS = 16
+"""Of an amount: beyond 2^53 Lua's numbers are not exact."""
 ADMITTED, THROTTLED, ENDED, CONFLICT, TOO_LATE, OTHER_PERIOD = 0, 1, 8, 9, 10, 11
 SETTLED, REPEATED, LATE, EXPIRED = 0, 1, 2, 3
 
@@ -56,11 +58,15 @@ def terms_of(identifier: str, network: str, cost_nanousd: int) -> str:
 
 
 def amount(text: bytes | None) -> int:
-    """The nano-dollars that a key holds; a missing key holds none."""
+    """The nano-dollars that a key holds; a missing key holds none.
+
+    Raises:
+        StoreBroken: it holds something else.
+    """
     if text is None:
         return 0
-    if not text.isdigit():
-        raise ValueError("a total holds no amount")
+    if not text.isdigit() or len(text) > MOST_DIGITS:
+        raise StoreBroken("a total holds no amount")
     return int(text)
 
 
