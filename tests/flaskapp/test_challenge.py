@@ -1,0 +1,161 @@
+"""Challenge-response: good once, for one hash from one network."""
+
+import re
+import threading
+
+import pytest
+
+from tests.apps import open_app
+from tests.servers import CHAT, LITECOIN
+
+URL = "/api/v1/auth/challenge"
+HOME = {"REMOTE_ADDR": "198.51.100.7"}
+
+
+@pytest.fixture
+def room(make_app):
+    return make_app(ENABLE_CHALLENGE_RESPONSE="true", HIGH_COST_THRESHOLD_USD="1", NETWORK_COST_LIMIT_USD="0")
+
+
+def challenge_for(room, hash_="hash456", address="198.51.100.7"):
+    answer = room.client.get(URL, headers={"X-Fingerprint": hash_}, environ_base={"REMOTE_ADDR": address})
+    assert answer.status_code == 200
+    return answer.json["challenge"]
+
+
+def chat(room, fingerprint, address="198.51.100.7"):
+    headers = {} if fingerprint is None else {"X-Fingerprint": fingerprint}
+    return room.client.post(
+        CHAT, json={**LITECOIN, "max_tokens": 1}, headers=headers, buffered=True, environ_base={"REMOTE_ADDR": address}
+    )
+
+
+def reason_of(answer):
+    assert (answer.status_code, answer.json["error"]) == (403, "invalid_challenge")
+    assert answer.mimetype == "application/problem+json"
+    assert "Retry-After" not in answer.headers
+    return answer.json["reason"]
+
+
+def test_a_challenge_is_64_hex_digits_for_five_minutes_and_each_is_another(room):
+    answer = room.client.get(URL, headers={"X-Fingerprint": "hash456"}, environ_base=HOME)
+    assert list(answer.json) == ["challenge", "expires_in_seconds"]
+    assert re.fullmatch(r"[0-9a-f]{64}", answer.json["challenge"])
+    assert answer.json["expires_in_seconds"] == 300
+    assert answer.headers["Cache-Control"] == "no-store"
+    assert 299 <= room.redis.ttl(f"llm:challenge:{answer.json['challenge']}") <= 300
+    assert challenge_for(room) != challenge_for(room)
+    assert len(room.stored()) == 3
+
+
+def test_it_is_good_once(room):
+    challenge = challenge_for(room)
+    assert chat(room, f"fp:{challenge}:hash456").status_code == 200
+    assert room.redis.keys("llm:challenge:*") == []
+    booked = room.daily()
+    assert reason_of(chat(room, f"fp:{challenge}:hash456")) == "unknown"
+    assert room.daily() == booked
+
+
+def test_of_many_at_once_one_is_accepted(room):
+    challenge = challenge_for(room)
+    statuses, start = [], threading.Barrier(20)
+
+    def use():
+        start.wait()
+        statuses.append(chat(room, f"fp:{challenge}:hash456").status_code)
+
+    threads = [threading.Thread(target=use) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(statuses) == [200] + [403] * 19
+
+
+@pytest.mark.parametrize("fingerprint", [None, "hash456"])
+def test_without_one_it_is_missing(room, fingerprint):
+    assert reason_of(chat(room, fingerprint)) == "missing"
+    assert room.stored() == {}
+
+
+@pytest.mark.parametrize("challenge", ["test123", "0" * 64, "A" * 64, "0" * 128, "-"])
+def test_one_that_was_never_given_is_unknown(room, challenge):
+    assert reason_of(chat(room, f"fp:{challenge}:hash456")) == "unknown"
+    assert room.stored() == {}
+
+
+def test_one_that_is_over_is_unknown(room):
+    challenge = challenge_for(room)
+    room.redis.pexpire(f"llm:challenge:{challenge}", 0)
+    assert reason_of(chat(room, f"fp:{challenge}:hash456")) == "unknown"
+
+
+@pytest.mark.parametrize(("hash_", "address"), [("hash457", "198.51.100.7"), ("hash456", "198.51.100.8")])
+def test_somebody_elses_is_a_mismatch_and_charges_nobody(room, hash_, address):
+    challenge = challenge_for(room)
+    assert reason_of(chat(room, f"fp:{challenge}:{hash_}", address)) == "mismatch"
+    assert room.redis.keys("llm:cost:*") == []
+
+
+def test_an_ipv6_neighbour_of_the_same_64_is_the_same_network(room):
+    challenge = challenge_for(room, address="2001:db8::1")
+    assert chat(room, f"fp:{challenge}:hash456", "2001:db8::2").status_code == 200
+
+
+def test_the_switch_is_live(room):
+    room.patch(enable_challenge_response=False)
+    assert chat(room, "fp:test123:hash456").status_code == 200
+    room.patch(enable_challenge_response=True)
+    assert reason_of(chat(room, "fp:test123:hash456")) == "unknown"
+    room.patch(enable_challenge_response=None)
+    assert reason_of(chat(room, "fp:test123:hash456")) == "unknown"
+
+
+def test_off_in_development_and_on_in_production_by_default(make_app):
+    assert chat(make_app(), "fp:test123:hash456").status_code == 200
+    production = make_app(ENVIRONMENT="production")
+    assert reason_of(chat(production, "fp:test123:hash456")) == "unknown"
+
+
+@pytest.mark.parametrize("fingerprint", [None, "", "fp:a:b", "{}", "x" * 129])
+def test_only_a_hash_is_given_one(room, fingerprint):
+    headers = {} if fingerprint is None else {"X-Fingerprint": fingerprint}
+    answer = room.client.get(URL, headers=headers)
+    assert (answer.status_code, answer.json["error"], answer.json["field"]) == (400, "invalid_request", "X-Fingerprint")
+    assert room.stored() == {}
+
+
+def test_a_refused_challenge_is_refused_before_any_budget_is_asked(room):
+    room.redis.set("settings", '{"high_cost_threshold_usd": 0.000001, "enable_challenge_response": true}')
+    room.tollgate.settings.refresh()
+    answer = chat(room, "fp:test123:hash456")
+    assert reason_of(answer) == "unknown"
+    assert room.redis.keys("llm:throttle:*") == []
+
+
+def test_while_redis_is_away_open_lets_pass_and_says_so(own_server, tmp_path, caplog):
+    with open_app(own_server.url, tmp_path, {"ENABLE_CHALLENGE_RESPONSE": "true"}) as room:
+        challenge = challenge_for(room)
+        own_server.kill()
+        drawn = challenge_for(room)
+        assert re.fullmatch(r"[0-9a-f]{64}", drawn)
+        answer = chat(room, f"fp:{challenge}:hash456")
+        assert (answer.status_code, answer.headers["X-Throttle-Backend"]) == (200, "emergency")
+        assert [record for record in caplog.records if record.message.startswith("Challenge not checked")]
+        # A challenge of the wrong form is none, also now.
+        assert reason_of(chat(room, "hash456")) == "missing"
+        assert reason_of(chat(room, "fp:test123:hash456")) == "unknown"
+
+
+def test_while_redis_is_away_closed_refuses_both(own_server, tmp_path):
+    environment = {"ENABLE_CHALLENGE_RESPONSE": "true", "THROTTLE_ON_ERROR": "closed"}
+    with open_app(own_server.url, tmp_path, environment) as room:
+        challenge = challenge_for(room)
+        own_server.kill()
+        for answer in (
+            room.client.get(URL, headers={"X-Fingerprint": "hash456"}),
+            chat(room, f"fp:{challenge}:hash456"),
+        ):
+            assert (answer.status_code, answer.json["error"]) == (503, "throttle_unavailable")
+            assert answer.headers["Retry-After"] == "1"

@@ -1,0 +1,86 @@
+"""/healthz: the process lives. /readyz: it may be sent visitors."""
+
+import os
+
+import pytest
+
+from tests.apps import open_app
+
+MEMBERS = ["status", "backend", "redis", "degraded"]
+
+
+def ready(room):
+    answer = room.client.get("/readyz")
+    assert list(answer.json) == MEMBERS
+    assert answer.headers["Cache-Control"] == "no-store"
+    body = answer.json
+    return answer.status_code, body["status"], body["redis"], body["degraded"]
+
+
+@pytest.mark.parametrize("backend", ["atomic", "legacy"])
+def test_with_redis_all_is_well(make_app, backend):
+    room = make_app(THROTTLE_BACKEND=backend)
+    assert ready(room) == (200, "ok", "up", False)
+    assert room.client.get("/readyz").json["backend"] == backend
+    assert (room.client.get("/healthz").status_code, room.client.get("/healthz").json) == (200, {"status": "ok"})
+
+
+def test_before_the_first_contact_it_is_not_ready(own_server, tmp_path):
+    own_server.kill()
+    with open_app(own_server.url, tmp_path, {}) as room:
+        assert ready(room) == (503, "unavailable", "down", False)
+        assert room.client.get("/healthz").status_code == 200
+        own_server.start()
+        # As soon as somebody has asked Redis anything, and that the settings do all the time.
+        rest_is_over(room)
+        assert ready(room) == (200, "ok", "up", False)
+
+
+def rest_is_over(room):
+    from tests.servers import wait_until
+
+    wait_until(lambda: room.tollgate.link.is_up, 5, "contact with Redis")
+
+
+def test_without_redis_it_is_degraded_while_the_emergency_budget_lasts(own_server, tmp_path):
+    with open_app(own_server.url, tmp_path, {"FAIL_OPEN_BUDGET_USD": "0.005"}) as room:
+        assert ready(room) == (200, "ok", "up", False)
+        own_server.kill()
+        assert room.chat().headers["X-Throttle-Backend"] == "emergency"
+        assert ready(room) == (200, "ok", "down", True)
+        while (answer := room.chat()).status_code == 200:
+            pass
+        assert (answer.status_code, answer.json["error"]) == (503, "throttle_unavailable")
+        own_server.start()
+        rest_is_over(room)
+        assert ready(room) == (200, "ok", "up", False)
+
+
+def test_without_redis_and_without_a_budget_it_is_not_ready(own_server, tmp_path):
+    with open_app(own_server.url, tmp_path, {"FAIL_OPEN_BUDGET_USD": "0"}) as room:
+        room.chat()
+        own_server.kill()
+        assert room.chat().status_code == 503
+        assert ready(room) == (503, "unavailable", "down", False)
+
+
+def test_closed_without_redis_is_not_ready(own_server, tmp_path):
+    with open_app(own_server.url, tmp_path, {"THROTTLE_ON_ERROR": "closed"}) as room:
+        room.chat()
+        own_server.kill()
+        refused = room.chat()
+        assert (refused.status_code, refused.json["error"]) == (503, "throttle_unavailable")
+        assert int(refused.headers["Retry-After"]) >= 1
+        assert "throttle;dur=" in refused.headers["Server-Timing"]
+        assert ready(room) == (503, "unavailable", "down", False)
+
+
+def test_a_budget_that_cannot_be_read_counts_as_used_up(own_server, tmp_path):
+    with open_app(own_server.url, tmp_path, {}) as room:
+        room.chat()
+        own_server.kill()
+        (tmp_path / ".data").mkdir(exist_ok=True)
+        (tmp_path / ".data" / "emergency-budget-127.0.0.1-8000.json").write_text("rubbish")
+        assert os.listdir(tmp_path / ".data") == ["emergency-budget-127.0.0.1-8000.json"]
+        assert room.chat().status_code == 503
+        assert ready(room)[0] == 503
