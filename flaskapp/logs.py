@@ -54,6 +54,9 @@ def log_event(event: Event) -> None:
     """One line for one event."""
     fields = dict(event.fields)
     exception = fields.pop("exception", None)
+    if "message" in fields:
+        # It says all that its fields say.
+        fields = {"message": fields["message"]}
     words = str(fields.pop("message", _WORDS.get(event.name, event.name.replace("_", " ").capitalize())))
     level = _LEVELS.get(event.name, logging.INFO)
     if fields.get("overrun_nanousd"):
