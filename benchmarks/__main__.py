@@ -1,0 +1,105 @@
+"""``python -m benchmarks``: all of them on a server of their own; exit status 1 if one misses what was promised."""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Column, Table
+
+from backends.embedded import EmbeddedServer
+from benchmarks.cases import CASES, Bench, Case
+from benchmarks.measure import Row
+
+TURNS, QUICK_TURNS = 4_000, 600
+SEED = 20_260_101
+_PIPE_WIDTH = 160
+
+
+def main() -> int:
+    arguments = _arguments()
+    with tempfile.TemporaryDirectory(prefix="tollgate-bench-") as directory, EmbeddedServer(Path(directory)) as server:
+        bench = Bench(server.port, server.pid, arguments.seed, QUICK_TURNS if arguments.quick else TURNS)
+        about = _about(bench, arguments.seed)
+        rows = [row for case in CASES for row in _run(case, bench)]
+        bench.close()
+    _print(rows, about)
+    if arguments.json:
+        told = {"about": about, "rows": [asdict(row) for row in rows]}
+        Path(arguments.json).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    missed = [row for row in rows if row.is_met is False]
+    for row in missed:
+        print(f"missed: {row.name}: {row.target}", file=sys.stderr)
+    return 1 if missed else 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer turns: seconds instead of most of a minute")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there too")
+    parser.add_argument("--seed", type=int, default=SEED, help="of the amounts in the rings (%(default)s)")
+    return parser.parse_args()
+
+
+def _run(case: Case, bench: Bench) -> list[Row]:
+    if sys.stderr.isatty():
+        print(f"{case.__name__} …", file=sys.stderr)
+    return list(case(bench))
+
+
+def _about(bench: Bench, seed: int) -> dict[str, str]:
+    server = bench.raw.info("server")
+    its_version = server.get("valkey_version") or server["redis_version"]
+    return {
+        "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
+        "server": f"{server.get('server_name', 'redis')} {its_version}",
+        "python": platform.python_version(),
+        "redis-py": version("redis"),
+        "hiredis": version("hiredis"),
+        "seed": str(seed),
+        "turns": str(bench.turns),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or "processor unknown"
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "processor unknown"
+    )
+
+
+def _print(rows: list[Row], about: dict[str, str]) -> None:
+    right = (
+        Column(title, justify="right", no_wrap=True) for title in ("median", "beside it", "ratio", "less", "target")
+    )
+    median, beside, ratio, less, target = right
+    table = Table("what", median, "baseline", beside, ratio, less, target, "met")
+    for row in rows:
+        table.add_row(
+            row.name,
+            f"{row.measured:,.1f} {row.unit}" if row.unit == "µs" else f"{row.measured:,.0f} {row.unit}",
+            row.baseline_name,
+            "" if row.baseline is None else f"{row.baseline:,.1f} {row.unit}",
+            "" if row.ratio is None else f"{row.ratio:.2f} x",
+            "" if row.percent_less is None else f"{row.percent_less:.0f} %",
+            row.target,
+            {None: "", True: "yes", False: "NO"}[row.is_met],
+        )
+    console = Console()
+    console = console if console.is_terminal else Console(width=_PIPE_WIDTH)
+    console.print(table)
+    console.print(", ".join(f"{name} {value}" for name, value in about.items()), highlight=False)
+    console.print('The seed says "75-80 % less"; that is the column "less".', highlight=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,254 @@
+"""What is measured: each case gives its rows. All of it runs on a server of its own."""
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
+from typing import Any
+
+import redis
+
+from backends import Ask, Backend, Limits, Link, Reservation, SystemClock, open_backend
+from backends.keys import OPEN_BUCKETS, RING_BUCKETS, BookKeys, book_keys, bucket_seconds_of, open_bucket_seconds_of
+from benchmarks.delay import HOST, delayed
+from benchmarks.measure import Row, at_least, at_most, medians_us, placed, placements
+
+AMPLE = 10**15
+COST_NANOUSD = 4_050_000
+WINDOW_SECONDS, OPEN_SECONDS = 600, 120
+LIMITS = Limits(AMPLE, AMPLE, AMPLE, AMPLE, AMPLE, AMPLE, WINDOW_SECONDS, 30, mark_when_busy=True)
+IN_WINDOW = (1, 10, 1_000_000)
+
+ATOMIC_TO_NO_OP, LEGACY_TO_ATOMIC, LEGACY_TO_ATOMIC_AT_1_MS = 2.0, 4.0, 5.0
+BYTES_AN_IDENTIFIER, BYTES_A_RESERVATION = 2_048, 200
+
+
+class Bench:
+    """A server, a link to it, and asks that never run out."""
+
+    def __init__(self, port: int, pid: int, seed: int, turns: int) -> None:
+        self.port = port
+        self.pid = pid
+        self.turns = turns
+        self.random = random.Random(seed)
+        self.raw: Any = redis.Redis(HOST, port)
+        self.no_op = self.raw.script_load("return 0")
+        self._numbers = count()
+
+    def close(self) -> None:
+        """Give back the connection."""
+        self.raw.close()
+
+    def link(self, port: int | None = None) -> Link:
+        """As the service has it; to another port of this machine where one is named."""
+        return Link(f"redis://{HOST}:{port or self.port}/0", clock=SystemClock())
+
+    def ask(self, who: str) -> Ask:
+        """One more request, which nothing refuses."""
+        return Ask(f"bench-{next(self._numbers)}", who, f"net-{who}", COST_NANOUSD, LIMITS, OPEN_SECONDS)
+
+    def leave_as_after(self, requests: int, who: str) -> None:
+        """The books as `requests` reservations, spread over the window, would have left them."""
+        now = int(time.time())
+        keys = book_keys("", who, f"net-{who}", now)
+        ring = self._ring(requests, now, bucket_seconds_of(WINDOW_SECONDS), RING_BUCKETS + 1)
+        opened = self._ring(requests, now, open_bucket_seconds_of(OPEN_SECONDS), OPEN_BUCKETS + 1)
+        for key, members in _rings(keys, ring, opened):
+            self.raw.delete(key)
+            self.raw.zadd(key, members)
+            self.raw.expire(key, WINDOW_SECONDS + bucket_seconds_of(WINDOW_SECONDS))
+        for key in (keys.daily, keys.network_daily, keys.hourly_of_all, keys.daily_of_all):
+            self.raw.set(key, sum(ring.values()), ex=86_400)
+
+    def _ring(self, requests: int, now: int, bucket_seconds: int, buckets: int) -> dict[int, int]:
+        """`requests` amounts over at most `buckets` buckets, none of them alike."""
+        filled = min(requests, buckets)
+        newest = now - now % bucket_seconds
+        each = requests // filled * COST_NANOUSD
+        return {newest - bucket_seconds * age: each - self.random.randrange(COST_NANOUSD) for age in range(filled)}
+
+
+def _rings(keys: BookKeys, ring: dict[int, int], opened: dict[int, int]) -> Iterator[tuple[str, dict[int, int]]]:
+    yield keys.recent, ring
+    yield keys.network_recent, ring
+    yield keys.open_identifier, opened
+    yield keys.open_network, opened
+    yield keys.open_of_all, opened
+
+
+def reserve_beside_no_op(bench: Bench) -> Iterator[Row]:
+    """The check as its caller sees it, beside a script that does nothing, on the same connection."""
+    link = bench.link()
+    backend = open_backend("atomic", link)
+    for placement in placements():
+        for requests in IN_WINDOW:
+            who = f"reserve-{requests}"
+            bench.leave_as_after(requests, who)
+            calls = {"no-op": _no_op(bench, link), "reserve": _reserve(bench, backend, who)}
+            with placed(bench.pid, placement):
+                us = medians_us(calls, bench.turns)
+            name = f"reserve, {requests:,} in the window ({_buckets(requests)}){placement}"
+            yield at_most(name, us["reserve"], ("no-op EVALSHA", us["no-op"]), ATOMIC_TO_NO_OP)
+    link.close()
+
+
+def _buckets(requests: int) -> str:
+    filled = min(requests, RING_BUCKETS + 1)
+    return "1 bucket" if filled == 1 else f"{filled} buckets"
+
+
+def settle_beside_no_op(bench: Bench) -> Iterator[Row]:
+    link = bench.link()
+    backend = open_backend("atomic", link)
+    made: list[Reservation] = []
+
+    def reserve() -> None:
+        made.append(_admitted(backend, bench.ask("settle")))
+
+    def settle() -> None:
+        backend.settle(made.pop(), COST_NANOUSD // 4)
+
+    for placement in placements():
+        bench.leave_as_after(10, "settle")
+        with placed(bench.pid, placement):
+            us = medians_us({"no-op": _no_op(bench, link), "reserve": reserve, "settle": settle}, bench.turns)
+        yield at_most(f"settle (10 buckets){placement}", us["settle"], ("no-op EVALSHA", us["no-op"]), None)
+    link.close()
+
+
+def legacy_beside_atomic(bench: Bench) -> Iterator[Row]:
+    """On loopback, and with a network in between."""
+    yield from _legacy_beside_atomic(bench, bench.port, "loopback", bench.turns // 4, LEGACY_TO_ATOMIC)
+    with delayed(bench.port, round_trip_us=1_000) as port:
+        turns = max(20, bench.turns // 40)
+        yield _round_trip(bench, port, turns)
+        yield from _legacy_beside_atomic(bench, port, "1 ms to Redis", turns, LEGACY_TO_ATOMIC_AT_1_MS)
+
+
+def _round_trip(bench: Bench, port: int, turns: int) -> Row:
+    near, far = bench.link(), bench.link(port)
+    us = medians_us({"near": lambda: near.run(_ping), "far": lambda: far.run(_ping)}, turns)
+    near.close()
+    far.close()
+    return at_most("PING, 1 ms to Redis", us["far"], ("PING, loopback", us["near"]), None)
+
+
+def _legacy_beside_atomic(bench: Bench, port: int, where: str, turns: int, limit: float) -> Iterator[Row]:
+    link = bench.link(port)
+    atomic, legacy = open_backend("atomic", link), open_backend("legacy", link)
+    for who in ("atomic", "legacy"):
+        bench.leave_as_after(10, who)
+    checked_at = 0.0
+
+    def note_the_time() -> None:
+        nonlocal checked_at
+        checked_at = time.perf_counter()
+
+    legacy.between_check_and_record = note_the_time  # type: ignore[attr-defined] # the gap that legacy declares
+    checks: list[float] = []
+
+    def reserve_the_old_way() -> float:
+        start = time.perf_counter()
+        _admitted(legacy, bench.ask("legacy"))
+        end = time.perf_counter()
+        checks.append(checked_at - start)
+        return end - start
+
+    def check_of_that() -> float:
+        return checks[-1]
+
+    calls = {"atomic": _reserve(bench, atomic, "atomic"), "legacy": reserve_the_old_way, "check": check_of_that}
+    us = medians_us(calls, turns)
+    link.close()
+    yield at_least(f"reserve, {where}", us["atomic"], ("legacy, check and record", us["legacy"]), limit)
+    yield at_least(f"reserve, {where}", us["atomic"], ("legacy, its check alone", us["check"]), None)
+
+
+def server_time_a_decision(bench: Bench) -> Iterator[Row]:
+    """What Redis itself says that a decision took, and the commands that it was made of."""
+    link = bench.link()
+    backend = open_backend("atomic", link)
+    first: tuple[str, float] | None = None
+    for requests in IN_WINDOW:
+        who = f"server-{requests}"
+        bench.leave_as_after(requests, who)
+        _admitted(backend, bench.ask(who))
+        bench.raw.config_resetstat()
+        for _ in range(bench.turns // 2):
+            _admitted(backend, bench.ask(who))
+        stats = bench.raw.info("commandstats")
+        us = float(stats["cmdstat_evalsha"]["usec_per_call"])
+        first = first or (f"{requests:,} in the window", us)
+        yield at_most(f"server time of reserve, {requests:,} in the window", us, first, None)
+    link.close()
+
+
+def memory(bench: Bench) -> Iterator[Row]:
+    """What Redis keeps of an identifier whose rings are full, of its network, and of one reservation."""
+    link = bench.link()
+    backend = open_backend("atomic", link)
+    who = "memory"
+    bench.leave_as_after(1_000_000, who)
+    reservation = _admitted(backend, bench.ask(who))
+    keys = book_keys(reservation.reservation_id, who, f"net-{who}", int(time.time()))
+    bench.raw.set(keys.marker, "window_limit 1700000000000000 1700000000000000 spent", ex=30)
+    yield _bytes(
+        bench,
+        "memory of an identifier, rings full",
+        (keys.marker, keys.recent, keys.daily, keys.open_identifier),
+        BYTES_AN_IDENTIFIER,
+    )
+    yield _bytes(
+        bench,
+        "memory of its network, rings full",
+        (keys.network_recent, keys.network_daily, keys.open_network),
+        BYTES_AN_IDENTIFIER,
+    )
+    yield _bytes(bench, "memory of a reservation's record", (keys.record,), BYTES_A_RESERVATION)
+    link.close()
+
+
+def _bytes(bench: Bench, name: str, keys: tuple[str, ...], limit: int) -> Row:
+    used = sum(int(bench.raw.memory_usage(key, samples=0) or 0) for key in keys)
+    return Row(name, used, "bytes", target=f"≤ {limit:,}", is_met=used <= limit)
+
+
+def _no_op(bench: Bench, link: Link) -> Callable[[], object]:
+    """On the connection that the backend uses, by the client library alone: none of our own code is in the baseline."""
+    client = link.run(lambda its: its)
+    execute: Callable[..., Any] = client.execute_command
+    return lambda: execute("EVALSHA", bench.no_op, 0)
+
+
+def _reserve(bench: Bench, backend: Backend, who: str) -> Callable[[], float]:
+    def reserve() -> float:
+        ask = bench.ask(who)
+        start = time.perf_counter()
+        answer = backend.reserve(ask)
+        taken = time.perf_counter() - start
+        if not isinstance(answer, Reservation):
+            raise TypeError(f"refused, though there is room: {answer}")
+        return taken
+
+    return reserve
+
+
+def _admitted(backend: Backend, ask: Ask) -> Reservation:
+    answer = backend.reserve(ask)
+    if not isinstance(answer, Reservation):
+        raise TypeError(f"refused, though there is room: {answer}")
+    return answer
+
+
+def _ping(client: Any) -> object:
+    return client.ping()
+
+
+Case = Callable[[Bench], Iterator[Row]]
+CASES: tuple[Case, ...] = (
+    reserve_beside_no_op,
+    settle_beside_no_op,
+    legacy_beside_atomic,
+    server_time_a_decision,
+    memory,
+)

@@ -1,0 +1,65 @@
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import redis
+
+from benchmarks.delay import HOST, delayed
+from benchmarks.measure import at_least, at_most, medians_us
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_every_benchmark_runs_beside_its_baseline_in_one_run(tmp_path):
+    figures = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--json", str(figures)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    told = json.loads(figures.read_text())
+    missed = [row["name"] for row in told["rows"] if row["is_met"] is False]
+    # Whether a ratio is met is the machine's word; that the status tells it is ours.
+    assert done.returncode == (1 if missed else 0), done.stderr
+    assert all(f"missed: {name}" in done.stderr for name in missed)
+    names = " | ".join(row["name"] for row in told["rows"])
+    for part in ("1,000,000 in the window", "settle", "1 ms to Redis", "server time", "memory of an identifier"):
+        assert part in names
+    assert all(row["baseline"] for row in told["rows"] if row["unit"] == "µs")
+    assert {"machine", "server", "python", "redis-py", "seed"} <= told["about"].keys()
+    assert told["about"]["machine"] in done.stdout
+
+
+def test_the_proxy_delays(redis_server):
+    with delayed(redis_server.port, round_trip_us=20_000) as port, redis.Redis(HOST, port) as far:
+        far.ping()
+        start = time.perf_counter()
+        far.ping()
+        assert time.perf_counter() - start >= 0.02
+
+
+def test_the_proxy_does_not_throttle(redis_server):
+    with delayed(redis_server.port, round_trip_us=20_000) as port, redis.Redis(HOST, port) as far:
+        pipe = far.pipeline(transaction=False)
+        for _ in range(100):
+            pipe.execute_command("ECHO", "x" * 10_000)
+        start = time.perf_counter()
+        assert len(pipe.execute()) == 100
+        # A hundred delays one after another would be two seconds.
+        assert time.perf_counter() - start < 1.0
+
+
+@pytest.mark.parametrize(("limit", "is_met"), [(2.0, True), (1.9, False), (None, None)])
+def test_at_most_compares_with_its_baseline(limit, is_met):
+    row = at_most("x", 20.0, ("y", 10.0), limit)
+    assert (row.ratio, row.is_met) == (2.0, is_met)
+
+
+@pytest.mark.parametrize(("limit", "is_met"), [(4.0, True), (4.1, False), (None, None)])
+def test_at_least_compares_with_its_baseline(limit, is_met):
+    row = at_least("x", 10.0, ("y", 40.0), limit)
+    assert (row.ratio, row.percent_less, row.is_met) == (4.0, 75.0, is_met)
+
+
+def test_a_call_that_times_itself_is_believed():
+    assert medians_us({"its own": lambda: 0.5, "ours": lambda: None}, 3)["its own"] == 500_000
