@@ -74,7 +74,7 @@ class Guard:
         self._observer = observer
         self._policy = policy
         self._hours: dict[str, int] = {}
-        self._later = _Later()
+        self._later = _Later(observer)
 
     @property
     def backend_name(self) -> str:
@@ -139,6 +139,8 @@ class Guard:
         verdict = self._fallback.reserve(ask)
         if isinstance(verdict, Refusal):
             return verdict
+        if ask.reservation_id in self._hours:
+            return replace(verdict, backend=EMERGENCY)
         hour = self._emergency.take(ask.cost_nanousd, policy.emergency_nanousd)
         if hour is None:
             self._fallback.settle(verdict, 0)
@@ -202,9 +204,10 @@ class Guard:
 
 
 class _Later:
-    """Jobs that wait for the store, done in order by one thread that lives only while there are any."""
+    """Jobs that wait for the store, done by one thread that lives only while there are any."""
 
-    def __init__(self) -> None:
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
         self._jobs: deque[Callable[[], None]] = deque()
         self._lock = threading.Lock()
         self._stopped = threading.Event()
@@ -230,14 +233,13 @@ class _Later:
             try:
                 job()
             except StoreError:
+                # The others go first next time: one key of the wrong kind must not keep them all waiting.
+                with self._lock:
+                    self._jobs.rotate(-1)
                 self._stopped.wait(RETRY_SECONDS)
                 continue
-            except Exception:
-                # A job that cannot be done must not keep the others waiting; the reservation stays booked in full.
-                self._drop()
-                raise
-            self._drop()
-
-    def _drop(self) -> None:
-        with self._lock:
-            self._jobs.popleft()
+            except Exception as error:  # noqa: BLE001 (a backend's bug; the thread lives on, and it is told)
+                # The reservation stays booked in full.
+                self._observer(Event("settle_refused", {"error": repr(error)[:200]}))
+            with self._lock:
+                self._jobs.popleft()

@@ -3,7 +3,7 @@
 What the client library raises is translated here (`errors.py`), and nothing else of the guard knows it.
 
 * A command that ran into a time-out is never repeated: nobody knows whether it was done.
-* A connection that broke is replaced and the command said once more: all our commands may be repeated (scripts carry an id).
+* A connection that broke is replaced and the command said once more: all of ours may be repeated (scripts carry an id).
 * After a failure the breaker answers `StoreUnavailable` at once for `REST_SECONDS`; then one caller tries again.
 """
 
@@ -225,10 +225,13 @@ class Link:
     def _succeeded(self) -> None:
         if self._resting_until_seconds is None and self._ever_reached:
             return
+        self._ever_reached = True
+        self._end_rest()
+
+    def _end_rest(self) -> None:
         with self._lock:
             was_down = self._resting_until_seconds is not None
             self._resting_until_seconds = None
-            self._ever_reached = True
         if was_down:
             self._observer(Event("store_back", {}))
 
@@ -239,6 +242,9 @@ class Link:
             return StoreBusy("all connections to Redis are in use")
         if isinstance(error, AuthenticationError | AuthorizationError) or not _is_outage(error):
             self._observer(Event("store_broken", {"error": _cut(error)}))
+            if isinstance(error, redis.ResponseError):
+                # It answered. Else one wrong command, tried again and again, would hold the breaker open for all.
+                self._end_rest()
             return StoreBroken(_cut(error))
         was_cut_off = isinstance(error, redis.ConnectionError | redis.TimeoutError)
         if was_cut_off:

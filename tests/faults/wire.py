@@ -103,3 +103,12 @@ class Proxy:
                     self.lost += 1
                     return
                 client.sendall(reply)
+
+
+def wait_for(holds, timeout_seconds=5.0):
+    """Poll until `holds()`; for what other threads and processes do, which tell nobody."""
+    clock, tick = SystemClock(), threading.Event()
+    end_seconds = clock.monotonic_seconds() + timeout_seconds
+    while not holds():
+        assert clock.monotonic_seconds() < end_seconds, "it did not come in time"
+        tick.wait(0.01)

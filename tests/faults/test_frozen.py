@@ -1,0 +1,133 @@
+"""A server that is stopped and goes on: nothing is charged twice, and nobody's late question is answered."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from backends.atomic import AtomicBackend
+from backends.conformance import COST, NETWORK, WHO, WINDOW_SECONDS, ask
+from backends.contract import Reservation
+from backends.errors import StoreUnavailable
+from backends.guard import EMERGENCY, Health
+from backends.link import REST_SECONDS
+from tests.faults.wire import wait_for
+
+
+def evalshas(look):
+    return look.info("commandstats").get("cmdstat_evalsha", {"calls": 0})["calls"]
+
+
+def spent(look):
+    [total] = look.mget(look.keys("llm:global:daily:*")) or [0]
+    return int(total)
+
+
+def reserve(backend, number):
+    """Whether it was admitted; None if nobody knows."""
+    try:
+        return isinstance(backend.reserve(ask(f"r{number}", COST)), Reservation)
+    except StoreUnavailable:
+        return None
+
+
+@pytest.fixture
+def backend(new_link):
+    backend = AtomicBackend(new_link())
+    backend.settle(backend.reserve(ask("first", COST)), 0)
+    return backend
+
+
+@pytest.mark.parametrize("milliseconds", [120, 150, 250])
+def test_a_short_freeze_charges_everybody_once(own_server, look, backend, milliseconds):
+    with ThreadPoolExecutor(10) as callers:
+        own_server.freeze()
+        thaw = threading.Timer(milliseconds / 1_000, own_server.thaw)
+        thaw.start()
+        answers = list(callers.map(lambda number: reserve(backend, number), range(10)))
+        thaw.join()
+    assert answers.count(None) == 0
+    assert spent(look) == answers.count(True) * COST == 10 * COST
+
+
+def test_after_a_long_freeze_there_are_no_ghosts(own_server, look, backend):
+    before = evalshas(look)
+    own_server.freeze()
+    with ThreadPoolExecutor(20) as callers:
+        answers = list(callers.map(lambda number: reserve(backend, number), range(20)))
+    own_server.thaw()
+    assert answers == [None] * 20
+    wait_for(lambda: evalshas(look) == before + 20)
+    look.ping()
+    assert spent(look) == 0
+    assert look.keys("llm:reservation:r*") == []
+
+
+def test_no_ghost_even_where_the_answer_was_given_up_very_soon(own_server, look, new_link):
+    backend = AtomicBackend(new_link(timeout_seconds=0.1))
+    backend.settle(backend.reserve(ask("first", COST)), 0)
+    before = evalshas(look)
+    own_server.freeze()
+    assert reserve(backend, 1) is None
+    own_server.thaw()
+    wait_for(lambda: evalshas(look) == before + 1)
+    assert spent(look) == 0
+
+
+def test_two_seconds_of_silence_are_bridged_and_leave_no_trace(own_server, look, new_guard, told, clock):
+    guard = new_guard()
+    guard.settle(guard.reserve(ask("first", COST)), 0)
+    own_server.freeze()
+    thaw = threading.Timer(2.0, own_server.thaw)
+    thaw.start()
+    bridged = [guard.reserve(ask(f"r{number}", COST)) for number in range(20)]
+    assert {verdict.backend for verdict in bridged} == {EMERGENCY}
+    assert guard.health() is Health.DEGRADED
+    for verdict in bridged:
+        guard.settle(verdict, 1)
+    thaw.join()
+    wait_for(lambda: guard.reserve(ask(f"back{len(told)}", COST)).backend == "atomic", 3)
+    assert guard.health() is Health.GOOD
+    wait_for(lambda: not look.keys("llm:reservation:r*") or b"open" not in look.get(look.keys("llm:reservation:r*")[0]))
+    assert spent(look) == COST
+    assert [event.name for event in told if event.name.startswith("store")] == ["store_lost", "store_back"]
+
+
+def test_the_breaker_spares_a_frozen_server_and_lets_one_try(own_server, look, new_link, clock, told):
+    link = new_link(timeout_seconds=0.1)
+    link.run(lambda client: client.ping())
+    assert link.is_up
+    own_server.freeze()
+    asked = []
+
+    def ping(client):
+        asked.append(client)
+        return client.ping()
+
+    for _ in range(5):
+        with pytest.raises(StoreUnavailable):
+            link.run(ping)
+    assert len(asked) == 1
+    assert not link.is_up
+    clock.skip(REST_SECONDS + 0.01)
+    with pytest.raises(StoreUnavailable):
+        link.run(ping)
+    with pytest.raises(StoreUnavailable):
+        link.run(ping)
+    assert len(asked) == 2
+    own_server.thaw()
+    look.ping()
+    clock.skip(REST_SECONDS + 0.01)
+    assert link.run(ping)
+    assert link.is_up
+    assert [event.name for event in told] == ["store_lost", "store_back"]
+
+
+def test_the_books_name_the_same_after_a_freeze(own_server, backend):
+    made = backend.reserve(ask("kept", COST))
+    own_server.freeze()
+    thaw = threading.Timer(0.12, own_server.thaw)
+    thaw.start()
+    assert backend.reserve(ask("kept", COST)) == made
+    thaw.join()
+    assert backend.books(WHO, NETWORK, WINDOW_SECONDS).window_nanousd == COST

@@ -1,0 +1,254 @@
+"""Redis is killed and comes back: bridged within a budget, or told as 503; the books go on where they were."""
+
+import multiprocessing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from backends.atomic import AtomicBackend
+from backends.clock import SystemClock
+from backends.conformance import COST, NETWORK, ROOMY, WHO, WINDOW_SECONDS, ask
+from backends.contract import Refusal, Reservation
+from backends.emergency import EmergencyBudget
+from backends.errors import StoreBusy, StoreUnavailable, ThrottleUnavailable
+from backends.guard import EMERGENCY, Health
+from backends.link import REST_SECONDS
+from tests.faults.wire import wait_for
+
+
+@pytest.fixture
+def books(new_link):
+    return lambda: AtomicBackend(new_link()).books(WHO, NETWORK, WINDOW_SECONDS)
+
+
+def test_open_bridges_with_the_emergency_budget_until_it_is_used_up(own_server, new_guard, told):
+    guard = new_guard(emergency_nanousd=3 * COST)
+    assert guard.reserve(ask("before", COST)).backend == "atomic"
+    own_server.kill()
+    bridged = [guard.reserve(ask(f"r{number}", COST)) for number in range(3)]
+    assert {verdict.backend for verdict in bridged} == {EMERGENCY}
+    assert guard.health() is Health.UNAVAILABLE
+    with pytest.raises(ThrottleUnavailable) as raised:
+        guard.reserve(ask("r3", 1))
+    assert raised.value.retry_after_seconds >= 1
+    assert told.named("emergency_exhausted")
+    guard.settle(bridged[0], COST - 100)
+    assert guard.health() is Health.DEGRADED
+    guard.settle(bridged[0], 0)
+    assert guard.reserve(ask("r4", 100)).backend == EMERGENCY
+    with pytest.raises(ThrottleUnavailable):
+        guard.reserve(ask("r5", 1))
+
+
+def test_an_id_sent_again_in_an_emergency_is_paid_once(own_server, new_guard):
+    guard = new_guard(emergency_nanousd=COST)
+    own_server.kill()
+    first = guard.reserve(ask("r0", COST))
+    assert guard.reserve(ask("r0", COST)) == first
+
+
+def test_the_limits_hold_in_an_emergency_too(own_server, new_guard):
+    guard = new_guard()
+    own_server.kill()
+    limits = replace(ROOMY, window_nanousd=COST)
+    assert isinstance(guard.reserve(ask("r0", COST, limits)), Reservation)
+    assert isinstance(guard.reserve(ask("r1", COST, limits)), Refusal)
+
+
+def test_a_restart_refills_nothing_nor_does_a_second_outage(own_server, new_guard):
+    own_server.kill()
+    assert new_guard(emergency_nanousd=COST).reserve(ask("r0", COST)).backend == EMERGENCY
+    own_server.start()
+    restarted = new_guard(emergency_nanousd=COST)
+    assert restarted.reserve(ask("r1", COST)).backend == "atomic"
+    own_server.kill()
+    with pytest.raises(ThrottleUnavailable):
+        restarted.reserve(ask("r2", 1))
+
+
+def test_closed_is_503_at_once_and_spends_nothing(own_server, new_guard, tmp_path):
+    guard = new_guard(is_open=False)
+    guard.reserve(ask("before", COST))
+    own_server.kill()
+    with pytest.raises(ThrottleUnavailable):
+        guard.reserve(ask("r0", COST))
+    assert guard.health() is Health.UNAVAILABLE
+    assert not (tmp_path / "emergency").exists()
+
+
+def test_before_the_first_contact_nobody_is_ready(own_server, new_guard):
+    own_server.kill()
+    guard = new_guard()
+    assert guard.health() is Health.UNAVAILABLE
+    guard.reserve(ask("r0", COST))
+    assert guard.health() is Health.UNAVAILABLE
+
+
+def test_settlements_wait_for_redis_and_are_booked_when_it_is_back(own_server, new_guard, books, told):
+    guard = new_guard()
+    made = [guard.reserve(ask(f"r{number}", COST)) for number in range(10)]
+    own_server.kill()
+    for reservation in made:
+        guard.settle(reservation, 7)
+    assert len(told.named("settle_postponed")) == 10
+    assert not told.named("settled")
+    own_server.start()
+    back_at = SystemClock().monotonic_seconds()
+    wait_for(lambda: len(told.named("settled")) == 10)
+    assert SystemClock().monotonic_seconds() - back_at < 3, "the contract's time for the books to go on"
+    assert {fields["outcome"] for fields in told.named("settled")} == {"settled"}
+    assert books().window_nanousd == books().global_day_nanousd == 70
+    assert books().open_nanousd == 0
+
+
+def test_what_an_emergency_cost_is_not_in_the_books(own_server, new_guard, books):
+    guard = new_guard()
+    own_server.kill()
+    bridged = guard.reserve(ask("r0", COST))
+    own_server.start()
+    guard.settle(bridged, 7)
+    assert books().global_day_nanousd == 0
+
+
+def test_a_crash_that_lost_the_reservation_books_it_late(own_server, look, new_guard, books, told, clock):
+    guard = new_guard()
+    made = guard.reserve(ask("r0", COST))
+    own_server.kill()
+    guard.settle(made, 7)
+    for name in Path(own_server._directory).glob("appendonlydir/*"):
+        name.unlink()
+    own_server.start()
+    wait_for(lambda: told.named("settled"))
+    assert told.named("settled")[0]["outcome"] == "late"
+    assert books().window_nanousd == books().day_nanousd == 7
+
+
+def test_flapping_costs_no_more_than_one_budget(own_server, new_guard, clock):
+    guard = new_guard(emergency_nanousd=5 * COST)
+    emergencies = 0
+    for number in range(4):
+        own_server.kill()
+        for attempt in range(3):
+            try:
+                emergencies += guard.reserve(ask(f"r{number}-{attempt}", COST)).backend == EMERGENCY
+            except ThrottleUnavailable:
+                continue
+        own_server.start()
+        clock.skip(REST_SECONDS + 0.01)
+        assert guard.reserve(ask(f"back{number}", COST)).backend == "atomic"
+    assert emergencies == 5
+
+
+# --- our own doing is no outage
+
+
+def test_an_exhausted_pool_is_busy_and_never_opens_the_guard(new_link, new_guard, tmp_path, told):
+    link = new_link(pool_size=1, timeout_seconds=0.1)
+    guard = new_guard(link)
+    guard.reserve(ask("before", COST))
+    held = link._client.connection_pool.get_connection()
+    try:
+        with pytest.raises(StoreBusy):
+            link.run(lambda client: client.ping())
+        with pytest.raises(ThrottleUnavailable):
+            guard.reserve(ask("r0", COST))
+    finally:
+        link._client.connection_pool.release(held)
+    assert not (tmp_path / "emergency").exists()
+    assert guard.health() is Health.GOOD
+    assert not told.named("store_lost")
+    assert guard.reserve(ask("r0", COST)).backend == "atomic"
+
+
+# --- a bug is bridged, and raises the alarm
+
+
+def test_a_key_of_the_wrong_kind_is_bridged_with_an_alarm(look, new_guard, told):
+    look.rpush("llm:open:global", "not a sorted set")
+    verdict = new_guard().reserve(ask("r0", COST))
+    assert verdict.backend == EMERGENCY
+    assert [fields["is_bug"] for fields in told.named("check_failed")] == [True]
+    assert "WRONGTYPE" in told.named("store_broken")[0]["error"]
+
+
+def test_a_role_that_may_not_write_is_bridged_with_an_alarm(own_server, look, new_link, new_guard, told):
+    look.acl_setuser("weak", enabled=True, passwords=["+geheim"], keys=["*"], commands=["+@all", "-evalsha", "-eval"])
+    guard = new_guard(new_link(own_server.url.replace("redis://", "redis://weak:geheim@")))
+    assert guard.reserve(ask("r0", COST)).backend == EMERGENCY
+    assert told.named("store_broken")
+    assert look.keys("llm:*") == []
+
+
+def test_an_outage_is_no_bug(own_server, new_guard, told):
+    own_server.kill()
+    new_guard().reserve(ask("r0", COST))
+    assert [fields["is_bug"] for fields in told.named("check_failed")] == [False]
+    assert not told.named("store_broken")
+
+
+def test_one_broken_key_does_not_hold_up_the_settlements_of_others(own_server, look, new_guard, told, clock):
+    guard = new_guard()
+    broken = guard.reserve(ask("broken", COST, identifier="unlucky"))
+    sound = guard.reserve(ask("sound", COST, identifier="lucky"))
+    [daily] = look.keys("llm:cost:daily:unlucky:*")
+    look.set(daily, "garbage", ex=1_000)
+    guard.settle(broken, 7)
+    own_server.kill()
+    guard.settle(sound, 7)
+    own_server.start()
+    wait_for(lambda: [fields["request_id"] for fields in told.named("settled")] == ["sound"])
+    look.set(daily, COST, ex=1_000)
+    wait_for(lambda: len(told.named("settled")) == 2)
+
+
+class Stumbling(AtomicBackend):
+    """A backend whose next settlements raise what stands in `errors`."""
+
+    errors = ()
+
+    def settle(self, reservation, actual_nanousd):
+        if self.errors:
+            error, *self.errors = self.errors
+            raise error
+        return super().settle(reservation, actual_nanousd)
+
+
+def test_a_bug_in_a_waiting_settlement_stops_no_later_one(new_link, new_guard, told):
+    link = new_link()
+    backend = Stumbling(link)
+    guard = new_guard(link, primary=backend)
+    made = [guard.reserve(ask(f"r{number}", COST)) for number in range(2)]
+    backend.errors = [StoreUnavailable("away"), KeyError("a bug")]
+    guard.settle(made[0], 7)
+    wait_for(lambda: told.named("settle_refused"))
+    backend.errors = [StoreUnavailable("away")]
+    guard.settle(made[1], 7)
+    wait_for(lambda: [fields["request_id"] for fields in told.named("settled")] == ["r1"])
+
+
+# --- the budget's file
+
+
+def take_all(path, budget_nanousd, amount_nanousd, start, taken):
+    budget = EmergencyBudget(Path(path), SystemClock())
+    start.wait(30)
+    while budget.take(amount_nanousd, budget_nanousd) is not None:
+        taken.put(amount_nanousd)
+
+
+def test_two_processes_share_one_budget(tmp_path):
+    spawn = multiprocessing.get_context("spawn")
+    start, taken = spawn.Barrier(2), spawn.Queue()
+    path = str(tmp_path / "emergency")
+    takers = [spawn.Process(target=take_all, args=(path, 100, 7, start, taken)) for _ in range(2)]
+    for taker in takers:
+        taker.start()
+    for taker in takers:
+        taker.join(30)
+    assert [taker.exitcode for taker in takers] == [0, 0]
+    assert sum(taken.get(timeout=5) for _ in range(14)) == 98
+    assert taken.empty()
+    taken.close()
+    taken.join_thread()
+    assert EmergencyBudget(tmp_path / "emergency", SystemClock()).spent_nanousd() == 98
