@@ -9,18 +9,21 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from backends.clock import Clock
 
 _US_PER_HOUR = 3_600_000_000
+_PAGE_BYTES = 120
 
 
 @dataclass(frozen=True, slots=True)
 class _Page:
     hour: int
     spent_nanousd: int
+    refused_nanousd: int = 0
+    """The cheapest request of this hour that found no room; 0 without one."""
 
 
 class EmergencyBudget:
@@ -34,23 +37,32 @@ class EmergencyBudget:
         """Charge `cost_nanousd` to this hour if the budget has room; the hour, or None."""
         with contextlib.suppress(OSError, ValueError), self._page() as (page, write):
             if page.spent_nanousd + cost_nanousd <= budget_nanousd:
-                write(_Page(page.hour, page.spent_nanousd + cost_nanousd))
+                write(replace(page, spent_nanousd=page.spent_nanousd + cost_nanousd))
                 return page.hour
+            if not page.refused_nanousd or cost_nanousd < page.refused_nanousd:
+                write(replace(page, refused_nanousd=cost_nanousd))
         return None
 
     def correct(self, hour: int, delta_nanousd: int) -> None:
         """Book the difference between what was taken in `hour` and what was used; an hour that is over stays as it was."""
         with contextlib.suppress(OSError, ValueError), self._page() as (page, write):
             if page.hour == hour:
-                write(_Page(hour, max(0, page.spent_nanousd + delta_nanousd)))
+                write(replace(page, spent_nanousd=max(0, page.spent_nanousd + delta_nanousd)))
 
     def spent_nanousd(self) -> int | None:
         """What this hour has cost so far; None if the file cannot be read."""
-        try:
-            with self._page() as (page, _):
-                return page.spent_nanousd
-        except (OSError, ValueError):
-            return None
+        page = self._read()
+        return None if page is None else page.spent_nanousd
+
+    def is_used_up(self, budget_nanousd: int) -> bool:
+        """Whether there is nothing left, or too little for a request that was refused this hour."""
+        page = self._read()
+        return page is None or page.spent_nanousd + max(1, page.refused_nanousd) > budget_nanousd
+
+    def _read(self) -> _Page | None:
+        with contextlib.suppress(OSError, ValueError), self._page() as (page, _):
+            return page
+        return None
 
     @contextlib.contextmanager
     def _page(self) -> Iterator[tuple[_Page, "_Writer"]]:
@@ -66,9 +78,9 @@ class _Writer:
         self._descriptor = descriptor
 
     def __call__(self, page: _Page) -> None:
-        text = json.dumps({"hour": page.hour, "spent_nanousd": page.spent_nanousd}).encode()
+        text = json.dumps(asdict(page)).encode()
         # Padded to one length and written in place, so that a crash leaves the old page or the new one.
-        os.pwrite(self._descriptor, text.ljust(80), 0)
+        os.pwrite(self._descriptor, text.ljust(_PAGE_BYTES), 0)
         os.fsync(self._descriptor)
 
 
@@ -76,8 +88,8 @@ def _current(text: bytes, hour: int) -> _Page:
     if not text:
         return _Page(hour, 0)
     stored = json.loads(text)
-    if not isinstance(stored, dict) or not all(isinstance(stored.get(name), int) for name in ("hour", "spent_nanousd")):
+    if not isinstance(stored, dict) or not all(isinstance(stored.get(each.name), int) for each in fields(_Page)):
         raise ValueError("not a page of the emergency budget")
-    page = _Page(stored["hour"], stored["spent_nanousd"])
+    page = _Page(**{each.name: stored[each.name] for each in fields(_Page)})
     # A clock that went back must not refill the budget.
     return page if page.hour >= hour else _Page(hour, 0)

@@ -123,10 +123,7 @@ class Guard:
         policy = self._policy()
         if not self._link.was_ever_up or not policy.is_open:
             return Health.UNAVAILABLE
-        spent = self._emergency.spent_nanousd()
-        if spent is None or spent >= policy.emergency_nanousd:
-            return Health.UNAVAILABLE
-        return Health.DEGRADED
+        return Health.UNAVAILABLE if self._emergency.is_used_up(policy.emergency_nanousd) else Health.DEGRADED
 
     def close(self) -> None:
         """Stop what runs in the background; what is still to be booked stays booked in full."""

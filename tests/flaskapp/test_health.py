@@ -1,7 +1,5 @@
 """/healthz: the process lives. /readyz: it may be sent visitors."""
 
-import os
-
 import pytest
 
 from tests.apps import open_app
@@ -51,6 +49,9 @@ def test_without_redis_it_is_degraded_while_the_emergency_budget_lasts(own_serve
         while (answer := room.chat()).status_code == 200:
             pass
         assert (answer.status_code, answer.json["error"]) == (503, "throttle_unavailable")
+        # Not nothing, but less than a request needs.
+        assert 0 < room.tollgate.guard._emergency.spent_nanousd() < 5_000_000
+        assert ready(room) == (503, "unavailable", "down", False)
         own_server.start()
         rest_is_over(room)
         assert ready(room) == (200, "ok", "up", False)
@@ -81,6 +82,6 @@ def test_a_budget_that_cannot_be_read_counts_as_used_up(own_server, tmp_path):
         own_server.kill()
         (tmp_path / ".data").mkdir(exist_ok=True)
         (tmp_path / ".data" / "emergency-budget-127.0.0.1-8000.json").write_text("rubbish")
-        assert os.listdir(tmp_path / ".data") == ["emergency-budget-127.0.0.1-8000.json"]
+        assert [each.name for each in (tmp_path / ".data").iterdir()] == ["emergency-budget-127.0.0.1-8000.json"]
         assert room.chat().status_code == 503
         assert ready(room)[0] == 503
