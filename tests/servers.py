@@ -52,7 +52,7 @@ class Service:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        self.kill()
 
     @property
     def base_url(self) -> str:
@@ -98,6 +98,12 @@ class Service:
                 guardian.kill()
                 guardian.communicate()
 
+    def kill(self) -> None:
+        """At once, workers and all."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self.stop()
+
     def log(self) -> str:
         try:
             return (self.directory / "app.log").read_text(encoding="utf-8")
@@ -122,12 +128,12 @@ class Service:
         return requests.get(self.base_url + path, timeout=30, **options)
 
     def chat(
-        self, fingerprint: str | None = "fp:test123:hash456", body: object = None, headers: Any = None, **fields: object
+        self, fingerprint: str | None = "fp:test123:hash456", *, stream: bool = False, **fields: object
     ) -> requests.Response:
-        """Ask, and read the answer to its end."""
-        given = {"X-Fingerprint": fingerprint} if fingerprint is not None else {}
-        content = {**LITECOIN, **fields} if body is None else body
-        return requests.post(self.base_url + CHAT, json=content, headers={**given, **(headers or {})}, timeout=30)
+        """Ask, and read the answer to its end, unless it is to be streamed."""
+        headers = {"X-Fingerprint": fingerprint} if fingerprint is not None else {}
+        content = {**LITECOIN, **fields}
+        return requests.post(self.base_url + CHAT, json=content, headers=headers, timeout=30, stream=stream)
 
     def patch(self, **changes: object) -> requests.Response:
         return requests.patch(self.base_url + SETTINGS, json=changes, headers=BEARER, timeout=30)
@@ -135,6 +141,11 @@ class Service:
     def set_by_hand(self, client: redis.Redis, **settings: object) -> None:
         """As with `redis-cli SET settings`; the contract allows the workers a second to notice."""
         client.set("settings", json.dumps(settings))
+        self.notice()
+
+    @staticmethod
+    def notice() -> None:
+        """What the contract allows the workers before every one of them obeys a change."""
         time.sleep(1)
 
     def _is_serving(self, seen: int) -> bool:
