@@ -1,0 +1,140 @@
+"""What is in the code is on the pages, and the other way round."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import backends
+import flaskapp
+from backends.keys import SETTINGS_KEY, book_keys
+from docs.settings_page import PAGE, renewed
+from flaskapp.config import variables
+from flaskapp.logs import _WORDS
+from flaskapp.metrics import Metrics
+from tests.docs.pages import ROOT, rows
+
+DOCS = ROOT / "docs"
+AT_SECONDS = 1_773_480_030  # 2026-03-14 09:20:30 UTC
+SOURCES = [path for package in (backends, flaskapp) for path in Path(package.__file__).parent.rglob("*.py")]
+
+
+def unquoted(cell: str) -> str:
+    return cell.strip("`")
+
+
+# --- settings
+
+
+def test_the_tables_of_settings_are_those_of_the_code():
+    assert PAGE.read_text(encoding="utf-8") == renewed(PAGE.read_text(encoding="utf-8")), (
+        "run: python docs/settings_page.py"
+    )
+
+
+def test_the_page_of_settings_would_notice_a_change():
+    page = PAGE.read_text(encoding="utf-8")
+    assert renewed(page.replace("`0.02`", "`0.03`")) == renewed(page)
+    assert page.replace("`0.02`", "`0.03`") != page
+
+
+def test_every_variable_has_a_row():
+    told = {unquoted(cell) for row in rows(PAGE, "setting") for cell in row[:2]}
+    told |= {unquoted(row[0]) for row in rows(PAGE, "variable")}
+    assert {row.name for row in variables()} - told == set()
+    assert {row.name.lower() for row in variables() if row.live} - told == set()
+
+
+def test_every_variable_that_is_passed_to_a_container_is_told():
+    compose = yaml.safe_load((ROOT / "docker-compose.dev.yml").read_text(encoding="utf-8"))
+    page = PAGE.read_text(encoding="utf-8")
+    assert [name for name in compose["services"]["backend"]["environment"] if f"`{name}`" not in page] == []
+
+
+# --- metrics and events
+
+
+def test_the_page_of_metrics_names_what_there_is_and_nothing_else():
+    families = Metrics(None)._registry.collect()
+    exposed = {family.name + ("_total" if family.type == "counter" else "") for family in families}
+    assert {unquoted(row[0]) for row in rows(DOCS / "METRICS.md", "metric")} == exposed
+
+
+def test_the_page_of_metrics_names_the_labels():
+    told = {unquoted(row[0]): set(re.findall(r"`(\w+)`", row[1])) for row in rows(DOCS / "METRICS.md", "metric")}
+    metrics = [part for part in vars(Metrics(None)).values() if hasattr(part, "_labelnames")]
+    names = {part._name + ("_total" if part._type == "counter" else ""): set(part._labelnames) for part in metrics}
+    assert told == names
+
+
+def test_every_event_is_told_with_the_words_of_the_log():
+    told = {unquoted(row[0]): row[1] for row in rows(DOCS / "METRICS.md", "`name`")}
+    own_metric = {"reserved", "refused", "check_failed", "settled"}
+    assert own_metric.isdisjoint(told)
+    assert set(told) | own_metric == _events()
+    assert {name: words for name, words in told.items() if name in _WORDS} == {
+        name: words for name, words in _WORDS.items() if name not in own_metric
+    }
+
+
+def _events() -> set[str]:
+    text = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
+    return set(re.findall(r"(?:\bEvent|\b_?tell)\(\s*\"([a-z_]+)\"", text))
+
+
+# --- keys
+
+
+def key_rows():
+    return [[unquoted(row[0]), *row[1:]] for row in rows(DOCS / "KEYS.md", "key")]
+
+
+def pattern_of(key: str) -> "re.Pattern[str]":
+    wild = {
+        "<id>": r".+",
+        "<net>": r".+",
+        "<rid>": r"[^:]+",
+        "<challenge>": r"[0-9a-f]{64}",
+        "<date>": r"\d{4}-\d\d-\d\d",
+    }
+    wild |= {"<hour>": r"\d\d", "…": ".+"}
+    parts = re.split("(" + "|".join(map(re.escape, wild)) + ")", key)
+    return re.compile("".join(wild.get(part) or re.escape(part) for part in parts))
+
+
+def test_the_key_map_is_that_of_the_code():
+    made = book_keys("<rid>", "<id>", "<net>", AT_SECONDS)
+    keys = {key.replace("2026-03-14T09", "<date>T<hour>").replace("2026-03-14", "<date>") for key in made}
+    keys |= {SETTINGS_KEY, "llm:challenge:<challenge>", "llm:rate:…"}
+    assert {row[0] for row in key_rows()} == keys
+
+
+def test_the_key_map_says_what_the_head_of_the_code_says():
+    head = Path(backends.keys.__file__).read_text(encoding="utf-8")
+    told = dict(re.findall(r"^``([^`]+)``\s+(string|zset)\s", head, re.MULTILINE))
+    assert {row[0]: row[1] for row in key_rows()} == told
+
+
+@pytest.fixture
+def used(make_app):
+    """A Redis after a visit of each kind: admitted, refused, with a challenge, with a setting."""
+    room = make_app(ENABLE_COST_THROTTLING="true", ENABLE_CHALLENGE_RESPONSE="false", DEMO_TOKENS_PER_SECOND="0")
+    assert room.chat("hash456").status_code == 200
+    assert room.patch(daily_cost_limit_usd="0.001").status_code == 200
+    assert room.chat("poor").status_code == 429
+    assert room.client.get("/api/v1/auth/challenge", headers={"X-Fingerprint": "hash456"}).status_code == 200
+    under_way = room.open_chat("hash457", max_tokens=1)
+    yield room.redis
+    under_way.close()
+
+
+def test_a_redis_in_use_holds_what_the_key_map_says(used):
+    table = {row[0]: (pattern_of(row[0]), row[1]) for row in key_rows()}
+    seen = set()
+    for key in used.scan_iter("*"):
+        names = [name for name, (pattern, _) in table.items() if pattern.fullmatch(key)]
+        assert used.type(key) in {table[name][1] for name in names}, key
+        assert (used.ttl(key) > 0) == (key != SETTINGS_KEY), key
+        seen.update(names)
+    assert seen == set(table)
