@@ -40,15 +40,23 @@ from backends.contract import (
     Settlement,
 )
 from backends.errors import ReservationConflict
-from backends.keys import OPEN_BUCKETS, RECORD_KEEP_SECONDS, RING_BUCKETS, book_keys, bucket_seconds_of
+from backends.keys import (
+    OPEN_BUCKETS,
+    RECORD_KEEP_SECONDS,
+    RING_BUCKETS,
+    book_keys,
+    bucket_seconds_of,
+    open_bucket_seconds_of,
+)
 from backends.link import Client, Link
 from backends.memory import MemoryBackend
 
 US = 1_000_000
-START_US = int(datetime(2026, 3, 14, 10, 20, 30, tzinfo=UTC).timestamp()) * US
+START_US = int(datetime(2026, 3, 14, 10, 20, tzinfo=UTC).timestamp()) * US
 WINDOW_SECONDS = 600
-BUCKET_SECONDS = 10
+BUCKET_SECONDS = bucket_seconds_of(WINDOW_SECONDS)
 OPEN_SECONDS = 120
+OPEN_BUCKET_SECONDS = open_bucket_seconds_of(OPEN_SECONDS)
 THROTTLE_SECONDS = 30
 COST = 4_000_000
 ROOM = 10**12
@@ -390,8 +398,8 @@ class Conformance:
         assert stored.pop("llm:reservation:r0")[1] == RECORD_KEEP_SECONDS
         assert stored.pop("llm:reservation:r1")[1] == RECORD_KEEP_SECONDS + OPEN_SECONDS
         ring = ({start: held}, WINDOW_SECONDS + BUCKET_SECONDS)
-        opened = ({start: COST}, OPEN_SECONDS + BUCKET_SECONDS)
-        to_midnight, to_next_hour = 13 * 3600 + 39 * 60 + 30, 39 * 60 + 30
+        opened = ({start: COST}, OPEN_SECONDS + OPEN_BUCKET_SECONDS)
+        to_midnight, to_next_hour = 13 * 3600 + 40 * 60, 40 * 60
         assert stored == {
             "llm:cost:recent:hash456": ring,
             "llm:cost:daily:hash456:2026-03-14": (str(held), to_midnight + 86_400),
@@ -491,7 +499,7 @@ class Conformance:
         self.reserve("r0", COST, limits)
         self.pass_seconds(OPEN_SECONDS - 1)
         assert self.refuse("r1", COST, limits).in_flight
-        self.pass_seconds(BUCKET_SECONDS + 1)
+        self.pass_seconds(OPEN_BUCKET_SECONDS + 1)
         assert not self.refuse("r2", COST, limits).in_flight
 
     def test_what_can_never_fit_is_said(self) -> None:
@@ -775,7 +783,7 @@ class Conformance:
         for number in range(60):
             self.reserve(f"r{number}", 1)
             most = max(most, len(self.harness.stored()["llm:open:global"][0]))
-            self.pass_seconds(BUCKET_SECONDS)
+            self.pass_seconds(OPEN_BUCKET_SECONDS)
         assert most == OPEN_BUCKETS + 2
 
     def test_windows_that_are_no_multiple_of_their_buckets(self) -> None:

@@ -2,12 +2,13 @@
 
 import hashlib
 
-from backends.conformance import _stored as read_all
+from backends.keys import bucket_seconds_of
 from backends.scripts import Script
 
 RESERVE, SETTLE, CONSUME = Script("reserve.lua"), Script("settle.lua"), Script("consume.lua")
 US = 1_000_000
-NOW_S = 1_773_483_630  # 2026-03-14 10:20:30 UTC
+NOW_S = 1_773_483_600  # 2026-03-14 10:20:00 UTC
+BUCKET_S = bucket_seconds_of(600)
 NOW_US = NOW_S * US + 250_000
 DATE, HOUR = "2026-03-14", "2026-03-14T10"
 ROOM = 10**12
@@ -40,7 +41,7 @@ def reserve_args(**changes):
         "cost": COST,
         "terms": TERMS,
         "window_s": 600,
-        "bucket_s": 10,
+        "bucket_s": BUCKET_S,
         "window": ROOM,
         "day": ROOM,
         "network_window": ROOM,
@@ -64,7 +65,7 @@ def settle_args(actual=7, **changes):
         "actual": actual,
         "made_at_us": NOW_US,
         "window_s": 600,
-        "bucket_s": 10,
+        "bucket_s": BUCKET_S,
         "open_s": 120,
         "open_bucket_s": 10,
         "keep_s": 3600,
@@ -90,8 +91,5 @@ def settle(client, rid=ID, actual=7, **changes):
 
 
 def dump(client):
-    """Every key, byte for byte, and its life in ms (a little older at each look)."""
+    """Every key, byte for byte."""
     return {name: client.dump(name) for name in client.keys("*")}
-
-
-__all__ = ["read_all"]

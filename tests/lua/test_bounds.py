@@ -5,6 +5,7 @@ import pytest
 from backends.keys import RING_BUCKETS
 from backends.scripts import Script, all_scripts
 from tests.lua.by_hand import (
+    BUCKET_S,
     NOW_S,
     NOW_US,
     RESERVE_KEYS,
@@ -32,8 +33,8 @@ def fill(client, requests, cost=1_000):
     """The books as `requests` requests of `cost`, evenly over the window, leave them."""
     for name in ("recent", "network_recent"):
         for back in range(RING_BUCKETS):
-            client.zincrby(RESERVE_KEYS[name], requests * cost // RING_BUCKETS, NOW_S - back * 10)
-        client.expire(RESERVE_KEYS[name], 610)
+            client.zincrby(RESERVE_KEYS[name], requests * cost // RING_BUCKETS, NOW_S - back * BUCKET_S)
+        client.expire(RESERVE_KEYS[name], 600 + BUCKET_S)
     for name in ("open_identifier", "open_network", "open_of_all"):
         for back in range(12):
             client.zincrby(RESERVE_KEYS[name], requests * cost // 100, NOW_S - back * 10)
@@ -124,7 +125,7 @@ def test_the_totals_of_an_identifier_fit_in_2_kb(client):
     keys = keys_of_reserve(**names)
     script = Script("reserve.lua")
     for back in reversed(range(RING_BUCKETS + 1)):
-        now_us = NOW_US - back * 10_000_000
+        now_us = NOW_US - back * BUCKET_S * 1_000_000
         hour = now_us // 1_000_000 // 3600
         keys[0] = f"llm:reservation:{back}"
         answer = script.run(

@@ -1,6 +1,7 @@
 import pytest
 
 from tests.lua.by_hand import (
+    BUCKET_S,
     CONSUME,
     COST,
     NOW_S,
@@ -13,15 +14,8 @@ from tests.lua.by_hand import (
     settle,
 )
 
-SPENT = {
-    "window": COST,
-    "day": COST,
-    "network_window": COST,
-    "network_day": COST,
-    "hour_of_all": COST,
-    "day_of_all": COST,
-}
-TO_NEXT_HOUR_S, TO_MIDNIGHT_S = 39 * 60 + 30, 13 * 3600 + 39 * 60 + 30
+TO_NEXT_HOUR_S, TO_MIDNIGHT_S = 40 * 60, 13 * 3600 + 40 * 60
+WINDOW_ENDS_S = 600 + BUCKET_S
 
 
 def spend(client, rid="spent"):
@@ -44,8 +38,8 @@ def test_the_same_id_again_is_told_when_it_was_made(client):
     ("limit", "reply"),
     [
         ("day", [2, 60, NOW_US, TO_MIDNIGHT_S, 0, 2]),
-        ("window", [3, 30, NOW_US, 610, 0, 3]),
-        ("network_window", [4, 610, NOW_US, 610, 0, 4]),
+        ("window", [3, 30, NOW_US, WINDOW_ENDS_S, 0, 3]),
+        ("network_window", [4, WINDOW_ENDS_S, NOW_US, WINDOW_ENDS_S, 0, 4]),
         ("network_day", [5, TO_MIDNIGHT_S, NOW_US, TO_MIDNIGHT_S, 0, 5]),
         ("hour_of_all", [6, TO_NEXT_HOUR_S, NOW_US, TO_NEXT_HOUR_S, 0, 6]),
         ("day_of_all", [7, TO_MIDNIGHT_S, NOW_US, TO_MIDNIGHT_S, 0, 7]),
@@ -59,7 +53,7 @@ def test_refused(client, limit, reply):
 @pytest.mark.parametrize("status", [2, 3])
 def test_under_a_marker(client, status):
     spend(client)
-    limit, marker_s, wait_s = {2: ("day", 60, TO_MIDNIGHT_S), 3: ("window", 30, 610)}[status]
+    limit, marker_s, wait_s = {2: ("day", 60, TO_MIDNIGHT_S), 3: ("window", 30, WINDOW_ENDS_S)}[status]
     reserve(client, **{limit: COST})
     later_us = NOW_US + 10 * US
     answer = reserve(client, now_us=later_us, deadline_us=later_us)
@@ -140,4 +134,7 @@ def test_the_record_is_written_as_the_head_of_the_script_says(client):
     settle(client, actual=7)
     assert client.get(RESERVE_KEYS["record"]).decode() == f"settled 7 {NOW_US} {TERMS}"
     reserve(client, "r2", window=0)
-    assert client.get(RESERVE_KEYS["marker"]).decode() == f"window_limit {NOW_US + 30 * US} {NOW_US + 610 * US} spent"
+    assert (
+        client.get(RESERVE_KEYS["marker"]).decode()
+        == f"window_limit {NOW_US + 30 * US} {NOW_US + WINDOW_ENDS_S * US} spent"
+    )

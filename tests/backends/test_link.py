@@ -1,0 +1,196 @@
+import threading
+
+import pytest
+import redis
+
+from backends.errors import ConfigurationError, StoreUnavailable
+from backends.link import POOL_SIZE, REST_SECONDS, TIMEOUT_SECONDS, Link
+from tests.faults.wire import SkippingClock, Told, server_that_says
+
+NOWHERE = "redis://127.0.0.1:1/0"
+
+
+@pytest.fixture
+def clock():
+    return SkippingClock()
+
+
+@pytest.fixture
+def told():
+    return Told()
+
+
+@pytest.fixture
+def new_link(clock, told):
+    links = []
+
+    def make(url, **options):
+        links.append(Link(url, clock=clock, observer=told, **options))
+        return links[-1]
+
+    yield make
+    for link in links:
+        link.close()
+
+
+@pytest.fixture
+def link(new_link, redis_url):
+    return new_link(redis_url)
+
+
+def test_time_outs_retries_and_pool_are_pinned(link):
+    """The library's defaults repeat a command ten times and wait for five seconds each."""
+    pool = link._client.connection_pool
+    options = pool.connection_kwargs
+    assert isinstance(pool, redis.BlockingConnectionPool)
+    assert (pool.max_connections, pool.timeout) == (POOL_SIZE, TIMEOUT_SECONDS) == (50, 0.5)
+    assert options["socket_timeout"] == options["socket_connect_timeout"] == TIMEOUT_SECONDS
+    connection = pool.get_connection()
+    try:
+        assert connection.retry.get_retries() == 0
+        assert connection.retry_on_error == []
+        assert connection.health_check_interval == 0
+    finally:
+        pool.release(connection)
+    assert link._client.get_retry().get_retries() == 0
+
+
+def test_a_new_connection_says_nothing_of_its_own(new_link, redis_url):
+    link = new_link(redis_url, pool_size=1)
+    link.run(lambda client: client.config_resetstat())
+    link._client.connection_pool.disconnect()
+    link.run(lambda client: client.get("x"))
+    seen = link.run(lambda client: client.info("commandstats"))
+    assert set(seen) - {"cmdstat_info"} <= {"cmdstat_get", "cmdstat_config|resetstat"}
+
+
+def test_replies_are_bytes(link):
+    link.run(lambda client: client.set("x", "ä"))
+    assert link.run(lambda client: client.get("x")) == "ä".encode()
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:6379", "127.0.0.1:6379", "redis://127.0.0.1:port"])
+def test_a_url_that_cannot_be_used_stops_the_start_in_one_line(new_link, url):
+    with pytest.raises(ConfigurationError) as raised:
+        new_link(url)
+    assert str(raised.value).startswith("REDIS_URL: ")
+    assert "\n" not in str(raised.value)
+
+
+def test_fake_needs_no_server(new_link):
+    link = new_link("fake://")
+    assert link.run(lambda client: client.ping())
+
+
+def test_a_connection_that_the_server_closed_is_replaced_unnoticed(new_link, redis_url, told):
+    link = new_link(redis_url, pool_size=3)
+    link.run(lambda client: client.ping())
+    with redis.Redis.from_url(redis_url) as other:
+        other.client_kill_filter(_type="normal", skipme=True)
+    assert link.run(lambda client: client.ping())
+    assert list(told) == []
+
+
+def test_whether_it_is_up(new_link, redis_url, clock, told):
+    link = new_link(redis_url)
+    assert (link.is_up, link.was_ever_up) == (False, False)
+    link.run(lambda client: client.ping())
+    assert (link.is_up, link.was_ever_up) == (True, True)
+    down = new_link(NOWHERE)
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable):
+            down.run(lambda client: client.ping())
+        clock.skip(REST_SECONDS + 0.01)
+    assert (down.is_up, down.was_ever_up) == (False, False)
+    assert [event.name for event in told] == ["store_lost"]
+
+
+def test_while_it_rests_only_one_tries(new_link, clock):
+    link = new_link(NOWHERE)
+    with pytest.raises(StoreUnavailable):
+        link.run(lambda client: client.ping())
+    clock.skip(REST_SECONDS + 0.01)
+    inside, leave, tried = threading.Event(), threading.Event(), []
+
+    def hold(client):
+        tried.append(client)
+        inside.set()
+        leave.wait(5)
+        return "back"
+
+    trying = threading.Thread(target=link.run, args=(hold,))
+    trying.start()
+    assert inside.wait(5)
+    with pytest.raises(StoreUnavailable) as raised:
+        link.run(hold)
+    assert not raised.value.maybe_done
+    leave.set()
+    trying.join()
+    assert len(tried) == 1
+    assert link.run(lambda _client: "well") == "well"
+
+
+def test_what_is_raised_in_a_command_and_is_no_fault_of_redis_gets_through(link):
+    def command(client):
+        raise KeyError("ours")
+
+    with pytest.raises(KeyError):
+        link.run(command)
+    assert link.run(lambda client: client.ping())
+
+
+# --- the server's time
+
+
+def test_redis_time_is_learned_and_never_ahead(link, clock):
+    for _ in range(20):
+        guess_us = link.time_us()
+        seconds, us = link.run(lambda client: client.time())
+        assert 0 <= seconds * 1_000_000 + us - guess_us < 1_000_000
+
+
+def test_a_slow_reply_does_not_spoil_what_a_quick_one_told(new_link, clock):
+    link = new_link(NOWHERE)
+    asked = clock.monotonic_seconds()
+    link.learn_time(5_000_000, asked)
+    before = link._offset
+    asked = clock.monotonic_seconds()
+    clock.skip(0.4)
+    link.learn_time(5_200_000, asked)
+    assert link._offset == before
+
+
+def test_a_clock_that_was_set_is_followed(new_link, clock):
+    link = new_link(NOWHERE)
+    link.learn_time(5_000_000, clock.monotonic_seconds())
+    link.learn_time(9_000_000_000, clock.monotonic_seconds())
+    assert 9_000_000_000 - 1_000 <= link.time_us() < 9_001_000_000
+
+
+# --- the server's age
+
+
+def says(info):
+    body = info.encode()
+    return b"$%d\r\n%s\r\n" % (len(body), body)
+
+
+@pytest.mark.parametrize("version", ["6.0.16", "5.0.7", "2.8.0"])
+def test_an_older_redis_stops_the_start(new_link, version):
+    with server_that_says(says(f"redis_version:{version}\r\n")) as url, pytest.raises(ConfigurationError) as raised:
+        new_link(url).check_version()
+    assert version in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("info", "version"),
+    [
+        ("redis_version:6.2.0\r\n", "6.2.0"),
+        ("redis_version:7.0.15\r\n", "7.0.15"),
+        ("redis_version:7.2.4\r\nvalkey_version:9.1.2\r\n", "9.1.2"),
+        ("redis_version:10.0.1\r\n", "10.0.1"),
+    ],
+)
+def test_what_is_new_enough(new_link, info, version):
+    with server_that_says(says(info)) as url:
+        assert new_link(url).check_version() == version

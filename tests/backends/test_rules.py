@@ -1,0 +1,67 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backends import rules
+from backends.errors import StoreBroken
+from tests.lua.by_hand import RESERVE
+
+
+def test_terms_tell_requests_apart():
+    one = rules.terms_of("id", "net", 5)
+    assert one == rules.terms_of("id", "net", 5)
+    assert len(one) == 16
+    others = [("id", "net", 6), ("id2", "net", 5), ("id", "net2", 5), ("id\nnet", "", 5), ("i", "dnet", 5)]
+    assert len({one, *(rules.terms_of(*other) for other in others)}) == 6
+
+
+@pytest.mark.parametrize("text", [b"", b"abc", b"-5", b"1.5", b"1e9", b" 5", b"9" * 17])
+def test_a_total_that_is_no_amount_is_a_bug_of_the_store(text):
+    with pytest.raises(StoreBroken):
+        rules.amount(text)
+
+
+def test_a_missing_total_is_nothing():
+    assert rules.amount(None) == 0
+    assert rules.amount(b"9007199254740991") == 2**53 - 1
+
+
+@given(st.sampled_from(["open", "settled"]), st.integers(0, 2**53), st.integers(0, 2**53))
+def test_a_record_is_read_as_it_was_written(state, nanousd, made_at_us):
+    record = rules.Record(state, nanousd, made_at_us, "0123456789abcdef")
+    assert rules.parse_record(record.text().encode()) == record
+    assert len(record.text()) < 64
+
+
+@given(st.binary(max_size=60))
+def test_whatever_stands_in_a_record_is_no_error(text):
+    record = rules.parse_record(text)
+    assert record is not None
+    assert rules.parse_record(None) is None
+
+
+@given(st.binary(max_size=60), st.integers(-1, 10**6))
+def test_whatever_stands_in_a_marker_throttles_or_is_over(text, left_ms):
+    verdict = rules.verdict_of_marker(text, left_ms, 30, 10**15)
+    assert verdict is None or verdict.status == rules.THROTTLED
+
+
+def test_a_bucket_counts_until_its_youngest_content_has_left_the_window():
+    ring = {100: 5}
+    end_us = (100 + 10 + 600) * rules.US
+    assert rules.alive(ring, 10, 600, end_us - 1) == ring
+    assert rules.alive(ring, 10, 600, end_us) == {}
+
+
+def test_python_and_lua_say_the_same_words():
+    """The same status numbers and record shape; what they do with them is held together by the conformance suite."""
+    for status, reason in rules.REASON_OF_STATUS.items():
+        if status in rules.STATUS_OF_CAUSE.values():
+            assert f"{reason.value} = {status}" in RESERVE.text
+    assert f"LIVING_OPEN_BUCKETS = 1000000, {rules_open_buckets()}" in RESERVE.text
+
+
+def rules_open_buckets():
+    from backends.keys import LIVING_OPEN_BUCKETS
+
+    return LIVING_OPEN_BUCKETS
