@@ -18,7 +18,9 @@ class SystemClock:
     """The host's clocks: the only place that asks the operating system for the time of day."""
 
     def now_us(self) -> int:
+        """Unix time in microseconds."""
         return time.time_ns() // 1_000
 
     def monotonic_seconds(self) -> float:
+        """Seconds that never go back."""
         return time.monotonic()

@@ -1,6 +1,6 @@
 """The contract between whoever sells answers and whoever keeps the books.
 
-Two verbs move money (`find` and `books` only read), and each is one step of the store in a backend that keeps the promise:
+Two verbs move money (`find` and `books` only read); each is one step of the store in a backend that keeps the promise:
 
 * ``reserve(ask)``: may this request spend at most `cost_nanousd`? All scopes are charged, or none is.
 * ``settle(reservation, actual_nanousd)``: it ended; book what was used instead of what was reserved.

@@ -1,7 +1,7 @@
 """The emergency budget: what an instance may spend in a UTC hour while Redis is away.
 
-It lives in a file that all workers of the instance share under a lock, so neither a restart nor a second outage refills it.
-A file that cannot be read or written counts as used up.
+It lives in a file that all workers of the instance share under a lock: neither a restart nor a second outage refills
+it. A file that cannot be read or written counts as used up.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ class EmergencyBudget:
         return None
 
     def correct(self, hour: int, delta_nanousd: int) -> None:
-        """Book the difference between what was taken in `hour` and what was used; an hour that is over stays as it was."""
+        """Book the difference between what was taken in `hour` and what was used; an hour that is over stays."""
         with contextlib.suppress(OSError, ValueError), self._page() as (page, write):
             if page.hour == hour:
                 write(replace(page, spent_nanousd=max(0, page.spent_nanousd + delta_nanousd)))

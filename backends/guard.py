@@ -1,7 +1,8 @@
 """The guard: one strategy, and what is done when its store fails.
 
-`reserve` asks the strategy. Where Redis fails it is `open` (the memory strategy decides, and the emergency budget pays, until
-that is used up) or `closed` (`ThrottleUnavailable`). `settle` never fails: what cannot be booked now is booked when Redis is back.
+`reserve` asks the strategy. Where Redis fails it is `open` (the memory strategy decides, and the emergency budget
+pays, until that is used up) or `closed` (`ThrottleUnavailable`). `settle` never fails: what cannot be booked now is
+booked when Redis is back.
 """
 
 import threading

@@ -116,7 +116,7 @@ class Link:
         url: str,
         *,
         clock: Clock,
-        observer: Observer = lambda event: None,
+        observer: Observer = lambda _: None,
         timeout_seconds: float = TIMEOUT_SECONDS,
         pool_size: int = POOL_SIZE,
         connection_class: type[redis.Connection] | None = None,

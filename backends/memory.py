@@ -1,7 +1,7 @@
 """The memory strategy: the books of one process, under one lock. What fail-open uses, and what a single worker may.
 
-It keeps the same keys, kinds and lives as Redis would (`stored()` shows them), so that the conformance suite can hold it to
-the same state.
+It keeps the same keys, kinds and lives as Redis would (`stored()` shows them), so that the conformance suite can hold
+it to the same state.
 """
 
 # ruff: noqa: D102 (what the verbs do is said once, at `contract.Backend`)

@@ -85,6 +85,7 @@ class Record:
     terms: str
 
     def text(self) -> str:
+        """As it is stored."""
         return f"{self.state} {self.nanousd} {self.made_at_us} {self.terms}"
 
 
@@ -313,8 +314,8 @@ def bucket_counts(start_seconds: int, window_seconds: int, now_us: int) -> bool:
 def is_past_keeping(reservation: Reservation, now_us: int) -> bool:
     """Whether a missing record may be gone because its time is over; before that it was lost.
 
-    An end, which may come at once, is remembered for `RECORD_KEEP_SECONDS`: from then on a settlement said again must not
-    be taken for one whose record was lost, or it would be booked twice.
+    An end, which may come at once, is remembered for `RECORD_KEEP_SECONDS`: from then on a settlement said again must
+    not be taken for one whose record was lost, or it would be booked twice.
     """
     return now_us >= reservation.made_at_us + RECORD_KEEP_SECONDS * US
 

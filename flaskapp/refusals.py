@@ -35,7 +35,7 @@ _MESSAGES = {
 }
 
 
-def problem(
+def problem(  # noqa: PLR0913 (each is a field of RFC 9457 or a header)
     status: int,
     error: str,
     reason: str,
