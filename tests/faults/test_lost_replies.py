@@ -84,7 +84,7 @@ def test_lost_twice_it_is_unknown_and_the_caller_may_say_it_again(proxy, backend
     assert proxy.lost == 100
 
 
-def test_a_time_out_is_never_repeated_by_the_link(own_server, new_link):
+def test_a_time_out_is_never_repeated_by_the_link(own_server, look, new_link):
     link = new_link(timeout_seconds=0.1)
     link.run(lambda client: client.ping())
     said = []
@@ -97,7 +97,9 @@ def test_a_time_out_is_never_repeated_by_the_link(own_server, new_link):
     with pytest.raises(StoreUnavailable):
         link.run(command)
     own_server.thaw()
+    wait_for(lambda: look.get("spent"))
     assert said == [1]
+    assert look.get("spent") == b"100", "ten of ten runs of the library's defaults make more of it"
 
 
 def test_what_was_charged_without_an_answer_is_given_back(proxy, new_link, new_guard, books, told):
