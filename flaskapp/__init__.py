@@ -20,6 +20,7 @@ from backends.money import nanousd_from_usd
 from backends.pricing import PriceBook
 from backends.settings import SettingsStore
 from flaskapp.admin import Panel, make_admin
+from flaskapp.bounded_request import BoundedRequest
 from flaskapp.challenge_room import make_challenge_room
 from flaskapp.chat import ChatRoom, make_chat
 from flaskapp.cli_race import make_race_cli
@@ -82,6 +83,7 @@ def create_app(config: Config | None = None, *, clock: Clock | None = None) -> F
     config = config or load_config()
     clock = clock or SystemClock()
     app = Flask(__name__, static_folder=None)
+    app.request_class = BoundedRequest
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     metrics = Metrics(metrics_directory())
 
