@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -67,7 +68,11 @@ class Service:
         seen = len(self.log_lines())
         self._process = self.launch()
         self._guardian = _guard(self._process.pid)
-        wait_until(lambda: self._is_serving(seen), START_SECONDS, f"gunicorn: {self.log()[-2000:]}")
+        try:
+            wait_until(lambda: self._is_serving(seen), START_SECONDS, f"gunicorn: {self.log()[-2000:]}")
+        except BaseException:
+            self.kill()
+            raise
 
     def launch(self) -> "subprocess.Popen[bytes]":
         with (self.directory / "app.log").open("ab") as log:
@@ -101,7 +106,8 @@ class Service:
     def kill(self) -> None:
         """At once, workers and all."""
         if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
             self.stop()
 
     def log(self) -> str:

@@ -80,7 +80,7 @@ def _in_front(redis_of, _upstream, tmp_path_factory):
     """In front of an upstream that writes down what it bills; answers may take two seconds."""
     environment = {
         "LLM_BASE_URL": _upstream.base_url,
-        "LLM_API_KEY": "the key of the upstream",
+        "LLM_API_KEY": "key-of-the-upstream",
         "LLM_MODELS": "gpt-4o,gpt-4o-mini",
         "STREAM_DEADLINE_SECONDS": "2",
         "ENABLE_COST_THROTTLING": "true",

@@ -1,0 +1,161 @@
+"""Bad input as it comes over a socket: what no test client would send."""
+
+import json
+import socket
+
+import pytest
+
+from tests.servers import CHAT
+
+HEAD = (
+    f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    "X-Fingerprint: hash456\r\n"
+).encode()
+
+
+def say(service, request, *, more=()):
+    """The status and the body that come back, whatever is sent."""
+    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as link:
+        link.sendall(request)
+        try:
+            for piece in more:
+                link.sendall(piece)
+        except OSError:
+            # It has answered already.
+            pass
+        answer = b""
+        try:
+            while piece := link.recv(65_536):
+                answer += piece
+        except ConnectionResetError:
+            pass
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return int(head.split(b" ", 2)[1]), head.decode("latin-1"), body
+
+
+def with_body(body, head=HEAD):
+    return head + b"Content-Length: %d\r\n\r\n" % len(body) + body
+
+
+def chunked(*pieces):
+    return [b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces] + [b"0\r\n\r\n"]
+
+
+def is_problem(service, answer, status, field):
+    got, head, body = answer
+    assert got == status, (head, body)
+    told = json.loads(body)
+    assert (told["error"], told["field"], told["status"]) == ("invalid_request", field, status)
+    assert f"X-Request-ID: {told['request_id']}" in head
+    assert "Traceback" not in body.decode()
+
+
+@pytest.fixture
+def untouched(books):
+    """No key of the guard is made."""
+    yield
+    assert [key for key in books.keys("*") if not key.startswith("llm:rate:")] == []
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "field"),
+    [
+        (b"", 400, "body"),
+        (b"{", 400, "body"),
+        (b'{"query": "\xff"}', 400, "body"),
+        (b'{"query": "x", "max_tokens": NaN}', 400, "body"),
+        (b'{"query": "x", "query": "x"}', 400, "body"),
+        (b"[" * 100_000, 400, "body"),
+        (b'{"a":' * 100_000, 400, "body"),
+        (b'{"query": "\\ud800"}', 400, "body"),
+        (b'{"query": "' + b"x" * 100_000 + b'"}', 422, "query"),
+        (b'{"query": "x", "max_tokens": ' + b"9" * 4_301 + b"}", 422, "max_tokens"),
+        (b'{"query": "x", "max_tokens": true}', 422, "max_tokens"),
+    ],
+)
+def test_bodies(service, untouched, body, status, field):
+    is_problem(service, say(service, with_body(body)), status, field)
+
+
+@pytest.mark.parametrize(
+    "fingerprint",
+    [
+        b"",
+        b"x" * 10_000,
+        b"{x}",
+        b"a:b",
+        b"fp::x",
+        b"fp:a:",
+        b"a\x01b",
+        b"a\x7f",
+        "хэш".encode(),
+        b"\xff\xfe",
+        b"fp:{a}:b",
+    ],
+)
+def test_fingerprints(service, untouched, fingerprint):
+    head = HEAD.replace(b"hash456", fingerprint)
+    status, head, body = say(service, with_body(b'{"query": "x"}', head))
+    assert status == 400
+    # A control character already stops the server, before us: its own page names the header.
+    assert b"x-fingerprint" in body.lower()
+    if not fingerprint.endswith((b"\x01b", b"\x7f")):
+        is_problem(service, (status, head, body), 400, "X-Fingerprint")
+
+
+def test_two_fingerprints_are_none(service, untouched):
+    head = HEAD + b"X-Fingerprint: another\r\n"
+    is_problem(service, say(service, with_body(b'{"query": "x"}', head)), 400, "X-Fingerprint")
+
+
+def test_more_than_a_megabyte_is_a_413_by_what_is_announced(service, untouched):
+    is_problem(service, say(service, HEAD + b"Content-Length: 1000001\r\n\r\n"), 413, "body")
+
+
+def test_more_than_a_megabyte_is_a_413_in_chunks_too(service, untouched):
+    head = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+    pieces = [b'{"query": "', *[b"x" * 100_000] * 11, b'"}']
+    is_problem(service, say(service, head, more=chunked(*pieces)), 413, "body")
+
+
+def test_what_stands_behind_the_megabyte_is_not_overlooked(service, untouched):
+    head = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+    whole = b'{"query": "x", "max_tokens": 1}'
+    padded = whole + b" " * (1_000_000 - len(whole))
+    is_problem(service, say(service, head, more=chunked(padded, b"}")), 413, "body")
+
+
+def test_a_megabyte_in_chunks_is_read(service, untouched):
+    head = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+    pieces = [b'{"query": "', b"x" * (1_000_000 - 13), b'"}']
+    is_problem(service, say(service, head, more=chunked(*pieces)), 422, "query")
+
+
+def test_a_body_in_chunks_is_a_body(service, books):
+    head = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+    status, _, body = say(service, head, more=chunked(b'{"query": ', b'"x", "max', b'_tokens": 3}'))
+    assert status == 200
+    assert b'"status":"complete"' in body
+    assert len(books.keys("llm:cost:daily:hash456:*")) == 1
+
+
+def test_a_body_that_breaks_off_charges_nobody(service, untouched):
+    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as link:
+        link.sendall(HEAD + b'Content-Length: 100\r\n\r\n{"query": "x"')
+        link.shutdown(socket.SHUT_WR)
+        answer = link.recv(65_536)
+    assert not answer or answer.split(b" ", 2)[1] == b"400"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [b"\x16\x03\x01\x02\x00", b"GET\r\n\r\n", b"POST " + b"/" * 9_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n"],
+)
+def test_what_is_no_http_does_no_harm(service, untouched, request_):
+    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as link:
+        link.sendall(request_)
+        link.shutdown(socket.SHUT_WR)
+        answer = link.recv(65_536)
+    assert b"Traceback" not in answer
+    assert not answer or 400 <= int(answer.split(b" ", 2)[1]) < 500
+    assert service.get("/healthz").status_code == 200
