@@ -8,7 +8,8 @@ import yaml
 
 import backends
 import flaskapp
-from backends.keys import SETTINGS_KEY, book_keys
+from backends.keys import OPEN_BUCKETS, RING_BUCKETS, SETTINGS_KEY, book_keys, bucket_seconds_of
+from backends.settings import LiveSettings
 from docs.settings_page import PAGE, renewed
 from flaskapp.config import variables
 from flaskapp.logs import _WORDS
@@ -112,8 +113,17 @@ def test_the_key_map_is_that_of_the_code():
 
 def test_the_key_map_says_what_the_head_of_the_code_says():
     head = Path(backends.keys.__file__).read_text(encoding="utf-8")
-    told = dict(re.findall(r"^``([^`]+)``\s+(string|zset)\s", head, re.MULTILINE))
-    assert {row[0]: row[1] for row in key_rows()} == told
+    told = re.findall(r"^``([^`]+)``\s+(string|zset)\s+.+?\s{2,}(.+)$", head, re.MULTILINE)
+    assert [(row[0], row[1]) for row in key_rows()] == [(key, kind) for key, kind, _ in told]
+    assert [life for row, (_, _, life) in zip(key_rows(), told, strict=True) if not row[3].startswith(life)] == []
+
+
+def test_the_key_map_tells_how_fine_the_rings_are():
+    page = (DOCS / "KEYS.md").read_text(encoding="utf-8")
+    default = LiveSettings().high_cost_window_seconds
+    assert f"at most {RING_BUCKETS + 1} buckets: {RING_BUCKETS}, and" in page
+    assert f"1/{RING_BUCKETS} of the window long, {bucket_seconds_of(default)} seconds by default" in page
+    assert f"at most {OPEN_BUCKETS + 2} buckets" in page
 
 
 @pytest.fixture
