@@ -14,7 +14,7 @@ from backends.guard import EMERGENCY
 from backends.link import REST_SECONDS
 from tests.faults.wire import wait_for
 
-LOST = 250
+LOST = 500
 
 
 def is_script(request):
