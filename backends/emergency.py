@@ -70,7 +70,9 @@ class EmergencyBudget:
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         with os.fdopen(descriptor, "r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            yield _current(file.read(), self._clock.now_us() // _US_PER_HOUR), _Writer(descriptor)
+            hour = self._clock.now_us() // _US_PER_HOUR
+            written_hour = os.fstat(descriptor).st_mtime_ns // 1_000 // _US_PER_HOUR
+            yield _current(file.read(), hour, written_hour), _Writer(descriptor)
 
 
 class _Writer:
@@ -84,12 +86,20 @@ class _Writer:
         os.fsync(self._descriptor)
 
 
-def _current(text: bytes, hour: int) -> _Page:
-    if not text:
+def _current(text: bytes, hour: int, written_hour: int) -> _Page:
+    try:
+        page = _read_page(text) if text else _Page(hour, 0)
+    except ValueError:
+        if written_hour >= hour:
+            raise
+        # What an earlier hour spoilt, that hour has paid for.
         return _Page(hour, 0)
+    # A clock that went back must not refill the budget.
+    return page if page.hour >= hour else _Page(hour, 0)
+
+
+def _read_page(text: bytes) -> _Page:
     stored = json.loads(text)
     if not isinstance(stored, dict) or not all(isinstance(stored.get(each.name), int) for each in fields(_Page)):
         raise ValueError("not a page of the emergency budget")
-    page = _Page(**{each.name: stored[each.name] for each in fields(_Page)})
-    # A clock that went back must not refill the budget.
-    return page if page.hour >= hour else _Page(hour, 0)
+    return _Page(**{each.name: stored[each.name] for each in fields(_Page)})

@@ -25,6 +25,7 @@ from backends.link import Link
 
 EMERGENCY = "emergency"
 RETRY_SECONDS = 0.25
+BROKEN_RETRY_SECONDS = 2.0
 _UNAVAILABLE_RETRY_SECONDS = 1
 _EXHAUSTED_RETRY_SECONDS = 30
 _SECONDS_PER_HOUR = 3_600
@@ -230,11 +231,12 @@ class _Later:
                 job = self._jobs[0]
             try:
                 job()
-            except StoreError:
+            except StoreError as error:
                 # The others go first next time: one key of the wrong kind must not keep them all waiting.
                 with self._lock:
                     self._jobs.rotate(-1)
-                self._stopped.wait(RETRY_SECONDS)
+                # A wrong command stays wrong until somebody mends the key: it need not be told four times a second.
+                self._stopped.wait(BROKEN_RETRY_SECONDS if isinstance(error, StoreBroken) else RETRY_SECONDS)
                 continue
             except Exception as error:  # noqa: BLE001 (a backend's bug; the thread lives on, and it is told)
                 # The reservation stays booked in full.

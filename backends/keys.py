@@ -1,25 +1,27 @@
 """Every key that the guard keeps in Redis is made here, and nowhere else.
 
-==========================================  ======  =======================================  =============================
-key                                         type    holds                                    life
-==========================================  ======  =======================================  =============================
-``settings``                                string  live settings, one JSON object           for ever
-``llm:throttle:<id>``                       string  cause, end (us), end of cause (us), busy the marker's own
-``llm:cost:recent:<id>``                    zset    bucket start (s) -> nano-dollars         window + one bucket
-``llm:cost:daily:<id>:<date>``              string  nano-dollars of that UTC day             a day past its end
-``llm:network:recent:<net>``                zset    bucket start (s) -> nano-dollars         window + one bucket
-``llm:network:daily:<net>:<date>``          string  nano-dollars of that UTC day             a day past its end
-``llm:global:hourly:<date>T<hour>``         string  nano-dollars of that UTC hour            two hours past its end
-``llm:global:daily:<date>``                 string  nano-dollars of that UTC day             a day past its end
-``llm:open:identifier:<id>``                zset    bucket start (s) -> open nano-dollars    stream deadline + one bucket
-``llm:open:network:<net>``                  zset    the same                                 the same
-``llm:open:global``                         zset    the same                                 the same
-``llm:reservation:<rid>``                   string  state, nano-dollars, made at (us), terms an hour past its end
-``llm:challenge:<challenge>``               string  the hash and network it was given to     300 s
-``llm:rate:…``                              string  flask-limiter's request counters         their own window
-==========================================  ======  =======================================  =============================
+==================================  ======  =======================================  ===========================
+key                                 type    holds                                    life
+==================================  ======  =======================================  ===========================
+``settings``                        string  live settings, one JSON object           for ever
+``llm:throttle:<id>``               string  cause, its end (us), the cause's end     the marker's own
+                                            (us), busy or spent
+``llm:cost:recent:<id>``            zset    bucket start (s) -> nano-dollars         window + one bucket
+``llm:cost:daily:<id>:<date>``      string  nano-dollars of that UTC day             a day past its end
+``llm:network:recent:<net>``        zset    bucket start (s) -> nano-dollars         window + one bucket
+``llm:network:daily:<net>:<date>``  string  nano-dollars of that UTC day             a day past its end
+``llm:global:hourly:<date>T<hour>`` string  nano-dollars of that UTC hour            two hours past its end
+``llm:global:daily:<date>``         string  nano-dollars of that UTC day             a day past its end
+``llm:open:identifier:<id>``        zset    bucket start (s) -> open nano-dollars    stream deadline + one bucket
+``llm:open:network:<net>``          zset    the same                                 the same
+``llm:open:global``                 zset    the same                                 the same
+``llm:reservation:<rid>``           string  state, nano-dollars, made (us), terms    an hour past its end
+``llm:challenge:<challenge>``       string  the hash and network it was given to     300 s
+``llm:rate:…``                      string  flask-limiter's request counters         their own window
+==================================  ======  =======================================  ===========================
 
-Window and open rings carry at most `RING_BUCKETS` + 1 and `OPEN_BUCKETS` + 2 members, however many requests they stand for.
+Window and open rings carry at most `RING_BUCKETS` + 1 and `OPEN_BUCKETS` + 2 members, however many requests
+they stand for.
 """
 
 from datetime import UTC, datetime
@@ -30,7 +32,7 @@ SETTINGS_KEY = "settings"
 RATE_PREFIX = "llm:rate"
 CHALLENGE_PREFIX = "llm:challenge:"
 
-RING_BUCKETS = 60
+RING_BUCKETS = 30
 OPEN_BUCKETS = 12
 LIVING_OPEN_BUCKETS = OPEN_BUCKETS + 1
 """So many can be alive at once; a ring of open money with more is swept before it is charged."""

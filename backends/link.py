@@ -38,6 +38,7 @@ pack_command: Callable[[tuple[str | int, ...]], bytes] = cast("Any", _pack_comma
 TIMEOUT_SECONDS = 0.5
 POOL_SIZE = 50
 REST_SECONDS = 0.5
+UNWILLING_SECONDS = 2.0
 OLDEST_VERSION = (6, 2)
 
 # Errors that say "not now": the server is up, but cannot do its work. The library cuts the code off those that it has a
@@ -131,12 +132,15 @@ class Link:
         self._resting_until_seconds: float | None = None
         self._ever_reached = False
         self._last_failure = ""
+        self._unwilling_until_seconds = float("-inf")
         self._offset: _Offset | None = None
 
     @property
     def is_up(self) -> bool:
-        """Whether the last word from Redis was a good one."""
-        return self._ever_reached and self._resting_until_seconds is None
+        """Whether Redis answers and does its work: a "not now" (full, read-only, …) is remembered for a moment."""
+        if not self._ever_reached or self._resting_until_seconds is not None:
+            return False
+        return self._clock.monotonic_seconds() >= self._unwilling_until_seconds
 
     @property
     def was_ever_up(self) -> bool:
@@ -249,6 +253,9 @@ class Link:
         was_cut_off = isinstance(error, redis.ConnectionError | redis.TimeoutError)
         if was_cut_off:
             self._rest(error)
+        else:
+            # No rest: the next command may be one that it does. But whoever asks how we are is told.
+            self._unwilling_until_seconds = self._clock.monotonic_seconds() + UNWILLING_SECONDS
         return StoreUnavailable(_cut(error), maybe_done=was_cut_off)
 
     def _rest(self, error: Exception) -> None:

@@ -1,4 +1,5 @@
 import json
+import os
 import threading
 
 import pytest
@@ -81,6 +82,15 @@ def test_a_page_that_cannot_be_read_counts_as_used_up(budget, path, text):
     assert budget.spent_nanousd() is None
     budget.correct(HOUR, -1)
     assert path.read_text() == text
+
+
+def test_what_an_earlier_hour_spoilt_is_used_up_for_that_hour_only(budget, path, clock):
+    budget.take(1, 100)
+    path.write_text("garbage")
+    os.utime(path, (clock.us // US, clock.us // US))
+    assert budget.take(1, 100) is None
+    clock.us += HOUR_US
+    assert budget.take(1, 100) == HOUR + 1
 
 
 def test_a_place_that_cannot_be_written_counts_as_used_up(tmp_path, clock):

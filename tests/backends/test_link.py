@@ -4,7 +4,7 @@ import pytest
 import redis
 
 from backends.errors import ConfigurationError, StoreUnavailable
-from backends.link import POOL_SIZE, REST_SECONDS, TIMEOUT_SECONDS, Link
+from backends.link import POOL_SIZE, REST_SECONDS, TIMEOUT_SECONDS, UNWILLING_SECONDS, Link
 from tests.faults.wire import SkippingClock, Told, server_that_says
 
 NOWHERE = "redis://127.0.0.1:1/0"
@@ -103,6 +103,17 @@ def test_whether_it_is_up(new_link, redis_url, clock, told):
         clock.skip(REST_SECONDS + 0.01)
     assert (down.is_up, down.was_ever_up) == (False, False)
     assert [event.name for event in told] == ["store_lost"]
+
+
+def test_a_server_that_is_full_is_not_called_up_for_a_moment(new_link, own_server, clock):
+    link = new_link(own_server.url)
+    link.run(lambda client: client.config_set("maxmemory", "1"))
+    with pytest.raises(StoreUnavailable):
+        link.run(lambda client: client.set("x", 1))
+    assert link.run(lambda client: client.ping())
+    assert not link.is_up
+    clock.skip(UNWILLING_SECONDS)
+    assert link.is_up
 
 
 def test_while_it_rests_only_one_tries(new_link, clock):
