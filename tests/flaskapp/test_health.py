@@ -3,6 +3,7 @@
 import pytest
 
 from tests.apps import open_app
+from tests.servers import wait_until
 
 MEMBERS = ["status", "backend", "redis", "degraded"]
 
@@ -35,8 +36,6 @@ def test_before_the_first_contact_it_is_not_ready(own_server, tmp_path):
 
 
 def rest_is_over(room):
-    from tests.servers import wait_until
-
     wait_until(lambda: room.tollgate.link.is_up, 5, "contact with Redis")
 
 
@@ -85,3 +84,20 @@ def test_a_budget_that_cannot_be_read_counts_as_used_up(own_server, tmp_path):
         assert [each.name for each in (tmp_path / ".data").iterdir()] == ["emergency-budget-127.0.0.1-8000.json"]
         assert room.chat().status_code == 503
         assert ready(room)[0] == 503
+
+
+@pytest.mark.parametrize("on_error", ["open", "closed"])
+def test_a_redis_that_answers_and_cannot_work_is_an_outage_too(own_server, tmp_path, on_error):
+    with open_app(own_server.url, tmp_path, {"THROTTLE_ON_ERROR": on_error}) as room:
+        assert room.chat().headers["X-Throttle-Backend"] == "atomic"
+        room.redis.config_set("maxmemory", "1")
+        answer = room.chat()
+        if on_error == "open":
+            assert (answer.status_code, answer.headers["X-Throttle-Backend"]) == (200, "emergency")
+            assert ready(room) == (200, "ok", "down", True)
+        else:
+            assert (answer.status_code, answer.json["error"]) == (503, "throttle_unavailable")
+            assert ready(room) == (503, "unavailable", "down", False)
+        room.redis.config_set("maxmemory", "0")
+        assert room.chat("another").headers["X-Throttle-Backend"] == "atomic"
+        wait_until(lambda: ready(room) == (200, "ok", "up", False), 5, "all is well again")
