@@ -1,8 +1,10 @@
 """Bad input: 4xx with the field and the reason, no key of the guard made, nothing charged, never a 5xx."""
 
 import json
+from io import BytesIO
 
 import pytest
+from werkzeug.test import EnvironBuilder, run_wsgi_app
 
 from tests.servers import CHAT, events
 
@@ -140,6 +142,19 @@ def test_a_megabyte_is_read(room):
     body = b'{"query": "' + b"x" * (1_000_000 - 13) + b'"}'
     assert len(body) == 1_000_000
     is_refused(room, post(room, body), 422, "query", "8000")
+
+
+@pytest.mark.parametrize(("behind", "status"), [(0, 200), (1, 413)])
+def test_a_body_of_unknown_length_is_read_to_its_end(room, behind, status):
+    whole = b'{"query": "x", "max_tokens": 1}'
+    body = whole + b" " * (1_000_000 - len(whole) + behind)
+    environ = EnvironBuilder(CHAT, method="POST", headers={"X-Fingerprint": "hash456"}).get_environ()
+    environ |= {"wsgi.input": BytesIO(body), "wsgi.input_terminated": True, "CONTENT_TYPE": "application/json"}
+    environ.pop("CONTENT_LENGTH", None)
+    # The test client would find out the length and announce it.
+    _, answered, _ = run_wsgi_app(room.app, environ, buffered=True)
+    assert answered.startswith(str(status))
+    assert (room.daily() > 0) == (status == 200)
 
 
 FINGERPRINTS = {

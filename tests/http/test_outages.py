@@ -12,6 +12,7 @@ from tests.servers import Service, client_of, events, nanousd, wait_until
 
 BUDGET = 10_000_000
 """Two requests at their highest cost, and about ten at what they really use."""
+SETTINGS = '{"enable_cost_throttling": true, "network_cost_limit_usd": 0, "hourly_spend_limit_usd": 1000}'
 FIRST_BYTE_SECONDS = 2.0
 BACK_SECONDS = 3.0
 
@@ -37,8 +38,11 @@ def service(_service, store):
     if not store.is_running:
         store.start()
     with client_of(store) as client:
+        before = client.get("settings")
         client.flushall()
-        _service.set_by_hand(client, enable_cost_throttling=True, network_cost_limit_usd=0, hourly_spend_limit_usd=1000)
+        client.set("settings", SETTINGS)
+        if before != SETTINGS:
+            _service.notice()
     page(_service).unlink(missing_ok=True)
     wait_until(lambda: ask_each_worker(_service) == {"atomic"}, 10, "both workers in touch with Redis")
     return _service
