@@ -9,6 +9,9 @@ import redis
 from backends import embedded
 from backends.embedded import EmbeddedServer
 
+# Before any test module imports it: once imported it could not be rewritten any more.
+pytest.register_assert_rewrite("backends.conformance")
+
 ROOT = Path(__file__).resolve().parent.parent
 DEBIAN = shutil.which("redis-server")
 
