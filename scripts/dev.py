@@ -9,6 +9,8 @@ import signal
 
 # Until main() takes over nothing is started, and the imports take a while.
 signal.signal(signal.SIGINT, lambda number, _frame: os._exit(128 + number))
+# setup.py held them back until here.
+signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
 
 import http.client
 import secrets

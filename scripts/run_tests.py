@@ -1,6 +1,7 @@
 """Runs pytest; the whole suite is measured against the coverage gate of pyproject.toml."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -8,6 +9,8 @@ HINT = "For plain `pytest …`, `flask …` and `redis-cli`:  source {venv}/bin/
 
 
 def main() -> int:
+    # setup.py held them back until here.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
     print(HINT.format(venv=os.path.relpath(sys.prefix)), flush=True)
     arguments = sys.argv[1:]
     if arguments:

@@ -24,10 +24,11 @@ VENV = Path(os.environ.get("TOLLGATE_VENV") or ROOT / ".venv").absolute()
 PYTHON = VENV / "bin" / "python"
 LOCK_FILE = ROOT / "requirements-dev.lock"
 STAMP = VENV / ".tollgate-installed"
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def main() -> NoReturn:
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         signal.signal(number, _interrupt)
     try:
         install()
@@ -35,7 +36,9 @@ def main() -> NoReturn:
         sys.exit(130)
     except subprocess.CalledProcessError as error:
         sys.exit(f"Set-up failed: {' '.join(map(str, error.cmd))} ended with status {error.returncode}")
-    for number in (signal.SIGINT, signal.SIGTERM):
+    # While Python starts anew a Ctrl-C would meet an interpreter that is not ready: the script takes it once it is.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     os.environ["PATH"] = f"{VENV / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     os.environ["VIRTUAL_ENV"] = str(VENV)
