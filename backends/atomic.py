@@ -1,29 +1,46 @@
 """The atomic strategy: one script a verb, one round trip, all scopes or none.
 
-The decision *is* `lua/reserve.lua`; this file only names the keys, hands over the numbers and reads the reply.
+The decision *is* `lua/reserve.lua` (and `lua/extend.lua`); this file only names the keys, hands over the numbers and
+reads the reply.
 """
 
 # ruff: noqa: D102 (what the verbs do is said once, at `contract.Backend`)
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NoReturn
 
 from backends import rules
 from backends.books import read_books
 from backends.clock import Clock
-from backends.contract import Ask, Books, Outcome, Refusal, Reservation, Settlement
+from backends.contract import (
+    Ask,
+    Books,
+    Duplicate,
+    DuplicateState,
+    Idempotency,
+    Limits,
+    Outcome,
+    Refusal,
+    Reservation,
+    Settlement,
+    Verdict,
+)
 from backends.errors import ReservationConflict, StoreBusy
 from backends.keys import (
+    IDEMPOTENCY_KEEP_SECONDS,
     RECORD_KEEP_SECONDS,
     SECONDS_PER_HOUR,
     book_keys,
     bucket_seconds_of,
+    idempotency_key,
     open_bucket_seconds_of,
+    reset_key,
 )
 from backends.link import Link
 from backends.scripts import Script
 
-_RESERVE, _SETTLE = Script("reserve.lua"), Script("settle.lua")
+_RESERVE, _EXTEND, _SETTLE = Script("reserve.lua"), Script("extend.lua"), Script("settle.lua")
 _TRIES = 3
 
 OUTCOME_OF_STATUS = {
@@ -31,6 +48,7 @@ OUTCOME_OF_STATUS = {
     rules.LATE: Outcome.LATE,
     rules.EXPIRED: Outcome.EXPIRED,
 }
+STATE_OF_CODE = {1: DuplicateState.IN_FLIGHT, 2: DuplicateState.SETTLED, 3: DuplicateState.EXPIRED}
 
 
 class AtomicBackend:
@@ -49,20 +67,22 @@ class AtomicBackend:
         self._link = link
         self._clock = clock
 
-    def reserve(self, ask: Ask) -> Reservation | Refusal:
-        terms = rules.terms_of(ask.identifier, ask.network, ask.cost_nanousd)
+    def reserve(self, ask: Ask) -> Verdict:
         for _ in range(_TRIES):
-            reply = self._ask_redis(ask, terms)
+            reply = self._ask_redis(ask)
             status = reply[0]
             if status == rules.ADMITTED:
-                return rules.reservation_of(ask, self.name, reply[3], reply[4], reply[5])
+                return self._admitted(ask, reply)
             if status in rules.REASON_OF_STATUS:
                 _, marker_seconds, now_us, wait_seconds, busy, cause = reply
                 marker_seconds = marker_seconds if status <= rules.LAST_STATUS_WITH_MARKER else 0
                 verdict = rules.Verdict(status, now_us, marker_seconds, wait_seconds, bool(busy), cause)
                 return rules.refusal_of(ask, verdict)
-            if status in (rules.ENDED, rules.CONFLICT):
-                raise ReservationConflict("the reservation id is known, and " + rules.CONFLICT_TEXT[status])
+            if status == rules.DUPLICATE:
+                _, _, _, code, nanousd, same_body, rid = reply
+                return Duplicate(rid.decode(), STATE_OF_CODE[code], nanousd, same_body=bool(same_body))
+            if status in rules.CONFLICT_TEXT:
+                _conflict(status)
             # Too late or at the turn of an hour: nothing was charged, and the reply has told us Redis' time.
         raise StoreBusy("the question reached Redis only after its deadline")
 
@@ -71,28 +91,48 @@ class AtomicBackend:
         text: Any = self._link.run(lambda r: r.get(key))
         return rules.found(ask, self.name, rules.parse_record(text))
 
-    def settle(self, reservation: Reservation, actual_nanousd: int) -> Settlement:
-        made_seconds = reservation.made_at_us // rules.US
-        keys = book_keys(reservation.reservation_id, reservation.identifier, reservation.network, made_seconds)
-        record, _, *totals = keys
+    def find_duplicate(self, idempotency: Idempotency) -> Duplicate | None:
+        text: Any = self._link.run(lambda r: r.get(idempotency_key(idempotency.digest)))
+        now_us = self._clock.now_us() if self._clock else self._link.time_us()
+        return rules.duplicate_of(text, idempotency, now_us)
+
+    def extend(
+        self, reservation: Reservation, to_nanousd: int, limits: Limits, *, at_least_nanousd: int | None = None
+    ) -> Reservation | Refusal:
         args = (
             self._now_text(),
-            rules.terms_of(reservation.identifier, reservation.network, reservation.cost_nanousd),
-            reservation.cost_nanousd,
-            actual_nanousd,
+            self._deadline_us(),
+            reservation.terms,
+            to_nanousd,
+            to_nanousd if at_least_nanousd is None else at_least_nanousd,
             reservation.made_at_us,
-            reservation.window_seconds,
-            bucket_seconds_of(reservation.window_seconds),
-            reservation.open_seconds,
-            open_bucket_seconds_of(reservation.open_seconds),
-            RECORD_KEEP_SECONDS,
+            *_lengths(reservation),
+            *_amounts(limits),
         )
-        status, booked, _ = self._link.run(lambda client: _SETTLE.run(client, (record, *totals), args))
-        if status == rules.CONFLICT:
-            raise ReservationConflict("the reservation id is known, and " + rules.CONFLICT_TEXT[status])
-        if status == rules.REPEATED:
-            return Settlement(reservation.reservation_id, Outcome.REPEATED, booked, 0)
-        return rules.settlement_of(reservation, OUTCOME_OF_STATUS[status], booked)
+        for _ in range(_TRIES):
+            asked_at = self._link.monotonic_seconds()
+            reply = self._link.run(lambda client: _EXTEND.run(client, _keys_of(reservation), args))
+            self._learn_time(reply[2], asked_at)
+            status = reply[0]
+            if status == rules.ADMITTED:
+                _, held, _, window_nanousd, day_nanousd = reply
+                return replace(
+                    reservation,
+                    cost_nanousd=held,
+                    window_spent_nanousd=window_nanousd,
+                    day_spent_nanousd=day_nanousd,
+                )
+            if status in rules.REASON_OF_STATUS:
+                return rules.extension_refused(status, limits)
+            if status in rules.CONFLICT_TEXT:
+                _conflict(status)
+        raise StoreBusy("the question reached Redis only after its deadline")
+
+    def settle(self, reservation: Reservation, actual_nanousd: int) -> Settlement:
+        return self._end(reservation, "settled", actual_nanousd)
+
+    def release(self, reservation: Reservation) -> Settlement:
+        return self._end(reservation, "released", 0)
 
     def books(self, identifier: str, network: str, window_seconds: int) -> Books:
         return read_books(self._link, self._clock, identifier, network, window_seconds)
@@ -100,40 +140,115 @@ class AtomicBackend:
     def close(self) -> None:
         self._link.close()
 
-    def _ask_redis(self, ask: Ask, terms: str) -> Sequence[int]:
+    def _admitted(self, ask: Ask, reply: Sequence[Any]) -> Reservation:
+        _, _, _, made_at_us, window_nanousd, day_nanousd, frees_at_seconds, held, expired = reply
+        return rules.reservation_of(
+            ask,
+            self.name,
+            made_at_us,
+            held,
+            window_nanousd=window_nanousd,
+            day_nanousd=day_nanousd,
+            window_frees_at_seconds=frees_at_seconds,
+            expired_nanousd=expired,
+        )
+
+    def _ask_redis(self, ask: Ask) -> Sequence[Any]:
         link, limits = self._link, ask.limits
         now_us = self._clock.now_us() if self._clock else link.time_us()
-        deadline_us = now_us + int(link.timeout_seconds * rules.US)
         now_seconds = now_us // rules.US
-        keys = book_keys(ask.reservation_id, ask.identifier, ask.network, now_seconds)
-        args = (
+        keys: Sequence[str] = book_keys(ask.reservation_id, ask.identifier, ask.network, now_seconds)
+        args: Sequence[str | int] = (
             self._now_text(),
-            deadline_us,
+            now_us + int(link.timeout_seconds * rules.US),
             now_seconds // SECONDS_PER_HOUR,
             ask.cost_nanousd,
-            terms,
+            rules.terms_of(ask),
             limits.window_seconds,
             bucket_seconds_of(limits.window_seconds),
-            limits.window_nanousd,
-            limits.day_nanousd,
-            "" if limits.network_window_nanousd is None else limits.network_window_nanousd,
-            "" if limits.network_day_nanousd is None else limits.network_day_nanousd,
-            limits.global_hour_nanousd,
-            limits.global_day_nanousd,
+            *_amounts(limits),
             limits.throttle_seconds,
             "1" if limits.mark_when_busy else "0",
             ask.open_seconds,
             open_bucket_seconds_of(ask.open_seconds),
             RECORD_KEEP_SECONDS,
+            rules.digest_of(ask.identifier),
+            rules.digest_of(ask.network),
         )
+        if ask.idempotency is not None:
+            keys = (*keys, idempotency_key(ask.idempotency.digest))
+            args = (*args, ask.idempotency.body_digest, ask.reservation_id, IDEMPOTENCY_KEEP_SECONDS)
         asked_at = link.monotonic_seconds()
-        reply: Sequence[int] = link.run(lambda client: _RESERVE.run(client, keys, args))
-        if not self._clock:
-            link.learn_time(reply[2], asked_at)
+        reply: Sequence[Any] = link.run(lambda client: _RESERVE.run(client, keys, args))
+        self._learn_time(reply[2], asked_at)
         return reply
+
+    def _end(self, reservation: Reservation, ending: str, actual_nanousd: int) -> Settlement:
+        keys: Sequence[str] = _keys_of(reservation)
+        args: Sequence[str | int] = (
+            self._now_text(),
+            reservation.terms,
+            ending,
+            actual_nanousd,
+            reservation.made_at_us,
+            *_lengths(reservation),
+            RECORD_KEEP_SECONDS,
+            rules.digest_of(reservation.identifier),
+            rules.digest_of(reservation.network),
+        )
+        if reservation.idempotency is not None:
+            keys = (*keys, idempotency_key(reservation.idempotency.digest))
+            body = reservation.idempotency.body_digest
+            args = (*args, body, reservation.reservation_id, IDEMPOTENCY_KEEP_SECONDS)
+        status, booked, _, expired = self._link.run(lambda client: _SETTLE.run(client, keys, args))
+        if status == rules.CONFLICT:
+            _conflict(status)
+        if status == rules.REPEATED:
+            return Settlement(reservation.reservation_id, Outcome.REPEATED, booked, 0)
+        if status == rules.EXPIRED:
+            return rules.settlement_of(reservation, Outcome.EXPIRED, reservation.cost_nanousd)
+        outcome = rules.outcome_of(ending, OUTCOME_OF_STATUS[status])
+        return replace(rules.settlement_of(reservation, outcome, booked), expired_nanousd=expired)
+
+    def _deadline_us(self) -> int:
+        now_us = self._clock.now_us() if self._clock else self._link.time_us()
+        return now_us + int(self._link.timeout_seconds * rules.US)
+
+    def _learn_time(self, redis_now_us: int, asked_at_seconds: float) -> None:
+        if not self._clock:
+            self._link.learn_time(redis_now_us, asked_at_seconds)
 
     def _now_text(self) -> str:
         return str(self._clock.now_us()) if self._clock else ""
+
+
+def _keys_of(reservation: Reservation) -> tuple[str, ...]:
+    """Of the periods in which it was made, in the order of `settle.lua` and `extend.lua`."""
+    made_seconds = reservation.made_at_us // rules.US
+    record, _, *totals = book_keys(
+        reservation.reservation_id, reservation.identifier, reservation.network, made_seconds
+    )
+    return (record, *totals, reset_key(reservation.identifier))
+
+
+def _lengths(reservation: Reservation) -> tuple[int, ...]:
+    window, open_ = reservation.window_seconds, reservation.open_seconds
+    return (window, bucket_seconds_of(window), open_, open_bucket_seconds_of(open_))
+
+
+def _amounts(limits: Limits) -> tuple[str | int, ...]:
+    return (
+        limits.window_nanousd,
+        limits.day_nanousd,
+        "" if limits.network_window_nanousd is None else limits.network_window_nanousd,
+        "" if limits.network_day_nanousd is None else limits.network_day_nanousd,
+        limits.global_hour_nanousd,
+        limits.global_day_nanousd,
+    )
+
+
+def _conflict(status: int) -> NoReturn:
+    raise ReservationConflict("the reservation id is known, and " + rules.CONFLICT_TEXT[status])
 
 
 def open_atomic(link: Link, clock: Clock, *, decide_by_clock: bool = False) -> AtomicBackend:

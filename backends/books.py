@@ -5,7 +5,7 @@ from typing import Any
 from backends import rules
 from backends.clock import Clock
 from backends.contract import Books
-from backends.keys import book_keys, bucket_seconds_of
+from backends.keys import SECONDS_PER_DAY, book_keys, bucket_seconds_of
 from backends.link import Client, Link
 
 
@@ -21,27 +21,34 @@ def read_ring(client: Client, key: str) -> dict[int, int]:
 
 
 def read_books(link: Link, clock: Clock | None, identifier: str, network: str, window_seconds: int) -> Books:
-    """What is booked now, by Redis' time or by `clock`."""
+    """What is booked now, by Redis' time or by `clock`; one round trip, all of it of one moment."""
     now_us = clock.now_us() if clock else link.time_us()
     keys = book_keys("", identifier, network, now_us // rules.US)
+    rings = (keys.recent, keys.network_recent, keys.open_identifier)
+    totals = (keys.daily, keys.network_daily, keys.hourly_of_all, keys.daily_of_all)
+
+    def read(client: Client) -> list[Any]:
+        transaction = client.pipeline(transaction=True)
+        for key in rings:
+            transaction.zrange(key, 0, -1, withscores=True)
+        for key in totals:
+            transaction.get(key)
+        return transaction.execute()
+
+    *members, daily, network_daily, hourly_of_all, daily_of_all = link.run(read)
+    recent, network_recent, opened = map(ring_of, members)
     bucket = bucket_seconds_of(window_seconds)
-
-    def read(client: Client) -> Books:
-        def window(key: str) -> int:
-            return sum(rules.alive(read_ring(client, key), bucket, window_seconds, now_us).values())
-
-        def total(key: str) -> int:
-            text: Any = client.get(key)
-            return rules.amount(text)
-
-        return Books(
-            window_nanousd=window(keys.recent),
-            day_nanousd=total(keys.daily),
-            network_window_nanousd=window(keys.network_recent),
-            network_day_nanousd=total(keys.network_daily),
-            global_hour_nanousd=total(keys.hourly_of_all),
-            global_day_nanousd=total(keys.daily_of_all),
-            open_nanousd=sum(read_ring(client, keys.open_identifier).values()),
-        )
-
-    return link.run(read)
+    living = rules.alive(recent, bucket, window_seconds, now_us)
+    today = now_us // rules.US // SECONDS_PER_DAY * SECONDS_PER_DAY
+    return Books(
+        window_nanousd=sum(living.values()),
+        day_nanousd=rules.amount(daily),
+        network_window_nanousd=sum(rules.alive(network_recent, bucket, window_seconds, now_us).values()),
+        network_day_nanousd=rules.amount(network_daily),
+        global_hour_nanousd=rules.amount(hourly_of_all),
+        global_day_nanousd=rules.amount(daily_of_all),
+        open_nanousd=sum(opened.values()),
+        open_today_nanousd=rules.since(opened, today),
+        window_frees_at_seconds=rules.window_frees_at(living, window_seconds, now_us) if living else None,
+        as_of_us=now_us,
+    )

@@ -316,17 +316,20 @@ class Conformance:
 
     def test_a_reservation_says_what_it_stands_for(self) -> None:
         self.spend("r0", 7)
-        assert self.reserve("r1") == Reservation(
-            "r1",
-            WHO,
-            NETWORK,
-            COST,
-            START_US,
-            WINDOW_SECONDS,
-            OPEN_SECONDS,
-            self.harness.backend.name,
-            COST + 7,
-            COST + 7,
+        made = self.reserve("r1")
+        assert made == Reservation(
+            reservation_id="r1",
+            identifier=WHO,
+            network=NETWORK,
+            cost_nanousd=COST,
+            terms=made.terms,
+            made_at_us=START_US,
+            window_seconds=WINDOW_SECONDS,
+            open_seconds=OPEN_SECONDS,
+            backend=self.harness.backend.name,
+            window_spent_nanousd=COST + 7,
+            day_spent_nanousd=COST + 7,
+            window_frees_at_seconds=START_US // US + BUCKET_SECONDS + WINDOW_SECONDS,
         )
 
     def test_exactly_equal_is_admitted_and_one_nano_dollar_more_is_not(self) -> None:
@@ -543,6 +546,7 @@ class Conformance:
                 self.settle(verdict, cost)
                 spent.append((now_us, cost))
             else:
+                assert isinstance(verdict, Refusal)
                 refused += 1
                 self._check_retry_after(verdict, spent, cost, 20 * COST)
             self.pass_seconds(luck.choice((0, 0, 0.5, 5, 17, 60)))
@@ -604,7 +608,11 @@ class Conformance:
         before = self.harness.stored()
         found = self.harness.backend.find(ask("r0"))
         assert found is not None
-        assert replace(found, window_spent_nanousd=COST, day_spent_nanousd=COST) == made
+        seen = {
+            name: getattr(made, name)
+            for name in ("window_spent_nanousd", "day_spent_nanousd", "window_frees_at_seconds")
+        }
+        assert replace(found, **seen) == made
         assert self.harness.backend.find(ask("r0", COST + 1)) is None
         assert self.harness.stored() == before
         self.settle(made, 1)
@@ -640,7 +648,7 @@ class Conformance:
         made = self.reserve("r0")
         before = self.harness.stored()
         with conflict():
-            self.settle(replace(made, cost_nanousd=COST + 1), 1)
+            self.settle(replace(made, terms="0" * 16), 1)
         assert self.harness.stored() == before
 
     def test_settled_to_nothing_leaves_no_money_anywhere(self) -> None:
@@ -796,6 +804,20 @@ class Conformance:
             assert self.refuse("r1", COST, limits).reason == Reason.WINDOW_LIMIT, window
             self.pass_seconds(bucket + 1)
             self.reserve("r2", COST, limits)
+
+    def test_a_window_that_grows_forgets_nothing_that_was_booked_since(self) -> None:
+        short, long = 10 * RING_BUCKETS // 10, WINDOW_SECONDS
+        limits = replace(ROOMY, window_nanousd=3 * COST, throttle_seconds=1)
+        self.spend("r0", COST, replace(limits, window_seconds=short))
+        self.spend("r1", COST, limits)
+        self.pass_seconds(2 * short)
+        self.spend("r2", COST, limits)
+        self.pass_seconds(long - 2 * short - 1)
+        assert self.refuse("r3", 2 * COST, limits).reason == Reason.WINDOW_LIMIT
+        ring, left = self.harness.stored()[self.keys().recent]
+        assert isinstance(ring, dict)
+        assert sum(ring.values()) >= 2 * COST
+        assert left > 0
 
     def test_when_all_is_over_nothing_is_left(self) -> None:
         self.reserve("r0")

@@ -1,16 +1,21 @@
 """The contract between whoever sells answers and whoever keeps the books.
 
-Two verbs move money (`find` and `books` only read); each is one step of the store in a backend that keeps the promise:
+Four verbs move money (the others only read); each is one step of the store in a backend that keeps the promise:
 
 * ``reserve(ask)``: may this request spend at most `cost_nanousd`? All scopes are charged, or none is.
+* ``extend(reservation, to_nanousd, …)``: may it spend more? The same limits, in the periods that it was made in.
 * ``settle(reservation, actual_nanousd)``: it ended; book what was used instead of what was reserved.
+* ``release(reservation)``: it ended before anything was used; nothing stays booked.
+
+A reservation is open until it is settled or released. One that nobody ends is *expired* once `open_seconds` are over:
+it stays booked in full, and only who holds it may still end it, while its record lives.
 
 Money is integer nano-dollars, time is integer microseconds of unix time, unless a name says otherwise.
 A key that is missing means that nothing was spent. A refusal is a value; failures are `errors.StoreError`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
@@ -53,6 +58,16 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Idempotency:
+    """A caller's own name for a request, so that sending it again never charges again."""
+
+    digest: str
+    """32 hex digits of whose key it is, on which route, and its text: the name of its record."""
+    body_digest: str
+    """16 hex digits of what was asked: the same key with another body is told apart."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """One request for money. The same `reservation_id` sent again never charges again."""
 
@@ -63,6 +78,7 @@ class Ask:
     limits: Limits
     open_seconds: int
     """The longest that the answer may take: past it an unended reservation counts as expired."""
+    idempotency: Idempotency | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +89,9 @@ class Reservation:
     identifier: str
     network: str
     cost_nanousd: int
+    """What is set aside now; more than at first once it was extended."""
+    terms: str
+    """16 hex digits of what was asked at first: an id that comes on other terms is another request's."""
     made_at_us: int
     window_seconds: int
     open_seconds: int
@@ -81,11 +100,19 @@ class Reservation:
     """The identifier's window with this reservation in it."""
     day_spent_nanousd: int
     """The identifier's day with this reservation in it."""
+    window_frees_at_seconds: int
+    """Unix time at which the oldest amount in the identifier's window leaves it."""
+    idempotency: Idempotency | None = None
+    expired_nanousd: int = field(default=0, compare=False)
+    """Open money of other reservations whose time was over, found on the way: it stays booked, and is told once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """No. Nothing was charged; only the throttle marker may be new."""
+    """No. Nothing was charged; only the throttle marker may be new.
+
+    Of an extension it tells the reason and the scope only: there is nothing to wait for.
+    """
 
     reason: Reason
     cause: Reason
@@ -103,10 +130,37 @@ class Refusal:
     """The limit that refused, where it is one of this request's (None under a marker)."""
 
 
+class DuplicateState(StrEnum):
+    """What became of the first request with an idempotency key."""
+
+    IN_FLIGHT = "in_flight"
+    SETTLED = "settled"
+    EXPIRED = "expired"
+    """Nobody ended it in time (its worker was killed): it stays booked in full."""
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicate:
+    """No, and for good: a request with this idempotency key was admitted before. Nothing was charged."""
+
+    reservation_id: str
+    """The first one's."""
+    state: DuplicateState
+    cost_nanousd: int
+    """What is booked for the first one: its reservation while it is in flight or has expired."""
+    same_body: bool
+    """Whether it asked the same."""
+
+
+Verdict = Reservation | Refusal | Duplicate
+
+
 class Outcome(StrEnum):
     """How a reservation ended."""
 
     SETTLED = "settled"
+    RELEASED = "released"
+    """Nothing was used, and nothing is booked; its idempotency key is free again."""
     REPEATED = "repeated"
     """It had ended before: nothing changed, the first answer is told again."""
     LATE = "late"
@@ -124,6 +178,8 @@ class Settlement:
     booked_nanousd: int
     overrun_nanousd: int
     """By how much the actual amount exceeded the reservation."""
+    expired_nanousd: int = field(default=0, compare=False)
+    """Open money of other reservations whose time was over, found on the way: it stays booked, and is told once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +194,11 @@ class Books:
     global_day_nanousd: int
     open_nanousd: int
     """Of the identifier's money, what open reservations hold."""
+    open_today_nanousd: int = field(default=0, compare=False)
+    """Of that, what was reserved in the present UTC day."""
+    window_frees_at_seconds: int | None = field(default=None, compare=False)
+    """Unix time at which the oldest amount in the identifier's window leaves it; None if it is empty."""
+    as_of_us: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +221,7 @@ class Backend(Protocol):
     reserve_script: str
     """What decides, for the log: a script's file name, or the strategy's own name."""
 
-    def reserve(self, ask: Ask) -> Reservation | Refusal:
+    def reserve(self, ask: Ask) -> Verdict:
         """Charge `ask.cost_nanousd` to every scope, or to none.
 
         Raises:
@@ -171,10 +232,35 @@ class Backend(Protocol):
     def find(self, ask: Ask) -> Reservation | None:
         """The open reservation that `ask` became, if it did; changes nothing. For when the answer was lost."""
 
+    def find_duplicate(self, idempotency: Idempotency) -> Duplicate | None:
+        """The first request with this idempotency key, if one was admitted; changes nothing."""
+
+    def extend(
+        self, reservation: Reservation, to_nanousd: int, limits: Limits, *, at_least_nanousd: int | None = None
+    ) -> Reservation | Refusal:
+        """Set aside `to_nanousd` in all, in the reservation's own periods; said again it charges nothing more.
+
+        Where there is no room for that, what there is room for, if it comes to `at_least_nanousd` (`to_nanousd` if
+        not given) in all. A refusal changes nothing at all: no marker is set.
+
+        Raises:
+            ReservationConflict: the id is not known, has ended, or stands for another request.
+            StoreError: the store could not be asked; whether it charged is unknown, and the end puts it right.
+        """
+
     def settle(self, reservation: Reservation, actual_nanousd: int) -> Settlement:
         """Book `actual_nanousd` in place of the reservation, into its own periods, at most once.
 
         Raises:
+            ReservationConflict: the id stands for another request.
+            StoreError: the store could not be asked; say it again later.
+        """
+
+    def release(self, reservation: Reservation) -> Settlement:
+        """It was never used: book nothing in its place, at most once, and free its idempotency key.
+
+        Raises:
+            ReservationConflict: the id stands for another request.
             StoreError: the store could not be asked; say it again later.
         """
 

@@ -1,18 +1,32 @@
 """The guard: one strategy, and what is done when its store fails.
 
 `reserve` asks the strategy. Where Redis fails it is `open` (the memory strategy decides, and the emergency budget
-pays, until that is used up) or `closed` (`ThrottleUnavailable`). `settle` never fails: what cannot be booked now is
-booked when Redis is back.
+pays, until that is used up) or `closed` (`ThrottleUnavailable`). `settle` and `release` never fail: what cannot be
+booked now is booked when Redis is back.
 """
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
 from backends.clock import Clock
-from backends.contract import Ask, Backend, Event, Observer, Outcome, Refusal, Reservation
+from backends.contract import (
+    Ask,
+    Backend,
+    Books,
+    Duplicate,
+    Event,
+    Idempotency,
+    Limits,
+    Observer,
+    Outcome,
+    Refusal,
+    Reservation,
+    Settlement,
+    Verdict,
+)
 from backends.emergency import EmergencyBudget
 from backends.errors import (
     ReservationConflict,
@@ -76,6 +90,7 @@ class Guard:
         self._observer = observer
         self._policy = policy
         self._hours: dict[str, int] = {}
+        self._bridged: dict[str, list[tuple[int, int]]] = {}
         self._later = _Later(observer)
 
     @property
@@ -83,7 +98,7 @@ class Guard:
         """The strategy that decides when all is well."""
         return self._primary.name
 
-    def reserve(self, ask: Ask) -> Reservation | Refusal:
+    def reserve(self, ask: Ask) -> Verdict:
         """Charge the highest possible cost, or refuse.
 
         Raises:
@@ -107,16 +122,55 @@ class Guard:
         self._tell_verdict(ask, verdict, backend=backend, script=script, check_ms=check_ms)
         return verdict
 
+    def find_duplicate(self, idempotency: Idempotency) -> Duplicate | None:
+        """The first request with this key, where the store can be asked; `reserve` looks again, and decides."""
+        try:
+            return self._primary.find_duplicate(idempotency)
+        except StoreError:
+            return None
+
+    def extend(
+        self, reservation: Reservation, to_nanousd: int, limits: Limits, *, at_least_nanousd: int
+    ) -> Reservation | None:
+        """Set aside `to_nanousd` in all, or what there is room for from `at_least_nanousd` on; None: the answer ends.
+
+        Where the store fails the emergency budget pays for what is asked on top, if it may.
+        """
+        if reservation.backend == EMERGENCY:
+            return self._extend_on_emergency(reservation, to_nanousd)
+        try:
+            verdict = self._primary.extend(reservation, to_nanousd, limits, at_least_nanousd=at_least_nanousd)
+        except StoreBusy:
+            return None
+        except StoreError as error:
+            self._observer(
+                Event(
+                    "extension_failed",
+                    {"request_id": reservation.reservation_id, "error": str(error), "backend": self._primary.name},
+                )
+            )
+            return self._extend_on_emergency(reservation, at_least_nanousd)
+        except ReservationConflict:
+            return None
+        extended = verdict if isinstance(verdict, Reservation) else None
+        self._tell_extension(reservation, extended)
+        return extended
+
     def settle(self, reservation: Reservation, actual_nanousd: int) -> None:
         """Book what was used in place of what was reserved; now, or as soon as the store is back."""
-        if reservation.backend == EMERGENCY:
-            self._settle_emergency(reservation, actual_nanousd)
-            return
-        try:
-            self._settle_now(reservation, actual_nanousd)
-        except StoreError as error:
-            self._observer(Event("settle_postponed", {"request_id": reservation.reservation_id, "error": str(error)}))
-            self._later.add(lambda: self._settle_now(reservation, actual_nanousd))
+        self._end(reservation, actual_nanousd, lambda: self._primary.settle(reservation, actual_nanousd))
+
+    def release(self, reservation: Reservation) -> None:
+        """It was never used: book nothing, and free its idempotency key; now, or as soon as the store is back."""
+        self._end(reservation, 0, lambda: self._primary.release(reservation))
+
+    def books(self, identifier: str, network: str, window_seconds: int) -> Books:
+        """What is booked now.
+
+        Raises:
+            StoreError: the store could not be asked.
+        """
+        return self._primary.books(identifier, network, window_seconds)
 
     def health(self) -> Health:
         """Whether requests are decided by the books, by the emergency budget, or not at all."""
@@ -131,63 +185,113 @@ class Guard:
         """Stop what runs in the background; what is still to be booked stays booked in full."""
         self._later.stop()
 
-    def _decide_without_store(self, ask: Ask) -> Reservation | Refusal:
+    def _decide_without_store(self, ask: Ask) -> Verdict:
         policy = self._policy()
         if not policy.is_open:
             raise ThrottleUnavailable("the budgets cannot be asked now", _UNAVAILABLE_RETRY_SECONDS)
+        if ask.idempotency is not None:
+            # Whether the key was used before cannot be known now, and "never again" was promised.
+            raise ThrottleUnavailable("an Idempotency-Key cannot be looked up now", _UNAVAILABLE_RETRY_SECONDS)
         verdict = self._fallback.reserve(ask)
-        if isinstance(verdict, Refusal):
+        if not isinstance(verdict, Reservation):
             return verdict
         if ask.reservation_id in self._hours:
             return replace(verdict, backend=EMERGENCY)
         hour = self._emergency.take(ask.cost_nanousd, policy.emergency_nanousd)
         if hour is None:
-            self._fallback.settle(verdict, 0)
+            self._fallback.release(verdict)
             self._tell("emergency_exhausted", ask)
             raise ThrottleUnavailable("the emergency budget is used up", self._seconds_to_better_times())
         self._hours[ask.reservation_id] = hour
         return replace(verdict, backend=EMERGENCY)
+
+    def _extend_on_emergency(self, reservation: Reservation, to_nanousd: int) -> Reservation | None:
+        policy, more = self._policy(), to_nanousd - reservation.cost_nanousd
+        hour = self._emergency.take(more, policy.emergency_nanousd) if policy.is_open and more > 0 else None
+        if hour is None:
+            return None
+        self._bridged.setdefault(reservation.reservation_id, []).append((hour, more))
+        return replace(reservation, cost_nanousd=to_nanousd)
 
     def _seconds_to_better_times(self) -> int:
         # The next hour brings a new budget for certain, but Redis may well be back before.
         seconds_to_next_hour = _SECONDS_PER_HOUR - self._clock.now_us() // 1_000_000 % _SECONDS_PER_HOUR
         return min(seconds_to_next_hour, _EXHAUSTED_RETRY_SECONDS)
 
-    def _settle_emergency(self, reservation: Reservation, actual_nanousd: int) -> None:
+    def _end(self, reservation: Reservation, actual_nanousd: int, end: Callable[[], Settlement]) -> None:
+        bridged = self._bridged.pop(reservation.reservation_id, [])
+        if reservation.backend == EMERGENCY:
+            self._settle_emergency(reservation, actual_nanousd, bridged)
+            return
+
+        def end_and_give_back() -> None:
+            self._end_now(reservation, end)
+            # The store has the whole amount now: what the emergency budget lent comes back.
+            for hour, amount in bridged:
+                self._emergency.correct(hour, -amount)
+
+        try:
+            end_and_give_back()
+        except StoreError as error:
+            self._observer(Event("settle_postponed", {"request_id": reservation.reservation_id, "error": str(error)}))
+            self._later.add(end_and_give_back)
+
+    def _settle_emergency(
+        self, reservation: Reservation, actual_nanousd: int, bridged: Sequence[tuple[int, int]]
+    ) -> None:
         hour = self._hours.pop(reservation.reservation_id, None)
         if hour is None:
             return
         self._fallback.settle(replace(reservation, backend=self._fallback.name), actual_nanousd)
-        self._emergency.correct(hour, actual_nanousd - reservation.cost_nanousd)
+        taken_later = sum(amount for _, amount in bridged)
+        for its_hour, amount in bridged:
+            self._emergency.correct(its_hour, -amount)
+        self._emergency.correct(hour, actual_nanousd - (reservation.cost_nanousd - taken_later))
         self._tell_settled(reservation, Outcome.SETTLED, actual_nanousd, 0)
 
-    def _settle_now(self, reservation: Reservation, actual_nanousd: int) -> None:
+    def _end_now(self, reservation: Reservation, end: Callable[[], Settlement]) -> None:
         try:
-            settlement = self._primary.settle(reservation, actual_nanousd)
+            settlement = end()
         except ReservationConflict as error:
             self._observer(Event("settle_refused", {"request_id": reservation.reservation_id, "error": str(error)}))
             return
         self._tell_settled(reservation, settlement.outcome, settlement.booked_nanousd, settlement.overrun_nanousd)
+        self._tell_expired(settlement.expired_nanousd)
 
     def _undo(self, ask: Ask) -> None:
         """The question went out and no answer came; if it was charged after all, nobody uses it."""
         reservation = self._primary.find(ask)
         if reservation is not None:
-            self._settle_now(reservation, 0)
+            self._end_now(reservation, lambda: self._primary.release(reservation))
 
     def _tell(self, name: str, ask: Ask, **fields: object) -> None:
         own = {"request_id": ask.reservation_id, "identifier": ask.identifier, "cost_nanousd": ask.cost_nanousd}
         self._observer(Event(name, {**own, **fields}))
 
-    def _tell_verdict(
-        self, ask: Ask, verdict: Reservation | Refusal, *, backend: str, script: str, check_ms: float
-    ) -> None:
+    def _tell_verdict(self, ask: Ask, verdict: Verdict, *, backend: str, script: str, check_ms: float) -> None:
         decision: dict[str, object] = {"backend": backend, "script": script, "check_ms": check_ms}
         if isinstance(verdict, Refusal):
             self._tell("refused", ask, refusal=verdict, **decision)
             return
+        if isinstance(verdict, Duplicate):
+            self._tell("duplicate", ask, first_request_id=verdict.reservation_id, state=verdict.state.value, **decision)
+            return
+        self._tell_expired(verdict.expired_nanousd)
         spent = {"window_nanousd": verdict.window_spent_nanousd, "day_nanousd": verdict.day_spent_nanousd}
         self._tell("reserved", ask, **spent, **decision)
+
+    def _tell_extension(self, reservation: Reservation, extended: Reservation | None) -> None:
+        fields: dict[str, object] = {
+            "request_id": reservation.reservation_id,
+            "identifier": reservation.identifier,
+            "reserved_nanousd": reservation.cost_nanousd if extended is None else extended.cost_nanousd,
+            "backend": reservation.backend,
+        }
+        self._observer(Event("extension_refused" if extended is None else "extended", fields))
+
+    def _tell_expired(self, expired_nanousd: int) -> None:
+        if expired_nanousd:
+            self._observer(Event("expired", {"expired_nanousd": expired_nanousd}))
 
     def _tell_settled(self, reservation: Reservation, outcome: Outcome, booked: int, overrun: int) -> None:
         fields: dict[str, object] = {

@@ -15,7 +15,10 @@ key                                 type    holds                               
 ``llm:open:identifier:<id>``        zset    bucket start (s) -> open nano-dollars    stream deadline + one bucket
 ``llm:open:network:<net>``          zset    the same                                 the same
 ``llm:open:global``                 zset    the same                                 the same
-``llm:reservation:<rid>``           string  state, nano-dollars, made (us), terms    an hour past its end
+``llm:reservation:<rid>``           string  state, nano-dollars, made (us), terms,   an hour past its end
+                                            window and open (s), whose (digests)
+``llm:idempotency:<digest>``        string  state, body, rid, nano-dollars, until    24 hours
+``llm:reset:<id>``                  string  when its books were cleared (us)         two days
 ``llm:challenge:<challenge>``       string  the hash and network it was given to     300 s
 ``llm:rate:…``                      string  flask-limiter's request counters         their own window
 ==================================  ======  =======================================  ===========================
@@ -31,12 +34,16 @@ from typing import NamedTuple
 SETTINGS_KEY = "settings"
 RATE_PREFIX = "llm:rate"
 CHALLENGE_PREFIX = "llm:challenge:"
+RECORD_PREFIX = "llm:reservation:"
 
 RING_BUCKETS = 30
 OPEN_BUCKETS = 12
 LIVING_OPEN_BUCKETS = OPEN_BUCKETS + 1
 """So many can be alive at once; a ring of open money with more is swept before it is charged."""
 RECORD_KEEP_SECONDS = 3_600
+IDEMPOTENCY_KEEP_SECONDS = 86_400
+RESET_KEEP_SECONDS = 172_800
+"""Longer than any total that it may have cleared, and any reservation that was open then."""
 SECONDS_PER_HOUR = 3_600
 SECONDS_PER_DAY = 86_400
 
@@ -77,7 +84,7 @@ def book_keys(reservation_id: str, identifier: str, network: str, at_seconds: in
     hour = _hour_text(at_seconds // SECONDS_PER_HOUR)
     date = hour[:10]
     return BookKeys(
-        record=f"llm:reservation:{reservation_id}",
+        record=f"{RECORD_PREFIX}{reservation_id}",
         marker=f"llm:throttle:{identifier}",
         recent=f"llm:cost:recent:{identifier}",
         daily=f"llm:cost:daily:{identifier}:{date}",
@@ -89,3 +96,13 @@ def book_keys(reservation_id: str, identifier: str, network: str, at_seconds: in
         open_network=f"llm:open:network:{network}",
         open_of_all="llm:open:global",
     )
+
+
+def idempotency_key(digest: str) -> str:
+    """The key that remembers a caller's idempotency key."""
+    return f"llm:idempotency:{digest}"
+
+
+def reset_key(identifier: str) -> str:
+    """The key that says when an identifier's books were cleared: what was reserved before is not in them any more."""
+    return f"llm:reset:{identifier}"

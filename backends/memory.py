@@ -8,18 +8,33 @@ it to the same state.
 
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 
 from backends import rules
 from backends.clock import Clock
-from backends.contract import Ask, Books, Outcome, Refusal, Reservation, Settlement
-from backends.errors import ReservationConflict
+from backends.contract import (
+    Ask,
+    Books,
+    Duplicate,
+    Idempotency,
+    Limits,
+    Outcome,
+    Refusal,
+    Reservation,
+    Settlement,
+    Verdict,
+)
 from backends.keys import (
+    IDEMPOTENCY_KEEP_SECONDS,
     LIVING_OPEN_BUCKETS,
     RECORD_KEEP_SECONDS,
+    SECONDS_PER_DAY,
     BookKeys,
     book_keys,
     bucket_seconds_of,
+    idempotency_key,
     open_bucket_seconds_of,
+    reset_key,
 )
 from backends.link import Link
 
@@ -46,7 +61,7 @@ class MemoryBackend:
         self._gone_at_us: dict[str, int] = {}
         self._reservations_since_sweep = 0
 
-    def reserve(self, ask: Ask) -> Reservation | Refusal:
+    def reserve(self, ask: Ask) -> Verdict:
         with self._lock:
             now_us = self._clock.now_us()
             self._sweep_sometimes(now_us)
@@ -54,53 +69,72 @@ class MemoryBackend:
             known = self._known_reservation(ask, keys, now_us)
             if known is not None:
                 return known
+            duplicate = None if ask.idempotency is None else self._find_duplicate(ask.idempotency, now_us)
+            if duplicate is not None:
+                return duplicate
             verdict = self._check_marker(ask, keys, now_us)
-            if verdict is None:
-                spent = self._read_spent(ask, keys, now_us)
-                verdict = rules.decide(ask, spent, keys, lambda key: self._ring(key, now_us), now_us)
+            if verdict is not None:
+                return rules.refusal_of(ask, verdict)
+            spent = self._read_spent(keys, ask.limits.window_seconds, now_us)
+            verdict = rules.decide(ask, spent, keys, lambda key: self._ring(key, now_us), now_us)
             if verdict.set_marker is not None:
                 self._put(keys.marker, verdict.set_marker, verdict.marker_seconds, now_us)
             if verdict.status != rules.ADMITTED:
                 return rules.refusal_of(ask, verdict)
-            self._record_reservation(ask, keys, now_us)
-            window = sum(spent.recent.values()) + ask.cost_nanousd
-            return rules.reservation_of(ask, self.name, now_us, window, spent.daily + ask.cost_nanousd)
+            return self._admit(ask, keys, spent, now_us)
 
     def find(self, ask: Ask) -> Reservation | None:
         with self._lock:
             key = book_keys(ask.reservation_id, ask.identifier, ask.network, 0).record
             return rules.found(ask, self.name, rules.parse_record(self._text(key, self._clock.now_us())))
 
-    def settle(self, reservation: Reservation, actual_nanousd: int) -> Settlement:
+    def find_duplicate(self, idempotency: Idempotency) -> Duplicate | None:
+        with self._lock:
+            return self._find_duplicate(idempotency, self._clock.now_us())
+
+    def extend(
+        self, reservation: Reservation, to_nanousd: int, limits: Limits, *, at_least_nanousd: int | None = None
+    ) -> Reservation | Refusal:
         with self._lock:
             now_us = self._clock.now_us()
-            made_seconds = reservation.made_at_us // rules.US
-            keys = book_keys(reservation.reservation_id, reservation.identifier, reservation.network, made_seconds)
-            record = rules.parse_record(self._text(keys.record, now_us))
-            terms = rules.terms_of(reservation.identifier, reservation.network, reservation.cost_nanousd)
-            ended = rules.end_without_booking(reservation, record, terms, now_us)
-            if ended is not None:
-                return ended
-            outcome = Outcome.LATE if record is None else Outcome.SETTLED
-            delta = actual_nanousd - (0 if record is None else reservation.cost_nanousd)
-            settled = rules.Record("settled", actual_nanousd, reservation.made_at_us, terms)
-            self._put(keys.record, settled.text(), RECORD_KEEP_SECONDS, now_us)
-            self._record_actual(reservation, keys, delta, now_us)
-            self._forget_open(reservation, keys, now_us, was_open=record is not None)
-            return rules.settlement_of(reservation, outcome, actual_nanousd)
+            keys = _keys_of(reservation)
+            record = rules.open_record(reservation, rules.parse_record(self._text(keys.record, now_us)), now_us)
+            is_cleared = self._was_cleared(reservation, now_us)
+            spent = self._read_spent(keys, reservation.window_seconds, now_us)
+            at_least = to_nanousd if at_least_nanousd is None else at_least_nanousd
+            places = rules.places_of(limits, spent, is_cleared=is_cleared)
+            status, held = rules.decide_extension(places, record.nanousd, to_nanousd, at_least)
+            if status != rules.ADMITTED:
+                return rules.extension_refused(status, limits)
+            more = held - record.nanousd
+            if more:
+                self._record_extension(reservation, keys, held, more, now_us, is_cleared=is_cleared)
+            return rules.extended(reservation, spent, held, more)
+
+    def settle(self, reservation: Reservation, actual_nanousd: int) -> Settlement:
+        with self._lock:
+            return self._end(reservation, "settled", actual_nanousd)
+
+    def release(self, reservation: Reservation) -> Settlement:
+        with self._lock:
+            return self._end(reservation, "released", 0)
 
     def books(self, identifier: str, network: str, window_seconds: int) -> Books:
         with self._lock:
             now_us = self._clock.now_us()
             keys = book_keys("", identifier, network, now_us // rules.US)
+            recent, opened = self._living(keys.recent, window_seconds, now_us), self._ring(keys.open_identifier, now_us)
             return Books(
-                window_nanousd=sum(self._living(keys.recent, window_seconds, now_us).values()),
+                window_nanousd=sum(recent.values()),
                 day_nanousd=self._total(keys.daily, now_us),
                 network_window_nanousd=sum(self._living(keys.network_recent, window_seconds, now_us).values()),
                 network_day_nanousd=self._total(keys.network_daily, now_us),
                 global_hour_nanousd=self._total(keys.hourly_of_all, now_us),
                 global_day_nanousd=self._total(keys.daily_of_all, now_us),
-                open_nanousd=sum(self._ring(keys.open_identifier, now_us).values()),
+                open_nanousd=sum(opened.values()),
+                open_today_nanousd=rules.since(opened, now_us // rules.US // SECONDS_PER_DAY * SECONDS_PER_DAY),
+                window_frees_at_seconds=rules.window_frees_at(recent, window_seconds, now_us) if recent else None,
+                as_of_us=now_us,
             )
 
     def close(self) -> None:
@@ -116,23 +150,76 @@ class MemoryBackend:
             }
 
     def _known_reservation(self, ask: Ask, keys: BookKeys, now_us: int) -> Reservation | None:
-        record = rules.parse_record(self._text(keys.record, now_us))
+        record = rules.known_record(ask, rules.parse_record(self._text(keys.record, now_us)))
         if record is None:
             return None
-        if record.terms != rules.terms_of(ask.identifier, ask.network, ask.cost_nanousd):
-            raise ReservationConflict("the reservation id is known, and " + rules.CONFLICT_TEXT[rules.CONFLICT])
-        if record.state != "open":
-            raise ReservationConflict("the reservation id is known, and " + rules.CONFLICT_TEXT[rules.ENDED])
-        window = sum(self._living(keys.recent, ask.limits.window_seconds, now_us).values())
-        return rules.reservation_of(ask, self.name, record.made_at_us, window, self._total(keys.daily, now_us))
+        window = ask.limits.window_seconds
+        recent = self._living(keys.recent, window, now_us)
+        return rules.reservation_of(
+            ask,
+            self.name,
+            record.made_at_us,
+            record.nanousd,
+            window_nanousd=sum(recent.values()),
+            day_nanousd=self._total(keys.daily, now_us),
+            window_frees_at_seconds=rules.window_frees_at(recent, window, now_us),
+        )
+
+    def _find_duplicate(self, idempotency: Idempotency, now_us: int) -> Duplicate | None:
+        text = self._text(idempotency_key(idempotency.digest), now_us)
+        return rules.duplicate_of(text, idempotency, now_us)
+
+    def _admit(self, ask: Ask, keys: BookKeys, spent: rules.Spent, now_us: int) -> Reservation:
+        reservation = rules.reservation_of(
+            ask,
+            self.name,
+            now_us,
+            ask.cost_nanousd,
+            window_nanousd=sum(spent.recent.values()) + ask.cost_nanousd,
+            day_nanousd=spent.daily + ask.cost_nanousd,
+            window_frees_at_seconds=rules.window_frees_at(spent.recent, ask.limits.window_seconds, now_us),
+        )
+        return replace(reservation, expired_nanousd=self._record_reservation(ask, reservation, keys, now_us))
+
+    def _end(self, reservation: Reservation, ending: str, actual_nanousd: int) -> Settlement:
+        now_us = self._clock.now_us()
+        keys = _keys_of(reservation)
+        record = rules.parse_record(self._text(keys.record, now_us))
+        ended = rules.end_without_booking(reservation, record, now_us)
+        if ended is not None:
+            return ended
+        is_cleared = self._was_cleared(reservation, now_us)
+        outcome = Outcome.LATE if record is None else rules.outcome_of(ending, Outcome.SETTLED)
+        held = 0 if record is None else record.nanousd
+        text = rules.record_of(reservation, ending, actual_nanousd).text()
+        self._put(keys.record, text, RECORD_KEEP_SECONDS, now_us)
+        self._end_idempotency(reservation, ending, actual_nanousd, now_us)
+        self._record_actual(reservation, keys, actual_nanousd - held, now_us, is_cleared=is_cleared)
+        expired = self._forget_open(reservation, keys, held, now_us, is_cleared=is_cleared)
+        return replace(rules.settlement_of(reservation, outcome, actual_nanousd), expired_nanousd=expired)
+
+    def _end_idempotency(self, reservation: Reservation, ending: str, actual_nanousd: int, now_us: int) -> None:
+        idempotency = reservation.idempotency
+        if idempotency is None:
+            return
+        key = idempotency_key(idempotency.digest)
+        known = self._text(key, now_us)
+        is_ours = rules.owner_of(known) == reservation.reservation_id
+        if ending == "settled" and (known is None or is_ours):
+            text = rules.settled_text(reservation, idempotency, actual_nanousd, now_us)
+            self._put(key, text, IDEMPOTENCY_KEEP_SECONDS, now_us)
+        elif is_ours:
+            self._forget(key)
+
+    def _was_cleared(self, reservation: Reservation, now_us: int) -> bool:
+        return rules.was_cleared(self._text(reset_key(reservation.identifier), now_us), reservation.made_at_us)
 
     def _check_marker(self, ask: Ask, keys: BookKeys, now_us: int) -> rules.Verdict | None:
         text = self._text(keys.marker, now_us)
         left_ms = -1 if text is None else (self._gone_at_us[keys.marker] - now_us) // 1_000
         return rules.verdict_of_marker(text, left_ms, ask.limits.throttle_seconds, now_us)
 
-    def _read_spent(self, ask: Ask, keys: BookKeys, now_us: int) -> rules.Spent:
-        window = ask.limits.window_seconds
+    def _read_spent(self, keys: BookKeys, window: int, now_us: int) -> rules.Spent:
         return rules.Spent(
             recent=self._living(keys.recent, window, now_us),
             daily=self._total(keys.daily, now_us),
@@ -142,49 +229,79 @@ class MemoryBackend:
             daily_of_all=self._total(keys.daily_of_all, now_us),
         )
 
-    def _record_reservation(self, ask: Ask, keys: BookKeys, now_us: int) -> None:
-        terms = rules.terms_of(ask.identifier, ask.network, ask.cost_nanousd)
-        record = rules.Record("open", ask.cost_nanousd, now_us, terms).text()
+    def _record_reservation(self, ask: Ask, reservation: Reservation, keys: BookKeys, now_us: int) -> int:
+        record = rules.record_of(reservation, "open", ask.cost_nanousd).text()
         self._put(keys.record, record, ask.open_seconds + RECORD_KEEP_SECONDS, now_us)
-        self._sweep_open(keys, ask.open_seconds, now_us)
+        if ask.idempotency is not None:
+            text = rules.in_flight_text(ask, ask.idempotency, now_us)
+            self._put(idempotency_key(ask.idempotency.digest), text, IDEMPOTENCY_KEEP_SECONDS, now_us)
+        expired = self._sweep_open(keys, ask.open_seconds, now_us)
         window = ask.limits.window_seconds
         for charge in rules.charges(keys, window, now_us, now_us) + rules.open_charges(keys, ask.open_seconds, now_us):
-            if self._increment(charge, ask.cost_nanousd, now_us) == ask.cost_nanousd:
+            is_new = self._increment(charge, ask.cost_nanousd, now_us) == ask.cost_nanousd
+            if is_new or not charge.outlives(self._left_seconds(charge, now_us), now_us):
                 self._gone_at_us[charge.key] = now_us + charge.life_seconds * rules.US
         for key in (keys.recent, keys.network_recent):
             self._values[key] = self._living(key, window, now_us)
+        return expired
 
-    def _sweep_open(self, keys: BookKeys, open_seconds: int, now_us: int) -> None:
+    def _record_extension(
+        self, reservation: Reservation, keys: BookKeys, held: int, more: int, now_us: int, *, is_cleared: bool
+    ) -> None:
+        self._values[keys.record] = rules.record_of(reservation, "open", held).text()
+        for charge in rules.extension_charges(reservation, keys, now_us, is_cleared=is_cleared):
+            if self._increment(charge, more, now_us) == more:
+                self._lengthen(charge, now_us)
+
+    def _sweep_open(self, keys: BookKeys, open_seconds: int, now_us: int) -> int:
+        expired = 0
         for key in (keys.open_identifier, keys.open_network, keys.open_of_all):
             ring = self._ring(key, now_us)
             if len(ring) > LIVING_OPEN_BUCKETS:
                 living = rules.alive(ring, open_bucket_seconds_of(open_seconds), open_seconds, now_us)
                 self._drop(key, [start for start in ring if start not in living])
+                if key == keys.open_of_all:
+                    expired = rules.expired_in(ring, open_seconds, None, 0, now_us)
+        return expired
 
-    def _record_actual(self, reservation: Reservation, keys: BookKeys, delta: int, now_us: int) -> None:
-        for charge in rules.charges(keys, reservation.window_seconds, reservation.made_at_us, now_us):
+    def _record_actual(
+        self, reservation: Reservation, keys: BookKeys, delta: int, now_us: int, *, is_cleared: bool
+    ) -> None:
+        window, made_at_us = reservation.window_seconds, reservation.made_at_us
+        for charge in rules.charges(keys, window, made_at_us, now_us, is_cleared=is_cleared):
             held = self._held(charge, now_us)
             change = rules.change_of(charge, held, delta, reservation.window_seconds, now_us)
             if change == 0:
                 continue
             self._increment(charge, change, now_us)
             if held is None:
-                self._gone_at_us[charge.key] = now_us + charge.life_seconds * rules.US
+                self._lengthen(charge, now_us)
             if charge.member is not None and (held or 0) + change <= 0:
                 self._drop(charge.key, [charge.member])
 
-    def _forget_open(self, reservation: Reservation, keys: BookKeys, now_us: int, *, was_open: bool) -> None:
-        bucket = open_bucket_seconds_of(reservation.open_seconds)
-        for charge in rules.open_charges(keys, reservation.open_seconds, reservation.made_at_us):
-            ring = self._ring(charge.key, now_us)
-            living = rules.alive(ring, bucket, reservation.open_seconds, now_us)
-            gone = [start for start in ring if start not in living]
-            if was_open and charge.member in living:
-                if living[charge.member] <= reservation.cost_nanousd:
-                    gone.append(charge.member)
-                else:
-                    self._increment(charge, -reservation.cost_nanousd, now_us)
-            self._drop(charge.key, gone)
+    def _forget_open(
+        self, reservation: Reservation, keys: BookKeys, held: int, now_us: int, *, is_cleared: bool
+    ) -> int:
+        open_seconds, expired = reservation.open_seconds, 0
+        mine = rules.open_charges(keys, open_seconds, reservation.made_at_us, is_cleared=is_cleared)
+        own_start = {charge.key: charge.member for charge in mine}
+        for key in (keys.open_identifier, keys.open_network, keys.open_of_all):
+            own, ring = own_start.get(key) if held else None, self._ring(key, now_us)
+            gone, is_left = rules.ended_in(ring, open_seconds, own, held, now_us)
+            if is_left and own is not None:
+                self._values[key] = {**ring, own: ring[own] - held}
+            self._drop(key, gone)
+            if key == keys.open_of_all:
+                expired = rules.expired_in(ring, open_seconds, own, held, now_us)
+        return expired
+
+    def _lengthen(self, charge: rules.Charge, now_us: int) -> None:
+        gone_at_us = now_us + charge.life_seconds * rules.US
+        if charge.member is None or self._gone_at_us.get(charge.key, 0) < gone_at_us:
+            self._gone_at_us[charge.key] = gone_at_us
+
+    def _left_seconds(self, charge: rules.Charge, now_us: int) -> int:
+        return -(-(self._gone_at_us.get(charge.key, now_us) - now_us) // rules.US)
 
     def _held(self, charge: rules.Charge, now_us: int) -> int | None:
         if charge.member is None:
@@ -244,6 +361,12 @@ class MemoryBackend:
     def _sweep(self, now_us: int) -> None:
         for key in [key for key, gone_at_us in self._gone_at_us.items() if gone_at_us <= now_us]:
             self._forget(key)
+
+
+def _keys_of(reservation: Reservation) -> BookKeys:
+    """Of the periods in which it was made."""
+    made_seconds = reservation.made_at_us // rules.US
+    return book_keys(reservation.reservation_id, reservation.identifier, reservation.network, made_seconds)
 
 
 def open_memory(link: Link, clock: Clock, *, decide_by_clock: bool = False) -> MemoryBackend:

@@ -23,7 +23,7 @@ import redis
 
 from backends import open_backend
 from backends.clock import Clock, SystemClock
-from backends.contract import Ask, Backend, Limits, Refusal, Reservation
+from backends.contract import Ask, Backend, Limits, Reservation, Verdict
 from backends.errors import ConfigurationError
 from backends.keys import SECONDS_PER_HOUR, book_keys
 from backends.link import Link
@@ -294,10 +294,10 @@ def _hold_in_gap(backend: Backend, plan: Plan) -> None:
     cast("_HasGap", backend).between_check_and_record = hold
 
 
-def _at_once(backend: Backend, asks: Sequence[Ask], wait_seconds: float) -> list[Reservation | Refusal]:
+def _at_once(backend: Backend, asks: Sequence[Ask], wait_seconds: float) -> list[Verdict]:
     start = threading.Barrier(len(asks))
 
-    def call(ask: Ask) -> Reservation | Refusal:
+    def call(ask: Ask) -> Verdict:
         start.wait(wait_seconds)
         return backend.reserve(ask)
 

@@ -6,10 +6,23 @@ conformance suite holds the two to the same answers, books and lives of keys.
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
-from backends.contract import Ask, Limits, Outcome, Reason, Refusal, Reservation, Scope, Settlement
+from backends.contract import (
+    Ask,
+    Duplicate,
+    DuplicateState,
+    Idempotency,
+    Limits,
+    Outcome,
+    Reason,
+    Refusal,
+    Reservation,
+    Scope,
+    Settlement,
+)
 from backends.errors import ReservationConflict, StoreBroken
 from backends.keys import (
     RECORD_KEEP_SECONDS,
@@ -23,7 +36,7 @@ from backends.keys import (
 US = 1_000_000
 MOST_DIGITS = 16
 """Of an amount: beyond 2^53 Lua's numbers are not exact."""
-ADMITTED, THROTTLED, ENDED, CONFLICT, TOO_LATE, OTHER_PERIOD = 0, 1, 8, 9, 10, 11
+ADMITTED, THROTTLED, ENDED, CONFLICT, TOO_LATE, OTHER_PERIOD, DUPLICATE = 0, 1, 8, 9, 10, 11, 12
 SETTLED, REPEATED, LATE, EXPIRED = 0, 1, 2, 3
 
 REASON_OF_STATUS = {
@@ -51,9 +64,15 @@ Ring = Mapping[int, int]
 """Bucket start (unix seconds) -> nano-dollars."""
 
 
-def terms_of(identifier: str, network: str, cost_nanousd: int) -> str:
-    """16 hex digits that tell whether an id, sent again, stands for the same request."""
-    text = f"{identifier}\n{network}\n{cost_nanousd}"
+@lru_cache(maxsize=4_096)
+def digest_of(text: str) -> str:
+    """16 hex digits that stand for a text where it would be too long, or must not be read."""
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def terms_of(ask: Ask) -> str:
+    """Tells whether an id, sent again, stands for the same request."""
+    text = f"{ask.identifier}\n{ask.network}\n{ask.cost_nanousd}"
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
@@ -83,13 +102,37 @@ class Record:
     nanousd: int
     made_at_us: int
     terms: str
+    window_seconds: int
+    open_seconds: int
+    who: str
+    """Digest of the identifier."""
+    network: str
+    """Digest of the network."""
 
     def text(self) -> str:
         """As it is stored."""
-        return f"{self.state} {self.nanousd} {self.made_at_us} {self.terms}"
+        return (
+            f"{self.state} {self.nanousd} {self.made_at_us} {self.terms} "
+            f"{self.window_seconds} {self.open_seconds} {self.who} {self.network}"
+        )
 
 
-_RECORD = re.compile(rb"([a-z]+) (\d+) (\d+) ([0-9a-f]+)")
+def record_of(reservation: Reservation, state: str, nanousd: int) -> Record:
+    """What is remembered of a reservation."""
+    return Record(
+        state,
+        nanousd,
+        reservation.made_at_us,
+        reservation.terms,
+        reservation.window_seconds,
+        reservation.open_seconds,
+        digest_of(reservation.identifier),
+        digest_of(reservation.network),
+    )
+
+
+_RECORD = re.compile(rb"([a-z]+) (\d+) (\d+) ([0-9a-f]+) (\d+) (\d+) ([0-9a-f]+) ([0-9a-f]+)")
+_IDEMPOTENCY = re.compile(rb"([a-z]+) ([0-9a-f]+) (\S+) (\d+) (\d+)")
 _MARKER = re.compile(rb"([a-z_]+) (\d+) (\d+) (busy|spent)")
 
 
@@ -99,8 +142,41 @@ def parse_record(text: bytes | None) -> Record | None:
         return None
     match = _RECORD.fullmatch(text)
     if match is None:
-        return Record("unknown", 0, 0, "")
-    return Record(match[1].decode(), int(match[2]), int(match[3]), match[4].decode())
+        return Record("unknown", 0, 0, "", 0, 0, "", "")
+    state, nanousd, made_at_us, terms, window, open_, who, network = (part.decode() for part in match.groups())
+    return Record(state, int(nanousd), int(made_at_us), terms, int(window), int(open_), who, network)
+
+
+def in_flight_text(ask: Ask, idempotency: Idempotency, now_us: int) -> str:
+    """What is remembered of an idempotency key when its request is admitted."""
+    until_us = now_us + ask.open_seconds * US
+    return f"open {idempotency.body_digest} {ask.reservation_id} {ask.cost_nanousd} {until_us}"
+
+
+def settled_text(reservation: Reservation, idempotency: Idempotency, actual_nanousd: int, now_us: int) -> str:
+    """What is remembered of an idempotency key when its request is settled."""
+    return f"settled {idempotency.body_digest} {reservation.reservation_id} {actual_nanousd} {now_us}"
+
+
+def owner_of(text: bytes | None) -> str | None:
+    """The reservation id that an idempotency key stands for; None for a missing key, and for what is none."""
+    match = None if text is None else _IDEMPOTENCY.fullmatch(text)
+    return None if match is None else match[3].decode()
+
+
+def duplicate_of(text: bytes | None, idempotency: Idempotency, now_us: int) -> Duplicate | None:
+    """The first request with an idempotency key; what is set by hand stands for one that nobody knows."""
+    if text is None:
+        return None
+    match = _IDEMPOTENCY.fullmatch(text)
+    if match is None:
+        return Duplicate("", DuplicateState.IN_FLIGHT, 0, same_body=False)
+    state, body, rid, nanousd, until_us = (part.decode() for part in match.groups())
+    if state == "settled":
+        what = DuplicateState.SETTLED
+    else:
+        what = DuplicateState.EXPIRED if int(until_us) <= now_us else DuplicateState.IN_FLIGHT
+    return Duplicate(rid, what, int(nanousd), same_body=body == idempotency.body_digest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,29 +320,85 @@ def refusal_of(ask: Ask, verdict: Verdict) -> Refusal:
     )
 
 
+def known_record(ask: Ask, record: Record | None) -> Record | None:
+    """The open record of a request that is sent again; None for a new one.
+
+    Raises:
+        ReservationConflict: the id stands for another request, or has ended.
+    """
+    if record is None:
+        return None
+    if record.terms != terms_of(ask):
+        raise ReservationConflict("the reservation id is known, and " + CONFLICT_TEXT[CONFLICT])
+    if record.state != "open":
+        raise ReservationConflict("the reservation id is known, and " + CONFLICT_TEXT[ENDED])
+    return record
+
+
+def open_record(reservation: Reservation, record: Record | None, now_us: int) -> Record:
+    """The record of a reservation that may be extended.
+
+    Raises:
+        ReservationConflict: there is none, it has ended, or it stands for another request.
+    """
+    if record is not None and record.terms != reservation.terms:
+        raise ReservationConflict("the reservation id is known, and " + CONFLICT_TEXT[CONFLICT])
+    window, made = reservation.window_seconds, reservation.made_at_us // US
+    start = made - made % bucket_seconds_of(window)
+    if record is None or record.state != "open" or not bucket_counts(start, window, now_us):
+        raise ReservationConflict("the reservation id is known, and " + CONFLICT_TEXT[ENDED])
+    return record
+
+
 def found(ask: Ask, backend: str, record: Record | None) -> Reservation | None:
     """The open reservation that a record stands for, if it is the one of `ask`."""
     if record is None or record.state != "open":
         return None
-    if record.terms != terms_of(ask.identifier, ask.network, ask.cost_nanousd):
+    if record.terms != terms_of(ask):
         return None
-    return reservation_of(ask, backend, record.made_at_us, 0, 0)
+    return reservation_of(ask, backend, record.made_at_us, record.nanousd)
 
 
-def reservation_of(ask: Ask, backend: str, made_at_us: int, window_nanousd: int, day_nanousd: int) -> Reservation:
+def reservation_of(  # noqa: PLR0913 (what only the decision knows)
+    ask: Ask,
+    backend: str,
+    made_at_us: int,
+    held_nanousd: int,
+    *,
+    window_nanousd: int = 0,
+    day_nanousd: int = 0,
+    window_frees_at_seconds: int = 0,
+    expired_nanousd: int = 0,
+) -> Reservation:
     """The reservation that an admitted `ask` became."""
     return Reservation(
         ask.reservation_id,
         ask.identifier,
         ask.network,
-        ask.cost_nanousd,
+        held_nanousd,
+        terms_of(ask),
         made_at_us,
         ask.limits.window_seconds,
         ask.open_seconds,
         backend,
         window_nanousd,
         day_nanousd,
+        window_frees_at_seconds,
+        ask.idempotency,
+        expired_nanousd,
     )
+
+
+def since(ring: Ring, since_seconds: int) -> int:
+    """What a ring holds in buckets that start at `since_seconds` or later."""
+    return sum(held for start, held in ring.items() if start >= since_seconds)
+
+
+def window_frees_at(ring: Ring, window_seconds: int, now_us: int) -> int:
+    """Unix time at which the oldest amount leaves the window; of an empty one, what is booked now."""
+    bucket = bucket_seconds_of(window_seconds)
+    now = now_us // US
+    return min(ring, default=now - now % bucket) + bucket + window_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,17 +410,26 @@ class Charge:
     life_seconds: int
     """From now until the key may go, as a reservation sets it."""
 
+    def outlives(self, left_seconds: int, now_us: int) -> bool:
+        """Whether a ring with so much life left outlives its bucket; it does not where the window has grown since."""
+        return self.member is None or left_seconds >= self.member + self.life_seconds - now_us // US
 
-def charges(keys: BookKeys, window_seconds: int, made_at_us: int, now_us: int) -> list[Charge]:
-    """Where a reservation made at `made_at_us` is booked: two rings and four totals."""
+
+def charges(
+    keys: BookKeys, window_seconds: int, made_at_us: int, now_us: int, *, is_cleared: bool = False
+) -> list[Charge]:
+    """Where a reservation made at `made_at_us` is booked: two rings and four totals.
+
+    With `is_cleared` its identifier's books were cleared since: it is not in them any more.
+    """
     made, now = made_at_us // US, now_us // US
     bucket = bucket_seconds_of(window_seconds)
     start, ring_life = made - made % bucket, window_seconds + bucket
     day_life = (made // SECONDS_PER_DAY + 2) * SECONDS_PER_DAY - now
     hour_life = (made // SECONDS_PER_HOUR + 3) * SECONDS_PER_HOUR - now
+    mine = [] if is_cleared else [Charge(keys.recent, start, ring_life), Charge(keys.daily, None, day_life)]
     return [
-        Charge(keys.recent, start, ring_life),
-        Charge(keys.daily, None, day_life),
+        *mine,
         Charge(keys.network_recent, start, ring_life),
         Charge(keys.network_daily, None, day_life),
         Charge(keys.hourly_of_all, None, hour_life),
@@ -296,14 +437,102 @@ def charges(keys: BookKeys, window_seconds: int, made_at_us: int, now_us: int) -
     ]
 
 
-def open_charges(keys: BookKeys, open_seconds: int, made_at_us: int) -> list[Charge]:
+def open_charges(keys: BookKeys, open_seconds: int, made_at_us: int, *, is_cleared: bool = False) -> list[Charge]:
     """Where its open money is remembered."""
     bucket = open_bucket_seconds_of(open_seconds)
     made = made_at_us // US
     start = made - made % bucket
+    mine = () if is_cleared else (keys.open_identifier,)
+    return [Charge(key, start, open_seconds + bucket) for key in (*mine, keys.open_network, keys.open_of_all)]
+
+
+def was_cleared(reset_text: bytes | None, made_at_us: int) -> bool:
+    """Whether an identifier's books were cleared after a reservation was made."""
+    return reset_text is not None and reset_text.isdigit() and made_at_us <= int(reset_text)
+
+
+def expired_in(ring: Ring, open_seconds: int, own_start: int | None, own_nanousd: int, now_us: int) -> int:
+    """What a ring of open money holds of reservations whose time is over, but for one's own."""
+    living = alive(ring, open_bucket_seconds_of(open_seconds), open_seconds, now_us)
+    return sum(
+        max(0, held - (own_nanousd if start == own_start else 0)) for start, held in ring.items() if start not in living
+    )
+
+
+def ended_in(
+    ring: Ring, open_seconds: int, own_start: int | None, held_nanousd: int, now_us: int
+) -> tuple[list[int], bool]:
+    """Of a ring of open money: the buckets that go, and whether something is left in the bucket of one's own."""
+    living = alive(ring, open_bucket_seconds_of(open_seconds), open_seconds, now_us)
+    gone = [start for start in ring if start not in living]
+    if own_start not in living or own_start is None:
+        return gone, False
+    if living[own_start] <= held_nanousd:
+        return [*gone, own_start], False
+    return gone, True
+
+
+def places_of(limits: Limits, spent: Spent, *, is_cleared: bool) -> list[tuple[int, int, int | None]]:
+    """Of each limit in the order in which they are checked: its status, what is spent, the limit."""
     return [
-        Charge(key, start, open_seconds + bucket) for key in (keys.open_identifier, keys.open_network, keys.open_of_all)
+        (2, spent.daily, None if is_cleared else limits.day_nanousd),
+        (3, sum(spent.recent.values()), None if is_cleared else limits.window_nanousd),
+        (4, sum(spent.network_recent.values()), limits.network_window_nanousd),
+        (5, spent.network_daily, limits.network_day_nanousd),
+        (6, spent.hourly_of_all, limits.global_hour_nanousd),
+        (7, spent.daily_of_all, limits.global_day_nanousd),
     ]
+
+
+def extended(reservation: Reservation, spent: Spent, held_nanousd: int, more_nanousd: int) -> Reservation:
+    """A reservation that holds more now."""
+    return replace(
+        reservation,
+        cost_nanousd=held_nanousd,
+        window_spent_nanousd=sum(spent.recent.values()) + more_nanousd,
+        day_spent_nanousd=spent.daily + more_nanousd,
+    )
+
+
+def extension_charges(reservation: Reservation, keys: BookKeys, now_us: int, *, is_cleared: bool) -> list[Charge]:
+    """Where an extension is booked: in the periods in which its reservation was made."""
+    made_at_us = reservation.made_at_us
+    return [
+        *charges(keys, reservation.window_seconds, made_at_us, now_us, is_cleared=is_cleared),
+        *open_charges(keys, reservation.open_seconds, made_at_us, is_cleared=is_cleared),
+    ]
+
+
+def decide_extension(
+    places: Sequence[tuple[int, int, int | None]], held_nanousd: int, to_nanousd: int, at_least_nanousd: int
+) -> tuple[int, int]:
+    """Status and what is held in all; of each limit in order: its status, what is spent, the limit."""
+    more, status = max(0, to_nanousd - held_nanousd), ADMITTED
+    for its_status, spent, limit in places:
+        if limit is None:
+            continue
+        room = limit - spent
+        if room < at_least_nanousd - held_nanousd and status == ADMITTED:
+            status = its_status
+        more = min(more, max(0, room))
+    if status != ADMITTED and at_least_nanousd > held_nanousd:
+        return status, held_nanousd
+    return ADMITTED, held_nanousd + more
+
+
+def extension_refused(status: int, limits: Limits) -> Refusal:
+    """A refusal of an extension: the reason and the scope; there is nothing to wait for."""
+    reason = REASON_OF_STATUS[status]
+    return Refusal(
+        reason=reason,
+        cause=reason,
+        scope=SCOPE_OF_REASON[reason],
+        retry_after_seconds=None,
+        in_flight=False,
+        can_never_fit=False,
+        marker_seconds=0,
+        limit_nanousd=limit_of(limits, reason),
+    )
 
 
 def bucket_counts(start_seconds: int, window_seconds: int, now_us: int) -> bool:
@@ -330,7 +559,7 @@ def change_of(charge: Charge, held: int | None, delta: int, window_seconds: int,
     return max(delta, -(held or 0))
 
 
-def end_without_booking(reservation: Reservation, record: Record | None, terms: str, now_us: int) -> Settlement | None:
+def end_without_booking(reservation: Reservation, record: Record | None, now_us: int) -> Settlement | None:
     """The answer to a settlement that has nothing left to book, or None.
 
     Raises:
@@ -340,11 +569,16 @@ def end_without_booking(reservation: Reservation, record: Record | None, terms: 
         if is_past_keeping(reservation, now_us):
             return settlement_of(reservation, Outcome.EXPIRED, reservation.cost_nanousd)
         return None
-    if record.terms != terms:
+    if record.terms != reservation.terms:
         raise ReservationConflict("the reservation id is known, and " + CONFLICT_TEXT[CONFLICT])
     if record.state != "open":
         return Settlement(reservation.reservation_id, Outcome.REPEATED, record.nanousd, 0)
     return None
+
+
+def outcome_of(ending: str, outcome: Outcome) -> Outcome:
+    """How an end is told: a release is one only where there was something to release."""
+    return Outcome.RELEASED if ending == "released" and outcome is Outcome.SETTLED else outcome
 
 
 def settlement_of(reservation: Reservation, outcome: Outcome, booked_nanousd: int) -> Settlement:

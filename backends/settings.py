@@ -68,6 +68,30 @@ class LiveSettings(BaseModel):
     daily_spend_limit_usd: Annotated[Decimal, Amount("What everybody together may spend in a UTC day.")] = Decimal(
         "5.00"
     )
+    reservation_policy: Annotated[
+        Literal["worst_case", "slices"],
+        Choice(
+            "How much is reserved: the most that an answer can cost, or a slice that is extended as the answer runs.",
+            values=("worst_case", "slices"),
+        ),
+    ] = "worst_case"
+    reservation_slice_tokens: Annotated[
+        int, Whole("Under slices: how much output is asked for at a time.", unit="tokens", maximum=1_000_000)
+    ] = 32
+    reservation_cushion_tokens: Annotated[
+        int,
+        Whole(
+            "Under slices: output held beyond what was read, for what the upstream may be ahead of its reader.",
+            unit="tokens",
+            maximum=1_000_000,
+        ),
+    ] = 16
+    drain_seconds: Annotated[
+        int,
+        Duration(
+            "How long the upstream is still read for its usage after the client has left; 0 is not at all.", minimum=0
+        ),
+    ] = 10
     throttle_on_error: Annotated[
         Literal["open", "closed"],
         Choice(

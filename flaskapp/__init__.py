@@ -36,6 +36,7 @@ from flaskapp.llm.tokens import bound_for
 from flaskapp.logs import log_event, set_up_logging
 from flaskapp.metrics import Metrics, make_metrics_page
 from flaskapp.refusals import register_error_handlers
+from flaskapp.stream import Stopping, Terms
 
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 MAX_BODY_BYTES = 1_000_000
@@ -50,6 +51,7 @@ class Tollgate:
     settings: SettingsStore
     guard: Guard
     observer: Observer
+    stopping: Stopping = field(default_factory=Stopping)
     _started: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -182,6 +184,7 @@ def _register_rooms(app: Flask, tollgate: Tollgate, metrics: Metrics, clock: Clo
         default_model=config.llm_model,
         stream_deadline_seconds=config.stream_deadline_seconds,
         settings=lambda: settings.current.values,
+        terms=Terms(clock, tollgate.observer, tollgate.stopping, lambda: settings.current.values.drain_seconds),
         clock=clock,
         observer=tollgate.observer,
     )

@@ -1,24 +1,23 @@
-"""The chat room: who asks, what it may cost at most, reserve, answer, and settle when the response closes."""
+"""The chat room: who asks, what it may cost at most, reserve, answer, and settle when the answer is over."""
 
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from flask import Blueprint, Request, Response, g, request
 
 from backends.challenges import ChallengeResult, Challenges
 from backends.clock import Clock
-from backends.contract import Ask, Event, Observer, Refusal, Reservation
+from backends.contract import Ask, Duplicate, Event, Idempotency, Observer, Refusal
 from backends.errors import StoreError, ThrottleUnavailable
 from backends.guard import Guard
 from backends.money import usd_text
 from backends.pricing import Price, PriceBook
 from backends.settings import LiveSettings
-from flaskapp import sse
+from flaskapp.admission import UNGUARDED, admitted_headers, read_idempotency, timing
+from flaskapp.bill import Bill, Slices, slices_of
 from flaskapp.chat_body import read_chat_body
 from flaskapp.identity import HEADER, Identity, identify
-from flaskapp.llm import Answer, Model, Turn, UpstreamBroken, UpstreamError, Usage
-from flaskapp.llm.pump import DeadlinePassed, Pump, Silence
+from flaskapp.llm import Model, ModelRequest, Turn, UpstreamBroken, UpstreamError, Usage
 from flaskapp.llm.tokens import SYSTEM_PROMPT, InputTooLong, bound_for
 from flaskapp.refusals import (
     INVALID_CHALLENGE,
@@ -26,10 +25,13 @@ from flaskapp.refusals import (
     UPSTREAM_ERROR,
     InvalidRequest,
     cost_refused,
+    duplicate_refused,
     problem,
 )
+from flaskapp.sse import ChatVoice
+from flaskapp.stream import Stream, Terms
 
-UNGUARDED = "off"
+ROUTE = "/api/v1/chat/stream"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,7 @@ class ChatRoom:
     default_model: str
     stream_deadline_seconds: int
     settings: Callable[[], LiveSettings]
+    terms: Terms
     clock: Clock
     observer: Observer
 
@@ -51,19 +54,29 @@ class ChatRoom:
         who = identify(request)
         settings = self.settings()
         question = self._question(request, settings)
-        refused = self._refused_by_challenge(who, settings)
+        idempotency = read_idempotency(request, who.identifier, ROUTE, question.body_text)
+        refused = self._refused_before(idempotency, who, settings)
         if refused is not None:
             return refused
-        ask = self._ask(who, question, settings)
+        ask = self._ask(who, question, settings, idempotency)
         started_seconds = self.clock.monotonic_seconds()
         try:
             verdict = None if ask is None else self.guard.reserve(ask)
         except ThrottleUnavailable as error:
             return self._timed(_unavailable(error), started_seconds)
+        if isinstance(verdict, Duplicate):
+            return self._timed(duplicate_refused(verdict), started_seconds)
         if isinstance(verdict, Refusal):
             return self._timed(cost_refused(verdict), started_seconds)
         check_seconds = self.clock.monotonic_seconds() - started_seconds
-        bill = Bill(self.guard, verdict, question.price, question.most)
+        bill = Bill(
+            self.guard,
+            verdict,
+            question.price,
+            question.most,
+            slices=question.slices,
+            limits=lambda: self.settings().limits,
+        )
         try:
             response = self._answer(question, bill)
         except UpstreamError as error:
@@ -71,7 +84,8 @@ class ChatRoom:
         except BaseException:
             bill.settle(None)
             raise
-        return _with_headers(response, verdict, check_seconds)
+        response.headers.extend(admitted_headers(verdict, settings.limits, check_seconds))
+        return response
 
     def _question(self, received: Request, settings: LiveSettings) -> "Question":
         """What is asked, and what it costs at most."""
@@ -87,7 +101,19 @@ class ChatRoom:
         except InputTooLong as error:
             raise InvalidRequest(422, "query", f"is longer than the {limit} tokens that an input may have") from error
         price = self.prices.price(body.model, self.clock.now_us())
-        return Question(turns, body.model, price, Usage(input_tokens, body.max_tokens))
+        most, slices = Usage(input_tokens, body.max_tokens), slices_of(settings, body.model)
+        return Question(turns, body.model, price, most, slices, body.text)
+
+    def _refused_before(
+        self, idempotency: Idempotency | None, who: Identity, settings: LiveSettings
+    ) -> Response | None:
+        """A key that was used is told before a challenge is used up for it."""
+        if idempotency is not None and settings.enable_cost_throttling:
+            started_seconds = self.clock.monotonic_seconds()
+            duplicate = self.guard.find_duplicate(idempotency)
+            if duplicate is not None:
+                return self._timed(duplicate_refused(duplicate), started_seconds)
+        return self._refused_by_challenge(who, settings)
 
     def _refused_by_challenge(self, who: Identity, settings: LiveSettings) -> Response | None:
         if not settings.enable_challenge_response:
@@ -103,43 +129,42 @@ class ChatRoom:
             return None
         return _CHALLENGE_ANSWERS[result]()
 
-    def _ask(self, who: Identity, question: "Question", settings: LiveSettings) -> Ask | None:
+    def _ask(
+        self, who: Identity, question: "Question", settings: LiveSettings, idempotency: Idempotency | None
+    ) -> Ask | None:
         """What the guard is asked; None while cost throttling is off."""
         is_on = settings.enable_cost_throttling
         backend = self.guard.backend_name if is_on else UNGUARDED
-        self._tell("check_called", who, cost_nanousd=question.highest_cost_nanousd, backend=backend)
+        self._tell("check_called", who, cost_nanousd=question.first_cost_nanousd, backend=backend)
         if not is_on:
             return None
         return Ask(
             reservation_id=g.request_id,
             identifier=who.identifier,
             network=who.network,
-            cost_nanousd=question.highest_cost_nanousd,
+            cost_nanousd=question.first_cost_nanousd,
             limits=settings.limits,
             open_seconds=self.stream_deadline_seconds,
+            idempotency=idempotency,
         )
 
-    def _answer(self, question: "Question", bill: "Bill") -> Response:
+    def _answer(self, question: "Question", bill: Bill) -> Response:
         deadline_at_seconds = self.clock.monotonic_seconds() + self.stream_deadline_seconds
         answer = self.model.open(
-            question.turns,
-            model=question.model,
-            max_tokens=question.most.output_tokens,
-            input_tokens=question.most.input_tokens,
-            deadline_seconds=self.stream_deadline_seconds,
+            ModelRequest(
+                model=question.model,
+                messages=[turn.message() for turn in question.turns],
+                max_tokens=question.most.output_tokens,
+                input_tokens=question.most.input_tokens,
+                deadline_seconds=self.stream_deadline_seconds,
+            )
         )
-        pump = Pump(answer, clock=self.clock, deadline_at_seconds=deadline_at_seconds)
-        stream = Stream(g.request_id, answer, pump, bill, self.observer)
-        response = Response(stream.events(), mimetype="text/event-stream")
-        # Not in the generator's `finally`: a client that leaves before the first chunk never starts the generator.
-        response.call_on_close(stream.close)
-        response.headers["Cache-Control"] = "no-store"
-        response.headers["X-Accel-Buffering"] = "no"
-        return response
+        voice = ChatVoice(g.request_id)
+        return Stream(g.request_id, answer, bill, voice, self.terms, deadline_at_seconds=deadline_at_seconds).response()
 
-    def _upstream_failed(self, error: UpstreamError, bill: "Bill") -> Response:
+    def _upstream_failed(self, error: UpstreamError, bill: Bill) -> Response:
         is_broken = isinstance(error, UpstreamBroken)
-        cost_nanousd = bill.settle(None if is_broken else Usage(0, 0))
+        cost_nanousd = bill.settle(None) if is_broken else bill.release()
         self.observer(
             Event("upstream_failed", {"request_id": g.request_id, "error": str(error), "detail": error.detail})
         )
@@ -150,7 +175,7 @@ class ChatRoom:
         )
 
     def _timed(self, response: Response, started_seconds: float) -> Response:
-        response.headers["Server-Timing"] = _timing(self.clock.monotonic_seconds() - started_seconds)
+        response.headers["Server-Timing"] = timing(self.clock.monotonic_seconds() - started_seconds)
         return response
 
     def _tell(self, name: str, who: Identity, **fields: object) -> None:
@@ -165,94 +190,15 @@ class Question:
     model: str
     price: Price
     most: Usage
+    slices: Slices | None
+    body_text: str
+    """The body as it was sent, in one spelling."""
 
     @property
-    def highest_cost_nanousd(self) -> int:
-        """What the upstream can bill at most."""
-        return self.price.highest_cost_nanousd(self.most.input_tokens, self.most.output_tokens)
-
-
-class Bill:
-    """Settles a reservation once, at the price at which it was made; without a reservation it only adds up."""
-
-    def __init__(self, guard: Guard, reservation: Reservation | None, price: Price, most: Usage) -> None:
-        self.most = most
-        self._guard = guard
-        self._reservation = reservation
-        self._price = price
-        self._lock = threading.Lock()
-        self._cost_nanousd: int | None = None
-
-    def settle(self, usage: Usage | None) -> int:
-        """Book what was used (None: nobody can know, so all of it); the amount, the first one if said again."""
-        with self._lock:
-            if self._cost_nanousd is not None:
-                return self._cost_nanousd
-            self._cost_nanousd = cost_nanousd = self._cost_of(usage)
-        if self._reservation is not None:
-            self._guard.settle(self._reservation, cost_nanousd)
-        return cost_nanousd
-
-    def _cost_of(self, usage: Usage | None) -> int:
-        if usage is not None:
-            return usage.cost_nanousd(self._price)
-        return self._price.highest_cost_nanousd(self.most.input_tokens, self.most.output_tokens)
-
-
-class Stream:
-    """One answer on its way to the client. It is settled before its last event, or when the response closes."""
-
-    def __init__(self, request_id: str, answer: Answer, pump: Pump, bill: Bill, observer: Observer) -> None:
-        self._request_id = request_id
-        self._answer = answer
-        self._pump = pump
-        self._bill = bill
-        self._observer = observer
-
-    def events(self) -> Iterator[bytes]:
-        """The events, as they come."""
-        try:
-            for piece in self._pump:
-                yield sse.HEARTBEAT if isinstance(piece, Silence) else sse.chunk(piece)
-        except DeadlinePassed:
-            yield self._broken("stream_deadline", "The answer took longer than it may, and was cut.")
-        except UpstreamBroken as error:
-            self._observer(
-                Event(
-                    "upstream_failed",
-                    {"request_id": self._request_id, "error": str(error), "detail": error.detail},
-                )
-            )
-            yield self._broken(UPSTREAM_ERROR, str(error))
-        else:
-            usage, cost_nanousd = self._settle()
-            yield sse.complete(self._request_id, usage, cost_nanousd, self._answer.finish_reason)
-
-    def close(self) -> None:
-        """The response is over, for whatever reason."""
-        self._settle()
-
-    def _broken(self, error: str, message: str) -> bytes:
-        usage, cost_nanousd = self._settle()
-        return sse.broken(self._request_id, error, message, usage, cost_nanousd)
-
-    def _settle(self) -> tuple[Usage, int]:
-        self._pump.close()
-        usage = self._answer.usage
-        # What nobody can know is booked, and told, as the most that it can be.
-        return usage or self._bill.most, self._bill.settle(usage)
-
-
-def _with_headers(response: Response, reservation: Reservation | None, check_seconds: float) -> Response:
-    response.headers["X-Throttle-Backend"] = UNGUARDED if reservation is None else reservation.backend
-    if reservation is not None:
-        response.headers["X-Cost-Reserved-USD"] = usd_text(reservation.cost_nanousd)
-        response.headers["Server-Timing"] = _timing(check_seconds)
-    return response
-
-
-def _timing(seconds: float) -> str:
-    return f"throttle;dur={seconds * 1_000:.3f}"
+    def first_cost_nanousd(self) -> int:
+        """What is reserved before the model hears a word: the most that it can bill, or a first slice."""
+        first = self.most if self.slices is None else self.slices.first(self.most)
+        return self.price.highest_cost_nanousd(first.input_tokens, first.output_tokens)
 
 
 def _challenge_refused(reason: str, message: str) -> Response:
@@ -278,5 +224,5 @@ _CHALLENGE_ANSWERS: dict[ChallengeResult, Callable[[], Response | None]] = {
 def make_chat(room: ChatRoom) -> Blueprint:
     """The blueprint ``chat``."""
     blueprint = Blueprint("chat", __name__)
-    blueprint.add_url_rule("/api/v1/chat/stream", "stream", room.stream, methods=["POST"])
+    blueprint.add_url_rule(ROUTE, "stream", room.stream, methods=["POST"])
     return blueprint

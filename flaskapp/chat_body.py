@@ -1,9 +1,10 @@
 """The body of a chat request: strict JSON, nothing coerced, nothing unknown."""
 
+import json
 from typing import Annotated, Literal
 
 from flask import Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from backends.strict_json import StrictJsonError, loads
 from flaskapp.llm import Turn
@@ -31,6 +32,13 @@ class ChatBody(BaseModel):
     chat_history: Annotated[list[HistoryTurn], Field(max_length=_MAX_HISTORY_TURNS)] = []
     model: str = ""
     max_tokens: Annotated[int, Field(ge=1)] = 0
+
+    _sent: str = PrivateAttr("")
+
+    @property
+    def text(self) -> str:
+        """The body as it was sent, without our defaults, in one spelling."""
+        return self._sent
 
     @property
     def history(self) -> list[Turn]:
@@ -60,7 +68,9 @@ def read_chat_body(request: Request, *, default_model: str, models: tuple[str, .
     if "max_tokens" in given and body.max_tokens > max_tokens:
         raise InvalidRequest(422, "max_tokens", f"may be at most {max_tokens}")
     defaults: dict[str, object] = {"model": default_model, "max_tokens": max_tokens}
-    return body.model_copy(update={name: value for name, value in defaults.items() if name not in given})
+    filled = body.model_copy(update={name: value for name, value in defaults.items() if name not in given})
+    filled._sent = json.dumps(body.model_dump(exclude_unset=True), sort_keys=True)  # noqa: SLF001 (its own module)
+    return filled
 
 
 def _invalid(error: ValidationError) -> InvalidRequest:

@@ -298,14 +298,9 @@ def _unusable(name: str, allowed: str, got: str | None) -> ConfigurationError:
 
 def _refuse_later(given: Mapping[str, str]) -> None:
     """What belongs to a later version stops the start rather than be taken for granted."""
-    policy = given.get("RESERVATION_POLICY", "worst_case").strip()
-    if policy != "worst_case":
-        raise _unusable("RESERVATION_POLICY", "worst_case (slices belongs to a later version)", shown(policy))
     delay = given.get("REDIS_DELAY_MS", "0").strip()
     if not re.fullmatch(r"0+", delay):
         raise _unusable("REDIS_DELAY_MS", "0 (a delay belongs to a later version)", shown(delay))
-    if "DRAIN_SECONDS" in given:
-        raise _unusable("DRAIN_SECONDS", "unset (it belongs to a later version)", shown(given["DRAIN_SECONDS"]))
     if "API_KEYS" in given:
         raise _unusable("API_KEYS", "unset (it belongs to a later version)", None)
 

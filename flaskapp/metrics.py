@@ -1,5 +1,7 @@
 """What the guard tells, as numbers for Prometheus; amounts in nano-dollars."""
 
+from collections.abc import Callable
+
 from flask import Blueprint, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -7,6 +9,8 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from backends.contract import Event, Refusal
 from backends.guard import EMERGENCY
 
+_Count = Callable[[dict[str, object], str], None]
+"""Counts an event with these fields, told of this backend."""
 _CHECK_BUCKETS = (0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2)
 
 
@@ -31,6 +35,10 @@ class Metrics:
         self.reserved = self._counter("reserved_nanousd", "Nano-dollars reserved", "backend")
         self.booked = self._counter("booked_nanousd", "Nano-dollars booked at settlement", "backend", "outcome")
         self.overrun = self._counter("overrun_nanousd", "Nano-dollars used above what was reserved", "backend")
+        self.expired = self._counter(
+            "expired_nanousd", "Nano-dollars of reservations that nobody ended, booked in full"
+        )
+        self.extensions = self._counter("extensions", "Extensions of running answers", "backend", "outcome")
         self.emergency = self._counter("emergency_nanousd", "Nano-dollars admitted while failing open")
         self.failures = self._counter("store_failures", "Checks that the store failed", "is_bug")
         self.events = self._counter("events", "Everything else that was told", "name")
@@ -39,21 +47,21 @@ class Metrics:
         """Count one event."""
         fields = event.fields
         backend = str(fields.get("backend", ""))
-        if event.name == "reserved":
-            self._decided(fields, backend, "admitted")
-            self.reserved.labels(backend).inc(_amount(fields, "cost_nanousd"))
-            if backend == EMERGENCY:
-                self.emergency.inc(_amount(fields, "cost_nanousd"))
-        elif event.name == "refused":
-            refusal = fields["refusal"]
-            self._decided(fields, backend, refusal.reason.value if isinstance(refusal, Refusal) else "refused")
-        elif event.name == "settled":
-            self.booked.labels(backend, str(fields["outcome"])).inc(_amount(fields, "booked_nanousd"))
-            self.overrun.labels(backend).inc(_amount(fields, "overrun_nanousd"))
-        elif event.name == "check_failed":
-            self.failures.labels(str(fields["is_bug"]).lower()).inc()
-        else:
+        known: dict[str, _Count] = {
+            "reserved": self._reserved,
+            "refused": self._refused,
+            "duplicate": lambda fields, backend: self._decided(fields, backend, "duplicate"),
+            "settled": self._settled,
+            "expired": lambda fields, _: self.expired.inc(_amount(fields, "expired_nanousd")),
+            "extended": lambda _, backend: self.extensions.labels(backend, "granted").inc(),
+            "extension_refused": lambda _, backend: self.extensions.labels(backend, "refused").inc(),
+            "check_failed": lambda fields, _: self.failures.labels(str(fields["is_bug"]).lower()).inc(),
+        }
+        count = known.get(event.name)
+        if count is None:
             self.events.labels(event.name).inc()
+        else:
+            count(fields, backend)
 
     def exposition(self) -> bytes:
         """All numbers of all workers, in Prometheus' text format."""
@@ -62,6 +70,20 @@ class Metrics:
         everybody = CollectorRegistry()
         MultiProcessCollector(everybody, path=self._directory)  # type: ignore[no-untyped-call] # the library leaves it so
         return generate_latest(everybody)
+
+    def _reserved(self, fields: dict[str, object], backend: str) -> None:
+        self._decided(fields, backend, "admitted")
+        self.reserved.labels(backend).inc(_amount(fields, "cost_nanousd"))
+        if backend == EMERGENCY:
+            self.emergency.inc(_amount(fields, "cost_nanousd"))
+
+    def _refused(self, fields: dict[str, object], backend: str) -> None:
+        refusal = fields["refusal"]
+        self._decided(fields, backend, refusal.reason.value if isinstance(refusal, Refusal) else "refused")
+
+    def _settled(self, fields: dict[str, object], backend: str) -> None:
+        self.booked.labels(backend, str(fields["outcome"])).inc(_amount(fields, "booked_nanousd"))
+        self.overrun.labels(backend).inc(_amount(fields, "overrun_nanousd"))
 
     def _decided(self, fields: dict[str, object], backend: str, outcome: str) -> None:
         self.checks.labels(backend, outcome).inc()

@@ -6,7 +6,7 @@ from flask import Flask, Response, current_app, g, json
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from werkzeug.http import HTTP_STATUS_CODES
 
-from backends.contract import Reason, Refusal
+from backends.contract import Duplicate, DuplicateState, Reason, Refusal
 from backends.money import usd_text
 
 COST_THROTTLED = "cost_throttled"
@@ -15,6 +15,7 @@ INVALID_CHALLENGE = "invalid_challenge"
 INVALID_REQUEST = "invalid_request"
 UPSTREAM_ERROR = "upstream_error"
 THROTTLE_UNAVAILABLE = "throttle_unavailable"
+DUPLICATE_REQUEST = "duplicate_request"
 
 _TITLES = {
     COST_THROTTLED: "Cost limit reached",
@@ -24,6 +25,7 @@ _TITLES = {
     INVALID_REQUEST: "Request not usable",
     UPSTREAM_ERROR: "The model did not answer",
     THROTTLE_UNAVAILABLE: "Budgets cannot be asked",
+    DUPLICATE_REQUEST: "Request sent before",
 }
 _MESSAGES = {
     Reason.DAILY_LIMIT: "Daily usage limit reached.",
@@ -80,6 +82,35 @@ def cost_refused(refusal: Refusal) -> Response:
         scope=refusal.scope.value,
         extra={name: True for name, is_set in flags.items() if is_set},
     )
+
+
+OTHER_BODY = "other_body"
+_DUPLICATE_MESSAGES = {
+    DuplicateState.IN_FLIGHT.value: "A request with this Idempotency-Key is under way: wait for its answer.",
+    DuplicateState.SETTLED.value: "A request with this Idempotency-Key was answered; it is not answered again.",
+    DuplicateState.EXPIRED.value: "A request with this Idempotency-Key broke off; its whole reservation is booked.",
+    OTHER_BODY: "This Idempotency-Key came with another body before: take a new key for a new request.",
+}
+
+
+def duplicate_reason(duplicate: Duplicate) -> str:
+    """Which of the ways in which a request can have been sent before."""
+    return duplicate.state.value if duplicate.same_body else OTHER_BODY
+
+
+def duplicate_message(duplicate: Duplicate) -> str:
+    """The same in a sentence."""
+    return _DUPLICATE_MESSAGES[duplicate_reason(duplicate)]
+
+
+def duplicate_refused(duplicate: Duplicate) -> Response:
+    """409 for a request that was sent before; `first_request_id` and `cost_usd` are the first one's."""
+    extra = {
+        "first_request_id": duplicate.reservation_id,
+        "first_state": duplicate.state.value,
+        "cost_usd": usd_text(duplicate.cost_nanousd),
+    }
+    return problem(409, DUPLICATE_REQUEST, duplicate_reason(duplicate), duplicate_message(duplicate), extra=extra)
 
 
 def _cost_message(refusal: Refusal) -> str:

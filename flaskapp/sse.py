@@ -3,42 +3,51 @@
 import json
 
 from backends.money import usd_text
-from flaskapp.llm import Usage
+from flaskapp.llm import Piece, Usage
 
 HEARTBEAT = b": still here\n\n"
 """A comment, so that a client that has left is noticed while the model is silent."""
 
 
-def chunk(text: str) -> bytes:
-    """A piece of the answer."""
-    return _event({"status": "streaming", "chunk": text})
+class ChatVoice:
+    """How the chat endpoint tells an answer. See `stream.Voice`."""
 
+    def __init__(self, request_id: str) -> None:
+        self._request_id = request_id
 
-def complete(request_id: str, usage: Usage, cost_nanousd: int, finish_reason: str) -> bytes:
-    """The last event of an answer that ended by itself."""
-    return _event(
-        {
-            "status": "complete",
-            "request_id": request_id,
-            "usage": _usage(usage),
-            "cost_usd": usd_text(cost_nanousd),
-            "finish_reason": finish_reason,
-        }
-    )
+    def piece(self, piece: Piece) -> bytes:
+        """The text, where the piece has one."""
+        return _event({"status": "streaming", "chunk": piece.text}) if piece.text else b""
 
+    def heartbeat(self) -> bytes:
+        """A comment."""
+        return HEARTBEAT
 
-def broken(request_id: str, error: str, message: str, usage: Usage, cost_nanousd: int) -> bytes:
-    """The last event of an answer that broke after it had begun."""
-    return _event(
-        {
-            "status": "error",
-            "request_id": request_id,
-            "error": error,
-            "message": message,
-            "usage": _usage(usage),
-            "cost_usd": usd_text(cost_nanousd),
-        }
-    )
+    def complete(self, usage: Usage, cost_nanousd: int, finish_reason: str, *, was_cut: bool) -> bytes:
+        """The last event of an answer that ended by itself, or that its budget ended."""
+        del was_cut
+        return _event(
+            {
+                "status": "complete",
+                "request_id": self._request_id,
+                "usage": _usage(usage),
+                "cost_usd": usd_text(cost_nanousd),
+                "finish_reason": finish_reason,
+            }
+        )
+
+    def broken(self, error: str, message: str, usage: Usage, cost_nanousd: int) -> bytes:
+        """The last event of an answer that broke after it had begun."""
+        return _event(
+            {
+                "status": "error",
+                "request_id": self._request_id,
+                "error": error,
+                "message": message,
+                "usage": _usage(usage),
+                "cost_usd": usd_text(cost_nanousd),
+            }
+        )
 
 
 def _usage(usage: Usage) -> dict[str, int]:

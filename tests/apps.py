@@ -32,14 +32,20 @@ class Room:
     def tollgate(self) -> Tollgate:
         return self.app.extensions["tollgate"]
 
-    def chat(self, fingerprint: Any = "hash456", body: object = None, **fields: object) -> TestResponse:
+    def chat(self, fingerprint: Any = "hash456", body: object = None, **fields: Any) -> TestResponse:
         """Ask, and read the answer to its end."""
         return self.open_chat(fingerprint, body, buffered=True, **fields)
 
     def open_chat(
-        self, fingerprint: Any = "hash456", body: object = None, *, buffered: bool = False, **fields: object
+        self,
+        fingerprint: Any = "hash456",
+        body: object = None,
+        *,
+        buffered: bool = False,
+        headers: Mapping[str, str] | None = None,
+        **fields: object,
     ) -> TestResponse:
-        headers = {} if fingerprint is None else {"X-Fingerprint": fingerprint}
+        headers = {**({} if fingerprint is None else {"X-Fingerprint": fingerprint}), **(headers or {})}
         content = {**LITECOIN, **fields} if body is None else body
         return self.client.post(
             CHAT, json=content, headers=headers, buffered=buffered, environ_base={"REMOTE_ADDR": NETWORK}

@@ -1,7 +1,7 @@
 --[[
 reserve: may this request spend at most `cost`? Every scope is charged, or none is.
 
-KEYS  1  llm:reservation:<rid>               string  "<state> <nanousd> <made_at_us> <terms>"
+KEYS  1  llm:reservation:<rid>               string  "<state> <nanousd> <made_at_us> <terms> <window_s> <open_s> <who> <network>"
       2  llm:throttle:<id>                   string  "<cause> <until_us> <ends_at_us> busy|spent"
       3  llm:cost:recent:<id>                zset    bucket start (unix s) -> nanousd
       4  llm:cost:daily:<id>:<date>          string  nanousd
@@ -12,6 +12,7 @@ KEYS  1  llm:reservation:<rid>               string  "<state> <nanousd> <made_at
       9  llm:open:identifier:<id>            zset    bucket start (unix s) -> nanousd of open reservations
      10  llm:open:network:<net>              zset    as 9
      11  llm:open:global                     zset    as 9
+     12  llm:idempotency:<digest>            string  "<state> <body> <rid> <nanousd> <until_us>"; left out where none was sent
 
 ARGV  1  now_us           '' in production: Redis' own TIME; a number in tests
       2  deadline_us      Redis' time after which the caller has given up
@@ -25,9 +26,12 @@ ARGV  1  now_us           '' in production: Redis' own TIME; a number in tests
      14  throttle_s       life of a marker         15  mark_when_busy    '1' or '0'
      16  open_s           longest life of an open reservation
      17  open_bucket_s    length of a bucket of it 18  keep_s            life of a record past its end
+     19  who              digest of the identifier 20  network           digest of the network
+     21  body             digest of what was asked 22  rid               23  idempotency_keep_s   (these three with KEYS 12)
 
 Reply {status, ttl_or_duration, now_us, ...}
-  0  admitted:            open_s, now_us, made_at_us, window nanousd, day nanousd (both with this one)
+  0  admitted:            open_s, now_us, made_at_us, window nanousd, day nanousd (both with this one),
+                          unix s at which the oldest amount leaves the window, nanousd held, expired nanousd
   1  marker still lives:  seconds left of it, now_us, seconds until it can end, busy, status that set it
   2  daily limit, 3 window limit: marker seconds (0: none set), now_us, seconds until it can end, busy, status
   4  network's window, 5 network's day, 6 everybody's hour, 7 everybody's day: the same, no marker ever
@@ -35,6 +39,7 @@ Reply {status, ttl_or_duration, now_us, ...}
   9  this id stands for something else: 0, now_us
  10  too late, the caller has given up: 0, now_us
  11  the dated keys are of another hour than Redis': 0, now_us
+ 12  the idempotency key is taken: 0, now_us, 1 in flight | 2 settled | 3 expired, nanousd booked, same body (0, 1), rid
 
 Worked example: window limit 20000000, three open reservations of 4050000 in it, cost 4050000:
 12150000 + 4050000 <= 20000000, so {0, 120, now, now, 16200000, ...}; the fifth gets {3, 30, now, 30, 1, 3}.
@@ -67,19 +72,22 @@ local function over_after(length_s, life_s)
   return format('%010.0f', floor(now_us / SECOND - length_s - life_s))
 end
 
--- {total of the living buckets, those that are over, all as read}.
+-- {total of the living buckets, the oldest of them, those that are over and their total, all as read}.
 local function ring_at(key, over_text)
   local flat = call('ZRANGE', key, 0, -1, 'WITHSCORES')
-  local total, over = 0, nil
+  local total, oldest, over, over_total = 0, 'none', nil, 0
   for i = 1, #flat, 2 do
-    if flat[i] > over_text then
+    local start = flat[i]
+    if start > over_text then
       total = total + flat[i + 1]
+      if start < oldest then oldest = start end
     else
       over = over or {}
-      over[#over + 1] = flat[i]
+      over[#over + 1] = start
+      over_total = over_total + flat[i + 1]
     end
   end
-  return { total = total, over = over, flat = flat, over_text = over_text }
+  return { total = total, oldest = oldest, over = over, over_total = over_total, flat = flat, over_text = over_text }
 end
 
 -- Read and decide: the caller, the period, the id, the marker.
@@ -88,24 +96,40 @@ if now_us > tonumber(ARGV[2]) then return { 10, 0, now_us } end
 if hour ~= tonumber(ARGV[3]) then return { 11, 0, now_us } end
 
 -- GET, not MGET: MGET would take a key of another kind for a missing one, and the INCRBY below would find out too late.
-local function amount_at(key)
-  local text = call('GET', key)
+-- An error names the place and not the key: that holds an identifier, which must not reach a log whole.
+local function amount_at(place)
+  local text = call('GET', KEYS[place])
   if not text then return 0 end
-  if not find(text, '^%d+$') or #text > 16 then error(key .. ' holds no amount') end
+  if not find(text, '^%d+$') or #text > 16 then error('KEYS ' .. place .. ' holds no amount') end
   return tonumber(text)
 end
 
 local record, marker = call('GET', KEYS[1]), call('GET', KEYS[2])
-local daily, network_daily = amount_at(KEYS[4]), amount_at(KEYS[6])
-local hourly_of_all, daily_of_all = amount_at(KEYS[7]), amount_at(KEYS[8])
+local daily, network_daily = amount_at(4), amount_at(6)
+local hourly_of_all, daily_of_all = amount_at(7), amount_at(8)
 local over_text = over_after(bucket_s, window_s)
 local recent = ring_at(KEYS[3], over_text)
 
+local function frees_at_s(oldest)
+  return (tonumber(oldest) or now_s - now_s % bucket_s) + bucket_s + window_s
+end
+
 if record then
-  local state, nanousd, made_at_us, known_terms = string.match(record, '^(%a+) (%d+) (%d+) (%x+)$')
+  local state, nanousd, made_at_us, known_terms = string.match(record, '^(%a+) (%d+) (%d+) (%x+) ')
   if known_terms ~= terms then return { 9, 0, now_us } end
   if state ~= 'open' then return { 8, 0, now_us, tonumber(nanousd) } end
-  return { 0, open_s, now_us, tonumber(made_at_us), recent.total, daily }
+  local frees_s = frees_at_s(recent.oldest)
+  return { 0, open_s, now_us, tonumber(made_at_us), recent.total, daily, frees_s, tonumber(nanousd), 0 }
+end
+
+if KEYS[12] then
+  local known = call('GET', KEYS[12])
+  if known then
+    -- What was set by hand, and says nothing, stands for a request that nobody knows.
+    local state, body, rid, nanousd, until_us = string.match(known, '^(%a+) (%x+) (%S+) (%d+) (%d+)$')
+    local code = state == 'settled' and 2 or (state and tonumber(until_us) <= now_us) and 3 or 1
+    return { 12, 0, now_us, code, tonumber(nanousd or 0), body == ARGV[21] and 1 or 0, rid or '' }
+  end
 end
 
 if marker then
@@ -126,10 +150,13 @@ end
 local network_recent = ring_at(KEYS[5], over_text)
 
 -- Settlements sweep the rings of open money; where none come (workers that are killed), reservations do.
-local open_over = {}
+-- What is over in everybody's ring is told, once: reservations that nobody ended.
+local open_over, expired = {}, 0
 for i = 9, 11 do
   if call('ZCARD', KEYS[i]) > LIVING_OPEN_BUCKETS then
-    open_over[i] = ring_at(KEYS[i], over_after(open_bucket_s, open_s)).over
+    local ring = ring_at(KEYS[i], over_after(open_bucket_s, open_s))
+    open_over[i] = ring.over
+    if i == 11 then expired = ring.over_total end
   end
 end
 
@@ -204,16 +231,23 @@ end
 
 -- Write: the record first, since a server that takes no writes refuses here, before anything has changed.
 
-call('SET', KEYS[1], format('open %s %.0f %s', ARGV[4], now_us, terms), 'EX', open_s + tonumber(ARGV[18]))
+call('SET', KEYS[1], format('open %s %.0f %s %s %s %s %s', ARGV[4], now_us, terms, ARGV[6], ARGV[16], ARGV[19], ARGV[20]),
+  'EX', open_s + tonumber(ARGV[18]))
+if KEYS[12] then
+  local until_us = now_us + open_s * SECOND
+  call('SET', KEYS[12], format('open %s %s %s %.0f', ARGV[21], ARGV[22], ARGV[4], until_us), 'EX', ARGV[23])
+end
 
--- A key gets its life with its first amount; a ring, again with each new bucket, since it must outlive its youngest.
+-- A key gets its life with its first amount; a ring, again with each new bucket, since it must outlive its youngest,
+-- and where the length of the window has grown since.
 local function charge_total(key, held_before, ends_at_s)
   call('INCRBY', key, ARGV[4])
   if held_before == 0 then call('EXPIRE', key, ends_at_s - now_s) end
 end
 
 local function charge_ring(key, start, life_s)
-  if tonumber(call('ZINCRBY', key, ARGV[4], start)) == cost then call('EXPIRE', key, life_s) end
+  local is_new = tonumber(call('ZINCRBY', key, ARGV[4], start)) == cost
+  if is_new or call('TTL', key) < start + life_s - now_s then call('EXPIRE', key, life_s) end
 end
 
 local bucket = format('%.0f', now_s - now_s % bucket_s)
@@ -229,4 +263,4 @@ if recent.over then call('ZREM', KEYS[3], unpack(recent.over)) end
 if network_recent.over then call('ZREM', KEYS[5], unpack(network_recent.over)) end
 for i, over in pairs(open_over) do call('ZREM', KEYS[i], unpack(over)) end
 
-return { 0, open_s, now_us, now_us, recent.total + cost, daily + cost }
+return { 0, open_s, now_us, now_us, recent.total + cost, daily + cost, frees_at_s(recent.oldest), cost, expired }

@@ -25,6 +25,12 @@ _GROUPS = {
     "One network": ("network_cost_limit_usd", "network_daily_cost_limit_usd"),
     "Everybody together": ("hourly_spend_limit_usd", "daily_spend_limit_usd"),
     "The model": ("llm_max_tokens", "llm_max_input_tokens"),
+    "Reservations": (
+        "reservation_policy",
+        "reservation_slice_tokens",
+        "reservation_cushion_tokens",
+        "drain_seconds",
+    ),
     "When Redis fails": ("throttle_on_error", "fail_open_budget_usd"),
 }
 _THE_REST = "Others"

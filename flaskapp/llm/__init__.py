@@ -1,18 +1,17 @@
-"""What the chat room knows of a model: turns go in, text comes out piece by piece, and at the end there is a usage.
+"""What the rooms know of a model: a request goes in, pieces of an answer come out, and at the end there is a usage.
 
 `open` comes back only when the model's server has said yes, so that a refusal becomes a status and not a broken stream.
 After the answer has ended, for whatever reason, `usage` says what was used; None means that nobody can know it, and
 that the whole reservation is what it cost.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 from backends.pricing import Price
 
 Role = Literal["system", "user", "assistant"]
-FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +20,27 @@ class Turn:
 
     role: Role
     content: str
+
+    def message(self) -> dict[str, Any]:
+        """As OpenAI's API writes it."""
+        return {"role": self.role, "content": self.content}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRequest:
+    """What a model is asked, in the words of OpenAI's chat completions."""
+
+    model: str
+    messages: Sequence[Mapping[str, Any]]
+    max_tokens: int
+    """Of each choice."""
+    input_tokens: int
+    """The caller's bound of the input."""
+    deadline_seconds: float
+    """From now on: bounds everything that follows."""
+    choices: int = 1
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Other parameters of the request's body, passed on as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +67,20 @@ class Usage:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What came of an answer in one step."""
+
+    text: str
+    """To show; empty where the step has none (reasoning, tool calls, another choice, the usage)."""
+    deltas: int
+    """Steps of generation that it surely stands for, at least one token each; 0 where nothing was generated."""
+    tokens: int
+    """Tokens that it stands for, counted with the model's tokenizer where that is known; never below `deltas`."""
+    chunk: Mapping[str, Any] | None = None
+    """The server's own event, for whoever hands it on; None of the built-in model."""
+
+
 class Answer(Protocol):
     """An answer under way. Iterate it once; only `close` may be called from another thread meanwhile."""
 
@@ -55,11 +89,11 @@ class Answer(Protocol):
         """What was used, known once the answer has ended or was closed; None: cannot be known."""
 
     @property
-    def finish_reason(self) -> FinishReason:
+    def finish_reason(self) -> str:
         """Why it ended: `length` if `max_tokens` cut it."""
 
-    def __iter__(self) -> Iterator[str]:
-        """Pieces of text, none of them empty, as they arrive.
+    def __iter__(self) -> Iterator[Piece]:
+        """The pieces, as they arrive.
 
         Raises:
             UpstreamBroken: the answer broke off.
@@ -69,15 +103,29 @@ class Answer(Protocol):
         """End it and drop the connection; may be said twice. A reader that waits is woken and sees the end."""
 
 
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A whole answer, that nobody streamed."""
+
+    body: dict[str, Any]
+    """The server's own, in OpenAI's words."""
+    usage: Usage | None
+    """None: cannot be known."""
+
+
 class Model(Protocol):
     """Somebody who answers."""
 
-    def open(
-        self, turns: Sequence[Turn], *, model: str, max_tokens: int, input_tokens: int, deadline_seconds: float
-    ) -> Answer:
-        """Ask; return when the answer has begun.
+    def open(self, request: ModelRequest) -> Answer:
+        """Ask for a stream; return when the answer has begun.
 
-        `input_tokens` is the caller's bound for `turns`; `deadline_seconds`, from now, bounds everything that follows.
+        Raises:
+            UpstreamNotTaken: the request provably was not taken and costs nothing.
+            UpstreamBroken: it was sent and went wrong; what it costs cannot be known.
+        """
+
+    def complete(self, request: ModelRequest) -> Completed:
+        """Ask for a whole answer.
 
         Raises:
             UpstreamNotTaken: the request provably was not taken and costs nothing.
@@ -91,9 +139,11 @@ class Model(Protocol):
 class UpstreamError(Exception):
     """The model's server failed. The text is safe for clients; `detail` is for the log: short, clean, no secret."""
 
-    def __init__(self, message: str, *, detail: str = "") -> None:
+    def __init__(self, message: str, *, detail: str = "", status: int | None = None) -> None:
         super().__init__(message)
         self.detail = detail
+        self.status = status
+        """What the server answered with, where it did."""
 
 
 class UpstreamNotTaken(UpstreamError):

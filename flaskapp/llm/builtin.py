@@ -6,10 +6,11 @@ exact at any moment. A token of it is a word or a sign. What it says of Litecoin
 
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from backends.clock import Clock
-from flaskapp.llm import FinishReason, Turn, Usage
+from flaskapp.llm import Completed, ModelRequest, Piece, Usage
 
 _TOKEN = re.compile(r"\s*(?:\w+|[^\w\s])")
 _TOPIC_CHARACTERS = 60
@@ -65,19 +66,20 @@ class BuiltinModel:
         self._clock = clock
         self._wait = wait
 
-    def open(
-        self, turns: Sequence[Turn], *, model: str, max_tokens: int, input_tokens: int, deadline_seconds: float
-    ) -> "BuiltinAnswer":
+    def open(self, request: ModelRequest) -> "BuiltinAnswer":
         """Never fails. Whoever reads the answer keeps the deadline: see `pump`."""
-        del model, deadline_seconds
         return BuiltinAnswer(
-            _TOKEN.findall(reply(turns)),
-            max_tokens,
-            input_tokens,
+            _TOKEN.findall(reply(request.messages)),
+            request.max_tokens,
+            request.input_tokens,
             seconds_per_token=self._seconds_per_token,
             clock=self._clock,
             wait=self._wait,
         )
+
+    def complete(self, request: ModelRequest) -> Completed:
+        """The same answer in one piece, as OpenAI's API writes it."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Nothing to give back."""
@@ -112,11 +114,11 @@ class BuiltinAnswer:
         return Usage(self._input_tokens, self._output_tokens)
 
     @property
-    def finish_reason(self) -> FinishReason:
+    def finish_reason(self) -> str:
         """`length` if there was more to say than `max_tokens`."""
         return "length" if self._cut else "stop"
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[Piece]:
         """One token at a time, each due at its own moment since the start, so that the pace never drifts."""
         start_seconds = self._clock.monotonic_seconds()
         for number, token in enumerate(self._tokens, start=1):
@@ -127,7 +129,7 @@ class BuiltinAnswer:
                 if self._closing.is_set():
                     return
                 self._output_tokens += 1
-            yield token
+            yield Piece(token, deltas=1, tokens=1)
 
     def close(self) -> None:
         """No token is handed out, or counted, after this."""
@@ -135,14 +137,22 @@ class BuiltinAnswer:
             self._closing.set()
 
 
-def reply(turns: Sequence[Turn]) -> str:
-    """What the model says: the same to the same turns, and always more than 40 tokens."""
-    questions = [turn.content for turn in turns if turn.role == "user"]
+def reply(messages: Sequence[Mapping[str, Any]]) -> str:
+    """What the model says: the same to the same messages, and always more than 40 tokens."""
+    questions = [_text_of(message.get("content")) for message in messages if message.get("role") == "user"]
     query = questions[-1] if questions else ""
     if not any(re.search(r"litecoin|\bltc\b", question, re.IGNORECASE) for question in questions):
         return _GENERIC.format(topic=_topic(query))
     lowered = query.lower()
     return next((text for words, text in _ON_LITECOIN if any(word in lowered for word in words)), _OVERVIEW)
+
+
+def _text_of(content: object) -> str:
+    """The text of a message, which may come in parts."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else []
+    return " ".join(str(part.get("text", "")) for part in parts if isinstance(part, dict))
 
 
 def _topic(query: str) -> str:

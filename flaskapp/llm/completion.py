@@ -1,9 +1,10 @@
 """What an OpenAI-compatible server streams, event by event: text to show, and what can be known of its usage."""
 
 import json
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from flaskapp.llm import FinishReason, Usage
+from flaskapp.llm import Piece, Usage
 from flaskapp.llm.event_stream import ServerEvent
 
 _MOST_TOKENS = 10**9
@@ -25,12 +26,13 @@ class Completion:
     less than was generated. Of several the highest counts, number by number.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, count_tokens: Callable[[str], int] = len) -> None:
+        self._count_tokens = count_tokens
         self.done = False
         """The server said ``[DONE]``: nothing follows."""
         self.ended = False
         """The answer has a proper end: a finish reason, or ``[DONE]``."""
-        self.finish_reason: FinishReason = "stop"
+        self.finish_reason = "stop"
         self._generated = False
         self._usage: Usage | None = None
         self._usage_is_last = False
@@ -43,8 +45,8 @@ class Completion:
             return None
         return usage
 
-    def take(self, event: ServerEvent) -> str:
-        """Take one event; return its text, often none.
+    def take(self, event: ServerEvent) -> Piece | None:
+        """Take one event; None where it says only that the stream is over.
 
         Raises:
             ErrorEvent: the server reports an error.
@@ -52,19 +54,27 @@ class Completion:
         """
         if event.data == "[DONE]":
             self.done = self.ended = True
-            return ""
+            return None
         chunk = _loads(event.data)
         if event.name == "error" or chunk.get("error"):
             raise ErrorEvent(event.data)
-        text = "".join([self._take_choice(choice) for choice in _objects(chunk.get("choices"))])
+        text, deltas, tokens = "", 0, 0
+        for choice in _objects(chunk.get("choices")):
+            its_text, generated = self._take_choice(choice)
+            text += its_text
+            if generated:
+                deltas += 1
+                tokens += max(1, self._count_tokens("".join(_strings(_object(choice.get("delta"))))))
         if chunk.get("usage") is not None:
             self._take_usage(chunk["usage"])
-        return text
+        return Piece(text, deltas, tokens, chunk)
 
-    def _take_choice(self, choice: dict[str, Any]) -> str:
+    def _take_choice(self, choice: dict[str, Any]) -> tuple[str, bool]:
+        """The text to show, and whether anything was generated."""
         delta = _object(choice.get("delta"))
         # Whatever has content was generated and is billed: text, reasoning, tool calls, and kinds yet to come.
-        if any(value for key, value in delta.items() if key != "role"):
+        generated = any(value for key, value in delta.items() if key != "role")
+        if generated:
             self._generated = True
             self._usage_is_last = False
         if choice.get("finish_reason") is not None:
@@ -73,7 +83,7 @@ class Completion:
         text = delta.get("content") or delta.get("refusal") or ""
         if not isinstance(text, str):
             raise NotACompletion("a text that is none")
-        return text if choice.get("index", 0) == 0 else ""
+        return (text if choice.get("index", 0) == 0 else ""), generated
 
     def _take_usage(self, raw: object) -> None:
         usage = _usage_of(raw)
@@ -112,6 +122,22 @@ def _count(value: object) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST_TOKENS:
         return None
     return value
+
+
+_NOT_GENERATED = {"role", "id", "type", "index"}
+
+
+def _strings(value: object) -> Iterator[str]:
+    """All text in a delta, wherever it stands: tool calls have theirs two levels down."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if key not in _NOT_GENERATED:
+                yield from _strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)
 
 
 def _loads(data: str) -> dict[str, Any]:

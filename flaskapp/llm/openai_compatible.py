@@ -9,18 +9,19 @@ import contextlib
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
-from typing import cast
+from typing import Any, cast
 from urllib.parse import quote, unquote, urlsplit
 
 import httpcore2
 
 from backends.clock import Clock
 from backends.errors import ConfigurationError
-from flaskapp.llm import FinishReason, Turn, UpstreamBroken, UpstreamNotTaken, Usage
+from flaskapp.llm import Completed, ModelRequest, Piece, UpstreamBroken, UpstreamNotTaken, Usage
 from flaskapp.llm.completion import Completion, ErrorEvent
 from flaskapp.llm.event_stream import EventStream
+from flaskapp.llm.tokens import counter_for
 from flaskapp.llm.transport import TimedBackend, TimedStream
 
 _CONNECT_SECONDS = 5.0
@@ -71,18 +72,19 @@ class OpenAICompatibleModel:
             network_backend=TimedBackend(clock),
         )
 
-    def open(
-        self, turns: Sequence[Turn], *, model: str, max_tokens: int, input_tokens: int, deadline_seconds: float
-    ) -> "StreamedAnswer":
+    def open(self, request: ModelRequest) -> "StreamedAnswer":
         """Send the request and wait for the head of the response. See `Model.open`."""
-        del input_tokens
-        response = self._send(_body(turns, model, max_tokens), deadline_seconds)
+        response = self._send(_body(request), request.deadline_seconds)
         try:
             self._check(response)
         except BaseException:
             response.close()
             raise
-        return StreamedAnswer(response, self._clock, self._clean)
+        return StreamedAnswer(response, self._clock, self._clean, counter_for(request.model))
+
+    def complete(self, request: ModelRequest) -> Completed:
+        """Send the request and wait for the whole answer. See `Model.complete`."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Close every connection."""
@@ -118,6 +120,7 @@ class OpenAICompatibleModel:
             raise UpstreamNotTaken(
                 f"The model's server refused the request with status {response.status}.",
                 detail=self._clean(self._read_error_body(response)),
+                status=response.status,
             )
         kinds = [value for name, value in response.headers if name.lower() == b"content-type"]
         kind = kinds[0].partition(b";")[0].strip().lower() if kinds else b"text/event-stream"
@@ -150,12 +153,18 @@ class OpenAICompatibleModel:
 class StreamedAnswer:
     """An answer on its way in. It ends with its text; its usage is known only if all of it was read."""
 
-    def __init__(self, response: httpcore2.Response, clock: Clock, clean: Callable[[str], str]) -> None:
+    def __init__(
+        self,
+        response: httpcore2.Response,
+        clock: Clock,
+        clean: Callable[[str], str],
+        count_tokens: Callable[[str], int],
+    ) -> None:
         self._response = response
         self._connection = cast("TimedStream", response.extensions["network_stream"])
         self._clock = clock
         self._clean = clean
-        self._completion = Completion()
+        self._completion = Completion(count_tokens)
         self._whole = False
         self._lock = threading.Lock()
         self._reading = False
@@ -167,19 +176,19 @@ class StreamedAnswer:
         return self._completion.usage if self._whole else None
 
     @property
-    def finish_reason(self) -> FinishReason:
+    def finish_reason(self) -> str:
         """Why the server stopped."""
         return self._completion.finish_reason
 
-    def __iter__(self) -> Iterator[str]:
-        """The texts, as they arrive.
+    def __iter__(self) -> Iterator[Piece]:
+        """The pieces, as they arrive.
 
         Raises:
             UpstreamBroken: the stream broke off, stalled until the deadline, or is none.
         """
-        texts = self._texts()
-        while (text := self._next(texts)) is not None:
-            yield text
+        pieces = self._pieces()
+        while (piece := self._next(pieces)) is not None:
+            yield piece
 
     def close(self) -> None:
         """Break the connection off, unless the answer has ended. A reader that waits for it gives it back itself."""
@@ -193,40 +202,40 @@ class StreamedAnswer:
         if not reading:
             self._response.close()
 
-    def _next(self, texts: Iterator[str]) -> str | None:
+    def _next(self, pieces: Iterator[Piece]) -> Piece | None:
         with self._lock:
             if self._closed:
                 return None
             self._reading = True
-        text = None
+        piece = None
         try:
-            text = next(texts, None)
+            piece = next(pieces, None)
         except (ErrorEvent, ValueError, *_TRANSPORT_ERRORS) as error:
             if not self._closed:
                 raise self._broken(error) from error
         finally:
             with self._lock:
                 self._reading = False
-                if text is None:
+                if piece is None:
                     self._closed = True
                 closed = self._closed
             if closed:
                 self._response.close()
-        return None if closed else text
+        return None if closed else piece
 
-    def _texts(self) -> Iterator[str]:
+    def _pieces(self) -> Iterator[Piece]:
         events = EventStream()
         body = self._response.iter_stream()
         for received in body:
             for event in events.feed(received):
-                if text := self._completion.take(event):
-                    yield text
+                if piece := self._completion.take(event):
+                    yield piece
             if self._completion.done:
                 self._read_tail(body)
                 break
         for event in events.end():
-            if not self._completion.done and (text := self._completion.take(event)):
-                yield text
+            if not self._completion.done and (piece := self._completion.take(event)):
+                yield piece
         if not self._completion.ended:
             raise httpcore2.RemoteProtocolError("the stream ended before the answer did")
         self._whole = True
@@ -249,16 +258,17 @@ class StreamedAnswer:
         return UpstreamBroken("The model's server broke off.", detail=detail)
 
 
-def _body(turns: Sequence[Turn], model: str, max_tokens: int) -> bytes:
-    newer = _COMPLETION_TOKENS_ONLY.match(model.lower().rpartition("/")[2])
-    request = {
-        "model": model,
-        "messages": [{"role": turn.role, "content": turn.content} for turn in turns],
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        "max_completion_tokens" if newer else "max_tokens": max_tokens,
+def _body(request: ModelRequest, *, stream: bool = True) -> bytes:
+    newer = _COMPLETION_TOKENS_ONLY.match(request.model.lower().rpartition("/")[2])
+    how: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+    body = {
+        **request.options,
+        "model": request.model,
+        "messages": [dict(message) for message in request.messages],
+        **how,
+        "max_completion_tokens" if newer else "max_tokens": request.max_tokens,
     }
-    return json.dumps(request, separators=(",", ":")).encode()
+    return json.dumps(body, separators=(",", ":")).encode()
 
 
 def _parse_base_url(base_url: str) -> tuple[httpcore2.URL, str, str]:

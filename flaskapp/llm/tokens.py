@@ -29,6 +29,14 @@ _O200K = re.compile(r"(ft:)?(gpt-4o|chatgpt-4o|gpt-4\.1|gpt-4\.5|gpt-5|o[134])(?
 _CL100K = re.compile(r"(ft:)?(gpt-4|gpt-3\.5|gpt-35)(-|$)")
 
 
+_HIDDEN = re.compile(r"(ft:)?(o[1-9]|gpt-[5-9]|gpt-[1-9][0-9])(?![0-9a-z])")
+
+
+def hides_tokens(model: str) -> bool:
+    """Whether the model thinks before it speaks, and bills for what nobody is shown meanwhile."""
+    return bool(_HIDDEN.match(model.lower().rpartition("/")[2]))
+
+
 class InputTooLong(ValueError):
     """The question alone, with what the service adds to it, is longer than the input may be."""
 
@@ -92,6 +100,21 @@ def bound_for(model: str) -> TokenBound:
     if _CL100K.match(name):
         return TokenBound(_counter(vocabularies.cl100k_base()), message_tokens=8, request_tokens=16)
     return TokenBound(_bytes_within, message_tokens=16, request_tokens=64)
+
+
+@cache
+def counter_for(model: str) -> Callable[[str], int]:
+    """How many tokens a piece of an answer stands for: exact where the tokenizer is known, else a quarter of its bytes.
+
+    An estimate for extending a reservation as its answer runs, and no bound: a model may spell a word in more tokens
+    than its tokenizer would.
+    """
+    name = model.lower().rpartition("/")[2]
+    for known, tokenizer in ((_O200K, vocabularies.o200k_base), (_CL100K, vocabularies.cl100k_base)):
+        if known.match(name):
+            count: Callable[[str], int] = tokenizer().count
+            return count
+    return lambda text: -(-len(text.encode()) // 4)
 
 
 def _counter(tokenizer: _Tokenizer) -> Callable[[str, int], int | None]:

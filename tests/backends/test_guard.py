@@ -93,7 +93,7 @@ def test_a_second_end_is_told_as_a_repeat_with_what_the_first_booked(guard, told
 
 def test_a_settlement_on_other_terms_is_told_and_raises_nothing(guard, told):
     made = guard.reserve(ask("r0", COST))
-    guard.settle(replace(made, cost_nanousd=COST + 1), 7)
+    guard.settle(replace(made, terms="0" * 16), 7)
     assert told.named("settle_refused")
     assert not told.named("settled")
 

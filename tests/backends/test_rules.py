@@ -3,16 +3,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends import rules
+from backends.conformance import ask
 from backends.errors import StoreBroken
 from tests.lua.by_hand import RESERVE
 
 
 def test_terms_tell_requests_apart():
-    one = rules.terms_of("id", "net", 5)
-    assert one == rules.terms_of("id", "net", 5)
+    def terms(identifier, network, cost):
+        return rules.terms_of(ask("r0", cost, identifier=identifier, network=network))
+
+    one = terms("id", "net", 5)
+    assert one == terms("id", "net", 5)
     assert len(one) == 16
     others = [("id", "net", 6), ("id2", "net", 5), ("id", "net2", 5), ("id\nnet", "", 5), ("i", "dnet", 5)]
-    assert len({one, *(rules.terms_of(*other) for other in others)}) == 6
+    assert len({one, *(terms(*other) for other in others)}) == 6
 
 
 @pytest.mark.parametrize("text", [b"", b"abc", b"-5", b"1.5", b"1e9", b" 5", b"9" * 17])
@@ -28,9 +32,10 @@ def test_a_missing_total_is_nothing():
 
 @given(st.sampled_from(["open", "settled"]), st.integers(0, 2**53), st.integers(0, 2**53))
 def test_a_record_is_read_as_it_was_written(state, nanousd, made_at_us):
-    record = rules.Record(state, nanousd, made_at_us, "0123456789abcdef")
+    digest = "0123456789abcdef"
+    record = rules.Record(state, nanousd, made_at_us, digest, 31 * 86_400, 3_600, digest, digest)
     assert rules.parse_record(record.text().encode()) == record
-    assert len(record.text()) < 64
+    assert len(record.text()) < 120
 
 
 @given(st.binary(max_size=60))

@@ -197,7 +197,7 @@ def test_what_is_shown_of_a_value_is_one_short_harmless_line():
 
 def test_each_setting_is_described_and_has_a_usable_default():
     table = settings_table(120)
-    assert len(table) == 16
+    assert len(table) == 20
     for name, row in table.items():
         assert row.kind.description.endswith(".")
         assert row.kind.read(row.default) == row.default
@@ -240,7 +240,7 @@ def test_redis_beats_environment_beats_default(link, put, told):
 def test_unusable_fields_are_ignored_and_told_once(store, put, told):
     put(
         '{"daily_cost_limit_usd": "0.01", "hourly_spend_limit_usd": 0, "enable_cost_throttling": "no",'
-        ' "high_cost_window_seconds": 119, "reservation_policy": "slices", "llm_max_tokens": null}'
+        ' "high_cost_window_seconds": 119, "reservation_policy": "guess", "llm_max_tokens": null}'
     )
     now = store.refresh()
     assert store.refresh() == now
@@ -249,7 +249,7 @@ def test_unusable_fields_are_ignored_and_told_once(store, put, told):
         ("hourly_spend_limit_usd", "0"),
         ("enable_cost_throttling", '"no"'),
         ("high_cost_window_seconds", "119"),
-        ("reservation_policy", '"slices"'),
+        ("reservation_policy", '"guess"'),
     ]
     assert "STREAM_DEADLINE_SECONDS" in told.named("setting_ignored")[2]["allowed"]
 

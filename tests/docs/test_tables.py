@@ -8,7 +8,15 @@ import yaml
 
 import backends
 import flaskapp
-from backends.keys import OPEN_BUCKETS, RING_BUCKETS, SETTINGS_KEY, book_keys, bucket_seconds_of
+from backends.keys import (
+    OPEN_BUCKETS,
+    RING_BUCKETS,
+    SETTINGS_KEY,
+    book_keys,
+    bucket_seconds_of,
+    idempotency_key,
+    reset_key,
+)
 from backends.settings import LiveSettings
 from docs.settings_page import PAGE, renewed
 from flaskapp.config import variables
@@ -71,9 +79,10 @@ def test_the_page_of_metrics_names_the_labels():
 
 def test_every_event_is_told_with_the_words_of_the_log():
     told = {unquoted(row[0]): row[1] for row in rows(DOCS / "METRICS.md", "`name`")}
-    own_metric = {"reserved", "refused", "check_failed", "settled"}
+    own_metric = {"reserved", "refused", "duplicate", "check_failed", "settled", "expired", "extended"}
+    own_metric |= {"extension_refused"}
     assert own_metric.isdisjoint(told)
-    assert set(told) | own_metric == _events()
+    assert set(told) | own_metric == _events() | {"extended"}
     assert {name: words for name, words in told.items() if name in _WORDS} == {
         name: words for name, words in _WORDS.items() if name not in own_metric
     }
@@ -97,6 +106,7 @@ def pattern_of(key: str) -> "re.Pattern[str]":
         "<net>": r".+",
         "<rid>": r"[^:]+",
         "<challenge>": r"[0-9a-f]{64}",
+        "<digest>": r"[0-9a-f]{32}",
         "<date>": r"\d{4}-\d\d-\d\d",
     }
     wild |= {"<hour>": r"\d\d", "…": ".+"}
@@ -108,6 +118,7 @@ def test_the_key_map_is_that_of_the_code():
     made = book_keys("<rid>", "<id>", "<net>", AT_SECONDS)
     keys = {key.replace("2026-03-14T09", "<date>T<hour>").replace("2026-03-14", "<date>") for key in made}
     keys |= {SETTINGS_KEY, "llm:challenge:<challenge>", "llm:rate:…"}
+    keys |= {idempotency_key("<digest>"), reset_key("<id>")}
     assert {row[0] for row in key_rows()} == keys
 
 
@@ -128,13 +139,14 @@ def test_the_key_map_tells_how_fine_the_rings_are():
 
 @pytest.fixture
 def used(make_app):
-    """A Redis after a visit of each kind: admitted, refused, with a challenge, with a setting."""
-    room = make_app(ENABLE_COST_THROTTLING="true", ENABLE_CHALLENGE_RESPONSE="false", DEMO_TOKENS_PER_SECOND="0")
-    assert room.chat("hash456").status_code == 200
+    """A Redis after a visit of each kind: admitted, refused, with a challenge, a setting, a key; and a reset."""
+    room = make_app(ENABLE_COST_THROTTLING="true", ENABLE_CHALLENGE_RESPONSE="false", DEMO_TOKENS_PER_SECOND="20")
+    assert room.chat("hash456", max_tokens=1).status_code == 200
     assert room.patch(daily_cost_limit_usd="0.001").status_code == 200
     assert room.chat("poor").status_code == 429
     assert room.client.get("/api/v1/auth/challenge", headers={"X-Fingerprint": "hash456"}).status_code == 200
-    under_way = room.open_chat("hash457", max_tokens=1)
+    under_way = room.open_chat("hash457", max_tokens=50, headers={"Idempotency-Key": "one"})
+    room.redis.set("llm:reset:hash457", "1", ex=60)
     yield room.redis
     under_way.close()
 

@@ -3,7 +3,7 @@
 import pytest
 from werkzeug.test import EnvironBuilder
 
-from flaskapp.llm import Turn, UpstreamBroken, UpstreamNotTaken, Usage
+from flaskapp.llm import Piece, UpstreamBroken, UpstreamNotTaken, Usage
 from flaskapp.llm.builtin import BuiltinModel
 from tests.servers import CHAT, LITECOIN, events, nanousd, parse_events
 
@@ -22,7 +22,7 @@ class ScriptedAnswer:
         self.pieces, self.usage, self.failure, self.closed = pieces, usage, failure, 0
 
     def __iter__(self):
-        yield from self.pieces
+        yield from (Piece(text, deltas=1, tokens=1) for text in self.pieces)
         if self.failure is not None:
             raise self.failure
 
@@ -35,8 +35,8 @@ def script(monkeypatch):
     """`script(answer or failure)`: what the model does in place of its own answer."""
 
     def set_script(what):
-        def open_it(self, turns, **options):
-            asked.append((turns, options))
+        def open_it(self, request):
+            asked.append(request)
             if isinstance(what, Exception):
                 raise what
             return what
@@ -73,11 +73,11 @@ def test_the_headers_of_an_admitted_answer(room):
 def test_max_tokens_is_what_the_model_is_told_and_what_is_reserved(room, script):
     asked = script(ScriptedAnswer(["a"], Usage(10, 1)))
     answer = room.chat(max_tokens=7, chat_history=[{"role": "assistant", "content": "Hello"}])
-    ((turns, options),) = asked
-    assert [turn.role for turn in turns] == ["system", "assistant", "user"]
-    assert turns[1:] == (Turn("assistant", "Hello"), Turn("user", "What is Litecoin?"))
-    assert (options["max_tokens"], options["model"], options["deadline_seconds"]) == (7, "gpt-4o", 120)
-    assert nanousd(answer.headers["X-Cost-Reserved-USD"]) == options["input_tokens"] * 2_500 + 7 * 10_000
+    (request,) = asked
+    assert [message["role"] for message in request.messages] == ["system", "assistant", "user"]
+    assert [message["content"] for message in request.messages[1:]] == ["Hello", "What is Litecoin?"]
+    assert (request.max_tokens, request.model, request.deadline_seconds) == (7, "gpt-4o", 120)
+    assert nanousd(answer.headers["X-Cost-Reserved-USD"]) == request.input_tokens * 2_500 + 7 * 10_000
 
 
 def test_an_answer_that_is_cut_says_length(room):

@@ -5,6 +5,7 @@ import pytest
 
 from flaskapp.llm import Turn, Usage
 from flaskapp.llm.builtin import _ON_LITECOIN, _OVERVIEW, _TOKEN, BuiltinModel, reply
+from tests.models import Texts, model_request
 
 
 class HandClock:
@@ -29,7 +30,7 @@ def open_answer(query="What is Litecoin?", *, rate=0, clock=None, max_tokens=400
     clock = clock or HandClock()
     model = BuiltinModel(rate, clock=clock, wait=clock.wait)
     turns = [Turn("system", "Be brief."), *history, Turn("user", query)]
-    return model.open(turns, model="gpt-4o", max_tokens=max_tokens, input_tokens=77, deadline_seconds=120)
+    return Texts(model.open(model_request(turns, max_tokens=max_tokens, input_tokens=77)))
 
 
 QUERIES = [
@@ -44,7 +45,7 @@ def test_the_same_words_again_and_at_least_forty_tokens(query):
     texts = [list(open_answer(query)) for _ in range(2)]
     assert texts[0] == texts[1]
     assert 40 <= len(texts[0]) < 400
-    assert "".join(texts[0]) == reply([Turn("user", query)])
+    assert "".join(texts[0]) == reply([{"role": "user", "content": query}])
     assert all(texts[0])
 
 
@@ -125,6 +126,6 @@ def test_a_close_during_a_wait_is_felt_at_once():
     answer = open_answer(rate=1, clock=clock)
     clock.wait = None
     texts = iter(answer)
-    answer._wait = lambda closing, _seconds: answer.close() or closing.wait(5)
+    answer.answer._wait = lambda closing, _seconds: answer.close() or closing.wait(5)
     assert list(texts) == []
     assert answer.usage == Usage(77, 0)

@@ -12,6 +12,7 @@ from backends.clock import SystemClock
 from backends.errors import ConfigurationError
 from flaskapp.llm import Turn, UpstreamBroken, UpstreamNotTaken, Usage
 from flaskapp.llm.openai_compatible import OpenAICompatibleModel
+from tests.models import Texts, model_request
 from tests.upstream import WORDS, Script, Upstream
 
 TURNS = (Turn("system", "Be brief."), Turn("user", "What is Litecoin?"))
@@ -32,7 +33,7 @@ def model(upstream):
 
 
 def open_answer(model, *, name="gpt-4o", max_tokens=400, deadline_seconds=10.0):
-    return model.open(TURNS, model=name, max_tokens=max_tokens, input_tokens=50, deadline_seconds=deadline_seconds)
+    return Texts(model.open(model_request(TURNS, model=name, max_tokens=max_tokens, deadline_seconds=deadline_seconds)))
 
 
 def billed(bill):
@@ -414,15 +415,16 @@ from backends.clock import SystemClock
 from flaskapp.llm import Turn
 from flaskapp.llm.openai_compatible import OpenAICompatibleModel
 from flaskapp.llm.pump import Pump
+from tests.models import Texts, model_request
 clock = SystemClock()
 model = OpenAICompatibleModel(sys.argv[1], clock=clock)
 def one(number):
-    answer = model.open([Turn("user", "hi")], model="gpt-4o", max_tokens=400, input_tokens=9, deadline_seconds=20)
+    answer = Texts(model.open(model_request([Turn("user", "hi")])))
     pump = Pump(answer, clock=clock, deadline_at_seconds=clock.monotonic_seconds() + 20)
     times = [time.monotonic() for piece in pump]
     return len(times), times[-1] - times[0], answer.usage.output_tokens
 def leave(number):
-    answer = model.open([Turn("user", "hi")], model="gpt-4o", max_tokens=400, input_tokens=9, deadline_seconds=20)
+    answer = Texts(model.open(model_request([Turn("user", "hi")])))
     pump = Pump(answer, clock=clock, deadline_at_seconds=clock.monotonic_seconds() + 20)
     next(iter(pump))
     pump.close()

@@ -7,6 +7,7 @@ from flaskapp.llm import UpstreamBroken, Usage
 from flaskapp.llm.builtin import BuiltinModel
 from flaskapp.llm.openai_compatible import OpenAICompatibleModel
 from flaskapp.llm.pump import DeadlinePassed, Pump, Silence
+from tests.models import Texts, model_request
 from tests.upstream import WORDS, Upstream
 
 HEARTBEAT = Silence.HEARTBEAT
@@ -180,7 +181,7 @@ def test_a_pump_that_nobody_reads_can_be_closed(pump_of):
 def test_the_builtin_model_counts_what_it_generated_and_not_what_was_read(pump_of):
     clock = SystemClock()
     model = BuiltinModel(0, clock=clock)
-    answer = model.open((), model="m", max_tokens=400, input_tokens=9, deadline_seconds=60)
+    answer = Texts(model.open(model_request(model="m")))
     pump = pump_of(answer, capacity=10)
     pieces = iter(pump)
     assert [next(pieces) for _ in range(3)]
@@ -191,9 +192,7 @@ def test_the_builtin_model_counts_what_it_generated_and_not_what_was_read(pump_o
 
 
 def test_a_whole_builtin_answer(pump_of):
-    answer = BuiltinModel(0, clock=SystemClock()).open(
-        (), model="m", max_tokens=400, input_tokens=9, deadline_seconds=60
-    )
+    answer = BuiltinModel(0, clock=SystemClock()).open(model_request())
     pieces = list(pump_of(answer))
     assert answer.usage == Usage(9, len(pieces))
 
@@ -202,7 +201,7 @@ def test_hanging_up_on_a_real_upstream(pump_of):
     with Upstream() as upstream:
         upstream.behave(wait_for=threading.Event())
         model = OpenAICompatibleModel(upstream.base_url, clock=SystemClock())
-        answer = model.open((), model="m", max_tokens=400, input_tokens=9, deadline_seconds=60)
+        answer = Texts(model.open(model_request(model="m")))
         pump = pump_of(answer, heartbeat_seconds=0.01)
         pieces = iter(pump)
         assert [next(pieces), next(pieces)] == [WORDS[0], HEARTBEAT]

@@ -3,9 +3,11 @@
 import hashlib
 
 from backends.keys import bucket_seconds_of
+from backends.rules import digest_of
 from backends.scripts import Script
 
-RESERVE, SETTLE, CONSUME = Script("reserve.lua"), Script("settle.lua"), Script("consume.lua")
+RESERVE, EXTEND, SETTLE = Script("reserve.lua"), Script("extend.lua"), Script("settle.lua")
+CONSUME = Script("consume.lua")
 US = 1_000_000
 NOW_S = 1_773_483_600  # 2026-03-14 10:20:00 UTC
 BUCKET_S = bucket_seconds_of(600)
@@ -30,6 +32,7 @@ RESERVE_KEYS = {
 }
 RINGS = ("recent", "network_recent", "open_identifier", "open_network", "open_of_all")
 TOTALS = ("daily", "network_daily", "hourly_of_all", "daily_of_all")
+WHO_DIGEST, NETWORK_DIGEST = digest_of(WHO), digest_of(NETWORK)
 TERMS = hashlib.blake2b(b"anything", digest_size=8).hexdigest()
 
 
@@ -53,6 +56,30 @@ def reserve_args(**changes):
         "open_s": 120,
         "open_bucket_s": 10,
         "keep_s": 3600,
+        "who": WHO_DIGEST,
+        "network_digest": NETWORK_DIGEST,
+    }
+    return list({**args, **changes}.values())
+
+
+def extend_args(to=2 * COST, **changes):
+    args = {
+        "now_us": NOW_US + US,
+        "deadline_us": NOW_US + 2 * US,
+        "terms": TERMS,
+        "to": to,
+        "at_least": to,
+        "made_at_us": NOW_US,
+        "window_s": 600,
+        "bucket_s": BUCKET_S,
+        "open_s": 120,
+        "open_bucket_s": 10,
+        "window": ROOM,
+        "day": ROOM,
+        "network_window": ROOM,
+        "network_day": ROOM,
+        "hour_of_all": ROOM,
+        "day_of_all": ROOM,
     }
     return list({**args, **changes}.values())
 
@@ -61,7 +88,7 @@ def settle_args(actual=7, **changes):
     args = {
         "now_us": NOW_US + US,
         "terms": TERMS,
-        "reserved": COST,
+        "ending": "settled",
         "actual": actual,
         "made_at_us": NOW_US,
         "window_s": 600,
@@ -69,6 +96,8 @@ def settle_args(actual=7, **changes):
         "open_s": 120,
         "open_bucket_s": 10,
         "keep_s": 3600,
+        "who": WHO_DIGEST,
+        "network_digest": NETWORK_DIGEST,
     }
     return list({**args, **changes}.values())
 
@@ -79,11 +108,15 @@ def keys_of_reserve(rid=ID, **changes):
 
 def keys_of_settle(rid=ID):
     record, _, *books = keys_of_reserve(rid)
-    return [record, *books]
+    return [record, *books, f"llm:reset:{WHO}"]
 
 
 def reserve(client, rid=ID, **changes):
     return RESERVE.run(client, keys_of_reserve(rid), reserve_args(**changes))
+
+
+def extend(client, rid=ID, to=2 * COST, **changes):
+    return EXTEND.run(client, keys_of_settle(rid), extend_args(to, **changes))
 
 
 def settle(client, rid=ID, actual=7, **changes):

@@ -4,11 +4,13 @@ from tests.lua.by_hand import (
     BUCKET_S,
     CONSUME,
     COST,
+    NETWORK_DIGEST,
     NOW_S,
     NOW_US,
     RESERVE_KEYS,
     TERMS,
     US,
+    WHO_DIGEST,
     dump,
     reserve,
     settle,
@@ -16,6 +18,8 @@ from tests.lua.by_hand import (
 
 TO_NEXT_HOUR_S, TO_MIDNIGHT_S = 40 * 60, 13 * 3600 + 40 * 60
 WINDOW_ENDS_S = 600 + BUCKET_S
+REST = f"600 120 {WHO_DIGEST} {NETWORK_DIGEST}"
+FREES_AT_S = NOW_S - NOW_S % BUCKET_S + BUCKET_S + 600
 
 
 def spend(client, rid="spent"):
@@ -25,13 +29,14 @@ def spend(client, rid="spent"):
 
 def test_admitted(client):
     spend(client)
-    assert reserve(client) == [0, 120, NOW_US, NOW_US, 2 * COST, 2 * COST]
+    assert reserve(client) == [0, 120, NOW_US, NOW_US, 2 * COST, 2 * COST, FREES_AT_S, COST, 0]
 
 
 def test_the_same_id_again_is_told_when_it_was_made(client):
     reserve(client)
     later_us = NOW_US + 3 * US
-    assert reserve(client, now_us=later_us, deadline_us=later_us) == [0, 120, later_us, NOW_US, COST, COST]
+    answer = reserve(client, now_us=later_us, deadline_us=later_us)
+    assert answer == [0, 120, later_us, NOW_US, COST, COST, FREES_AT_S, COST, 0]
 
 
 @pytest.mark.parametrize(
@@ -109,15 +114,15 @@ def test_by_the_servers_own_time(client):
 def test_settled_repeated_late_expired_conflict(client):
     later_us = NOW_US + US
     reserve(client)
-    assert settle(client, terms="0123456789abcdef") == [9, 0, later_us]
-    assert settle(client, actual=7) == [0, 7, later_us]
-    assert settle(client, actual=8) == [1, 7, later_us]
+    assert settle(client, terms="0123456789abcdef") == [9, 0, later_us, 0]
+    assert settle(client, actual=7) == [0, 7, later_us, 0]
+    assert settle(client, actual=8) == [1, 7, later_us, 0]
     client.flushdb()
-    assert settle(client, actual=7) == [2, 7, later_us]
-    assert settle(client, actual=7) == [1, 7, later_us]
+    assert settle(client, actual=7) == [2, 7, later_us, 0]
+    assert settle(client, actual=7) == [1, 7, later_us, 0]
     over_us = NOW_US + 3600 * US
     assert settle(client, "lost", now_us=over_us - 1)[0] == 2
-    assert settle(client, "over", now_us=over_us) == [3, COST, over_us]
+    assert settle(client, "over", now_us=over_us) == [3, 0, over_us, 0]
 
 
 def test_a_challenge_is_good_once_and_for_its_owner_only(client):
@@ -130,9 +135,9 @@ def test_a_challenge_is_good_once_and_for_its_owner_only(client):
 
 def test_the_record_is_written_as_the_head_of_the_script_says(client):
     reserve(client)
-    assert client.get(RESERVE_KEYS["record"]).decode() == f"open {COST} {NOW_US} {TERMS}"
+    assert client.get(RESERVE_KEYS["record"]).decode() == f"open {COST} {NOW_US} {TERMS} {REST}"
     settle(client, actual=7)
-    assert client.get(RESERVE_KEYS["record"]).decode() == f"settled 7 {NOW_US} {TERMS}"
+    assert client.get(RESERVE_KEYS["record"]).decode() == f"settled 7 {NOW_US} {TERMS} {REST}"
     reserve(client, "r2", window=0)
     assert (
         client.get(RESERVE_KEYS["marker"]).decode()

@@ -1,0 +1,147 @@
+"""What one answer costs: reserved before it begins, extended as it runs where the policy says so, and ended once."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from backends.contract import Limits, Reservation
+from backends.guard import Guard
+from backends.pricing import Price
+from backends.settings import LiveSettings
+from flaskapp.llm import Piece, Usage
+from flaskapp.llm.tokens import hides_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Slices:
+    """How a reservation grows with its answer, in output tokens."""
+
+    slice_tokens: int
+    """What is asked for at a time."""
+    cushion_tokens: int
+    """Held beyond what was read, for what the upstream may be ahead of its reader."""
+
+    def first(self, most: Usage) -> Usage:
+        """What is reserved before an answer begins."""
+        return Usage(most.input_tokens, min(most.output_tokens, self.slice_tokens + self.cushion_tokens))
+
+
+def slices_of(settings: LiveSettings, model: str) -> Slices | None:
+    """How reservations grow, as the settings say; None: all of it is reserved before.
+
+    A model that thinks unseen may be far ahead of what is read: there no cushion is large enough.
+    """
+    if settings.reservation_policy != "slices" or hides_tokens(model):
+        return None
+    return Slices(settings.reservation_slice_tokens, settings.reservation_cushion_tokens)
+
+
+class Bill:
+    """One answer's money: covers what is generated, and ends once, at the price at which it was reserved.
+
+    Args:
+        reservation: None while cost throttling is off; then it only adds up.
+        most: the input's bound, and the most output tokens that the upstream was told, of all choices together.
+        slices: how the reservation grows; None if all of it was reserved before.
+        limits: asked at each extension.
+    """
+
+    def __init__(
+        self,
+        guard: Guard,
+        reservation: Reservation | None,
+        price: Price,
+        most: Usage,
+        *,
+        slices: Slices | None = None,
+        limits: Callable[[], Limits],
+    ) -> None:
+        self.most = most
+        self._guard = guard
+        self._reservation = reservation
+        self._price = price
+        self._slices = slices if reservation is not None else None
+        self._limits = limits
+        self._covered_tokens = most.output_tokens if slices is None else slices.first(most).output_tokens
+        self._deltas = 0
+        self._tokens = 0
+        self._lock = threading.Lock()
+        self._cost_nanousd: int | None = None
+
+    @property
+    def reservation(self) -> Reservation | None:
+        """As it stands now."""
+        return self._reservation
+
+    def take(self, piece: Piece) -> bool:
+        """Count what was generated; False if the answer has to end here, since nothing covers more.
+
+        That is so where the upstream gives more than it was asked for, and where an extension is refused.
+        """
+        self._deltas += piece.deltas
+        self._tokens += piece.tokens
+        if self._deltas > self.most.output_tokens:
+            return False
+        return self._slices is None or self._cover(self._slices)
+
+    def settle(self, usage: Usage | None) -> int:
+        """Book what was used (None: nobody can know, so all of it); the amount, the first one if said again."""
+        with self._lock:
+            if self._cost_nanousd is not None:
+                return self._cost_nanousd
+            self._cost_nanousd = cost_nanousd = self._cost_of(usage)
+            reservation = self._reservation
+        if reservation is not None:
+            self._guard.settle(reservation, cost_nanousd)
+        return cost_nanousd
+
+    def release(self) -> int:
+        """The upstream provably did no work: book nothing. The amount, the first one if said again."""
+        with self._lock:
+            if self._cost_nanousd is not None:
+                return self._cost_nanousd
+            self._cost_nanousd = 0
+            reservation = self._reservation
+        if reservation is not None:
+            self._guard.release(reservation)
+        return 0
+
+    def _cover(self, slices: Slices) -> bool:
+        most = self.most.output_tokens
+        needed = min(self._tokens + slices.cushion_tokens, most)
+        if needed <= self._covered_tokens:
+            return True
+        with self._lock:
+            # Once it is settled nothing more is asked for.
+            reservation = self._reservation if self._cost_nanousd is None else None
+            if reservation is None:
+                return False
+            wanted = min(needed + slices.slice_tokens, most)
+            extended = self._guard.extend(
+                reservation, self._highest(wanted), self._limits(), at_least_nanousd=self._highest(needed)
+            )
+            if extended is None:
+                return False
+            self._reservation = extended
+            self._covered_tokens = self._tokens_within(extended.cost_nanousd, needed, wanted)
+        return True
+
+    def _tokens_within(self, held_nanousd: int, at_least: int, at_most: int) -> int:
+        """The most output tokens that `held_nanousd` covers; a search, since a price need not be a straight line."""
+        while at_least < at_most:
+            middle = (at_least + at_most + 1) // 2
+            if self._highest(middle) <= held_nanousd:
+                at_least = middle
+            else:
+                at_most = middle - 1
+        return at_least
+
+    def _cost_of(self, usage: Usage | None) -> int:
+        if usage is not None:
+            return usage.cost_nanousd(self._price)
+        # The whole reservation; more only where more was seen than it covers.
+        held = self._highest(self.most.output_tokens) if self._reservation is None else self._reservation.cost_nanousd
+        return max(held, self._highest(self._deltas))
+
+    def _highest(self, output_tokens: int) -> int:
+        return self._price.highest_cost_nanousd(self.most.input_tokens, output_tokens)
