@@ -13,6 +13,8 @@ from backends.settings import Effective, Setting, SettingsStore
 
 # Nobody watches the width of a pipe; what is cut there is lost.
 _PIPE_WIDTH = 200
+# A service that run-dev.sh started is in development mode, and this command, with nothing set, in production.
+_ELSEWHERE = "by this shell's environment; a running service has its own, and tells it in its log and on its dashboard"
 
 
 def make_settings_cli(get_store: Callable[[], SettingsStore], mode: str) -> click.Group:
@@ -28,7 +30,7 @@ def make_settings_cli(get_store: Callable[[], SettingsStore], mode: str) -> clic
         store = _open(get_store)
         now = store.refresh()
         _print_table(store.table, now)
-        click.echo(f"mode: {mode}")
+        click.echo(f"mode: {mode} ({_ELSEWHERE})")
         if not store.is_reachable:
             _fail("Redis does not answer: these are the environment's values and the defaults")
 
@@ -73,7 +75,9 @@ def _change(store: SettingsStore, setting: Setting, value: object) -> None:
         now = store.change({setting.name: value})
     except TollgateError as error:
         _fail(str(error))
-    click.echo(f"{setting.name} is {_value(setting, now)} now ({now.sources[setting.name]})")
+    source = now.sources[setting.name]
+    words = source if source == "redis" else f"{source}, by this shell's environment"
+    click.echo(f"{setting.name} is {_value(setting, now)} now ({words})")
 
 
 def _print_table(rows: Mapping[str, Setting], now: Effective) -> None:
