@@ -19,11 +19,14 @@ import redis
 
 from backends import embedded
 from backends.embedded import EmbeddedServer
+from flaskapp.config import load_config
 from tests.docs.pages import PAGES, ROOT, blocks
 from tests.servers import ADMIN_TOKEN, BEARER, SETTINGS, Service, wait_until
 
 ALL = [block for page in PAGES for block in blocks(page)]
 RUN = [page for page in PAGES if any(block.language in {"bash", "python"} and block.is_run for block in blocks(page))]
+SECOND_SERVER = re.compile(r"[A-Za-z_= ]*THROTTLE_BACKEND=\w+ PORT=\d+ \./scripts/run-dev\.sh")
+SECOND_SERVERS = [command for page in PAGES for command in SECOND_SERVER.findall(page.read_text(encoding="utf-8"))]
 SWITCHED_ON = {"ENABLE_COST_THROTTLING": "true", "ENABLE_CHALLENGE_RESPONSE": "false", "DEMO_TOKENS_PER_SECOND": "100"}
 SECONDS = 20
 
@@ -161,6 +164,18 @@ def _run_python(shell, block) -> None:
             timeout=SECONDS,
         )
         assert done.returncode == 0, f"{block}: {done.stderr}"
+
+
+@pytest.mark.parametrize("command", SECOND_SERVERS)
+def test_a_second_server_of_the_pages_throttles(command):
+    environment = dict(word.split("=") for word in command.split() if "=" in word)
+    live = load_config({"ENVIRONMENT": "development", **environment}).live_baseline.values
+    assert live.enable_cost_throttling
+    assert not live.enable_challenge_response
+
+
+def test_there_are_second_servers_in_the_pages():
+    assert SECOND_SERVERS
 
 
 def test_what_is_not_run_says_why():
