@@ -228,11 +228,23 @@ class EmbeddedServer:
 def running_url(data_dir: Path) -> str | None:
     """The URL that `EmbeddedServer.record` left there, if that very server answers now."""
     try:
-        url, run_id = (data_dir / RECORD).read_text(encoding="utf-8").split()
-        port = int(url.rpartition(":")[2].partition("/")[0])
+        url, port, run_id = _recorded(data_dir)
         return url if _run_id(port) == run_id else None
     except (OSError, ValueError, StoreUnavailable):
         return None
+
+
+def recorded_port(data_dir: Path) -> int | None:
+    """The port that `EmbeddedServer.record` left there, whether or not anybody answers on it."""
+    try:
+        return _recorded(data_dir)[1]
+    except (OSError, ValueError):
+        return None
+
+
+def _recorded(data_dir: Path) -> tuple[str, int, str]:
+    url, run_id = (data_dir / RECORD).read_text(encoding="utf-8").split()
+    return url, int(url.rpartition(":")[2].partition("/")[0]), run_id
 
 
 def answers(port: int, timeout_seconds: float = 0.5) -> bool:

@@ -22,6 +22,7 @@ from supervision import (
 
 from backends import embedded
 
+USUAL_PORT = 6379
 REDIS_START_SECONDS = 20.0
 KEEPER_STOP_SECONDS = 12.0
 
@@ -30,11 +31,12 @@ KEEPER_STOP_SECONDS = 12.0
 def embedded_redis(stop: Stop) -> Iterator[Store]:
     """The server of this clone: started where it does not run, joined where it does; the last user ends it."""
     try:
+        port = wanted_port()
         with shared_use(stop, DATA / "redis.users"):
             with starting_alone(stop, DATA / "redis.starting"):
                 joined = embedded.running_url(DATA) is not None
                 if not joined:
-                    start_keeper(stop)
+                    start_keeper(stop, port)
             url = embedded.running_url(DATA)
             if url is None:
                 raise StartFailed("The embedded Redis ended again; its log is .data/redis/server.log")
@@ -44,12 +46,20 @@ def embedded_redis(stop: Stop) -> Iterator[Store]:
         wait_for_keeper()
 
 
-def start_keeper(stop: Stop) -> None:
+def wanted_port() -> int:
+    """The usual one, or, while other services of this clone run, the one on which they expect their Redis."""
+    with (DATA / "redis.users").open("a") as users:
+        if locks(users, fcntl.LOCK_EX):
+            return USUAL_PORT
+    return embedded.recorded_port(DATA) or USUAL_PORT
+
+
+def start_keeper(stop: Stop, port: int) -> None:
     """Start the process that keeps the embedded Redis; it outlives us if somebody else uses it then."""
     said = DATA / "redis.said"
     with said.open("wb") as output:
         keeper = subprocess.Popen(
-            [sys.executable, str(ROOT / "scripts" / "keep_redis.py"), str(DATA)],
+            [sys.executable, str(ROOT / "scripts" / "keep_redis.py"), str(DATA), str(port)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

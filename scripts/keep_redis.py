@@ -1,4 +1,5 @@
-"""Keeps the embedded Redis of this clone for as long as anybody uses it. Started by dev.py, detached.
+"""Keeps the embedded Redis of this clone for as long as anybody uses it. Started by dev.py, detached,
+with the folder and the port that it takes if that is free.
 
 Users hold a shared lock on `.data/redis.users`; this process holds `.data/redis.keeper` while it lives. When the last
 user is gone, however it went, the server is stopped and this process ends.
@@ -14,15 +15,14 @@ from typing import TextIO
 from backends import embedded
 from backends.errors import StoreUnavailable, TollgateError
 
-USUAL_PORT = 6379
 POLL_SECONDS = 0.1
 
 
-def main(data_dir: Path) -> int:
+def main(data_dir: Path, port: int) -> int:
     signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit(0))
     with (data_dir / "redis.users").open("a") as users, (data_dir / "redis.keeper").open("a") as keeper:
         fcntl.flock(keeper, fcntl.LOCK_EX)
-        server = _start(data_dir)
+        server = _start(data_dir, port)
         try:
             server.record(data_dir)
             while server.is_running and not _is_unused(users):
@@ -32,13 +32,13 @@ def main(data_dir: Path) -> int:
     return 0
 
 
-def _start(data_dir: Path) -> embedded.EmbeddedServer:
-    if embedded.is_free(USUAL_PORT):
-        server = embedded.EmbeddedServer(data_dir / "redis", port=USUAL_PORT, durable=True)
+def _start(data_dir: Path, port: int) -> embedded.EmbeddedServer:
+    if embedded.is_free(port):
+        server = embedded.EmbeddedServer(data_dir / "redis", port=port, durable=True)
         try:
             server.start()
         except StoreUnavailable:
-            if embedded.is_free(USUAL_PORT):
+            if embedded.is_free(port):
                 raise
         else:
             return server
@@ -57,6 +57,6 @@ def _is_unused(users: TextIO) -> bool:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(Path(sys.argv[1])))
+        sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))
     except TollgateError as error:
         sys.exit(str(error))

@@ -6,6 +6,8 @@ import socket
 import socketserver
 import threading
 import time
+import urllib.request
+from contextlib import contextmanager, suppress
 
 import pytest
 import redis
@@ -101,6 +103,39 @@ def test_what_redis_holds_is_there_at_the_next_start(start, clone):
     server.end()
     again = start().until("Ctrl-C stops it")
     assert "Cost throttling is on (set live, in Redis)" in again.said
+
+
+def test_a_redis_that_was_killed_is_brought_back_by_another_start_where_the_others_wait_for_it(start, clone):
+    with holding_the_usual_port():  # so that it stands elsewhere, and a new one would go there again by itself
+        waiting = start(ENABLE_COST_THROTTLING="true").until("Ctrl-C stops it")
+    url = running_url(clone / ".data")
+    with redis.Redis.from_url(url) as client:
+        client.set("settings", '{"daily_cost_limit_usd": 0.01}')
+        client.shutdown(nosave=True)
+    assert running_url(clone / ".data") is None
+    another = start().until("Ctrl-C stops it")
+    assert f"{url} (embedded, kept in .data/redis; started here)" in another.said
+    with redis.Redis.from_url(url) as client:
+        assert client.get("settings") == b'{"daily_cost_limit_usd": 0.01}'
+    deadline = time.monotonic() + 5
+    while '"redis": "up"' not in said_by(waiting, "/readyz"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    another.end()
+    assert running_url(clone / ".data") == url
+
+
+@contextmanager
+def holding_the_usual_port():
+    with socket.socket() as holder:
+        with suppress(OSError):  # somebody else holds it
+            holder.bind(("127.0.0.1", 6379))
+        yield
+
+
+def said_by(server, path):
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}", timeout=5) as answer:
+        return answer.read().decode()
 
 
 def test_a_port_that_is_taken_is_one_line(start):
