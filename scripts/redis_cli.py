@@ -214,6 +214,8 @@ class Session:
             self._converse(words)
         except OSError as error:
             self._connection = None
+            if isinstance(error, ConnectionError) and words[0].lower() == b"shutdown":
+                return True  # that nobody answers any more is the answer
             print(f"Error: {error}", file=sys.stderr)
             return False
         return True

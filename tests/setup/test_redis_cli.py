@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import redis
 
+from backends.embedded import EmbeddedServer
+from tests.servers import wait_until
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 SHIM = ROOT / "scripts" / "redis_cli.py"
 
@@ -90,6 +93,14 @@ def test_a_server_that_is_not_there_is_one_line():
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "Could not connect to Redis at 127.0.0.1:1: Connection refused\n"
+
+
+def test_a_server_that_was_asked_to_end_has_nothing_to_say(tmp_path):
+    with EmbeddedServer(tmp_path, durable=True) as server:
+        words = [sys.executable, str(SHIM), "-u", server.url, "SHUTDOWN"]
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=20)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        wait_until(lambda: not server.is_running, 5, "the server has ended")
 
 
 def test_redis_url_is_asked_where_nothing_else_is_named(books, redis_url, tmp_path):
