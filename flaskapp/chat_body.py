@@ -58,6 +58,8 @@ def read_chat_body(request: Request, *, default_model: str, models: tuple[str, .
         content = loads(request.get_data(cache=False))
     except StrictJsonError as error:
         raise InvalidRequest(400, "body", str(error)) from error
+    if not isinstance(content, dict):
+        raise InvalidRequest(422, "body", "has to be a JSON object")
     try:
         body = ChatBody.model_validate(content)
     except ValidationError as error:

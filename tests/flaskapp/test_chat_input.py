@@ -70,6 +70,11 @@ def test_what_is_no_strict_json_is_a_400(room, name):
     is_refused(room, post(room, body), 400, "body", reason)
 
 
+@pytest.mark.parametrize("body", [b"[]", b"null", b'"query"', b"1", b"true"])
+def test_json_that_is_no_object_is_told_in_words_of_the_caller(room, body):
+    is_refused(room, post(room, body), 422, "body", "has to be a JSON object")
+
+
 NOT_A_QUESTION = {
     "a list": ([], "body"),
     "a word": ("x", "body"),
