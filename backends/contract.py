@@ -91,7 +91,7 @@ class Reservation:
     cost_nanousd: int
     """What is set aside now; more than at first once it was extended."""
     terms: str
-    """16 hex digits of what was asked at first: an id that comes on other terms is another request's."""
+    """12 hex digits of what was asked at first: an id that comes on other terms is another request's."""
     made_at_us: int
     window_seconds: int
     open_seconds: int

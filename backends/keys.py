@@ -36,7 +36,7 @@ RATE_PREFIX = "llm:rate"
 CHALLENGE_PREFIX = "llm:challenge:"
 RECORD_PREFIX = "llm:reservation:"
 
-RING_BUCKETS = 30
+RING_BUCKETS = 20
 OPEN_BUCKETS = 12
 LIVING_OPEN_BUCKETS = OPEN_BUCKETS + 1
 """So many can be alive at once; a ring of open money with more is swept before it is charged."""

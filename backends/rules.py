@@ -36,6 +36,8 @@ from backends.keys import (
 US = 1_000_000
 MOST_DIGITS = 16
 """Of an amount: beyond 2^53 Lua's numbers are not exact."""
+_DIGEST_BYTES = 6
+"""A record has three digests and at most 200 bytes."""
 ADMITTED, THROTTLED, ENDED, CONFLICT, TOO_LATE, OTHER_PERIOD, DUPLICATE = 0, 1, 8, 9, 10, 11, 12
 SETTLED, REPEATED, LATE, EXPIRED = 0, 1, 2, 3
 
@@ -66,14 +68,14 @@ Ring = Mapping[int, int]
 
 @lru_cache(maxsize=4_096)
 def digest_of(text: str) -> str:
-    """16 hex digits that stand for a text where it would be too long, or must not be read."""
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    """12 hex digits that stand for a text where it would be too long, or must not be read."""
+    return hashlib.blake2b(text.encode(), digest_size=_DIGEST_BYTES).hexdigest()
 
 
 def terms_of(ask: Ask) -> str:
     """Tells whether an id, sent again, stands for the same request."""
     text = f"{ask.identifier}\n{ask.network}\n{ask.cost_nanousd}"
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(text.encode(), digest_size=_DIGEST_BYTES).hexdigest()
 
 
 def amount(text: bytes | None) -> int:

@@ -73,21 +73,28 @@ local function over_after(length_s, life_s)
 end
 
 -- {total of the living buckets, the oldest of them, those that are over and their total, all as read}.
+-- Mostly none is over: then one comparison a bucket is enough, which is what a full ring's time goes into.
 local function ring_at(key, over_text)
   local flat = call('ZRANGE', key, 0, -1, 'WITHSCORES')
-  local total, oldest, over, over_total = 0, 'none', nil, 0
+  local total, oldest = 0, 'none'
   for i = 1, #flat, 2 do
-    local start = flat[i]
-    if start > over_text then
-      total = total + flat[i + 1]
-      if start < oldest then oldest = start end
+    total = total + flat[i + 1]
+    if flat[i] < oldest then oldest = flat[i] end
+  end
+  if oldest > over_text then
+    return { total = total, oldest = oldest, over_total = 0, flat = flat, over_text = over_text }
+  end
+  local over, over_total = {}, 0
+  oldest = 'none'
+  for i = 1, #flat, 2 do
+    if flat[i] > over_text then
+      if flat[i] < oldest then oldest = flat[i] end
     else
-      over = over or {}
-      over[#over + 1] = start
+      over[#over + 1] = flat[i]
       over_total = over_total + flat[i + 1]
     end
   end
-  return { total = total, oldest = oldest, over = over, over_total = over_total, flat = flat, over_text = over_text }
+  return { total = total - over_total, oldest = oldest, over = over, over_total = over_total, flat = flat, over_text = over_text }
 end
 
 -- Read and decide: the caller, the period, the id, the marker.
@@ -149,8 +156,8 @@ end
 
 local network_recent = ring_at(KEYS[5], over_text)
 
--- Settlements sweep the rings of open money; where none come (workers that are killed), reservations do.
--- What is over in everybody's ring is told, once: reservations that nobody ended.
+-- Settlements sweep the rings of open money; where none come (workers that are killed), reservations do. What is over in
+-- everybody's is told, once: reservations that nobody ended.
 local open_over, expired = {}, 0
 for i = 9, 11 do
   if call('ZCARD', KEYS[i]) > LIVING_OPEN_BUCKETS then
@@ -239,7 +246,7 @@ if KEYS[12] then
 end
 
 -- A key gets its life with its first amount; a ring, again with each new bucket, since it must outlive its youngest,
--- and where the length of the window has grown since.
+-- and where the window has grown since.
 local function charge_total(key, held_before, ends_at_s)
   call('INCRBY', key, ARGV[4])
   if held_before == 0 then call('EXPIRE', key, ends_at_s - now_s) end

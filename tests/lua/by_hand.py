@@ -33,7 +33,7 @@ RESERVE_KEYS = {
 RINGS = ("recent", "network_recent", "open_identifier", "open_network", "open_of_all")
 TOTALS = ("daily", "network_daily", "hourly_of_all", "daily_of_all")
 WHO_DIGEST, NETWORK_DIGEST = digest_of(WHO), digest_of(NETWORK)
-TERMS = hashlib.blake2b(b"anything", digest_size=8).hexdigest()
+TERMS = hashlib.blake2b(b"anything", digest_size=6).hexdigest()
 
 
 def reserve_args(**changes):
