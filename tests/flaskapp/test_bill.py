@@ -1,0 +1,156 @@
+"""One answer's money: what it covers as it runs, on real books."""
+
+from dataclasses import replace
+from decimal import Decimal
+
+import pytest
+
+from backends.clock import SystemClock
+from backends.conformance import ROOMY, MemoryHarness, ask
+from backends.contract import Reservation
+from backends.emergency import EmergencyBudget
+from backends.guard import FailurePolicy, Guard
+from backends.pricing import Price
+from backends.settings import LiveSettings
+from flaskapp.bill import Bill, Slices, slices_of
+from flaskapp.llm import Piece, Usage
+
+PRICE = Price.flat("m", Decimal(1), Decimal(10))  # 1,000 and 10,000 nano-dollars a token
+MOST = Usage(100, 400)
+SLICES = Slices(slice_tokens=50, cushion_tokens=10)
+INPUT = 100 * 1_000
+TOKEN = 10_000
+
+
+def piece(tokens=1, deltas=1):
+    return Piece("x" * tokens, deltas, tokens)
+
+
+@pytest.fixture
+def books():
+    return MemoryHarness()
+
+
+@pytest.fixture
+def guard(books, tmp_path):
+    emergency = EmergencyBudget(tmp_path / "emergency.json", books.clock)
+    return Guard(
+        books,
+        MemoryHarness(),
+        link=None,
+        emergency=emergency,
+        clock=SystemClock(),
+        observer=lambda _: None,
+        policy=lambda: FailurePolicy(is_open=True, emergency_nanousd=0),
+    )
+
+
+@pytest.fixture
+def bill_of(guard):
+    """`bill_of(limit in tokens)`: a bill under slices, whose identifier's day has room for its input and so much."""
+
+    def make(limit_tokens=10**6, slices=SLICES, most=MOST):
+        limits = replace(ROOMY, day_nanousd=INPUT + limit_tokens * TOKEN)
+        first = slices.first(most) if slices else most
+        cost = PRICE.highest_cost_nanousd(first.input_tokens, first.output_tokens)
+        made = guard.reserve(ask("r0", cost, limits))
+        assert isinstance(made, Reservation)
+        return Bill(guard, made, PRICE, most, slices=slices, limits=lambda: limits)
+
+    return make
+
+
+def day(books):
+    return books.books("hash456", "198.51.100.7", 600).day_nanousd
+
+
+def test_a_slice_and_the_cushion_are_held_before_a_word_is_said(bill_of, books):
+    bill_of()
+    assert day(books) == INPUT + 60 * TOKEN
+
+
+def test_the_hold_is_always_the_cushion_ahead_of_what_was_read(bill_of, books):
+    bill = bill_of()
+    for read in range(1, 391):
+        assert bill.take(piece())
+        held_tokens = (day(books) - INPUT) // TOKEN
+        assert min(read + 10, 400) <= held_tokens <= min(read + 10 + 50, 400)
+
+
+def test_it_never_holds_more_than_the_most(bill_of, books):
+    bill = bill_of()
+    assert all(bill.take(piece()) for _ in range(400))
+    assert day(books) == INPUT + 400 * TOKEN
+
+
+def test_where_there_is_no_room_the_answer_ends_inside_what_is_held(bill_of, books):
+    bill = bill_of(limit_tokens=100)
+    read = 0
+    while bill.take(piece()):
+        read += 1
+    # The piece that was one too many was read as well; the cushion behind it is what the upstream may be ahead.
+    assert read + 1 + 10 == 100 + 1
+    assert day(books) == INPUT + 100 * TOKEN
+    assert bill.settle(None) == INPUT + 100 * TOKEN == day(books)
+
+
+def test_the_last_room_is_used_to_the_last_token(bill_of, books):
+    bill = bill_of(limit_tokens=73)
+    while bill.take(piece()):
+        pass
+    assert day(books) == INPUT + 73 * TOKEN
+
+
+def test_a_usage_settles_to_what_was_used(bill_of, books):
+    bill = bill_of()
+    for _ in range(80):
+        bill.take(piece())
+    assert bill.settle(Usage(90, 80)) == 90 * 1_000 + 80 * TOKEN == day(books)
+    assert bill.settle(None) == 90 * 1_000 + 80 * TOKEN
+    assert not bill.take(piece(tokens=200)), "after the end nothing more is asked for"
+    assert day(books) == 90 * 1_000 + 80 * TOKEN
+
+
+def test_an_upstream_that_gives_more_than_it_was_asked_for_is_cut_and_booked_as_it_is(bill_of, books):
+    bill = bill_of(slices=None, most=Usage(100, 20))
+    taken = [bill.take(piece()) for _ in range(25)]
+    assert taken == [True] * 20 + [False] * 5
+    assert bill.settle(None) == INPUT + 25 * TOKEN == day(books)
+
+
+def test_a_batch_that_jumps_over_the_cushion_is_covered_at_once(bill_of, books):
+    bill = bill_of()
+    assert bill.take(piece(tokens=200))
+    assert (day(books) - INPUT) // TOKEN >= 210
+
+
+def test_or_it_ends_the_answer(bill_of, books):
+    bill = bill_of(limit_tokens=60)
+    assert not bill.take(piece(tokens=300))
+    # A batch counts as one delta for certain: what was held is booked, and no more is known.
+    assert bill.settle(None) == INPUT + 60 * TOKEN == day(books)
+
+
+def test_released_books_nothing(bill_of, books):
+    bill = bill_of()
+    assert bill.release() == 0 == day(books)
+    assert bill.settle(None) == 0 == day(books)
+
+
+def test_without_a_reservation_everything_is_covered(guard):
+    bill = Bill(guard, None, PRICE, MOST, slices=SLICES, limits=lambda: ROOMY)
+    assert all(bill.take(piece()) for _ in range(400))
+    assert bill.settle(None) == INPUT + 400 * TOKEN
+
+
+@pytest.mark.parametrize(
+    ("policy", "model", "expected"),
+    [
+        ("worst_case", "gpt-4o", None),
+        ("slices", "gpt-4o", Slices(256, 16)),
+        ("slices", "o3-mini", None),
+        ("slices", "openai/gpt-5", None),
+    ],
+)
+def test_models_that_think_unseen_are_never_sliced(policy, model, expected):
+    assert slices_of(LiveSettings(reservation_policy=policy), model) == expected
