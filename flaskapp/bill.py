@@ -12,14 +12,51 @@ from flaskapp.llm import Piece, Usage
 from flaskapp.llm.tokens import hides_tokens
 
 
+class RunAhead:
+    """How far upstreams were seen to be ahead of their readers in this process, lately.
+
+    A busy machine reads late, and what came meanwhile was generated and is billed. What was seen counts for at least
+    `MEMORY_PIECES` pieces, of all answers together, and at most for twice as many.
+    """
+
+    MEMORY_PIECES = 20_000
+
+    def __init__(self) -> None:
+        self._now = 0
+        self._before = 0
+        self._pieces = 0
+
+    @property
+    def tokens(self) -> int:
+        """The most that was seen."""
+        return max(self._now, self._before)
+
+    def note(self, tokens: int) -> None:
+        """So many tokens had come before their reader looked."""
+        self._now = max(self._now, tokens)
+        self._pieces += 1
+        if self._pieces >= self.MEMORY_PIECES:
+            self._before, self._now, self._pieces = self._now, 0, 0
+
+
+RUN_AHEAD = RunAhead()
+
+
 @dataclass(frozen=True, slots=True)
 class Slices:
     """How a reservation grows with its answer, in output tokens."""
 
     slice_tokens: int
     """What is asked for at a time."""
-    cushion_tokens: int
-    """Held beyond what was read, for what the upstream may be ahead of its reader."""
+    least_cushion_tokens: int
+    """What is held beyond what was read, for what the upstream may be ahead of its reader."""
+    run_ahead: RunAhead = RUN_AHEAD
+    """Where upstreams are seen to be further ahead than half the cushion, it grows to twice that."""
+
+    @property
+    def cushion_tokens(self) -> int:
+        """The cushion that is held now."""
+        return max(self.least_cushion_tokens, 2 * self.run_ahead.tokens)
 
     def first(self, most: Usage) -> Usage:
         """What is reserved before an answer begins."""
@@ -62,7 +99,7 @@ class Bill:
         self._price = price
         self._slices = slices if reservation is not None else None
         self._limits = limits
-        self._covered_tokens = most.output_tokens if slices is None else slices.first(most).output_tokens
+        self._covered_tokens = most.output_tokens if slices is None else self._tokens_within_first(most)
         self._deltas = 0
         self._tokens = 0
         self._lock = threading.Lock()
@@ -80,6 +117,8 @@ class Bill:
         """
         self._deltas += piece.deltas
         self._tokens += piece.tokens
+        if self._slices is not None:
+            self._slices.run_ahead.note(piece.ahead)
         if self._deltas > self.most.output_tokens:
             return False
         return self._slices is None or self._cover(self._slices)
@@ -125,6 +164,10 @@ class Bill:
             self._reservation = extended
             self._covered_tokens = self._tokens_within(extended.cost_nanousd, needed, wanted)
         return True
+
+    def _tokens_within_first(self, most: Usage) -> int:
+        held = self._reservation.cost_nanousd if self._reservation else self._highest(most.output_tokens)
+        return self._tokens_within(held, 0, most.output_tokens)
 
     def _tokens_within(self, held_nanousd: int, at_least: int, at_most: int) -> int:
         """The most output tokens that `held_nanousd` covers; a search, since a price need not be a straight line."""

@@ -79,6 +79,8 @@ class Piece:
     """Tokens that it stands for, counted with the model's tokenizer where that is known; never below `deltas`."""
     chunk: Mapping[str, Any] | None = None
     """The server's own event, for whoever hands it on; None of the built-in model."""
+    ahead: int = 0
+    """Tokens that had come, this piece's included, since its reader last had to wait for one."""
 
 
 class Answer(Protocol):

@@ -10,6 +10,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, cast
 from urllib.parse import quote, unquote, urlsplit
@@ -224,6 +225,14 @@ class StreamedAnswer:
         return None if closed else piece
 
     def _pieces(self) -> Iterator[Piece]:
+        waits, ahead = -1, 0
+        for piece in self._parsed():
+            if self._connection.waits != waits:
+                waits, ahead = self._connection.waits, 0
+            ahead += piece.tokens
+            yield replace(piece, ahead=ahead)
+
+    def _parsed(self) -> Iterator[Piece]:
         events = EventStream()
         body = self._response.iter_stream()
         for received in body:

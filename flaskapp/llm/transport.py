@@ -14,6 +14,9 @@ import httpcore2
 
 from backends.clock import Clock
 
+_AT_ONCE_SECONDS = 0.000_5
+"""A read that took no longer found its bytes there."""
+
 
 class TimedStream(httpcore2.NetworkStream):
     """A connection; every `timeout` is a moment, not a length."""
@@ -23,6 +26,8 @@ class TimedStream(httpcore2.NetworkStream):
         self._clock = clock
         self.hurry_until_seconds: float | None = None
         """If set, reading ends at this moment, if it is earlier."""
+        self.waits = 0
+        """How often a reader had to wait: what it reads between two waits had come before it looked."""
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """What has come, at most `max_bytes`; nothing at the end."""
@@ -31,7 +36,11 @@ class TimedStream(httpcore2.NetworkStream):
         left = seconds_until(timeout, self._clock)
         if left == 0:
             raise httpcore2.ReadTimeout
-        return self._stream.read(max_bytes, left)
+        asked_at_seconds = self._clock.monotonic_seconds()
+        received = self._stream.read(max_bytes, left)
+        if self._clock.monotonic_seconds() - asked_at_seconds > _AT_ONCE_SECONDS:
+            self.waits += 1
+        return received
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Send all of it."""

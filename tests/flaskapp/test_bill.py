@@ -12,12 +12,12 @@ from backends.emergency import EmergencyBudget
 from backends.guard import FailurePolicy, Guard
 from backends.pricing import Price
 from backends.settings import LiveSettings
-from flaskapp.bill import Bill, Slices, slices_of
+from flaskapp.bill import Bill, RunAhead, Slices, slices_of
 from flaskapp.llm import Piece, Usage
 
 PRICE = Price.flat("m", Decimal(1), Decimal(10))  # 1,000 and 10,000 nano-dollars a token
 MOST = Usage(100, 400)
-SLICES = Slices(slice_tokens=50, cushion_tokens=10)
+SLICES = Slices(50, 10, RunAhead())
 INPUT = 100 * 1_000
 TOKEN = 10_000
 
@@ -129,6 +129,25 @@ def test_or_it_ends_the_answer(bill_of, books):
     assert not bill.take(piece(tokens=300))
     # A batch counts as one delta for certain: what was held is booked, and no more is known.
     assert bill.settle(None) == INPUT + 60 * TOKEN == day(books)
+
+
+def test_the_cushion_grows_with_what_upstreams_are_seen_to_be_ahead(bill_of, books):
+    ahead = RunAhead()
+    bill = bill_of(slices=Slices(50, 10, ahead))
+    assert bill.take(Piece("x", 1, 1, ahead=30))
+    assert (day(books) - INPUT) // TOKEN >= 1 + 2 * 30
+    assert Slices(50, 10, ahead).first(MOST).output_tokens == 50 + 60
+
+
+def test_what_was_seen_is_forgotten_after_a_while():
+    ahead = RunAhead()
+    ahead.note(30)
+    for _ in range(RunAhead.MEMORY_PIECES):
+        ahead.note(1)
+    assert ahead.tokens == 30
+    for _ in range(RunAhead.MEMORY_PIECES):
+        ahead.note(2)
+    assert ahead.tokens == 2
 
 
 def test_released_books_nothing(bill_of, books):
