@@ -80,7 +80,7 @@ class AtomicBackend:
                 return rules.refusal_of(ask, verdict)
             if status == rules.DUPLICATE:
                 _, _, _, code, nanousd, same_body, rid = reply
-                return Duplicate(rid.decode(), STATE_OF_CODE[code], nanousd, same_body=bool(same_body))
+                return Duplicate(rid.decode(errors="replace"), STATE_OF_CODE[code], nanousd, same_body=bool(same_body))
             if status in rules.CONFLICT_TEXT:
                 _conflict(status)
             # Too late or at the turn of an hour: nothing was charged, and the reply has told us Redis' time.
@@ -93,26 +93,14 @@ class AtomicBackend:
 
     def find_duplicate(self, idempotency: Idempotency) -> Duplicate | None:
         text: Any = self._link.run(lambda r: r.get(idempotency_key(idempotency.digest)))
-        now_us = self._clock.now_us() if self._clock else self._link.time_us()
-        return rules.duplicate_of(text, idempotency, now_us)
+        return rules.duplicate_of(text, idempotency, self._now_us())
 
     def extend(
         self, reservation: Reservation, to_nanousd: int, limits: Limits, *, at_least_nanousd: int | None = None
     ) -> Reservation | Refusal:
-        args = (
-            self._now_text(),
-            self._deadline_us(),
-            reservation.terms,
-            to_nanousd,
-            to_nanousd if at_least_nanousd is None else at_least_nanousd,
-            reservation.made_at_us,
-            *_lengths(reservation),
-            *_amounts(limits),
-        )
+        at_least = to_nanousd if at_least_nanousd is None else at_least_nanousd
         for _ in range(_TRIES):
-            asked_at = self._link.monotonic_seconds()
-            reply = self._link.run(lambda client: _EXTEND.run(client, _keys_of(reservation), args))
-            self._learn_time(reply[2], asked_at)
+            reply = self._ask_for_more(reservation, to_nanousd, at_least, limits)
             status = reply[0]
             if status == rules.ADMITTED:
                 _, held, _, window_nanousd, day_nanousd = reply
@@ -126,6 +114,7 @@ class AtomicBackend:
                 return rules.extension_refused(status, limits)
             if status in rules.CONFLICT_TEXT:
                 _conflict(status)
+            # Too late: nothing was charged, and the reply has told us Redis' time.
         raise StoreBusy("the question reached Redis only after its deadline")
 
     def settle(self, reservation: Reservation, actual_nanousd: int) -> Settlement:
@@ -141,8 +130,8 @@ class AtomicBackend:
         self._link.close()
 
     def _admitted(self, ask: Ask, reply: Sequence[Any]) -> Reservation:
-        _, _, _, made_at_us, window_nanousd, day_nanousd, frees_at_seconds, held, expired = reply
-        return rules.reservation_of(
+        _, open_seconds, _, made_at_us, window_nanousd, day_nanousd, frees_at_seconds, held, expired, window = reply
+        reservation = rules.reservation_of(
             ask,
             self.name,
             made_at_us,
@@ -152,15 +141,17 @@ class AtomicBackend:
             window_frees_at_seconds=frees_at_seconds,
             expired_nanousd=expired,
         )
+        # Said again, it has the lengths of the first time, whatever the limits say now.
+        return replace(reservation, window_seconds=window, open_seconds=open_seconds)
 
     def _ask_redis(self, ask: Ask) -> Sequence[Any]:
         link, limits = self._link, ask.limits
-        now_us = self._clock.now_us() if self._clock else link.time_us()
+        now_us = self._now_us()
         now_seconds = now_us // rules.US
         keys: Sequence[str] = book_keys(ask.reservation_id, ask.identifier, ask.network, now_seconds)
         args: Sequence[str | int] = (
             self._now_text(),
-            now_us + int(link.timeout_seconds * rules.US),
+            self._deadline_us(now_us),
             now_seconds // SECONDS_PER_HOUR,
             ask.cost_nanousd,
             rules.terms_of(ask),
@@ -180,6 +171,28 @@ class AtomicBackend:
             args = (*args, ask.idempotency.body_digest, ask.reservation_id, IDEMPOTENCY_KEEP_SECONDS)
         asked_at = link.monotonic_seconds()
         reply: Sequence[Any] = link.run(lambda client: _RESERVE.run(client, keys, args))
+        self._learn_time(reply[2], asked_at)
+        return reply
+
+    def _ask_for_more(
+        self, reservation: Reservation, to_nanousd: int, at_least_nanousd: int, limits: Limits
+    ) -> Sequence[Any]:
+        keys: Sequence[str] = _keys_of(reservation)
+        args: Sequence[str | int] = (
+            self._now_text(),
+            self._deadline_us(self._now_us()),
+            reservation.terms,
+            to_nanousd,
+            at_least_nanousd,
+            reservation.made_at_us,
+            *_lengths(reservation),
+            *_amounts(limits),
+        )
+        if reservation.idempotency is not None:
+            keys = (*keys, idempotency_key(reservation.idempotency.digest))
+            args = (*args, reservation.reservation_id)
+        asked_at = self._link.monotonic_seconds()
+        reply: Sequence[Any] = self._link.run(lambda client: _EXTEND.run(client, keys, args))
         self._learn_time(reply[2], asked_at)
         return reply
 
@@ -210,8 +223,10 @@ class AtomicBackend:
         outcome = rules.outcome_of(ending, OUTCOME_OF_STATUS[status])
         return replace(rules.settlement_of(reservation, outcome, booked), expired_nanousd=expired)
 
-    def _deadline_us(self) -> int:
-        now_us = self._clock.now_us() if self._clock else self._link.time_us()
+    def _now_us(self) -> int:
+        return self._clock.now_us() if self._clock else self._link.time_us()
+
+    def _deadline_us(self, now_us: int) -> int:
         return now_us + int(self._link.timeout_seconds * rules.US)
 
     def _learn_time(self, redis_now_us: int, asked_at_seconds: float) -> None:

@@ -91,7 +91,7 @@ class Reservation:
     cost_nanousd: int
     """What is set aside now; more than at first once it was extended."""
     terms: str
-    """12 hex digits of what was asked at first: an id that comes on other terms is another request's."""
+    """16 hex digits of what was asked at first: an id that comes on other terms is another request's."""
     made_at_us: int
     window_seconds: int
     open_seconds: int
@@ -244,7 +244,7 @@ class Backend(Protocol):
         not given) in all. A refusal changes nothing at all: no marker is set.
 
         Raises:
-            ReservationConflict: the id is not known, has ended, or stands for another request.
+            ReservationConflict: the id is not known, has ended, is past its time, or stands for another request.
             StoreError: the store could not be asked; whether it charged is unknown, and the end puts it right.
         """
 

@@ -114,8 +114,8 @@ class LegacyBackend:
         self.between_check_and_record()
         more = held - record.nanousd
         if more:
-            self._record_extension(reservation, keys, more, now_us, is_cleared=is_cleared)
-        return rules.extended(reservation, spent, held, more)
+            self._record_extension(reservation, keys, held, more, now_us, is_cleared=is_cleared)
+        return rules.extended(reservation, spent, held, more, is_cleared=is_cleared)
 
     def settle(self, reservation: Reservation, actual_nanousd: int) -> Settlement:
         return self._end(reservation, "settled", actual_nanousd)
@@ -134,11 +134,10 @@ class LegacyBackend:
         if record is None:
             return None
         books, window = self.books(ask.identifier, ask.network, ask.limits.window_seconds), ask.limits.window_seconds
-        return rules.reservation_of(
+        return rules.known_reservation(
             ask,
             self.name,
-            record.made_at_us,
-            record.nanousd,
+            record,
             window_nanousd=books.window_nanousd,
             day_nanousd=books.day_nanousd,
             window_frees_at_seconds=books.window_frees_at_seconds or rules.window_frees_at({}, window, books.as_of_us),
@@ -229,18 +228,24 @@ class LegacyBackend:
         window = ask.limits.window_seconds
         booked = rules.charges(keys, window, now_us, now_us) + rules.open_charges(keys, ask.open_seconds, now_us)
         for charge in booked:
-            is_new = self._increment(charge, ask.cost_nanousd) == ask.cost_nanousd
-            if is_new or not self._outlives(charge, now_us):
+            if self._increment(charge, ask.cost_nanousd) == ask.cost_nanousd:
                 self._expire(charge)
+            else:
+                self._see_bucket_end(charge, now_us)
         for key in (keys.recent, keys.network_recent):
             self._clean_up(key, window, now_us)
         return expired
 
     def _record_extension(
-        self, reservation: Reservation, keys: BookKeys, more: int, now_us: int, *, is_cleared: bool
+        self, reservation: Reservation, keys: BookKeys, held: int, more: int, now_us: int, *, is_cleared: bool
     ) -> None:
-        record = rules.record_of(reservation, "open", reservation.cost_nanousd + more).text()
+        record = rules.record_of(reservation, "open", held).text()
         self._link.run(lambda r: r.set(keys.record, record, keepttl=True))
+        if reservation.idempotency is not None:
+            key = idempotency_key(reservation.idempotency.digest)
+            text = rules.extended_text(self._text(key), reservation.reservation_id, held)
+            if text is not None:
+                self._link.run(lambda r: r.set(key, text, keepttl=True))
         for charge in rules.extension_charges(reservation, keys, now_us, is_cleared=is_cleared):
             if self._increment(charge, more) == more:
                 self._lengthen(charge)
@@ -255,8 +260,14 @@ class LegacyBackend:
     def _expire(self, charge: rules.Charge) -> None:
         self._link.run(lambda r: r.expire(charge.key, charge.life_seconds))
 
-    def _outlives(self, charge: rules.Charge, now_us: int) -> bool:
-        return charge.member is None or charge.outlives(self._left_seconds(charge), now_us)
+    def _see_bucket_end(self, charge: rules.Charge, now_us: int) -> None:
+        ends_at_seconds = charge.bucket_ends_at_seconds
+        if ends_at_seconds is None:
+            return
+        left_ms = ends_at_seconds * 1_000 - now_us // 1_000
+        has_ms: Any = self._link.run(lambda r: r.pttl(charge.key))
+        if has_ms < left_ms:
+            self._link.run(lambda r: r.pexpire(charge.key, left_ms))
 
     def _lengthen(self, charge: rules.Charge) -> None:
         if charge.member is None or self._left_seconds(charge) < charge.life_seconds:

@@ -109,7 +109,7 @@ class MemoryBackend:
             more = held - record.nanousd
             if more:
                 self._record_extension(reservation, keys, held, more, now_us, is_cleared=is_cleared)
-            return rules.extended(reservation, spent, held, more)
+            return rules.extended(reservation, spent, held, more, is_cleared=is_cleared)
 
     def settle(self, reservation: Reservation, actual_nanousd: int) -> Settlement:
         with self._lock:
@@ -155,11 +155,10 @@ class MemoryBackend:
             return None
         window = ask.limits.window_seconds
         recent = self._living(keys.recent, window, now_us)
-        return rules.reservation_of(
+        return rules.known_reservation(
             ask,
             self.name,
-            record.made_at_us,
-            record.nanousd,
+            record,
             window_nanousd=sum(recent.values()),
             day_nanousd=self._total(keys.daily, now_us),
             window_frees_at_seconds=rules.window_frees_at(recent, window, now_us),
@@ -238,9 +237,11 @@ class MemoryBackend:
         expired = self._sweep_open(keys, ask.open_seconds, now_us)
         window = ask.limits.window_seconds
         for charge in rules.charges(keys, window, now_us, now_us) + rules.open_charges(keys, ask.open_seconds, now_us):
-            is_new = self._increment(charge, ask.cost_nanousd, now_us) == ask.cost_nanousd
-            if is_new or not charge.outlives(self._left_seconds(charge, now_us), now_us):
+            if self._increment(charge, ask.cost_nanousd, now_us) == ask.cost_nanousd:
                 self._gone_at_us[charge.key] = now_us + charge.life_seconds * rules.US
+            elif charge.bucket_ends_at_seconds is not None:
+                ends_at_us = charge.bucket_ends_at_seconds * rules.US
+                self._gone_at_us[charge.key] = max(self._gone_at_us[charge.key], ends_at_us)
         for key in (keys.recent, keys.network_recent):
             self._values[key] = self._living(key, window, now_us)
         return expired
@@ -249,6 +250,11 @@ class MemoryBackend:
         self, reservation: Reservation, keys: BookKeys, held: int, more: int, now_us: int, *, is_cleared: bool
     ) -> None:
         self._values[keys.record] = rules.record_of(reservation, "open", held).text()
+        if reservation.idempotency is not None:
+            key = idempotency_key(reservation.idempotency.digest)
+            text = rules.extended_text(self._text(key, now_us), reservation.reservation_id, held)
+            if text is not None:
+                self._values[key] = text
         for charge in rules.extension_charges(reservation, keys, now_us, is_cleared=is_cleared):
             if self._increment(charge, more, now_us) == more:
                 self._lengthen(charge, now_us)
@@ -299,9 +305,6 @@ class MemoryBackend:
         gone_at_us = now_us + charge.life_seconds * rules.US
         if charge.member is None or self._gone_at_us.get(charge.key, 0) < gone_at_us:
             self._gone_at_us[charge.key] = gone_at_us
-
-    def _left_seconds(self, charge: rules.Charge, now_us: int) -> int:
-        return -(-(self._gone_at_us.get(charge.key, now_us) - now_us) // rules.US)
 
     def _held(self, charge: rules.Charge, now_us: int) -> int | None:
         if charge.member is None:

@@ -6,6 +6,7 @@ conformance suite holds the two to the same answers, books and lives of keys.
 
 import hashlib
 import re
+from base64 import urlsafe_b64encode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -36,8 +37,6 @@ from backends.keys import (
 US = 1_000_000
 MOST_DIGITS = 16
 """Of an amount: beyond 2^53 Lua's numbers are not exact."""
-_DIGEST_BYTES = 6
-"""A record has three digests and at most 200 bytes."""
 ADMITTED, THROTTLED, ENDED, CONFLICT, TOO_LATE, OTHER_PERIOD, DUPLICATE = 0, 1, 8, 9, 10, 11, 12
 SETTLED, REPEATED, LATE, EXPIRED = 0, 1, 2, 3
 
@@ -68,14 +67,14 @@ Ring = Mapping[int, int]
 
 @lru_cache(maxsize=4_096)
 def digest_of(text: str) -> str:
-    """12 hex digits that stand for a text where it would be too long, or must not be read."""
-    return hashlib.blake2b(text.encode(), digest_size=_DIGEST_BYTES).hexdigest()
+    """8 characters that stand for a text where it would be too long, or must not be read: records are small."""
+    return urlsafe_b64encode(hashlib.blake2b(text.encode(), digest_size=6).digest()).decode()
 
 
 def terms_of(ask: Ask) -> str:
     """Tells whether an id, sent again, stands for the same request."""
     text = f"{ask.identifier}\n{ask.network}\n{ask.cost_nanousd}"
-    return hashlib.blake2b(text.encode(), digest_size=_DIGEST_BYTES).hexdigest()
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def amount(text: bytes | None) -> int:
@@ -133,7 +132,7 @@ def record_of(reservation: Reservation, state: str, nanousd: int) -> Record:
     )
 
 
-_RECORD = re.compile(rb"([a-z]+) (\d+) (\d+) ([0-9a-f]+) (\d+) (\d+) ([0-9a-f]+) ([0-9a-f]+)")
+_RECORD = re.compile(rb"([a-z]+) (\d+) (\d+) ([0-9a-f]+) (\d+) (\d+) ([\w-]+) ([\w-]+)")
 _IDEMPOTENCY = re.compile(rb"([a-z]+) ([0-9a-f]+) (\S+) (\d+) (\d+)")
 _MARKER = re.compile(rb"([a-z_]+) (\d+) (\d+) (busy|spent)")
 
@@ -160,10 +159,18 @@ def settled_text(reservation: Reservation, idempotency: Idempotency, actual_nano
     return f"settled {idempotency.body_digest} {reservation.reservation_id} {actual_nanousd} {now_us}"
 
 
+def extended_text(text: bytes | None, reservation_id: str, held_nanousd: int) -> str | None:
+    """What is remembered of an idempotency key when its request was extended; None where it is not this request's."""
+    match = None if text is None else _IDEMPOTENCY.fullmatch(text)
+    if match is None or match[1] != b"open" or match[3] != reservation_id.encode():
+        return None
+    return f"open {match[2].decode()} {reservation_id} {held_nanousd} {match[5].decode()}"
+
+
 def owner_of(text: bytes | None) -> str | None:
     """The reservation id that an idempotency key stands for; None for a missing key, and for what is none."""
     match = None if text is None else _IDEMPOTENCY.fullmatch(text)
-    return None if match is None else match[3].decode()
+    return None if match is None else match[3].decode(errors="replace")
 
 
 def duplicate_of(text: bytes | None, idempotency: Idempotency, now_us: int) -> Duplicate | None:
@@ -173,7 +180,7 @@ def duplicate_of(text: bytes | None, idempotency: Idempotency, now_us: int) -> D
     match = _IDEMPOTENCY.fullmatch(text)
     if match is None:
         return Duplicate("", DuplicateState.IN_FLIGHT, 0, same_body=False)
-    state, body, rid, nanousd, until_us = (part.decode() for part in match.groups())
+    state, body, rid, nanousd, until_us = (part.decode(errors="replace") for part in match.groups())
     if state == "settled":
         what = DuplicateState.SETTLED
     else:
@@ -341,13 +348,15 @@ def open_record(reservation: Reservation, record: Record | None, now_us: int) ->
     """The record of a reservation that may be extended.
 
     Raises:
-        ReservationConflict: there is none, it has ended, or it stands for another request.
+        ReservationConflict: there is none, it has ended, it is past its time, or it stands for another request.
     """
     if record is not None and record.terms != reservation.terms:
         raise ReservationConflict("the reservation id is known, and " + CONFLICT_TEXT[CONFLICT])
     window, made = reservation.window_seconds, reservation.made_at_us // US
     start = made - made % bucket_seconds_of(window)
-    if record is None or record.state != "open" or not bucket_counts(start, window, now_us):
+    is_past_its_time = now_us >= reservation.made_at_us + reservation.open_seconds * US
+    is_over = is_past_its_time or not bucket_counts(start, window, now_us)
+    if record is None or record.state != "open" or is_over:
         raise ReservationConflict("the reservation id is known, and " + CONFLICT_TEXT[ENDED])
     return record
 
@@ -358,7 +367,32 @@ def found(ask: Ask, backend: str, record: Record | None) -> Reservation | None:
         return None
     if record.terms != terms_of(ask):
         return None
-    return reservation_of(ask, backend, record.made_at_us, record.nanousd)
+    return known_reservation(ask, backend, record)
+
+
+def known_reservation(
+    ask: Ask,
+    backend: str,
+    record: Record,
+    *,
+    window_nanousd: int = 0,
+    day_nanousd: int = 0,
+    window_frees_at_seconds: int = 0,
+) -> Reservation:
+    """The reservation that `ask` became before: its lengths are those of then, whatever the limits say now."""
+    return replace(
+        reservation_of(
+            ask,
+            backend,
+            record.made_at_us,
+            record.nanousd,
+            window_nanousd=window_nanousd,
+            day_nanousd=day_nanousd,
+            window_frees_at_seconds=window_frees_at_seconds,
+        ),
+        window_seconds=record.window_seconds,
+        open_seconds=record.open_seconds,
+    )
 
 
 def reservation_of(  # noqa: PLR0913 (what only the decision knows)
@@ -412,9 +446,10 @@ class Charge:
     life_seconds: int
     """From now until the key may go, as a reservation sets it."""
 
-    def outlives(self, left_seconds: int, now_us: int) -> bool:
-        """Whether a ring with so much life left outlives its bucket; it does not where the window has grown since."""
-        return self.member is None or left_seconds >= self.member + self.life_seconds - now_us // US
+    @property
+    def bucket_ends_at_seconds(self) -> int | None:
+        """Unix time that a ring must live to see: it may not where the window has grown since. None for a total."""
+        return None if self.member is None else self.member + self.life_seconds
 
 
 def charges(
@@ -486,13 +521,16 @@ def places_of(limits: Limits, spent: Spent, *, is_cleared: bool) -> list[tuple[i
     ]
 
 
-def extended(reservation: Reservation, spent: Spent, held_nanousd: int, more_nanousd: int) -> Reservation:
+def extended(
+    reservation: Reservation, spent: Spent, held_nanousd: int, more_nanousd: int, *, is_cleared: bool
+) -> Reservation:
     """A reservation that holds more now."""
+    mine = 0 if is_cleared else more_nanousd
     return replace(
         reservation,
         cost_nanousd=held_nanousd,
-        window_spent_nanousd=sum(spent.recent.values()) + more_nanousd,
-        day_spent_nanousd=spent.daily + more_nanousd,
+        window_spent_nanousd=sum(spent.recent.values()) + mine,
+        day_spent_nanousd=spent.daily + mine,
     )
 
 

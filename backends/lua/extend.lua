@@ -1,7 +1,7 @@
 --[[
 extend: an open reservation asks for more, in the periods in which it was made. Every scope is charged, or none is.
 
-KEYS  1 to 11 as in settle.lua
+KEYS  1 to 12 as in settle.lua
 
 ARGV  1  now_us           '' in production: Redis' own TIME; a number in tests
       2  deadline_us      Redis' time after which the caller has given up
@@ -12,11 +12,12 @@ ARGV  1  now_us           '' in production: Redis' own TIME; a number in tests
      11  limits, nanousd: window of the identifier        12  its day
      13  window of the network                            14  its day         ('' is no limit, here only)
      15  everybody's hour                                 16  everybody's day
+     17  rid   (with KEYS 12)
 
 Reply {status, nanousd held, now_us, window nanousd, day nanousd}
   0  it holds so much now: `to`, or what there is room for, if that is at least `at_least`
   2 to 7  refused, the first limit that fails: nothing changed, no marker
-  8  it has ended, or is not known: nothing changed
+  8  it has ended, is past its time, or is not known: nothing changed
   9  this id stands for something else: nothing changed
  10  too late, the caller has given up: nothing changed
 
@@ -48,11 +49,14 @@ if not record then return { 8, 0, now_us } end
 local state, nanousd, _, terms, rest = string.match(record, '^(%a+) (%d+) (%d+) (%x+) (.*)$')
 if terms ~= ARGV[3] then return { 9, 0, now_us } end
 local bucket = made_s - made_s % bucket_s
-if state ~= 'open' or (bucket + bucket_s + window_s) * SECOND <= now_us then return { 8, tonumber(nanousd), now_us } end
+-- Past its time its open money may have been told as expired; and what has left the window cannot be charged to it.
+local ends_us = math.min(made_at_us + open_s * SECOND, (bucket + bucket_s + window_s) * SECOND)
+if state ~= 'open' or ends_us <= now_us then return { 8, tonumber(nanousd), now_us } end
 
 local held = tonumber(nanousd)
 local reset_us = tonumber(call('GET', KEYS[11]) or nil)
 local is_cleared = reset_us and made_at_us <= reset_us
+local known = KEYS[12] and call('GET', KEYS[12])
 
 -- An error names the place and not the key: that holds an identifier, which must not reach a log whole.
 local function amount_at(place)
@@ -62,6 +66,7 @@ local function amount_at(place)
   return tonumber(text)
 end
 
+-- As in reserve.lua: starts are ten digits, so they compare as text.
 local over_text = format('%010.0f', floor(now_us / SECOND - bucket_s - window_s))
 local function ring_total(key)
   local flat, total = call('ZRANGE', key, 0, -1, 'WITHSCORES'), 0
@@ -96,6 +101,12 @@ if more == 0 then return { 0, held, now_us, places[2].spent, places[1].spent } e
 
 local more_text = format('%.0f', more)
 call('SET', KEYS[1], format('open %.0f %.0f %s %s', held + more, made_at_us, terms, rest), 'KEEPTTL')
+if known then
+  local body, rid, until_us = string.match(known, '^open (%x+) (%S+) %d+ (%d+)$')
+  if rid == ARGV[17] then
+    call('SET', KEYS[12], format('open %s %s %.0f %s', body, rid, held + more, until_us), 'KEEPTTL')
+  end
+end
 for _, place in ipairs(places) do
   if place.mine and is_cleared then
     -- Its identifier's books were cleared since: it is not in them.
@@ -117,4 +128,5 @@ for i = is_cleared and 9 or 8, 10 do
   end
 end
 
-return { 0, held + more, now_us, places[2].spent + more, places[1].spent + more }
+local mine = is_cleared and 0 or more
+return { 0, held + more, now_us, places[2].spent + mine, places[1].spent + mine }

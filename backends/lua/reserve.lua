@@ -31,7 +31,8 @@ ARGV  1  now_us           '' in production: Redis' own TIME; a number in tests
 
 Reply {status, ttl_or_duration, now_us, ...}
   0  admitted:            open_s, now_us, made_at_us, window nanousd, day nanousd (both with this one),
-                          unix s at which the oldest amount leaves the window, nanousd held, expired nanousd
+                          unix s at which the oldest amount leaves the window, nanousd held, expired nanousd, window_s
+                          (an id that is known: open_s and window_s as they were when it was admitted)
   1  marker still lives:  seconds left of it, now_us, seconds until it can end, busy, status that set it
   2  daily limit, 3 window limit: marker seconds (0: none set), now_us, seconds until it can end, busy, status
   4  network's window, 5 network's day, 6 everybody's hour, 7 everybody's day: the same, no marker ever
@@ -122,11 +123,12 @@ local function frees_at_s(oldest)
 end
 
 if record then
-  local state, nanousd, made_at_us, known_terms = string.match(record, '^(%a+) (%d+) (%d+) (%x+) ')
+  local state, nanousd, made_at_us, known_terms, its_window_s, its_open_s =
+    string.match(record, '^(%a+) (%d+) (%d+) (%x+) (%d+) (%d+) ')
   if known_terms ~= terms then return { 9, 0, now_us } end
   if state ~= 'open' then return { 8, 0, now_us, tonumber(nanousd) } end
-  local frees_s = frees_at_s(recent.oldest)
-  return { 0, open_s, now_us, tonumber(made_at_us), recent.total, daily, frees_s, tonumber(nanousd), 0 }
+  return { 0, tonumber(its_open_s), now_us, tonumber(made_at_us), recent.total, daily, frees_at_s(recent.oldest),
+    tonumber(nanousd), 0, tonumber(its_window_s) }
 end
 
 if KEYS[12] then
@@ -245,8 +247,8 @@ if KEYS[12] then
   call('SET', KEYS[12], format('open %s %s %s %.0f', ARGV[21], ARGV[22], ARGV[4], until_us), 'EX', ARGV[23])
 end
 
--- A key gets its life with its first amount; a ring, again with each new bucket, since it must outlive its youngest,
--- and where the window has grown since.
+-- A key gets its life with its first amount; a ring, again with each new bucket. Where that ends before the bucket does
+-- (the length of the window has grown since), it is lengthened to the bucket's own end: a ring outlives its youngest.
 local function charge_total(key, held_before, ends_at_s)
   call('INCRBY', key, ARGV[4])
   if held_before == 0 then call('EXPIRE', key, ends_at_s - now_s) end
@@ -254,7 +256,12 @@ end
 
 local function charge_ring(key, start, life_s)
   local is_new = tonumber(call('ZINCRBY', key, ARGV[4], start)) == cost
-  if is_new or call('TTL', key) < start + life_s - now_s then call('EXPIRE', key, life_s) end
+  local left_ms = (start + life_s) * 1000 - floor(now_us / 1000)
+  if is_new then
+    call('EXPIRE', key, life_s)
+  elseif call('PTTL', key) < left_ms then
+    call('PEXPIRE', key, format('%.0f', left_ms))
+  end
 end
 
 local bucket = format('%.0f', now_s - now_s % bucket_s)
@@ -270,4 +277,4 @@ if recent.over then call('ZREM', KEYS[3], unpack(recent.over)) end
 if network_recent.over then call('ZREM', KEYS[5], unpack(network_recent.over)) end
 for i, over in pairs(open_over) do call('ZREM', KEYS[i], unpack(over)) end
 
-return { 0, open_s, now_us, now_us, recent.total + cost, daily + cost, frees_at_s(recent.oldest), cost, expired }
+return { 0, open_s, now_us, now_us, recent.total + cost, daily + cost, frees_at_s(recent.oldest), cost, expired, window_s }

@@ -133,8 +133,9 @@ if KEYS[12] then
   end
 end
 
+-- 0 - x and not -x: that of nothing is -0, which INCRBY does not take, and by then the record would be written.
 local function change(amount)
-  return format('%.0f', math.max(delta, -(amount or 0)))
+  return format('%.0f', math.max(delta, 0 - (amount or 0)))
 end
 
 for _, total in ipairs(totals) do

@@ -29,14 +29,14 @@ def spend(client, rid="spent"):
 
 def test_admitted(client):
     spend(client)
-    assert reserve(client) == [0, 120, NOW_US, NOW_US, 2 * COST, 2 * COST, FREES_AT_S, COST, 0]
+    assert reserve(client) == [0, 120, NOW_US, NOW_US, 2 * COST, 2 * COST, FREES_AT_S, COST, 0, 600]
 
 
 def test_the_same_id_again_is_told_when_it_was_made(client):
     reserve(client)
     later_us = NOW_US + 3 * US
     answer = reserve(client, now_us=later_us, deadline_us=later_us)
-    assert answer == [0, 120, later_us, NOW_US, COST, COST, FREES_AT_S, COST, 0]
+    assert answer == [0, 120, later_us, NOW_US, COST, COST, FREES_AT_S, COST, 0, 600]
 
 
 @pytest.mark.parametrize(
