@@ -20,6 +20,7 @@ Time is a clock that the suite moves, together with the lives of the stored keys
 import random
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -31,6 +32,9 @@ from backends.contract import (
     Ask,
     Backend,
     Books,
+    Duplicate,
+    DuplicateState,
+    Idempotency,
     Limits,
     Outcome,
     Reason,
@@ -38,9 +42,11 @@ from backends.contract import (
     Reservation,
     Scope,
     Settlement,
+    Verdict,
 )
 from backends.errors import ReservationConflict
 from backends.keys import (
+    IDEMPOTENCY_KEEP_SECONDS,
     OPEN_BUCKETS,
     RECORD_KEEP_SECONDS,
     RING_BUCKETS,
@@ -61,6 +67,7 @@ THROTTLE_SECONDS = 30
 COST = 4_000_000
 ROOM = 10**12
 WHO, NETWORK = "hash456", "198.51.100.7"
+KEY = Idempotency("0123456789abcdef" * 2, "fedcba9876543210")
 
 Value = str | dict[int, int]
 Stored = dict[str, tuple[Value, int]]
@@ -288,6 +295,20 @@ class Conformance:
 
     def settle(self, reservation: Reservation, actual_nanousd: int) -> Settlement:
         return self.harness.backend.settle(reservation, actual_nanousd)
+
+    def extend(
+        self, reservation: Reservation, to_nanousd: int, limits: Limits = ROOMY, at_least_nanousd: int | None = None
+    ) -> Reservation:
+        verdict = self.harness.backend.extend(reservation, to_nanousd, limits, at_least_nanousd=at_least_nanousd)
+        assert isinstance(verdict, Reservation), verdict
+        return verdict
+
+    def refuse_more(
+        self, reservation: Reservation, to_nanousd: int, limits: Limits, at_least_nanousd: int | None = None
+    ) -> Refusal:
+        verdict = self.harness.backend.extend(reservation, to_nanousd, limits, at_least_nanousd=at_least_nanousd)
+        assert isinstance(verdict, Refusal), verdict
+        return verdict
 
     def spend(self, reservation_id: str, amount_nanousd: int, limits: Limits = ROOMY, **who: Any) -> None:
         self.settle(self.reserve(reservation_id, amount_nanousd, limits, **who), amount_nanousd)
@@ -773,6 +794,534 @@ class Conformance:
             before = self.harness.stored()
             assert self.settle(made, 7).outcome is Outcome.EXPIRED
             assert self.harness.stored() == before
+
+    # --- more as it runs
+
+    def test_an_extension_holds_more_in_every_scope_and_prolongs_no_life(self) -> None:
+        made = self.reserve("r0", idempotency=KEY)
+        before = self.harness.stored()
+        self.pass_seconds(11)
+        more = self.extend(made, 3 * COST)
+        held = 3 * COST
+        assert more == replace(made, cost_nanousd=held, window_spent_nanousd=held, day_spent_nanousd=held)
+        assert self.books() == Books(held, held, held, held, held, held, held)
+        after = self.harness.stored()
+        assert {key: left + 11 for key, (_, left) in after.items()} == {key: left for key, (_, left) in before.items()}
+        record, first = after[self.keys("r0").record][0], before[self.keys("r0").record][0]
+        assert record == str(first).replace(f"open {COST} ", f"open {held} ")
+
+    def test_an_extension_exactly_to_a_limit_is_granted_and_one_nano_dollar_more_is_not(self) -> None:
+        for case in self.each_limit():
+            limits = case.set_to(4 * COST)
+            self.spend("s0", COST, limits)
+            made = self.reserve("r0", COST, limits)
+            before = self.harness.stored()
+            refusal = self.refuse_more(made, 3 * COST + 1, limits)
+            assert (refusal.reason, refusal.cause, refusal.scope) == (case.reason, case.reason, case.scope)
+            assert (refusal.limit_nanousd, refusal.marker_seconds) == (4 * COST, 0)
+            assert self.harness.stored() == before, case
+            assert self.extend(made, 3 * COST, limits).cost_nanousd == 3 * COST
+            assert self.refuse("r1", 1, limits).reason == case.reason
+
+    def test_the_first_limit_that_an_extension_fails_is_told(self) -> None:
+        for number, case in enumerate(self.each_limit()):
+            limits = ROOMY
+            for failing in LIMITS_IN_ORDER[number:]:
+                limits = failing.set_to(COST, limits)
+            assert self.refuse_more(self.reserve("r0"), COST + 1, limits).reason == case.reason
+
+    def test_an_extension_takes_what_there_is_room_for_if_that_is_enough(self) -> None:
+        for case in self.each_limit():
+            limits = case.set_to(2 * COST)
+            made = self.reserve("r0", COST, limits)
+            self.spend("s0", COST - 100, limits)
+            before = self.harness.stored()
+            assert self.refuse_more(made, 2 * COST, limits, COST + 101).reason == case.reason
+            assert self.harness.stored() == before, case
+            more = self.extend(made, 2 * COST, limits, COST + 100)
+            assert more.cost_nanousd == COST + 100, case
+            assert self.extend(made, 2 * COST, limits, COST).cost_nanousd == COST + 100, case
+            assert self.books().window_nanousd == 2 * COST, case
+
+    def test_of_several_limits_the_narrowest_says_how_much_there_is_room_for(self) -> None:
+        limits = replace(ROOMY, window_nanousd=COST + 70, network_day_nanousd=COST + 50, global_hour_nanousd=COST + 60)
+        made = self.reserve("r0", COST, limits)
+        assert self.extend(made, 2 * COST, limits, COST + 1).cost_nanousd == COST + 50
+
+    def test_the_networks_limits_may_be_none_for_an_extension_too(self) -> None:
+        limits = replace(ROOMY, network_window_nanousd=None, network_day_nanousd=None)
+        assert self.extend(self.reserve("r0", COST, limits), ROOM, limits).cost_nanousd == ROOM
+
+    def test_a_limit_lowered_below_what_is_spent_extends_nothing_and_takes_nothing_back(self) -> None:
+        for case in self.each_limit():
+            made = self.reserve("r0")
+            self.spend("s0", COST)
+            before = self.harness.stored()
+            assert self.refuse_more(made, COST + 1, case.set_to(COST)).reason == case.reason
+            assert self.extend(made, COST + 1, case.set_to(COST), COST).cost_nanousd == COST
+            assert self.harness.stored() == before, case
+
+    def test_an_extension_said_again_charges_nothing_more(self) -> None:
+        made = self.reserve("r0")
+        more = self.extend(made, 2 * COST)
+        before = self.harness.stored()
+        assert self.extend(made, 2 * COST) == more
+        assert self.extend(more, 2 * COST) == more
+        assert self.extend(more, 1).cost_nanousd == 2 * COST
+        assert self.harness.stored() == before
+
+    def test_an_extension_whose_answer_was_lost_counts_for_the_next_and_at_the_end(self) -> None:
+        made = self.reserve("r0")
+        self.extend(made, 2 * COST)
+        assert self.extend(made, 3 * COST).cost_nanousd == 3 * COST
+        assert self.extend(made, 4 * COST).cost_nanousd == 4 * COST
+        assert self.books().window_nanousd == 4 * COST
+        assert self.settle(made, 5).booked_nanousd == 5
+        assert self.books() == Books(5, 5, 5, 5, 5, 5, 0)
+
+    def test_an_extension_is_booked_in_the_periods_of_its_reservation(self) -> None:
+        for moment in ("2026-03-14T10:59:59", "2026-03-14T23:59:59", "2026-03-31T23:59:59", "2026-12-31T23:59:59"):
+            before_turn = datetime.fromisoformat(moment).replace(tzinfo=UTC)
+            self.harness.clear()
+            self.harness.clock.us = int(before_turn.timestamp()) * US + 900_000
+            made = self.reserve("r0")
+            then, keys_then = self.keys(), set(self.harness.stored())
+            self.pass_seconds(61)
+            more = self.extend(made, 3 * COST)
+            assert set(self.harness.stored()) == keys_then
+            self._assert_booked(then, 3 * COST, before_turn)
+            self.settle(more, 7)
+            self._assert_booked(then, 7, before_turn)
+            assert all(left > 0 for _, left in self.harness.stored().values())
+
+    def _assert_booked(self, keys: Any, amount: int, at: datetime) -> None:
+        stored = self.harness.stored()
+        for key in (keys.daily, keys.network_daily, keys.hourly_of_all, keys.daily_of_all):
+            assert stored[key][0] == str(amount), (at, key)
+        bucket = int(at.timestamp()) // BUCKET_SECONDS * BUCKET_SECONDS
+        for key in (keys.recent, keys.network_recent):
+            assert stored[key][0] == {bucket: amount}, (at, key)
+
+    def test_an_extension_is_held_to_the_limits_of_its_own_hour_and_day(self) -> None:
+        self.harness.clock.us = int(datetime(2026, 3, 14, 23, 59, 59, tzinfo=UTC).timestamp()) * US
+        limits = replace(ROOMY, global_hour_nanousd=3 * COST, global_day_nanousd=3 * COST, day_nanousd=3 * COST)
+        made = self.reserve("r0", COST, limits)
+        self.pass_seconds(2)
+        self.spend("s0", 3 * COST, limits)
+        assert self.extend(made, 3 * COST, limits).cost_nanousd == 3 * COST
+        assert self.refuse_more(made, 3 * COST + 1, limits).reason == Reason.DAILY_LIMIT
+
+    def test_a_total_that_was_lost_is_made_again_with_a_life_by_an_extension(self) -> None:
+        made = self.reserve("r0")
+        keys = self.keys("r0")
+        lives = {key: left for key, (_, left) in self.harness.stored().items()}
+        for key in self.harness.stored():
+            if key != keys.record:
+                self.harness.lose(key)
+        self.extend(made, COST + 5)
+        assert {key: left for key, (_, left) in self.harness.stored().items()} == lives
+        assert self.books() == Books(5, 5, 5, 5, 5, 5, 5)
+        assert self.settle(made, 0).outcome == Outcome.SETTLED
+        assert self.books() == Books(0, 0, 0, 0, 0, 0, 0)
+
+    def test_what_has_ended_is_past_its_time_or_is_unknown_cannot_be_extended(self) -> None:
+        settled, released, lost, late = (self.reserve(f"r{number}") for number in range(4))
+        self.settle(settled, 5)
+        self.harness.backend.release(released)
+        self.harness.lose(self.keys("r2").record)
+        self.pass_seconds(OPEN_SECONDS - 1)
+        self.extend(late, COST + 1)
+        self.pass_seconds(1)
+        before = self.harness.stored()
+        for ended in (settled, released, lost, late):
+            for to_nanousd in (1, 2 * COST):
+                with conflict():
+                    self.harness.backend.extend(ended, to_nanousd, ROOMY)
+        assert self.harness.stored() == before
+
+    def test_what_has_left_the_window_cannot_be_extended(self) -> None:
+        made = self.reserve("r0", open_seconds=3_000)
+        self.pass_seconds(WINDOW_SECONDS + BUCKET_SECONDS - 1)
+        self.extend(made, COST + 1)
+        self.pass_seconds(1)
+        before = self.harness.stored()
+        with conflict():
+            self.harness.backend.extend(made, COST + 2, ROOMY)
+        assert self.harness.stored() == before
+
+    def test_an_extension_on_other_terms_is_a_conflict(self) -> None:
+        made = self.reserve("r0")
+        before = self.harness.stored()
+        with conflict():
+            self.harness.backend.extend(replace(made, terms="0" * 16), 2 * COST, ROOMY)
+        assert self.harness.stored() == before
+
+    def test_what_was_extended_is_found_and_told_as_it_is_held(self) -> None:
+        made = self.reserve("r0", idempotency=KEY)
+        self.extend(made, 2 * COST)
+        found = self.harness.backend.find(ask("r0", idempotency=KEY))
+        assert found is not None
+        assert (found.cost_nanousd, found.terms, found.made_at_us) == (2 * COST, made.terms, made.made_at_us)
+        assert self.reserve("r0", idempotency=KEY).cost_nanousd == 2 * COST
+        self.settle(found, 3)
+        assert self.books() == Books(3, 3, 3, 3, 3, 3, 0)
+
+    def test_an_extended_reservation_that_nobody_ends_stays_booked_whole(self) -> None:
+        made = self.extend(self.reserve("r0"), 3 * COST)
+        self.pass_seconds(OPEN_SECONDS + RECORD_KEEP_SECONDS)
+        assert self.settle(made, 1) == Settlement("r0", Outcome.EXPIRED, 3 * COST, 0)
+        assert self.books().day_nanousd == 3 * COST
+
+    def test_more_than_an_extended_reservation_holds_is_an_overrun_by_what_it_holds(self) -> None:
+        made = self.extend(self.reserve("r0"), 3 * COST)
+        assert self.settle(made, 3 * COST + 9) == Settlement("r0", Outcome.SETTLED, 3 * COST + 9, 9)
+
+    # --- never used
+
+    def test_a_release_books_nothing_and_is_an_end(self) -> None:
+        self.spend("s0", 9)
+        made = self.extend(self.reserve("r0"), 2 * COST)
+        assert self.harness.backend.release(made) == Settlement("r0", Outcome.RELEASED, 0, 0)
+        assert self.books() == Books(9, 9, 9, 9, 9, 9, 0)
+        stored = self.harness.stored()
+        record, left = stored[self.keys("r0").record]
+        assert str(record).startswith("released 0 ")
+        assert left == RECORD_KEEP_SECONDS
+        for again in (self.harness.backend.release(made), self.settle(made, 7)):
+            assert again == Settlement("r0", Outcome.REPEATED, 0, 0)
+        assert self.harness.stored() == stored
+        with conflict():
+            self.harness.backend.reserve(ask("r0"))
+
+    def test_a_release_after_a_settlement_gets_the_first_answer(self) -> None:
+        made = self.reserve("r0", idempotency=KEY)
+        self.settle(made, 7)
+        before = self.harness.stored()
+        assert self.harness.backend.release(made) == Settlement("r0", Outcome.REPEATED, 7, 0)
+        assert self.harness.stored() == before
+
+    def test_a_release_whose_record_was_lost_books_nothing(self) -> None:
+        made = self.reserve("r0", idempotency=KEY)
+        for key in self.harness.stored():
+            if not key.startswith("llm:idempotency:"):
+                self.harness.lose(key)
+        assert self.harness.backend.release(made) == Settlement("r0", Outcome.LATE, 0, 0)
+        assert list(self.harness.stored()) == [self.keys("r0").record]
+        assert self.harness.backend.release(made).outcome is Outcome.REPEATED
+
+    def test_a_release_goes_back_to_the_periods_of_its_reservation(self) -> None:
+        self.harness.clock.us = int(datetime(2026, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()) * US
+        made = self.reserve("r0")
+        then = self.keys()
+        self.pass_seconds(3)
+        self.reserve("r1")
+        self.harness.backend.release(made)
+        stored = self.harness.stored()
+        assert [stored[key][0] for key in (then.daily, then.hourly_of_all, then.daily_of_all)] == ["0"] * 3
+        assert self.books() == Books(COST, COST, COST, COST, COST, COST, COST)
+
+    # --- a caller's own key
+
+    def duplicate(self, reservation_id: str, key: Idempotency, **changes: Any) -> Duplicate:
+        before = self.harness.stored()
+        verdict = self.harness.backend.reserve(ask(reservation_id, idempotency=key, **changes))
+        assert isinstance(verdict, Duplicate), verdict
+        assert self.harness.backend.find_duplicate(key) == verdict
+        assert self.harness.stored() == before
+        return verdict
+
+    def test_a_key_in_flight_settled_and_on_another_body(self) -> None:
+        other = replace(KEY, body_digest="0" * 16)
+        made = self.reserve("r0", idempotency=KEY)
+        assert self.duplicate("r1", KEY) == Duplicate("r0", DuplicateState.IN_FLIGHT, COST, same_body=True)
+        assert self.duplicate("r1", other) == Duplicate("r0", DuplicateState.IN_FLIGHT, COST, same_body=False)
+        self.pass_seconds(3)
+        self.settle(made, 7)
+        assert self.duplicate("r1", KEY) == Duplicate("r0", DuplicateState.SETTLED, 7, same_body=True)
+        assert self.duplicate("r1", other, cost_nanousd=1) == Duplicate(
+            "r0", DuplicateState.SETTLED, 7, same_body=False
+        )
+        assert self.books() == Books(7, 7, 7, 7, 7, 7, 0)
+
+    def test_a_key_whose_request_was_extended_tells_what_is_held(self) -> None:
+        made = self.extend(self.reserve("r0", idempotency=KEY), 2 * COST)
+        assert self.duplicate("r1", KEY).cost_nanousd == 2 * COST
+        self.pass_seconds(OPEN_SECONDS)
+        assert self.duplicate("r1", KEY) == Duplicate("r0", DuplicateState.EXPIRED, 2 * COST, same_body=True)
+        self.settle(made, 8)
+        assert self.duplicate("r1", KEY) == Duplicate("r0", DuplicateState.SETTLED, 8, same_body=True)
+
+    def test_an_extension_leaves_the_key_of_another_request_alone(self) -> None:
+        made = self.reserve("r0", idempotency=KEY)
+        self.harness.lose(f"llm:idempotency:{KEY.digest}")
+        self.reserve("r1", COST + 1, idempotency=KEY)
+        self.extend(made, 2 * COST)
+        assert self.duplicate("r2", KEY) == Duplicate("r1", DuplicateState.IN_FLIGHT, COST + 1, same_body=True)
+
+    def test_a_key_whose_request_nobody_ended_in_time(self) -> None:
+        self.reserve("r0", idempotency=KEY)
+        self.pass_seconds(OPEN_SECONDS - 1)
+        assert self.duplicate("r1", KEY).state is DuplicateState.IN_FLIGHT
+        self.pass_seconds(1)
+        assert self.duplicate("r1", KEY) == Duplicate("r0", DuplicateState.EXPIRED, COST, same_body=True)
+        self.pass_seconds(RECORD_KEEP_SECONDS)
+        assert self.duplicate("r1", KEY).state is DuplicateState.EXPIRED
+
+    def test_a_key_is_free_again_after_a_release_and_after_a_refusal(self) -> None:
+        self.refuse("r0", COST, replace(ROOMY, network_window_nanousd=1), idempotency=KEY)
+        assert self.harness.backend.find_duplicate(KEY) is None
+        made = self.reserve("r1", idempotency=KEY)
+        self.harness.backend.release(made)
+        assert self.harness.backend.find_duplicate(KEY) is None
+        assert f"llm:idempotency:{KEY.digest}" not in self.harness.stored()
+        second = self.reserve("r2", idempotency=KEY)
+        assert self.harness.backend.release(made).outcome is Outcome.REPEATED
+        assert self.duplicate("r3", KEY).reservation_id == "r2"
+        self.settle(second, 1)
+        assert self.duplicate("r3", KEY) == Duplicate("r2", DuplicateState.SETTLED, 1, same_body=True)
+
+    def test_an_end_leaves_the_key_of_another_request_alone(self) -> None:
+        for end in ("settle", "release"):
+            self.harness.clear()
+            first = self.reserve("r0", idempotency=KEY)
+            self.harness.lose(f"llm:idempotency:{KEY.digest}")
+            self.reserve("r1", idempotency=KEY)
+            if end == "settle":
+                self.settle(first, 1)
+            else:
+                self.harness.backend.release(first)
+            assert self.duplicate("r2", KEY) == Duplicate("r1", DuplicateState.IN_FLIGHT, COST, same_body=True)
+
+    def test_a_key_is_kept_for_a_day_from_its_last_change(self) -> None:
+        key = f"llm:idempotency:{KEY.digest}"
+        made = self.reserve("r0", idempotency=KEY)
+        assert self.harness.stored()[key][1] == IDEMPOTENCY_KEEP_SECONDS
+        self.pass_seconds(60)
+        self.extend(made, 2 * COST)
+        assert self.harness.stored()[key][1] == IDEMPOTENCY_KEEP_SECONDS - 60
+        self.settle(made, 7)
+        assert self.harness.stored()[key][1] == IDEMPOTENCY_KEEP_SECONDS
+        self.pass_seconds(IDEMPOTENCY_KEEP_SECONDS - 1)
+        assert self.duplicate("r1", KEY).state is DuplicateState.SETTLED
+        self.pass_seconds(1)
+        self.reserve("r1", idempotency=KEY)
+
+    def test_a_lost_key_is_remembered_again_by_the_settlement(self) -> None:
+        made = self.reserve("r0", idempotency=KEY)
+        for key in self.harness.stored():
+            self.harness.lose(key)
+        assert self.settle(made, 7).outcome is Outcome.LATE
+        assert self.duplicate("r1", KEY) == Duplicate("r0", DuplicateState.SETTLED, 7, same_body=True)
+
+    def test_another_key_is_another_request(self) -> None:
+        self.reserve("r0", idempotency=KEY)
+        self.reserve("r1", idempotency=replace(KEY, digest="f" * 32))
+        self.reserve("r2", identifier="another", idempotency=replace(KEY, digest="e" * 32))
+        self.reserve("r3")
+        assert self.books().global_day_nanousd == 4 * COST
+
+    def test_the_same_id_with_its_key_gets_the_first_answer(self) -> None:
+        first = self.reserve("r0", idempotency=KEY)
+        assert self.reserve("r0", idempotency=KEY) == first
+
+    def test_a_key_is_answered_under_a_marker_too(self) -> None:
+        self.reserve("r0", idempotency=KEY)
+        self.harness.put(self.keys().marker, "by hand", 20)
+        assert self.duplicate("r1", KEY).reservation_id == "r0"
+
+    def test_a_key_set_by_hand_stands_for_a_request_that_nobody_knows(self) -> None:
+        for text in ("garbage", "", "open x y 1 2"):
+            self.harness.put(f"llm:idempotency:{KEY.digest}", text, 20)
+            assert self.duplicate("r1", KEY) == Duplicate("", DuplicateState.IN_FLIGHT, 0, same_body=False)
+
+    def test_of_callers_at_once_with_one_key_one_is_admitted(self) -> None:
+        if not self.harness.backend.promises_atomicity:
+            return
+        barrier = threading.Barrier(20)
+
+        def call(number: int) -> Verdict:
+            barrier.wait(10)
+            return self.harness.backend.reserve(ask(f"r{number}", idempotency=KEY))
+
+        with ThreadPoolExecutor(20) as callers:
+            verdicts = list(callers.map(call, range(20)))
+        admitted = [verdict for verdict in verdicts if isinstance(verdict, Reservation)]
+        told = {verdict.reservation_id for verdict in verdicts if isinstance(verdict, Duplicate)}
+        assert [verdict.reservation_id for verdict in admitted] == list(told)
+        assert self.books().global_day_nanousd == COST
+
+    def test_of_extensions_at_once_no_more_is_granted_than_there_is_room_for(self) -> None:
+        if not self.harness.backend.promises_atomicity:
+            return
+        limits = replace(ROOMY, network_window_nanousd=25 * COST)
+        made = [self.reserve(f"r{number}", COST, limits, identifier=f"id{number}") for number in range(20)]
+        barrier = threading.Barrier(20)
+
+        def call(reservation: Reservation) -> bool:
+            barrier.wait(10)
+            return isinstance(self.harness.backend.extend(reservation, 2 * COST, limits), Reservation)
+
+        with ThreadPoolExecutor(20) as callers:
+            granted = sum(callers.map(call, made))
+        assert granted == 5
+        assert self.books().network_window_nanousd == 25 * COST
+
+    # --- books that were cleared
+
+    def clear_books(self) -> None:
+        """What `flask ledger reset` does: the identifier's books go, and the moment is remembered."""
+        keys = self.keys()
+        for key in (keys.marker, keys.recent, keys.daily, keys.open_identifier):
+            if key in self.harness.stored():
+                self.harness.lose(key)
+        self.harness.put(f"llm:reset:{WHO}", str(self.harness.clock.us), 172_800)
+
+    def test_what_was_reserved_before_its_books_were_cleared_is_not_taken_from_them(self) -> None:
+        for actual in (0, 7, COST + 9):
+            self.harness.clear()
+            old = self.reserve("r0")
+            self.clear_books()
+            self.harness.pass_time(1)
+            self.reserve("r1", 100)
+            self.settle(old, actual)
+            others = actual + 100
+            assert self.books() == Books(100, 100, others, others, others, others, 100), actual
+
+    def test_what_was_reserved_after_its_books_were_cleared_is_booked_as_ever(self) -> None:
+        self.clear_books()
+        self.harness.pass_time(1)
+        made = self.extend(self.reserve("r0"), 2 * COST)
+        self.settle(made, 7)
+        assert self.books() == Books(7, 7, 7, 7, 7, 7, 0)
+
+    def test_an_extension_of_what_was_cleared_is_charged_to_the_others_only(self) -> None:
+        limits = replace(ROOMY, window_nanousd=COST, day_nanousd=COST, network_window_nanousd=3 * COST)
+        made = self.reserve("r0", COST, limits)
+        self.clear_books()
+        more = self.extend(made, 3 * COST, limits)
+        assert (more.cost_nanousd, more.window_spent_nanousd, more.day_spent_nanousd) == (3 * COST, 0, 0)
+        held = 3 * COST
+        assert self.books() == Books(0, 0, held, held, held, held, 0)
+        assert self.refuse_more(made, 3 * COST + 1, limits).reason == Reason.NETWORK_LIMIT
+        self.settle(more, 7)
+        assert self.books() == Books(0, 0, 7, 7, 7, 7, 0)
+
+    def test_a_late_settlement_of_what_was_cleared_is_booked_to_the_others_only(self) -> None:
+        made = self.reserve("r0")
+        for key in self.harness.stored():
+            self.harness.lose(key)
+        self.clear_books()
+        assert self.settle(made, 7).outcome is Outcome.LATE
+        assert self.books() == Books(0, 0, 7, 7, 7, 7, 0)
+
+    def test_a_reset_that_is_no_time_clears_nothing(self) -> None:
+        made = self.reserve("r0")
+        self.harness.put(f"llm:reset:{WHO}", "yesterday", 1_000)
+        self.settle(self.extend(made, 2 * COST), 7)
+        assert self.books() == Books(7, 7, 7, 7, 7, 7, 0)
+
+    # --- what is told besides
+
+    def test_when_the_oldest_amount_leaves_the_window_is_told(self) -> None:
+        assert self.books().window_frees_at_seconds is None
+        frees_at = START_US // US + BUCKET_SECONDS + WINDOW_SECONDS
+        made = self.reserve("r0")
+        self.pass_seconds(BUCKET_SECONDS * 2 + 3.5)
+        assert self.reserve("r1").window_frees_at_seconds == frees_at
+        assert self.books().window_frees_at_seconds == frees_at
+        self.settle(made, 0)
+        later = frees_at + 2 * BUCKET_SECONDS
+        assert self.books().window_frees_at_seconds == later
+        assert self.reserve("r2").window_frees_at_seconds == later
+        assert self.reserve("r2").window_frees_at_seconds == later
+        self.pass_seconds(later - self.harness.clock.us // US)
+        assert self.books().window_frees_at_seconds is None
+
+    def test_the_books_tell_what_is_open_since_midnight_and_their_moment(self) -> None:
+        self.harness.clock.us = int(datetime(2026, 3, 14, 23, 59, 50, tzinfo=UTC).timestamp()) * US
+        self.reserve("r0", 5)
+        self.pass_seconds(20)
+        self.reserve("r1", 7)
+        books = self.books()
+        assert (books.open_nanousd, books.open_today_nanousd) == (12, 7)
+        assert books.as_of_us == self.harness.clock.us
+
+    def test_open_money_past_its_time_is_told_once(self) -> None:
+        self.extend(self.reserve("r0"), 2 * COST)
+        self.reserve("r1", 5, identifier="another")
+        living = self.reserve("r2", 9, open_seconds=OPEN_SECONDS)
+        self.pass_seconds(OPEN_SECONDS + OPEN_BUCKET_SECONDS - 1)
+        other = self.reserve("r3", 3)
+        assert other.expired_nanousd == 0
+        assert self.settle(other, 3).expired_nanousd == 0
+        self.reserve("keeps the ring alive", 1)
+        self.pass_seconds(1)
+        # Its own is no news to who ends it.
+        assert self.settle(living, 1).expired_nanousd == 2 * COST + 5
+        assert self.settle(self.reserve("r4"), 1).expired_nanousd == 0
+        assert self.harness.stored()[self.keys().open_of_all][0] == {
+            (self.harness.clock.us // US - 1) // OPEN_BUCKET_SECONDS * OPEN_BUCKET_SECONDS: 1
+        }
+
+    def test_open_money_past_its_time_is_told_by_a_reservation_where_nobody_settles(self) -> None:
+        told = []
+        for number in range(30):
+            told.append(self.reserve(f"r{number}", 2**number).expired_nanousd)
+            self.pass_seconds(OPEN_BUCKET_SECONDS)
+        assert sum(told) > 0
+        opened = self.harness.stored()[self.keys().open_of_all][0]
+        assert isinstance(opened, dict)
+        assert sum(told) + sum(opened.values()) == 2**30 - 1
+
+    # --- what is odd
+
+    def test_taking_from_a_total_of_nothing_is_a_whole_settlement(self) -> None:
+        made = self.reserve("r0")
+        keys = self.keys()
+        for key in (keys.daily, keys.network_daily, keys.hourly_of_all, keys.daily_of_all):
+            self.harness.put(key, "0", 1_000)
+        assert self.settle(made, 1) == Settlement("r0", Outcome.SETTLED, 1, 0)
+        assert self.books() == Books(1, 0, 1, 0, 0, 0, 0)
+
+    def test_an_id_sent_again_keeps_the_lengths_that_it_was_admitted_with(self) -> None:
+        first = self.reserve("r0")
+        changed = replace(ROOMY, window_seconds=61)
+        for known in (
+            self.reserve("r0", COST, changed, open_seconds=30),
+            self.harness.backend.find(ask("r0", COST, changed, open_seconds=30)),
+        ):
+            assert known is not None
+            assert (known.window_seconds, known.open_seconds) == (WINDOW_SECONDS, OPEN_SECONDS)
+        self.pass_seconds(61)
+        self.settle(self.reserve("r0", COST, changed), 7)
+        assert self.books() == Books(7, 7, 7, 7, 7, 7, 0)
+        assert first.window_seconds == WINDOW_SECONDS
+
+    def test_a_ring_lives_as_long_as_its_youngest_bucket_whatever_the_window_was(self) -> None:
+        self.pass_seconds(1)
+        self.spend("r0", COST, replace(ROOMY, window_seconds=RING_BUCKETS))
+        self.pass_seconds(0.5)
+        start = (START_US // US + 1) // BUCKET_SECONDS * BUCKET_SECONDS
+        self.spend("r1", COST, replace(ROOMY, window_seconds=RING_BUCKETS))
+        assert self.harness.stored()[self.keys().recent][1] == RING_BUCKETS + 1
+        self.pass_seconds(0.5)
+        self.reserve("r2")
+        assert self.harness.stored()[self.keys().recent][1] == WINDOW_SECONDS + BUCKET_SECONDS
+        self.reserve("r3")
+        ring, left = self.harness.stored()[self.keys().recent]
+        assert left == WINDOW_SECONDS + BUCKET_SECONDS
+        assert start in ring
+
+    def test_nothing_prolongs_the_life_of_a_ring_whose_bucket_is_seen_out(self) -> None:
+        self.reserve("r0")
+        for number in range(1, BUCKET_SECONDS):
+            self.pass_seconds(0.6)
+            self.reserve(f"r{number}")
+            if self.harness.clock.us >= START_US + OPEN_BUCKET_SECONDS * US:
+                break
+            lives = [self.harness.stored()[key][1] for key in (self.keys().recent, self.keys().open_of_all)]
+            gone = -(-number * 6 // 10) if number * 6 % 10 == 0 else number * 6 // 10
+            assert lives == [WINDOW_SECONDS + BUCKET_SECONDS - gone, OPEN_SECONDS + OPEN_BUCKET_SECONDS - gone]
 
     # --- sizes and lives
 
