@@ -22,7 +22,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -1422,6 +1422,26 @@ class Op:
     id: str = ""
     ask: Ask | None = None
     amount: int = 0
+    at_least: int | None = None
+    is_lost: bool = False
+    """Of an extension: whoever asked goes on with what it knew before."""
+
+
+WEIGHTS = {
+    "reserve": 40,
+    "again": 4,
+    "other terms": 2,
+    "extend": 20,
+    "settle": 20,
+    "release": 6,
+    "find": 2,
+    "find key": 2,
+    "lose": 1,
+    "mark": 1,
+    "reset": 1,
+    "wait": 25,
+}
+"""How often each may happen."""
 
 
 def some_operations(seed: int, length: int = 300) -> list[Op]:
@@ -1430,13 +1450,11 @@ def some_operations(seed: int, length: int = 300) -> list[Op]:
     made: list[Ask] = []
     operations = []
     for number in range(length):
-        name = luck.choices(
-            ("reserve", "again", "other terms", "settle", "find", "lose", "mark", "wait"), (40, 4, 2, 25, 2, 1, 1, 25)
-        )[0]
+        name = luck.choices(tuple(WEIGHTS), tuple(WEIGHTS.values()))[0]
         if name == "wait":
             us = luck.choice((1, 500_000, 1_000_000, 7_000_000, 33_500_000, 61_000_000, 300_000_000, 4_000_000_000))
             operations.append(Op(name, amount=luck.choice((us, us, 50_000_000_000)) if luck.random() < 0.1 else us))
-        elif name == "mark":
+        elif name in {"mark", "reset"}:
             operations.append(Op(name, luck.choice("abc")))
         elif name == "reserve" or not made:
             made.append(_some_ask(luck, f"r{seed}-{number}"))
@@ -1444,7 +1462,8 @@ def some_operations(seed: int, length: int = 300) -> list[Op]:
         else:
             old = luck.choice(made[-12:])
             actual = luck.choice((0, 1, old.cost_nanousd // 2, old.cost_nanousd, old.cost_nanousd + 3))
-            operations.append(Op(name, old.reservation_id, old, actual))
+            at_least = luck.choice((None, None, old.cost_nanousd, old.cost_nanousd + 1))
+            operations.append(Op(name, old.reservation_id, old, actual, at_least, luck.random() < 0.3))
     return operations
 
 
@@ -1461,7 +1480,9 @@ def _some_ask(luck: random.Random, reservation_id: str) -> Ask:
         mark_when_busy=luck.random() < 0.5,
     )
     who, network = luck.choice("abc"), luck.choice(("n1", "n2"))
-    return Ask(reservation_id, who, network, luck.choice((1, 50, 333, 700, 2_500)), limits, luck.choice((120, 30)))
+    cost = luck.choice((1, 50, 333, 700, 2_500))
+    key = Idempotency(luck.choice("abcd") * 32, luck.choice("01") * 16) if luck.random() < 0.3 else None
+    return Ask(reservation_id, who, network, cost, limits, luck.choice((120, 30)), key)
 
 
 def played(harness: Harness, operations: list[Op]) -> Iterator[tuple[object, object, Stored]]:
@@ -1469,42 +1490,76 @@ def played(harness: Harness, operations: list[Op]) -> Iterator[tuple[object, obj
     reservations: dict[str, Reservation] = {}
     for op in operations:
         answer = _do(harness, op, reservations)
-        yield answer, harness.backend.books("a", "n1", WINDOW_SECONDS), harness.stored()
+        yield answer, _whole(harness.backend.books("a", "n1", WINDOW_SECONDS)), harness.stored()
+
+
+def _whole(answer: Reservation | Refusal | Duplicate | Settlement | Books | None) -> dict[str, object] | None:
+    """Every field, those too that are told besides and do not make two answers differ."""
+    return None if answer is None else {**asdict(answer), "backend": ""}
 
 
 def _do(harness: Harness, op: Op, reservations: dict[str, Reservation]) -> object:
     try:
-        answer = _answer(harness, op, reservations)
+        return _whole(_answer(harness, op, reservations))
     except ReservationConflict as error:
         return str(error)
-    if isinstance(answer, Reservation):
-        reservations.setdefault(op.id, answer)
-        return replace(answer, backend="")
-    return answer
 
 
-def _answer(harness: Harness, op: Op, reservations: dict[str, Reservation]) -> object:
+def _answer(
+    harness: Harness, op: Op, reservations: dict[str, Reservation]
+) -> Reservation | Refusal | Duplicate | Settlement | None:
     if op.name == "wait":
         harness.pass_time(op.amount)
     if op.name == "mark":
         harness.put(f"llm:throttle:{op.id}", "by hand", 20)
+    if op.name == "reset":
+        _reset(harness, op.id)
     if op.ask is None:
         return None
+    if op.name in {"reserve", "again", "other terms", "find", "find key"}:
+        return _ask(harness, op, op.ask, reservations)
+    reservation = reservations.get(op.id)
+    return None if reservation is None else _go_on(harness, op, reservation, reservations)
+
+
+def _ask(
+    harness: Harness, op: Op, ask: Ask, reservations: dict[str, Reservation]
+) -> Reservation | Refusal | Duplicate | None:
     if op.name == "find":
-        return harness.backend.find(op.ask)
+        return harness.backend.find(ask)
+    if op.name == "find key":
+        return None if ask.idempotency is None else harness.backend.find_duplicate(ask.idempotency)
     if op.name == "other terms":
-        return harness.backend.reserve(replace(op.ask, cost_nanousd=op.ask.cost_nanousd + 1))
-    if op.name in {"reserve", "again"}:
-        return harness.backend.reserve(op.ask)
-    return _end(harness, op, reservations.get(op.id))
+        return harness.backend.reserve(replace(ask, cost_nanousd=ask.cost_nanousd + 1))
+    verdict = harness.backend.reserve(ask)
+    if isinstance(verdict, Reservation):
+        reservations.setdefault(op.id, verdict)
+    return verdict
 
 
-def _end(harness: Harness, op: Op, reservation: Reservation | None) -> object:
-    if reservation is None:
-        return None
+def _go_on(
+    harness: Harness, op: Op, reservation: Reservation, reservations: dict[str, Reservation]
+) -> Reservation | Refusal | Settlement | None:
+    if op.name == "extend":
+        to_nanousd, limits = reservation.cost_nanousd + op.amount, op.ask.limits if op.ask else ROOMY
+        verdict = harness.backend.extend(reservation, to_nanousd, limits, at_least_nanousd=op.at_least)
+        if isinstance(verdict, Reservation) and not op.is_lost:
+            reservations[op.id] = verdict
+        return verdict
     if op.name == "settle":
         return harness.backend.settle(reservation, op.amount)
+    if op.name == "release":
+        return harness.backend.release(reservation)
     record = f"llm:reservation:{op.id}"
     if record in harness.stored():
         harness.lose(record)
     return None
+
+
+def _reset(harness: Harness, identifier: str) -> None:
+    """As `flask ledger reset` does: the identifier's books go, and the moment is remembered."""
+    begins = (f"llm:cost:recent:{identifier}", f"llm:cost:daily:{identifier}:", f"llm:open:identifier:{identifier}")
+    for key in harness.stored():
+        if key.startswith((*begins, f"llm:throttle:{identifier}")):
+            harness.lose(key)
+    harness.put(f"llm:reset:{identifier}", str(harness.clock.us), 172_800)

@@ -30,6 +30,8 @@ RESERVE_KEYS = {
     "open_network": f"llm:open:network:{NETWORK}",
     "open_of_all": "llm:open:global",
 }
+RESET = f"llm:reset:{WHO}"
+KEY, BODY, KEY_KEEP_S = "0123456789abcdef" * 2, "fedcba9876543210", 86_400
 RINGS = ("recent", "network_recent", "open_identifier", "open_network", "open_of_all")
 TOTALS = ("daily", "network_daily", "hourly_of_all", "daily_of_all")
 WHO_DIGEST, NETWORK_DIGEST = digest_of(WHO), digest_of(NETWORK)
@@ -108,19 +110,27 @@ def keys_of_reserve(rid=ID, **changes):
 
 def keys_of_settle(rid=ID):
     record, _, *books = keys_of_reserve(rid)
-    return [record, *books, f"llm:reset:{WHO}"]
+    return [record, *books, RESET]
 
 
-def reserve(client, rid=ID, **changes):
-    return RESERVE.run(client, keys_of_reserve(rid), reserve_args(**changes))
+def reserve(client, rid=ID, key=None, **changes):
+    """With `key`, the digest of a caller's own: KEYS 12 and its three arguments too."""
+    keys, args = ([key_of(key)], [BODY, rid, KEY_KEEP_S]) if key else ([], [])
+    return RESERVE.run(client, keys_of_reserve(rid) + keys, reserve_args(**changes) + args)
 
 
-def extend(client, rid=ID, to=2 * COST, **changes):
-    return EXTEND.run(client, keys_of_settle(rid), extend_args(to, **changes))
+def extend(client, rid=ID, to=2 * COST, key=None, **changes):
+    keys, args = ([key_of(key)], [rid]) if key else ([], [])
+    return EXTEND.run(client, keys_of_settle(rid) + keys, extend_args(to, **changes) + args)
 
 
-def settle(client, rid=ID, actual=7, **changes):
-    return SETTLE.run(client, keys_of_settle(rid), settle_args(actual, **changes))
+def settle(client, rid=ID, actual=7, key=None, **changes):
+    keys, args = ([key_of(key)], [BODY, rid, KEY_KEEP_S]) if key else ([], [])
+    return SETTLE.run(client, keys_of_settle(rid) + keys, settle_args(actual, **changes) + args)
+
+
+def key_of(digest):
+    return f"llm:idempotency:{digest}"
 
 
 def dump(client):

@@ -6,18 +6,23 @@ from backends.keys import RING_BUCKETS
 from backends.scripts import Script, all_scripts
 from tests.lua.by_hand import (
     BUCKET_S,
+    COST,
+    KEY,
     NOW_S,
     NOW_US,
     RESERVE_KEYS,
     RINGS,
-    ROOM,
     TERMS,
     TOTALS,
+    extend,
+    key_of,
     keys_of_reserve,
     reserve,
     reserve_args,
     settle,
 )
+
+LIMITS = ("window", "day", "network_window", "network_day", "hour_of_all", "day_of_all")
 
 
 def commands_of(client, call):
@@ -47,6 +52,7 @@ def fill(client, requests, cost=1_000):
 def test_the_same_commands_at_ten_requests_as_at_a_million(client, limit):
     seen = []
     reserve(client)
+    extend(client)
     settle(client)  # the server knows the scripts from here on
     for requests in (10, 1_000_000):
         client.flushdb()
@@ -56,20 +62,31 @@ def test_the_same_commands_at_ten_requests_as_at_a_million(client, limit):
                 client,
                 lambda: (
                     reserve(client, "r", network_window=limit, window=10**15, day=10**15),
+                    extend(client, "r") if limit > 5 else None,
                     settle(client, "r") if limit > 5 else None,
                 ),
             )
         )
     few, many = seen
     assert few == many
-    assert few["evalsha"] == (2 if limit > 5 else 1)
-    assert sum(few.values()) < 60
+    assert few["evalsha"] == (3 if limit > 5 else 1)
+    assert sum(few.values()) < 90
 
 
 def test_a_bounded_number_of_commands_and_one_time_a_script(client):
-    seen = commands_of(client, lambda: reserve(client, now_us="", deadline_us=2**52, hour=client.time()[0] // 3600))
+    by_the_server = {"now_us": "", "deadline_us": 2**52}
+    seen = commands_of(client, lambda: reserve(client, hour=client.time()[0] // 3600, key=KEY, **by_the_server))
     assert seen["time"] == 2  # one is ours
-    assert sum(seen.values()) < 40
+    assert sum(seen.values()) < 42
+    made_at_us = int(client.get(RESERVE_KEYS["record"]).split()[2])
+    made = {"made_at_us": made_at_us, "key": KEY}
+    seen = commands_of(client, lambda: extend(client, **made, **by_the_server, **dict.fromkeys(LIMITS, 10**15)))
+    assert seen["time"] == 1
+    assert seen["incrby"] == 4
+    assert sum(seen.values()) < 32
+    seen = commands_of(client, lambda: settle(client, now_us="", **made))
+    assert seen["time"] == 1
+    assert sum(seen.values()) < 35
 
 
 def test_a_thousand_requests_leave_as_many_elements_as_one(client):
@@ -91,26 +108,33 @@ def test_what_a_killed_worker_left_open_is_swept(client):
             assert client.zcard(RESERVE_KEYS[name]) <= 14
 
 
-def test_a_record_fits_in_200_bytes(client):
+@pytest.mark.parametrize("length_s", [600, 31 * 86_400], ids=["as usual", "the longest"])
+def test_a_record_fits_in_200_bytes(client, length_s):
+    """In every state, with the largest amount that a setting allows, on each kind of server."""
     rid = "0123456789abcdef0123456789abcdef"
     largest = 10**15 - 1
-    reserve(client, rid, cost=largest, **dict.fromkeys(("window", "day", "network_window"), 10**15), network_day="")
-    reserve(
-        client,
-        rid,
-        cost=largest,
-        window=ROOM * 1_000,
-        day=ROOM * 1_000,
-        network_window="",
-        network_day="",
-        hour_of_all=ROOM * 1_000,
-        day_of_all=ROOM * 1_000,
-    )
+    room = dict.fromkeys(LIMITS, 10**15)
+    lengths = {"window_s": length_s, "open_s": length_s}
     record = f"llm:reservation:{rid}"
+    assert reserve(client, rid, cost=COST, **room, **lengths)[0] == 0
+    assert extend(client, rid, to=largest, **room, **lengths)[:2] == [0, largest]
     assert client.memory_usage(record) <= 200
-    settle(client, rid, actual=largest)
-    assert client.get(record).decode().startswith(f"settled {largest} {NOW_US} {TERMS} ")
+    settle(client, rid, actual=largest, **lengths)
+    assert client.get(record).decode().startswith(f"settled {largest} {NOW_US} {TERMS} {length_s} {length_s} ")
     assert client.memory_usage(record) <= 200
+    client.delete(record)
+    reserve(client, rid, cost=largest - COST, **room, **lengths)
+    settle(client, rid, actual=0, ending="released", **lengths)
+    assert client.memory_usage(record) <= 200
+
+
+def test_a_callers_key_fits_in_200_bytes(client):
+    rid = "0123456789abcdef0123456789abcdef"
+    largest = 10**15 - 1
+    reserve(client, rid, key=KEY, cost=largest, **dict.fromkeys(LIMITS, 10**15))
+    assert client.memory_usage(key_of(KEY)) <= 200
+    settle(client, rid, key=KEY, actual=largest)
+    assert client.memory_usage(key_of(KEY)) <= 200
 
 
 def test_the_totals_of_an_identifier_fit_in_2_kb(client):

@@ -1,17 +1,22 @@
 import pytest
 
 from tests.lua.by_hand import (
+    BODY,
     BUCKET_S,
     CONSUME,
     COST,
+    KEY,
     NETWORK_DIGEST,
     NOW_S,
     NOW_US,
     RESERVE_KEYS,
+    RESET,
     TERMS,
     US,
     WHO_DIGEST,
     dump,
+    extend,
+    key_of,
     reserve,
     settle,
 )
@@ -123,6 +128,138 @@ def test_settled_repeated_late_expired_conflict(client):
     over_us = NOW_US + 3600 * US
     assert settle(client, "lost", now_us=over_us - 1)[0] == 2
     assert settle(client, "over", now_us=over_us) == [3, 0, over_us, 0]
+
+
+def test_extended(client):
+    spend(client)
+    reserve(client)
+    later_us = NOW_US + US
+    assert extend(client, to=3 * COST) == [0, 3 * COST, later_us, 4 * COST, 4 * COST]
+    before = dump(client)
+    assert extend(client, to=3 * COST) == [0, 3 * COST, later_us, 4 * COST, 4 * COST]
+    assert extend(client, to=1) == [0, 3 * COST, later_us, 4 * COST, 4 * COST]
+    assert dump(client) == before
+
+
+@pytest.mark.parametrize(
+    ("limit", "status"),
+    [
+        ("day", 2),
+        ("window", 3),
+        ("network_window", 4),
+        ("network_day", 5),
+        ("hour_of_all", 6),
+        ("day_of_all", 7),
+    ],
+)
+def test_an_extension_refused_or_granted_in_part(client, limit, status):
+    reserve(client)
+    before = dump(client)
+    later_us = NOW_US + US
+    assert extend(client, **{limit: 2 * COST - 1}) == [status, COST, later_us, COST, COST]
+    assert extend(client, at_least=COST + 7, **{limit: COST + 6}) == [status, COST, later_us, COST, COST]
+    assert extend(client, at_least=COST, **{limit: 1}) == [0, COST, later_us, COST, COST]
+    assert dump(client) == before
+    assert extend(client, at_least=COST + 6, **{limit: COST + 6}) == [0, COST + 6, later_us, COST + 6, COST + 6]
+    assert extend(client, **{limit: 2 * COST}) == [0, 2 * COST, later_us, 2 * COST, 2 * COST]
+
+
+def test_the_worked_example_of_an_extension(client):
+    reserve(client, cost=1_000)
+    spend(client)
+    answer = extend(client, to=1_500, at_least=1_100, window=COST + 1_300)
+    assert answer == [0, 1_300, NOW_US + US, COST + 1_300, COST + 1_300]
+
+
+def test_no_extension_of_what_is_over_unknown_or_another_request(client):
+    later_us = NOW_US + US
+    assert extend(client) == [8, 0, later_us]
+    reserve(client)
+    assert extend(client, terms="0123456789abcdef") == [9, 0, later_us]
+    over_us = NOW_US + 120 * US
+    assert extend(client, now_us=over_us, deadline_us=over_us) == [8, COST, over_us]
+    settle(client, actual=7)
+    before = dump(client)
+    assert extend(client) == [8, 7, later_us]
+    assert dump(client) == before
+
+
+def test_past_the_deadline_nothing_is_extended(client):
+    reserve(client)
+    before = dump(client)
+    assert extend(client, deadline_us=NOW_US + US - 1) == [10, 0, NOW_US + US]
+    assert dump(client) == before
+    assert extend(client, deadline_us=NOW_US + US)[0] == 0
+
+
+def test_released(client):
+    reserve(client)
+    assert settle(client, actual=0, ending="released") == [0, 0, NOW_US + US, 0]
+    assert client.get(RESERVE_KEYS["record"]).decode() == f"released 0 {NOW_US} {TERMS} {REST}"
+    assert settle(client, actual=7) == [1, 0, NOW_US + US, 0]
+
+
+def test_a_callers_key(client):
+    reserve(client, "first", key=KEY)
+    until_us = NOW_US + 120 * US
+    assert client.get(key_of(KEY)).decode() == f"open {BODY} first {COST} {until_us}"
+    assert reserve(client, key=KEY) == [12, 0, NOW_US, 1, COST, 1, b"first"]
+    assert reserve(client, "first", key=KEY)[0] == 0
+    extend(client, "first", to=2 * COST, key=KEY)
+    assert client.get(key_of(KEY)).decode() == f"open {BODY} first {2 * COST} {until_us}"
+    assert reserve(client, key=KEY, now_us=until_us, deadline_us=until_us) == [
+        12,
+        0,
+        until_us,
+        3,
+        2 * COST,
+        1,
+        b"first",
+    ]
+    client.set(key_of(KEY), client.get(key_of(KEY)).replace(BODY.encode(), b"0" * 16), keepttl=True)
+    assert reserve(client, key=KEY) == [12, 0, NOW_US, 1, 2 * COST, 0, b"first"]
+    settle(client, "first", actual=7, key=KEY)
+    assert client.get(key_of(KEY)).decode() == f"settled {BODY} first 7 {NOW_US + US}"
+    assert reserve(client, key=KEY) == [12, 0, NOW_US, 2, 7, 1, b"first"]
+
+
+def test_a_callers_key_is_free_after_a_release(client):
+    reserve(client, "first", key=KEY)
+    settle(client, "first", actual=0, ending="released", key=KEY)
+    assert not client.exists(key_of(KEY))
+    assert reserve(client, key=KEY)[0] == 0
+
+
+def test_expired_money_is_told(client):
+    reserve(client, "left")
+    reserve(client, "mine", cost=5)
+    over_us = NOW_US + 131 * US
+    assert settle(client, "mine", actual=5, now_us=over_us) == [0, 5, over_us, COST]
+    assert settle(client, "left", actual=5, now_us=over_us) == [0, 5, over_us, 0]
+
+
+def test_amounts_of_sixteen_digits_are_written_whole(client):
+    most = 2**53 - 1
+    room = dict.fromkeys(("window", "day", "network_window", "network_day", "hour_of_all", "day_of_all"), most)
+    first, more = 1_234_567_890_123_457, 6_543_210_987_654_321
+    reserve(client, cost=first, **room)
+    assert extend(client, to=more, **room) == [0, more, NOW_US + US, more, more]
+    assert client.get(RESERVE_KEYS["daily"]) == str(more).encode()
+    assert client.zrange(RESERVE_KEYS["recent"], 0, -1, withscores=True)[0][1] == more
+    assert client.get(RESERVE_KEYS["record"]).decode() == f"open {more} {NOW_US} {TERMS} {REST}"
+    assert extend(client, to=most + 1, **room)[0] == 2
+    assert settle(client, actual=first) == [0, first, NOW_US + US, 0]
+    assert client.get(RESERVE_KEYS["daily_of_all"]) == str(first).encode()
+    assert client.zrange(RESERVE_KEYS["network_recent"], 0, -1, withscores=True)[0][1] == first
+
+
+def test_what_was_cleared_is_not_taken_from_the_identifier(client):
+    reserve(client)
+    client.set(RESET, NOW_US, ex=1_000)
+    assert extend(client, to=COST + 5, window=1, day=1) == [0, COST + 5, NOW_US + US, COST, COST]
+    settle(client, actual=7)
+    assert client.get(RESERVE_KEYS["daily"]) == str(COST).encode()
+    assert client.get(RESERVE_KEYS["network_daily"]) == b"7"
 
 
 def test_a_challenge_is_good_once_and_for_its_owner_only(client):

@@ -3,7 +3,20 @@
 import pytest
 import redis
 
-from tests.lua.by_hand import CONSUME, RESERVE_KEYS, RINGS, TOTALS, dump, reserve, settle
+from tests.lua.by_hand import (
+    CONSUME,
+    COST,
+    KEY,
+    RESERVE_KEYS,
+    RESET,
+    RINGS,
+    TOTALS,
+    dump,
+    extend,
+    key_of,
+    reserve,
+    settle,
+)
 
 GARBAGE = [b"", b"abc", b"-5", b"1.5", b"1e9", b" 5", b"9223372036854775807", b"\xff"]
 
@@ -11,6 +24,11 @@ GARBAGE = [b"", b"abc", b"-5", b"1.5", b"1e9", b" 5", b"9223372036854775807", b"
 def put_other_kind(client, name):
     client.delete(RESERVE_KEYS[name])
     client.rpush(RESERVE_KEYS[name], "of another kind")
+
+
+def of_another_kind(client, key):
+    client.delete(key)
+    client.rpush(key, "of another kind")
 
 
 def assert_nothing_changes(client, call):
@@ -51,6 +69,55 @@ def test_a_late_settlement_with_a_key_of_another_kind(client, name, actual):
     assert_nothing_changes(client, lambda: settle(client, actual=actual))
 
 
+@pytest.mark.parametrize("to", [COST, COST + 7], ids=["nothing more", "more"])
+@pytest.mark.parametrize("name", [name for name in RESERVE_KEYS if name != "marker"])
+def test_extend_with_a_key_of_another_kind(client, name, to):
+    reserve(client, "before")
+    reserve(client)
+    put_other_kind(client, name)
+    assert_nothing_changes(client, lambda: extend(client, to=to))
+
+
+def test_a_reset_or_a_callers_key_of_another_kind(client):
+    reserve(client, key=KEY)
+    of_another_kind(client, key_of(KEY))
+    calls = {
+        "reserve": lambda: reserve(client, "another", key=KEY),
+        "extend": lambda: extend(client, key=KEY),
+        "settle": lambda: settle(client, key=KEY),
+        "release": lambda: settle(client, key=KEY, actual=0, ending="released"),
+        "late": lambda: settle(client, "lost", key=KEY),
+    }
+    for call in calls.values():
+        assert_nothing_changes(client, call)
+    client.delete(key_of(KEY))
+    of_another_kind(client, RESET)
+    for name in ("extend", "settle", "release", "late"):
+        assert_nothing_changes(client, calls[name])
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_a_reset_or_a_callers_key_that_says_nothing(client, garbage):
+    """No error: a reset that is no time clears nothing, a key that says nothing is taken and is nobody's."""
+    reserve(client, key=KEY)
+    client.set(key_of(KEY), garbage, ex=100)
+    client.set(RESET, garbage.replace(b"9", b"x").replace(b"1", b"x").replace(b" ", b"x"), ex=100)
+    assert reserve(client, "another", key=KEY)[:4] == [12, 0, reserve(client)[2], 1]
+    extend(client, key=KEY)
+    settle(client, key=KEY, actual=5)
+    assert client.get(key_of(KEY)) == garbage
+    assert client.get(RESERVE_KEYS["daily"]) == b"5"
+
+
+@pytest.mark.parametrize("name", TOTALS)
+@pytest.mark.parametrize("actual", [0, 1, COST, COST + 1])
+def test_a_total_of_nothing_is_an_amount(client, name, actual):
+    reserve(client)
+    client.set(RESERVE_KEYS[name], 0, ex=1_000)
+    assert settle(client, actual=actual)[0] == 0
+    assert client.get(RESERVE_KEYS[name]) == (b"1" if actual > COST else b"0")
+
+
 @pytest.mark.parametrize("garbage", GARBAGE)
 @pytest.mark.parametrize("name", TOTALS)
 def test_totals_that_are_no_amounts(client, name, garbage):
@@ -58,6 +125,7 @@ def test_totals_that_are_no_amounts(client, name, garbage):
     client.set(RESERVE_KEYS[name], garbage, ex=1_000)
     assert_nothing_changes(client, lambda: reserve(client, "another"))
     assert_nothing_changes(client, lambda: reserve(client, "another", window=0))
+    assert_nothing_changes(client, lambda: extend(client))
     assert_nothing_changes(client, lambda: settle(client, actual=10**9))
 
 
@@ -76,7 +144,13 @@ def test_a_ring_with_members_that_are_no_times(client, name):
     client.zadd(RESERVE_KEYS[name], {"abc": 5, "": 7})
     client.expire(RESERVE_KEYS[name], 500)
     before = dump(client)
-    for call in (lambda: reserve(client), lambda: reserve(client, "r2", window=0), lambda: settle(client)):
+    calls = [
+        lambda: reserve(client),
+        lambda: reserve(client, "r2", window=0),
+        lambda: extend(client),
+        lambda: settle(client),
+    ]
+    for call in calls:
         try:
             call()
         except redis.ResponseError:
@@ -87,7 +161,7 @@ def test_a_ring_with_members_that_are_no_times(client, name):
 
 def test_a_record_or_a_marker_that_was_written_by_hand_is_no_error(client):
     client.set(RESERVE_KEYS["record"], "garbage", ex=100)
-    assert reserve(client)[0] == settle(client)[0] == 9
+    assert reserve(client)[0] == extend(client)[0] == settle(client)[0] == 9
     client.set(RESERVE_KEYS["marker"], "garbage", ex=100)
     assert reserve(client, "other")[0] == 1
 
@@ -121,12 +195,17 @@ def without_replicas(client):
 
 @pytest.mark.parametrize("stop_writes", [out_of_memory, read_only, without_replicas])
 def test_a_server_that_takes_no_writes_changes_nothing(own_client, stop_writes):
-    reserve(own_client)
+    reserve(own_client, key=KEY)
     for rid in ("a", "b"):
         reserve(own_client, rid)
     calls = {
         "admitted": lambda: reserve(own_client, "new"),
         "refused with a marker": lambda: reserve(own_client, "new", window=0),
+        "with a key": lambda: reserve(own_client, "new", key="f" * 32),
+        "extended": lambda: extend(own_client),
+        "extended with a key": lambda: extend(own_client, key=KEY),
+        "settled with a key": lambda: settle(own_client, key=KEY),
+        "released": lambda: settle(own_client, actual=0, ending="released", key=KEY),
         "settled": lambda: settle(own_client),
         "settled higher": lambda: settle(own_client, actual=10**9),
         "late": lambda: settle(own_client, "lost"),
