@@ -508,6 +508,14 @@ class Conformance:
             self.reserve("r1", COST - 1, limits)
             assert not self.refuse("r2", COST, limits).in_flight, case
 
+    def test_where_one_limit_is_busy_and_another_spent_it_is_not_called_busy(self) -> None:
+        self.spend("r0", COST)
+        self.reserve("r1", COST)
+        for first, second in ((LIMITS_IN_ORDER[0], LIMITS_IN_ORDER[2]), (LIMITS_IN_ORDER[2], LIMITS_IN_ORDER[3])):
+            limits = replace(second.set_to(2 * COST, first.set_to(COST)), mark_when_busy=False, throttle_seconds=1)
+            assert not self.refuse("r2", COST, limits).in_flight
+            self.pass_seconds(2)
+
     def test_busy_sets_the_marker_if_it_is_told_to(self) -> None:
         for case in LIMITS_IN_ORDER[:2]:
             self.harness.clear()
@@ -784,6 +792,25 @@ class Conformance:
         assert self.harness.stored() == before
         assert self.books().day_nanousd == COST
 
+    def test_a_lost_record_is_late_until_the_record_of_an_end_may_be_over(self) -> None:
+        late, expired = self.reserve("r0", open_seconds=2 * RECORD_KEEP_SECONDS), self.reserve("r1")
+        for reservation_id in ("r0", "r1"):
+            self.harness.lose(self.keys(reservation_id).record)
+        self.pass_seconds(RECORD_KEEP_SECONDS - 1)
+        assert self.settle(late, 7) == Settlement("r0", Outcome.LATE, 7, 0)
+        self.pass_seconds(1)
+        assert self.settle(expired, 7) == Settlement("r1", Outcome.EXPIRED, COST, 0)
+
+    def test_an_end_takes_no_more_than_its_own_open_money(self) -> None:
+        for end in ("settle", "release"):
+            self.harness.clear()
+            made = self.extend(self.reserve("r0"), 2 * COST)
+            self.reserve("r1", 5)
+            self.settle(made, 7) if end == "settle" else self.harness.backend.release(made)
+            stored, keys = self.harness.stored(), self.keys()
+            for key in (keys.open_identifier, keys.open_network, keys.open_of_all):
+                assert stored[key] == ({START_US // US: 5}, OPEN_SECONDS + OPEN_BUCKET_SECONDS), (end, key)
+
     def test_a_settlement_said_again_books_nothing_even_when_its_record_is_over(self) -> None:
         made = self.reserve("r0")
         self.settle(made, 7)
@@ -911,6 +938,18 @@ class Conformance:
         assert self.extend(made, 3 * COST, limits).cost_nanousd == 3 * COST
         assert self.refuse_more(made, 3 * COST + 1, limits).reason == Reason.DAILY_LIMIT
 
+    def test_what_has_left_the_window_is_not_in_the_way_of_an_extension(self) -> None:
+        limits = replace(ROOMY, window_nanousd=2 * COST, network_window_nanousd=2 * COST)
+        self.spend("s0", COST, limits)
+        self.pass_seconds(WINDOW_SECONDS - 10)
+        made = self.reserve("r0", COST, limits)
+        self.pass_seconds(BUCKET_SECONDS + 9)
+        assert self.refuse_more(made, COST + 1, limits).reason == Reason.WINDOW_LIMIT
+        self.pass_seconds(1)
+        more = self.extend(made, 2 * COST, limits)
+        assert more.window_spent_nanousd == 2 * COST
+        assert more.day_spent_nanousd == 3 * COST
+
     def test_a_total_that_was_lost_is_made_again_with_a_life_by_an_extension(self) -> None:
         made = self.reserve("r0")
         keys = self.keys("r0")
@@ -929,14 +968,18 @@ class Conformance:
         self.settle(settled, 5)
         self.harness.backend.release(released)
         self.harness.lose(self.keys("r2").record)
+        self._assert_not_extended(settled, released, lost)
         self.pass_seconds(OPEN_SECONDS - 1)
         self.extend(late, COST + 1)
         self.pass_seconds(1)
+        self._assert_not_extended(settled, released, lost, late)
+
+    def _assert_not_extended(self, *ended: Reservation) -> None:
         before = self.harness.stored()
-        for ended in (settled, released, lost, late):
+        for reservation in ended:
             for to_nanousd in (1, 2 * COST):
                 with conflict():
-                    self.harness.backend.extend(ended, to_nanousd, ROOMY)
+                    self.harness.backend.extend(reservation, to_nanousd, ROOMY)
         assert self.harness.stored() == before
 
     def test_what_has_left_the_window_cannot_be_extended(self) -> None:
@@ -1237,6 +1280,17 @@ class Conformance:
         self.pass_seconds(later - self.harness.clock.us // US)
         assert self.books().window_frees_at_seconds is None
 
+    def test_the_oldest_amount_is_the_oldest_not_the_smallest_nor_the_last(self) -> None:
+        for amounts in ((5, 9), (9, 5)):
+            self.harness.clear()
+            self.pass_seconds(7)
+            frees_at = START_US // US + BUCKET_SECONDS + WINDOW_SECONDS
+            assert self.reserve("r0", amounts[0]).window_frees_at_seconds == frees_at
+            self.pass_seconds(BUCKET_SECONDS)
+            self.reserve("r1", amounts[1])
+            self.pass_seconds(BUCKET_SECONDS)
+            assert self.reserve("r2").window_frees_at_seconds == frees_at
+
     def test_the_books_tell_what_is_open_since_midnight_and_their_moment(self) -> None:
         self.harness.clock.us = int(datetime(2026, 3, 14, 23, 59, 50, tzinfo=UTC).timestamp()) * US
         self.reserve("r0", 5)
@@ -1312,16 +1366,15 @@ class Conformance:
         assert left == WINDOW_SECONDS + BUCKET_SECONDS
         assert start in ring
 
-    def test_nothing_prolongs_the_life_of_a_ring_whose_bucket_is_seen_out(self) -> None:
+    def test_a_reservation_prolongs_no_life_but_with_a_new_bucket(self) -> None:
         self.reserve("r0")
-        for number in range(1, BUCKET_SECONDS):
+        before = {key: left for key, (_, left) in unmarked(self.harness.stored()).items() if "reservation" not in key}
+        for number in range(1, 13):
             self.pass_seconds(0.6)
             self.reserve(f"r{number}")
-            if self.harness.clock.us >= START_US + OPEN_BUCKET_SECONDS * US:
-                break
-            lives = [self.harness.stored()[key][1] for key in (self.keys().recent, self.keys().open_of_all)]
-            gone = -(-number * 6 // 10) if number * 6 % 10 == 0 else number * 6 // 10
-            assert lives == [WINDOW_SECONDS + BUCKET_SECONDS - gone, OPEN_SECONDS + OPEN_BUCKET_SECONDS - gone]
+            gone = (self.harness.clock.us - START_US) // US
+            stored = self.harness.stored()
+            assert {key: stored[key][1] for key in before} == {key: left - gone for key, left in before.items()}
 
     # --- sizes and lives
 
@@ -1330,9 +1383,10 @@ class Conformance:
         for number in range(3 * RING_BUCKETS):
             self.reserve(f"r{number}", 1)
             self.harness.lose(self.keys(f"r{number}").record)
-            ring, left = self.harness.stored()[self.keys().recent]
-            most = max(most, len(ring))
-            assert left > 0
+            for key in (self.keys().recent, self.keys().network_recent):
+                ring, left = self.harness.stored()[key]
+                most = max(most, len(ring))
+                assert left > 0
             self.pass_seconds(BUCKET_SECONDS)
         assert most == RING_BUCKETS + 1
 
