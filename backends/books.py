@@ -33,9 +33,11 @@ def read_books(link: Link, clock: Clock | None, identifier: str, network: str, w
             transaction.zrange(key, 0, -1, withscores=True)
         for key in totals:
             transaction.get(key)
+        transaction.get(keys.marker)
+        transaction.pttl(keys.marker)
         return transaction.execute()
 
-    *members, daily, network_daily, hourly_of_all, daily_of_all = link.run(read)
+    *members, daily, network_daily, hourly_of_all, daily_of_all, marker, marker_left_ms = link.run(read)
     recent, network_recent, opened = map(ring_of, members)
     bucket = bucket_seconds_of(window_seconds)
     living = rules.alive(recent, bucket, window_seconds, now_us)
@@ -50,5 +52,6 @@ def read_books(link: Link, clock: Clock | None, identifier: str, network: str, w
         open_nanousd=sum(opened.values()),
         open_today_nanousd=rules.since(opened, today),
         window_frees_at_seconds=rules.window_frees_at(living, window_seconds, now_us) if living else None,
+        marker=rules.marker_of(marker, marker_left_ms, now_us),
         as_of_us=now_us,
     )

@@ -183,6 +183,19 @@ class Settlement:
 
 
 @dataclass(frozen=True, slots=True)
+class Marker:
+    """A throttle marker that lives: it refuses its identifier without a look at the money."""
+
+    cause: Reason
+    """The refusal that set it."""
+    left_seconds: int
+    retry_after_seconds: int
+    """When what set it can end at the earliest; never before the marker does."""
+    in_flight: bool
+    """Only open reservations had set it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Books:
     """What is booked (settled and open together), as of one moment."""
 
@@ -198,6 +211,8 @@ class Books:
     """Of that, what was reserved in the present UTC day."""
     window_frees_at_seconds: int | None = field(default=None, compare=False)
     """Unix time at which the oldest amount in the identifier's window leaves it; None if it is empty."""
+    marker: Marker | None = field(default=None, compare=False)
+    """The identifier's throttle marker, if one lives."""
     as_of_us: int = field(default=0, compare=False)
 
 

@@ -134,6 +134,7 @@ class MemoryBackend:
                 open_nanousd=sum(opened.values()),
                 open_today_nanousd=rules.since(opened, now_us // rules.US // SECONDS_PER_DAY * SECONDS_PER_DAY),
                 window_frees_at_seconds=rules.window_frees_at(recent, window_seconds, now_us) if recent else None,
+                marker=rules.marker_of(self._text(keys.marker, now_us), self._left_ms(keys.marker, now_us), now_us),
                 as_of_us=now_us,
             )
 
@@ -215,8 +216,11 @@ class MemoryBackend:
 
     def _check_marker(self, ask: Ask, keys: BookKeys, now_us: int) -> rules.Verdict | None:
         text = self._text(keys.marker, now_us)
-        left_ms = -1 if text is None else (self._gone_at_us[keys.marker] - now_us) // 1_000
+        left_ms = self._left_ms(keys.marker, now_us)
         return rules.verdict_of_marker(text, left_ms, ask.limits.throttle_seconds, now_us)
+
+    def _left_ms(self, key: str, now_us: int) -> int:
+        return (self._gone_at_us.get(key, now_us) - now_us) // 1_000
 
     def _read_spent(self, keys: BookKeys, window: int, now_us: int) -> rules.Spent:
         return rules.Spent(

@@ -17,6 +17,7 @@ from backends.contract import (
     DuplicateState,
     Idempotency,
     Limits,
+    Marker,
     Outcome,
     Reason,
     Refusal,
@@ -214,6 +215,15 @@ def verdict_of_marker(text: bytes | None, left_ms: int, throttle_seconds: int, n
         return None
     wait = max(left, -(-(int(match[3]) - now_us) // US))
     return Verdict(THROTTLED, now_us, left, wait, match[4] == b"busy", STATUS_OF_CAUSE.get(match[1].decode(), 3))
+
+
+def marker_of(text: bytes | None, left_ms: int, now_us: int) -> Marker | None:
+    """A living marker as it is told to whom it stops; one without a life of its own (set by hand) has a second left."""
+    verdict = verdict_of_marker(text, left_ms, 1, now_us)
+    if verdict is None:
+        return None
+    seconds = max(1, verdict.marker_seconds)
+    return Marker(REASON_OF_STATUS[verdict.cause], seconds, max(seconds, verdict.wait_seconds), verdict.busy)
 
 
 @dataclass(frozen=True, slots=True)

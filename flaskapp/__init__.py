@@ -37,6 +37,7 @@ from flaskapp.logs import log_event, set_up_logging
 from flaskapp.metrics import Metrics, make_metrics_page
 from flaskapp.refusals import register_error_handlers
 from flaskapp.stream import Stopping, Terms
+from flaskapp.usage_room import make_usage
 
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 MAX_BODY_BYTES = 1_000_000
@@ -198,11 +199,12 @@ def _register_rooms(app: Flask, tollgate: Tollgate, metrics: Metrics, clock: Clo
     token = config.admin_token.get_secret_value() if config.admin_token else None
     chat = make_chat(room)
     visitors = make_challenge_room(challenges, lambda: settings.current.values.throttle_on_error == "closed")
+    usage = make_usage(guard, lambda: settings.current.values)
     admin = make_admin(panel, token)
-    for blueprint in (chat, visitors):
+    for blueprint in (chat, visitors, usage):
         limiter.limit(lambda: settings.current.values.chat_rate_limit)(blueprint)
     limiter.limit(ADMIN_RATE_LIMIT, key_func=network_key)(admin)
-    for blueprint in (chat, visitors, admin, make_health(guard, lambda: link.is_up), make_metrics_page(metrics)):
+    for blueprint in (chat, visitors, usage, admin, make_health(guard, lambda: link.is_up), make_metrics_page(metrics)):
         app.register_blueprint(blueprint)
 
 

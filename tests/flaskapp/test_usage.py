@@ -1,0 +1,263 @@
+"""How much have I left: what is told, to whom, from which books; and that asking changes nothing."""
+
+import json
+from datetime import UTC, datetime
+
+import pytest
+
+from backends.conformance import ManualClock
+from backends.keys import bucket_seconds_of
+from tests.apps import NETWORK, open_app
+from tests.servers import nanousd
+
+URL = "/api/v1/usage"
+NOON = int(datetime(2026, 3, 14, 12, 0, 5, tzinfo=UTC).timestamp())
+MIDNIGHT = int(datetime(2026, 3, 15, tzinfo=UTC).timestamp())
+BUCKET = bucket_seconds_of(600)
+BACKENDS = ["atomic", "legacy", "memory"]
+
+
+def usage(room, fingerprint="hash456", **options):
+    headers = {} if fingerprint is None else {"X-Fingerprint": fingerprint}
+    return room.client.get(URL, headers=headers, environ_base={"REMOTE_ADDR": NETWORK}, **options)
+
+
+def amounts(told):
+    return {name.removesuffix("_usd"): nanousd(value) for name, value in told.items() if name.endswith("_usd")}
+
+
+def booked(room, identifier="hash456"):
+    """What the strategy itself says is booked: window, day."""
+    values = room.tollgate.settings.current.values
+    books = room.tollgate.guard.books(identifier, NETWORK, values.high_cost_window_seconds)
+    return books.window_nanousd, books.day_nanousd
+
+
+@pytest.fixture(params=BACKENDS)
+def room(request, make_app):
+    return make_app(THROTTLE_BACKEND=request.param, DEMO_TOKENS_PER_SECOND="20")
+
+
+@pytest.fixture(params=["legacy", "memory"])
+def timed(request, make_app):
+    """Strategies that decide by the application's clock, and the clock; `atomic` decides by Redis' own."""
+    clock = ManualClock(NOON * 1_000_000 + 250_000)
+    return make_app(clock=clock, THROTTLE_BACKEND=request.param), clock
+
+
+def test_who_spent_nothing_has_all_of_it(room):
+    answer = usage(room)
+    assert answer.status_code == 200
+    assert answer.mimetype == "application/json"
+    assert answer.headers["Cache-Control"] == "no-store"
+    assert answer.headers["X-Request-ID"]
+    pairs = json.loads(answer.data, object_pairs_hook=list)
+    assert [name for name, _ in pairs] == ["enabled", "identifier", "as_of", "limits", "throttled"]
+    told = answer.json
+    assert (told["enabled"], told["identifier"], told["throttled"]) == (True, "hash456", None)
+    nothing = "0.000000000"
+    assert told["limits"]["window"] == {
+        "window_seconds": 600,
+        "limit_usd": "0.020000000",
+        "spent_usd": nothing,
+        "held_usd": nothing,
+        "left_usd": "0.020000000",
+        "renews_at": None,
+        "renews_in_seconds": None,
+    }
+    day = told["limits"]["day"]
+    assert (day["limit_usd"], day["spent_usd"], day["left_usd"]) == ("0.250000000", nothing, "0.250000000")
+    assert day["renews_at"] % 86_400 == 0
+    assert day["renews_at"] - told["as_of"] - 1 <= day["renews_in_seconds"] <= day["renews_at"] - told["as_of"]
+
+
+def test_spent_held_and_left_are_told_apart_and_add_up(room):
+    room.chat(max_tokens=2)
+    spent = booked(room)[0]
+    under_way = room.open_chat(max_tokens=50)
+    held = nanousd(under_way.headers["X-Cost-Reserved-USD"])
+    limits = usage(room).json["limits"]
+    assert amounts(limits["window"]) == {
+        "limit": 20_000_000,
+        "spent": spent,
+        "held": held,
+        "left": 20_000_000 - spent - held,
+    }
+    assert amounts(limits["day"]) == {
+        "limit": 250_000_000,
+        "spent": spent,
+        "held": held,
+        "left": 250_000_000 - spent - held,
+    }
+    under_way.close()
+    after = amounts(usage(room).json["limits"]["window"])
+    assert (after["held"], after["spent"]) == (0, booked(room)[0])
+
+
+def test_it_is_what_the_headers_of_the_last_answer_said(room):
+    under_way = room.open_chat(max_tokens=50)
+    left = {name: amounts(told)["left"] // 1_000 for name, told in usage(room).json["limits"].items()}
+    assert under_way.headers["RateLimit"].startswith(f'"window";r={left["window"]};t=')
+    assert f', "day";r={left["day"]};t=' in under_way.headers["RateLimit"]
+    under_way.close()
+
+
+def test_when_it_renews_to_the_second(timed):
+    room, clock = timed
+    room.chat()
+    clock.us += 31_000_000
+    room.chat()
+    first_bucket_ends_to_count = NOON - NOON % BUCKET + BUCKET + 600
+    window, day = (usage(room).json["limits"][name] for name in ("window", "day"))
+    assert window["renews_at"] == first_bucket_ends_to_count
+    # The clock stands at a quarter of a second past: rounded up, so that nobody comes too early.
+    assert window["renews_in_seconds"] == first_bucket_ends_to_count - (NOON + 31)
+    assert (day["renews_at"], day["renews_in_seconds"]) == (MIDNIGHT, MIDNIGHT - (NOON + 31))
+    before = amounts(window)["spent"]
+    clock.us += window["renews_in_seconds"] * 1_000_000
+    later = usage(room).json["limits"]["window"]
+    assert amounts(later)["spent"] == before // 2 > 0
+    assert later["renews_at"] == window["renews_at"] + BUCKET
+    clock.us += later["renews_in_seconds"] * 1_000_000
+    assert usage(room).json["limits"]["window"]["renews_at"] is None
+
+
+def test_midnight_gives_a_new_day_and_what_is_held_stays_in_the_old_one(timed):
+    room, clock = timed
+    clock.us = MIDNIGHT * 1_000_000 - 1
+    under_way = room.open_chat()
+    held = nanousd(under_way.headers["X-Cost-Reserved-USD"])
+    assert usage(room).json["limits"]["day"]["renews_in_seconds"] == 1
+    assert amounts(usage(room).json["limits"]["day"])["held"] == held
+    clock.us += 1
+    limits = usage(room).json["limits"]
+    assert amounts(limits["day"]) == {"limit": 250_000_000, "spent": 0, "held": 0, "left": 250_000_000}
+    assert amounts(limits["window"])["held"] == held
+    under_way.close()
+
+
+def test_a_marker_is_told_with_what_set_it_and_when_it_ends(timed):
+    room, clock = timed
+    room.chat()
+    room.patch(high_cost_threshold_usd="0.0045")
+    refused = room.chat()
+    clock.us += 12_000_000
+    told = usage(room).json["throttled"]
+    assert told == {
+        "reason": "window_limit",
+        "ends_in_seconds": 30 - 12,
+        "retry_after_seconds": int(refused.headers["Retry-After"]) - 12,
+        "in_flight": False,
+    }
+    again = room.chat()
+    assert (again.json["reason"], again.json["retry_after_seconds"]) == ("throttled", told["retry_after_seconds"])
+    clock.us += 18_000_000
+    assert usage(room).json["throttled"] is None
+
+
+def test_a_marker_of_the_atomic_way_and_one_set_by_hand(make_app):
+    room = make_app(HIGH_COST_THRESHOLD_USD="0.005", DEMO_TOKENS_PER_SECOND="10")
+    under_way = room.open_chat()
+    room.chat()
+    told = usage(room).json["throttled"]
+    assert (told["reason"], told["in_flight"]) == ("window_limit", True)
+    assert 28 <= told["ends_in_seconds"] <= 30
+    assert told["retry_after_seconds"] == told["ends_in_seconds"]
+    under_way.close()
+    room.redis.set("llm:throttle:byhand", "stop", ex=60)
+    room.redis.set("llm:throttle:forever", "stop")
+    assert 58 <= usage(room, "byhand").json["throttled"]["ends_in_seconds"] <= 60
+    assert usage(room, "forever").json["throttled"]["ends_in_seconds"] == 1
+    room.redis.delete("llm:throttle:forever")
+
+
+def test_a_limit_lowered_below_what_is_spent_leaves_nothing_and_never_less(room):
+    room.chat(max_tokens=2)
+    room.patch(high_cost_threshold_usd="0.0001", daily_cost_limit_usd="0.0002")
+    limits = usage(room).json["limits"]
+    assert limits["window"]["left_usd"] == limits["day"]["left_usd"] == "0.000000000"
+    assert limits["window"]["limit_usd"] == "0.000100000"
+    assert amounts(limits["window"])["spent"] == booked(room)[0] > 100_000
+
+
+def test_everybody_is_told_their_own(room):
+    room.chat("mine", max_tokens=1)
+    room.chat(None, max_tokens=1)
+    told = {who: usage(room, who).json for who in ("mine", "fp:anything:mine", "other", None)}
+    assert told["fp:anything:mine"]["limits"]["window"]["spent_usd"] == told["mine"]["limits"]["window"]["spent_usd"]
+    assert amounts(told["mine"]["limits"]["day"])["spent"] == booked(room, "mine")[1] > 0
+    assert amounts(told["other"]["limits"]["day"])["spent"] == 0
+    assert told[None]["identifier"] == f"ip:{NETWORK}"
+    assert amounts(told[None]["limits"]["day"])["spent"] == booked(room, f"ip:{NETWORK}")[1] > 0
+
+
+@pytest.mark.parametrize("fingerprint", ["", "a:b", "fp::x", f"ip:{NETWORK}", "x" * 129, "hash 456"])
+def test_a_fingerprint_that_is_none_is_a_400(room, fingerprint):
+    refused = usage(room, fingerprint)
+    assert (refused.status_code, refused.json["error"]) == (400, "invalid_request")
+    assert refused.json["field"] == "X-Fingerprint"
+
+
+def test_asking_changes_nothing_and_takes_one_round_trip(make_app):
+    room = make_app()
+    room.chat()
+    before = room.stored()
+    lives = {key: room.redis.ttl(key) for key in before}
+    link = room.tollgate.link
+    trips = []
+    run = link.run
+    link.run = lambda command: (trips.append(1), run(command))[1]
+    room.tollgate.guard.books("hash456", NETWORK, 600)
+    link.run = run
+    assert len(trips) == 1
+    assert usage(room).status_code == 200
+    assert room.stored() == before
+    assert all(room.redis.ttl(key) <= left for key, left in lives.items())
+
+
+def test_a_challenge_is_neither_asked_for_nor_used_up(make_app):
+    room = make_app(ENABLE_CHALLENGE_RESPONSE="true")
+    headers, home = {"X-Fingerprint": "hash456"}, {"REMOTE_ADDR": NETWORK}
+    challenge = room.client.get("/api/v1/auth/challenge", headers=headers, environ_base=home).json["challenge"]
+    assert usage(room, f"fp:{challenge}:hash456").status_code == usage(room).status_code == 200
+    assert room.chat(f"fp:{challenge}:hash456", max_tokens=1).status_code == 200
+
+
+def test_with_throttling_off_it_still_answers_and_says_so(room):
+    room.chat(max_tokens=1)
+    room.patch(enable_cost_throttling=False)
+    told = usage(room).json
+    assert told["enabled"] is False
+    assert amounts(told["limits"]["window"])["spent"] == booked(room)[0] > 0
+
+
+@pytest.mark.parametrize("on_error", ["open", "closed"])
+def test_without_redis_it_says_that_it_cannot_know(own_server, tmp_path, on_error):
+    with open_app(own_server.url, tmp_path, {"THROTTLE_ON_ERROR": on_error}) as room:
+        assert usage(room).status_code == 200
+        own_server.kill()
+        refused = usage(room)
+        assert (refused.status_code, refused.json["error"]) == (503, "throttle_unavailable")
+        assert refused.mimetype == "application/problem+json"
+        assert refused.headers["Retry-After"] == "1"
+        own_server.start()
+
+
+def test_books_that_cannot_be_read_are_no_500(make_app):
+    room = make_app()
+    room.redis.lpush("llm:cost:recent:hash456", "x")
+    assert usage(room).status_code == 503
+
+
+def test_it_counts_like_the_other_routes(make_app):
+    room = make_app(CHAT_RATE_LIMIT="3 per hour")
+    for _ in range(2):
+        # The hour is a fixed window: begin again if one ends in between.
+        statuses = [usage(room).status_code for _ in range(4)]
+        if len(room.redis.keys("llm:rate:*")) == 1:
+            break
+    assert statuses == [200] * 3 + [429]
+    refused = usage(room)
+    assert refused.json["error"] == "rate_limited"
+    assert usage(room, "another").status_code == 200
+    assert room.client.post(URL, headers={"X-Fingerprint": "hash456"}).status_code == 405
