@@ -1,0 +1,181 @@
+"""When to come back, against a model that adds up every single amount: never early, and right to the bucket."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from backends.conformance import (
+    BUCKET_SECONDS,
+    NETWORK,
+    ROOMY,
+    START_US,
+    US,
+    WHO,
+    WINDOW_SECONDS,
+    MemoryHarness,
+    RedisHarness,
+    ask,
+)
+from backends.contract import Refusal, Reservation
+
+HOUR_US, DAY_US = 3_600 * US, 86_400 * US
+WINDOW_US, BUCKET_US = WINDOW_SECONDS * US, BUCKET_SECONDS * US
+VISITORS = {"me": (WHO, NETWORK), "neighbour": ("another", NETWORK), "stranger": ("third", "203.0.113.9")}
+FIELDS = (
+    "window_nanousd",
+    "day_nanousd",
+    "network_window_nanousd",
+    "network_day_nanousd",
+    "global_hour_nanousd",
+    "global_day_nanousd",
+)
+
+AMOUNTS = st.integers(1, 700)
+PAUSES_US = st.one_of(
+    st.sampled_from([0, 1, US, BUCKET_US, WINDOW_US - 1, WINDOW_US, 1_800 * US]), st.integers(0, 2 * WINDOW_US)
+)
+STEPS = st.lists(st.tuples(PAUSES_US, st.sampled_from(list(VISITORS)), AMOUNTS), min_size=1, max_size=25)
+LIMITS = st.fixed_dictionaries({}, optional={field: st.sampled_from([700, 1_500, 2_500]) for field in FIELDS}).map(
+    lambda chosen: replace(ROOMY, throttle_seconds=1, **chosen)
+)
+
+
+@dataclass(frozen=True)
+class Spend:
+    at_us: int
+    visitor: str
+    amount: int
+
+
+def ends_us(limits, spends, cost, now_us):
+    """Of each limit that has no room now: when it has, to the microsecond, and how much a ring may add to that."""
+    networks = {visitor: network for visitor, (_, network) in VISITORS.items()}
+    of_me = [each for each in spends if each.visitor == "me"]
+    of_network = [each for each in spends if networks[each.visitor] == NETWORK]
+    ends = []
+    for limit, mine in ((limits.window_nanousd, of_me), (limits.network_window_nanousd, of_network)):
+        if sum(each.amount for each in mine if each.at_us + WINDOW_US + BUCKET_US > now_us) + cost > limit:
+            moments = [now_us, *(each.at_us + WINDOW_US for each in mine if each.at_us + WINDOW_US > now_us)]
+            ends.append((next(end for end in moments if in_window(mine, end) + cost <= limit), BUCKET_US))
+    for limit, mine, period_us in (
+        (limits.day_nanousd, of_me, DAY_US),
+        (limits.network_day_nanousd, of_network, DAY_US),
+        (limits.global_hour_nanousd, spends, HOUR_US),
+        (limits.global_day_nanousd, spends, DAY_US),
+    ):
+        period = now_us // period_us
+        if sum(each.amount for each in mine if each.at_us // period_us == period) + cost > limit:
+            ends.append(((period + 1) * period_us, 0))
+    return ends
+
+
+def in_window(spends, end_us):
+    return sum(each.amount for each in spends if each.at_us + WINDOW_US > end_us)
+
+
+@pytest.fixture(params=["atomic", "legacy", "memory"])
+def harness(request, redis_url):
+    harness = MemoryHarness() if request.param == "memory" else RedisHarness(request.param, redis_url)
+    yield harness
+    harness.close()
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from([0, HOUR_US // 2, 13 * HOUR_US + HOUR_US // 2]), LIMITS, STEPS, AMOUNTS)
+@example(0, replace(ROOMY, window_nanousd=700, global_hour_nanousd=700, throttle_seconds=1), [(0, "me", 700)], 1)
+@example(0, replace(ROOMY, network_window_nanousd=700, throttle_seconds=1), [(0, "neighbour", 700)], 1)
+@example(13 * HOUR_US, replace(ROOMY, day_nanousd=700, window_nanousd=700, throttle_seconds=1), [(0, "me", 700)], 1)
+def test_retry_after_is_never_early_and_right_to_the_bucket(harness, offset_us, limits, steps, cost):
+    harness.clear()
+    harness.pass_time(offset_us)
+    spends = []
+    for number, (pause_us, visitor, amount) in enumerate(steps):
+        harness.pass_time(pause_us)
+        identifier, network = VISITORS[visitor]
+        verdict = harness.backend.reserve(ask(f"r{number}", amount, limits, identifier=identifier, network=network))
+        if isinstance(verdict, Reservation):
+            harness.backend.settle(verdict, amount)
+            spends.append(Spend(harness.clock.us, visitor, amount))
+        elif visitor == "me":
+            check(harness, limits, spends, amount, verdict)
+            lose_marker(harness)
+        else:
+            lose_marker(harness, identifier)
+    verdict = harness.backend.reserve(ask("last", cost, limits))
+    if isinstance(verdict, Refusal):
+        check(harness, limits, spends, cost, verdict)
+        who_comes_back_then_is_admitted(harness, limits, cost, verdict)
+
+
+def check(harness, limits, spends, cost, refusal):
+    now_us = harness.clock.us
+    if refusal.can_never_fit:
+        assert refusal.retry_after_seconds is None
+        return
+    ends = ends_us(limits, spends, cost, now_us)
+    told_us = now_us + refusal.retry_after_seconds * US
+    assert told_us >= max(end for end, _ in ends), "early"
+    latest = max(end + slack for end, slack in ends)
+    # Whole seconds, and never before the marker that this refusal has set.
+    assert told_us < max(latest + US, now_us + max(1, refusal.marker_seconds) * US + 1), "late"
+
+
+def lose_marker(harness, identifier=WHO):
+    if f"llm:throttle:{identifier}" in harness.stored():
+        harness.lose(f"llm:throttle:{identifier}")
+
+
+def who_comes_back_then_is_admitted(harness, limits, cost, refusal):
+    if refusal.retry_after_seconds is None:
+        return
+    by_the_marker_alone = refusal.retry_after_seconds <= max(1, refusal.marker_seconds)
+    if not by_the_marker_alone:
+        harness.pass_time((refusal.retry_after_seconds - 1) * US - 1)
+        assert isinstance(harness.backend.reserve(ask("early", cost, limits)), Refusal)
+        lose_marker(harness)
+        harness.pass_time(1 * US + 1)
+    else:
+        harness.pass_time(refusal.retry_after_seconds * US)
+    assert isinstance(harness.backend.reserve(ask("then", cost, limits)), Reservation)
+
+
+def test_of_a_limit_that_is_busy_and_one_that_is_spent_the_spent_one_is_waited_for(harness):
+    harness.clear()
+    limits = replace(ROOMY, throttle_seconds=1)
+    spent = harness.backend.reserve(ask("r0", 100, limits))
+    harness.backend.settle(spent, 100)
+    harness.backend.reserve(ask("r1", 100, limits))
+    both = replace(limits, window_nanousd=250, global_hour_nanousd=150)
+    refusal = harness.backend.reserve(ask("r2", 100, both))
+    assert not refusal.in_flight
+    assert refusal.reason == "window_limit"
+    assert refusal.retry_after_seconds == (START_US // HOUR_US + 1) * 3_600 - START_US // US
+
+
+@pytest.mark.parametrize("microseconds", [0, 1, 999_999])
+def test_the_ends_of_hours_and_days_are_exact(harness, microseconds):
+    for field, period_us in (
+        ("day_nanousd", DAY_US),
+        ("network_day_nanousd", DAY_US),
+        ("global_hour_nanousd", HOUR_US),
+    ):
+        harness.clear()
+        limits = replace(ROOMY, throttle_seconds=1, **{field: 100})
+        harness.pass_time(37 * US + microseconds)
+        harness.backend.settle(harness.backend.reserve(ask("r0", 100, limits)), 100)
+        left_us = period_us - harness.clock.us % period_us
+        assert harness.backend.reserve(ask("r1", 1, limits)).retry_after_seconds == -(-left_us // US), field
+
+
+def test_the_answer_before_never_promised_a_later_moment(harness):
+    """`t` of the last admitted answer, which is when the oldest amount leaves, and `Retry-After` of the refusal."""
+    harness.clear()
+    limits = replace(ROOMY, window_nanousd=250, throttle_seconds=1)
+    for number in range(2):
+        last = harness.backend.reserve(ask(f"r{number}", 100, limits))
+        harness.backend.settle(last, 100)
+        harness.pass_time(33 * US + 7)
+    refusal = harness.backend.reserve(ask("r2", 100, limits))
+    assert harness.clock.us + refusal.retry_after_seconds * US >= last.window_frees_at_seconds * US

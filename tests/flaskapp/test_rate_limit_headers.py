@@ -1,0 +1,155 @@
+"""`RateLimit-Policy` and `RateLimit`: the grammar of structured fields, and every number against the stored books."""
+
+import re
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backends.conformance import ROOMY, ManualClock
+from backends.contract import Reservation
+from backends.keys import bucket_seconds_of
+from flaskapp.admission import rate_limit_headers
+from tests.apps import NETWORK
+from tests.servers import events, nanousd
+
+US = 1_000_000
+DAY = 86_400
+# RFC 9651: a list of strings, each with parameters that are integers of at most 15 digits, or strings.
+ITEM = re.compile(r'"(?P<name>[\x20-\x21\x23-\x5b\x5d-\x7e]*)"(?P<parameters>(?:; *[a-z*][a-z0-9_.*-]*=[^;,]+)*)')
+VALUE = re.compile(r'(?P<number>-?[0-9]{1,15})|"(?P<text>[\x20-\x21\x23-\x5b\x5d-\x7e]*)"')
+
+
+def parsed(field):
+    """A list of structured fields: name -> parameters. Whatever is no such list fails."""
+    found = {}
+    for member in re.split(r"[ \t]*,[ \t]*", field):
+        item = ITEM.fullmatch(member)
+        assert item, member
+        parameters = {}
+        for parameter in filter(None, item["parameters"].split(";")):
+            key, _, text = parameter.lstrip(" ").partition("=")
+            value = VALUE.fullmatch(text)
+            assert value, parameter
+            assert key not in parameters
+            parameters[key] = int(value["number"]) if value["number"] else value["text"]
+        assert item["name"] not in found
+        found[item["name"]] = parameters
+    return found
+
+
+def test_the_parser_of_this_test_takes_no_nonsense():
+    assert parsed('"a";q=1;qu="x", "b";q=999999999999999') == {"a": {"q": 1, "qu": "x"}, "b": {"q": 10**15 - 1}}
+    for field in ("", '"a";q=1000000000000000', '"a";q=1.5', '"a";q=1,', "a b", '"a";q=1 "b"', '"a";Q=1', '"a";q="'):
+        with pytest.raises(AssertionError):
+            parsed(field)
+
+
+@pytest.mark.parametrize("backend", ["atomic", "legacy"])
+def test_every_number_is_what_redis_holds_at_the_reservation(make_app, backend):
+    room = make_app(THROTTLE_BACKEND=backend, DEMO_TOKENS_PER_SECOND="20", DAILY_COST_LIMIT_USD="0.123456789")
+    room.chat(max_tokens=3)
+    under_way = room.open_chat(max_tokens=50)
+    window, day = room.window(), room.daily()
+    made_at_us = int(room.redis.get(f"llm:reservation:{under_way.headers['X-Request-ID']}").split()[2])
+    oldest = min(int(start) for start in room.redis.zrange("llm:cost:recent:hash456", 0, -1))
+    assert parsed(under_way.headers["RateLimit-Policy"]) == {
+        "window": {"q": 20_000, "w": 600, "qu": "tollgate-microusd"},
+        "day": {"q": 123_456, "w": DAY, "qu": "tollgate-microusd"},
+    }
+    assert parsed(under_way.headers["RateLimit"]) == {
+        "window": {
+            "r": (20_000_000 - window) // 1_000,
+            "t": -(-((oldest + bucket_seconds_of(600) + 600) * US - made_at_us) // US),
+        },
+        "day": {"r": (123_456_789 - day) // 1_000, "t": DAY - made_at_us // US % DAY},
+    }
+    assert window > nanousd(under_way.headers["X-Cost-Reserved-USD"])
+    under_way.close()
+
+
+def test_what_is_left_is_told_after_each_answer_until_nothing_fits(make_app):
+    clock = ManualClock()
+    room = make_app(clock=clock, THROTTLE_BACKEND="legacy", HIGH_COST_THRESHOLD_USD="0.009999999")
+    left, booked = [], 0
+    while (answer := room.open_chat()).status_code == 200:
+        with_this_one = booked + nanousd(answer.headers["X-Cost-Reserved-USD"])
+        told = parsed(answer.headers["RateLimit"])
+        assert told["window"]["r"] == (9_999_999 - with_this_one) // 1_000
+        assert told["day"]["r"] == (250_000_000 - with_this_one) // 1_000
+        left.append(told["window"]["r"])
+        booked += nanousd(events(answer)[-1]["cost_usd"])
+        clock.us += 21 * US
+    assert len(left) > 3
+    assert left == sorted(left, reverse=True)
+    # What a refusal says is never earlier than what the last answer had announced.
+    since_then = 21
+    assert int(answer.headers["Retry-After"]) >= told["window"]["t"] - since_then
+    assert "RateLimit" not in answer.headers
+
+
+@pytest.mark.parametrize("backend", ["legacy", "memory"])
+@pytest.mark.parametrize("seconds_early", [0, 1])
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ("HIGH_COST_THRESHOLD_USD", "window_limit"),
+        ("DAILY_COST_LIMIT_USD", "daily_limit"),
+        ("NETWORK_COST_LIMIT_USD", "network_limit"),
+        ("NETWORK_DAILY_COST_LIMIT_USD", "network_daily_limit"),
+        ("HOURLY_SPEND_LIMIT_USD", "global_hourly_limit"),
+        ("DAILY_SPEND_LIMIT_USD", "global_daily_limit"),
+    ],
+)
+def test_who_comes_back_when_told_is_admitted_and_a_second_earlier_is_not(
+    make_app, backend, seconds_early, setting, reason
+):
+    clock = ManualClock()
+    room = make_app(clock=clock, THROTTLE_BACKEND=backend, CHAT_RATE_LIMIT="1000 per minute", **{setting: "0.005"})
+    admitted = room.chat()
+    clock.us += 123_400_000
+    refused = room.chat()
+    assert (refused.status_code, refused.json["reason"]) == (429, reason)
+    retry_after_seconds = int(refused.headers["Retry-After"])
+    if setting == "HIGH_COST_THRESHOLD_USD":
+        # Never earlier than the `t` that was told before: here they are the same moment.
+        assert retry_after_seconds == parsed(admitted.headers["RateLimit"])["window"]["t"] - 123
+    clock.us += (retry_after_seconds - seconds_early) * US
+    assert room.chat().status_code == (429 if seconds_early else 200)
+
+
+def test_without_a_reservation_nothing_is_told(make_app):
+    room = make_app(ENABLE_COST_THROTTLING="false")
+    headers = room.chat(max_tokens=1).headers
+    assert headers["X-Throttle-Backend"] == "off"
+    assert {"RateLimit", "RateLimit-Policy", "X-Cost-Reserved-USD"}.isdisjoint(headers.keys())
+
+
+MOST = 1_000_000 * 10**9
+"""Nano-dollars: the highest limit that a setting takes."""
+
+
+@given(
+    st.integers(0, MOST), st.integers(0, MOST), st.integers(0, MOST), st.integers(0, 2**40), st.integers(1, 2_678_400)
+)
+def test_any_amounts_make_fields_that_can_be_parsed(window, day, spent, made_at_us, window_seconds):
+    limits = replace(ROOMY, window_nanousd=window, day_nanousd=day, window_seconds=window_seconds)
+    reservation = Reservation(
+        *("r", "who", NETWORK, 1, "0" * 16),
+        made_at_us=made_at_us,
+        window_seconds=window_seconds,
+        open_seconds=120,
+        backend="atomic",
+        window_spent_nanousd=spent,
+        day_spent_nanousd=spent,
+        window_frees_at_seconds=made_at_us // US + bucket_seconds_of(window_seconds),
+    )
+    headers = rate_limit_headers(reservation, limits)
+    policy, left = parsed(headers["RateLimit-Policy"]), parsed(headers["RateLimit"])
+    assert list(policy) == list(left) == ["window", "day"]
+    assert all(list(each) == ["q", "w", "qu"] for each in policy.values())
+    assert all(list(each) == ["r", "t"] for each in left.values())
+    assert all(0 <= left[name]["r"] <= policy[name]["q"] for name in left)
+    assert all(left[name]["t"] >= 1 for name in left)
+    assert left["day"]["t"] <= DAY
