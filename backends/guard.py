@@ -43,6 +43,7 @@ BROKEN_RETRY_SECONDS = 2.0
 _UNAVAILABLE_RETRY_SECONDS = 1
 _EXHAUSTED_RETRY_SECONDS = 30
 _SECONDS_PER_HOUR = 3_600
+_KEY_UNKNOWN = "an Idempotency-Key cannot be looked up now"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +124,15 @@ class Guard:
         return verdict
 
     def find_duplicate(self, idempotency: Idempotency) -> Duplicate | None:
-        """The first request with this key, where the store can be asked; `reserve` looks again, and decides."""
+        """The first request with this key, if there is one; `reserve` looks again, and decides.
+
+        Raises:
+            ThrottleUnavailable: nobody can know now, and "never again" was promised.
+        """
         try:
             return self._primary.find_duplicate(idempotency)
-        except StoreError:
-            return None
+        except StoreError as error:
+            raise ThrottleUnavailable(_KEY_UNKNOWN, _UNAVAILABLE_RETRY_SECONDS) from error
 
     def extend(
         self, reservation: Reservation, to_nanousd: int, limits: Limits, *, at_least_nanousd: int
@@ -191,7 +196,7 @@ class Guard:
             raise ThrottleUnavailable("the budgets cannot be asked now", _UNAVAILABLE_RETRY_SECONDS)
         if ask.idempotency is not None:
             # Whether the key was used before cannot be known now, and "never again" was promised.
-            raise ThrottleUnavailable("an Idempotency-Key cannot be looked up now", _UNAVAILABLE_RETRY_SECONDS)
+            raise ThrottleUnavailable(_KEY_UNKNOWN, _UNAVAILABLE_RETRY_SECONDS)
         verdict = self._fallback.reserve(ask)
         if not isinstance(verdict, Reservation):
             return verdict

@@ -110,7 +110,10 @@ class ChatRoom:
         """A key that was used is told before a challenge is used up for it."""
         if idempotency is not None and settings.enable_cost_throttling:
             started_seconds = self.clock.monotonic_seconds()
-            duplicate = self.guard.find_duplicate(idempotency)
+            try:
+                duplicate = self.guard.find_duplicate(idempotency)
+            except ThrottleUnavailable as error:
+                return self._timed(_unavailable(error), started_seconds)
             if duplicate is not None:
                 return self._timed(duplicate_refused(duplicate), started_seconds)
         return self._refused_by_challenge(who, settings)
