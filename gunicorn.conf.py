@@ -11,6 +11,8 @@ monkey.patch_all()
 
 import os  # noqa: E402
 import sys  # noqa: E402
+import threading  # noqa: E402
+import time  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 _METRICS = Path(
@@ -31,6 +33,8 @@ from flaskapp.config import load_config  # noqa: E402
 if TYPE_CHECKING:
     from gunicorn.arbiter import Arbiter
     from gunicorn.workers.base import Worker
+
+    from flaskapp.stream import Stopping
 
 
 def _give_up(error: ConfigurationError) -> NoReturn:
@@ -88,9 +92,14 @@ bind = [f"{_HOST}:{_config.port}"]
 workers = _config.workers
 worker_class = "gevent"
 worker_connections = 1000
-# Long enough for most answers to end by themselves; what still runs then is cut, and settled (see post_fork).
+# Long enough for most answers to end by themselves; what still runs then is given a last event, and settled.
 graceful_timeout = 8 if _config.mode == "development" else 30
 SETTLING_SECONDS = 5
+"""Before the master's patience ends, answers end."""
+WORKER_KILL_SECONDS = 4
+"""Before the master's patience ends, the worker ends what still hangs; it looks once a second and takes up to two."""
+LAST_WORD_SECONDS = 1
+"""For the last events of a quick stop."""
 # An idle connection would hold up a stop for so long.
 keepalive = 2
 timeout = 60
@@ -117,13 +126,30 @@ def on_starting(server: "Arbiter") -> None:
 
 
 def post_fork(_server: "Arbiter", worker: "Worker") -> None:
-    """The worker cuts its last streams while the master still waits for it, so that their closing can settle them."""
-    worker.cfg.set("graceful_timeout", worker.cfg.graceful_timeout - SETTLING_SECONDS)
+    """The worker ends before the master ends it."""
+    worker.cfg.set("graceful_timeout", max(0, worker.cfg.graceful_timeout - WORKER_KILL_SECONDS))
 
 
 def post_worker_init(worker: "Worker") -> None:
     """Look into Redis and say what holds before the first visitor comes."""
-    worker.wsgi.extensions["tollgate"].start()
+    tollgate = worker.wsgi.extensions["tollgate"]
+    tollgate.start()
+    threading.Thread(target=_end_answers_in_time, args=(worker, tollgate.stopping), daemon=True).start()
+
+
+def _end_answers_in_time(worker: "Worker", stopping: "Stopping") -> None:
+    """`alive` turns false by SIGTERM, by SIGHUP to the master, and where `max_requests` is reached."""
+    while worker.alive:
+        time.sleep(0.2)
+    time.sleep(max(0, worker.cfg.graceful_timeout + WORKER_KILL_SECONDS - SETTLING_SECONDS))
+    stopping.begin()
+
+
+def worker_int(worker: "Worker") -> None:
+    """SIGINT or SIGQUIT: the worker ends when this comes back."""
+    stopping = worker.wsgi.extensions["tollgate"].stopping
+    stopping.begin()
+    stopping.wait(LAST_WORD_SECONDS)
 
 
 def child_exit(_server: "Arbiter", worker: "Worker") -> None:

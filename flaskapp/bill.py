@@ -110,6 +110,11 @@ class Bill:
         """As it stands now."""
         return self._reservation
 
+    @property
+    def is_exceeded(self) -> bool:
+        """Whether the upstream gave more than it was asked for."""
+        return self._deltas > self.most.output_tokens
+
     def take(self, piece: Piece) -> bool:
         """Count what was generated; False if the answer has to end here, since nothing covers more.
 
@@ -119,7 +124,7 @@ class Bill:
         self._tokens += piece.tokens
         if self._slices is not None:
             self._slices.run_ahead.note(piece.ahead)
-        if self._deltas > self.most.output_tokens:
+        if self.is_exceeded:
             return False
         return self._slices is None or self._cover(self._slices)
 

@@ -29,7 +29,7 @@ from flaskapp.refusals import (
     problem,
 )
 from flaskapp.sse import ChatVoice
-from flaskapp.stream import Stream, Terms
+from flaskapp.stream import Stream, Terms, ask_model
 
 ROUTE = "/api/v1/chat/stream"
 
@@ -153,15 +153,14 @@ class ChatRoom:
 
     def _answer(self, question: "Question", bill: Bill) -> Response:
         deadline_at_seconds = self.clock.monotonic_seconds() + self.stream_deadline_seconds
-        answer = self.model.open(
-            ModelRequest(
-                model=question.model,
-                messages=[turn.message() for turn in question.turns],
-                max_tokens=question.most.output_tokens,
-                input_tokens=question.most.input_tokens,
-                deadline_seconds=self.stream_deadline_seconds,
-            )
+        model_request = ModelRequest(
+            model=question.model,
+            messages=[turn.message() for turn in question.turns],
+            max_tokens=question.most.output_tokens,
+            input_tokens=question.most.input_tokens,
+            deadline_seconds=self.stream_deadline_seconds,
         )
+        answer = ask_model(lambda: self.model.open(model_request), self.terms.stopping, drop=lambda late: late.close())
         voice = ChatVoice(g.request_id)
         return Stream(g.request_id, answer, bill, voice, self.terms, deadline_at_seconds=deadline_at_seconds).response()
 

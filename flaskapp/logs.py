@@ -34,6 +34,9 @@ _WORDS = {
     "store_broken": "Redis says that a command of ours is wrong",
     "challenge_skipped": "Challenge not checked, since Redis does not answer",
     "upstream_failed": "The model's server failed",
+    "client_left": "The client left before the end of its answer",
+    "client_stuck": "Hung up on a client that did not read its answer",
+    "answer_cut": "Answer cut before its end",
     "forwarded_ignored": "X-Forwarded-For is ignored, since TRUSTED_PROXY_HOPS is 0",
     "unexpected_error": "Unexpected error",
 }

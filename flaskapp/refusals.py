@@ -16,6 +16,7 @@ INVALID_REQUEST = "invalid_request"
 UPSTREAM_ERROR = "upstream_error"
 THROTTLE_UNAVAILABLE = "throttle_unavailable"
 DUPLICATE_REQUEST = "duplicate_request"
+INTERNAL_ERROR = "internal_error"
 
 _TITLES = {
     COST_THROTTLED: "Cost limit reached",
@@ -168,4 +169,4 @@ def register_error_handlers(app: Flask) -> None:
     def unexpected(error: Exception) -> Response:
         current_app.extensions["tollgate"].tell("unexpected_error", error=type(error).__name__, exception=error)
         message = "Something went wrong on our side; the request id helps to find it in the log."
-        return problem(500, "internal_error", "internal_error", message)
+        return problem(500, INTERNAL_ERROR, INTERNAL_ERROR, message)

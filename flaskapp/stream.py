@@ -5,59 +5,121 @@ stopped reading. A client that leaves does not end the upstream at once: it is r
 what was generated and not read cannot be known.
 """
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from flask import Response
+from flask import Response, has_request_context, request
 
 from backends.clock import Clock
 from backends.contract import Event, Observer
 from flaskapp.bill import Bill
-from flaskapp.llm import Answer, Piece, UpstreamBroken, Usage
-from flaskapp.llm.pump import DeadlinePassed, Pump, Silence
+from flaskapp.llm import Answer, Piece, UpstreamBroken, UpstreamNotTaken, Usage
+from flaskapp.llm.pump import DeadlinePassed, Pump, Silence, Stopped, Take
+from flaskapp.refusals import INTERNAL_ERROR
 
 UPSTREAM_ERROR, STREAM_DEADLINE, SERVER_STOPPING = "upstream_error", "stream_deadline", "server_stopping"
-_LOOK_SECONDS = 0.25
-"""How often a wait looks whether the server has to stop."""
+HEARTBEAT_SECONDS = 1.0
+HANG_UP_SECONDS = 2.0
+"""How long after its deadline a client may still take in what was sent."""
+
+_T = TypeVar("_T")
 
 
 class Stopping:
-    """The server's word that streams have to end now; they are given a last event and settled."""
+    """The server's word that answers have to end now; streams are given a last event, and all are settled."""
 
     def __init__(self) -> None:
-        self._now = threading.Event()
         self._lock = threading.Lock()
-        self._running = 0
+        self._is_now = False
+        self._running: dict[object, Callable[[], object]] = {}
         self._none_runs = threading.Event()
         self._none_runs.set()
 
     @property
     def is_now(self) -> bool:
-        """Whether streams have to end."""
-        return self._now.is_set()
+        """Whether answers have to end."""
+        return self._is_now
 
     def begin(self) -> None:
-        """From now on streams end. They notice within a second."""
-        self._now.set()
+        """End what runs, and what begins later at once. Does not wait for it; may be said twice."""
+        with self._lock:
+            self._is_now = True
+            running = list(self._running.values())
+        for end in running:
+            end()
 
     def wait(self, timeout_seconds: float) -> bool:
-        """Wait until no stream runs; whether it came to that."""
+        """Wait until nothing runs; whether it came to that."""
         return self._none_runs.wait(timeout_seconds)
 
-    def enter(self) -> None:
-        """A stream begins."""
-        with self._lock:
-            self._running += 1
-            self._none_runs.clear()
+    def enter(self, end: Callable[[], object]) -> Callable[[], None]:
+        """Something begins that `end` ends, from any thread and without waiting.
 
-    def leave(self) -> None:
-        """A stream has ended and was settled."""
+        Returns:
+            What to call when it is over.
+        """
+        token = object()
         with self._lock:
-            self._running -= 1
+            self._running[token] = end
+            self._none_runs.clear()
+        if self._is_now:
+            end()
+        return lambda: self._leave(token)
+
+    def _leave(self, token: object) -> None:
+        with self._lock:
+            self._running.pop(token, None)
             if not self._running:
                 self._none_runs.set()
+
+
+def ask_model(call: Callable[[], _T], stopping: Stopping, drop: Callable[[_T], object] = lambda _: None) -> _T:
+    """Call the model, and wait for it until the server has to stop.
+
+    Args:
+        call: asks the model; it runs in a thread of its own.
+        stopping: the server's word.
+        drop: given what comes when nobody waits any more.
+
+    Raises:
+        UpstreamNotTaken: the server is stopping, and the model was not asked.
+        UpstreamBroken: the server is stopping, and the model had not answered.
+        UpstreamError: as the model says.
+    """
+    if stopping.is_now:
+        raise UpstreamNotTaken("The server is stopping.")
+    answer: Future[_T] = Future()
+    leave = stopping.enter(answer.cancel)
+    threading.Thread(target=_call, args=(call, answer, drop), name="tollgate-ask", daemon=True).start()
+    try:
+        return answer.result()
+    except CancelledError:
+        raise UpstreamBroken("The server is stopping, and the model had not answered yet.") from None
+    except BaseException:
+        # Where this very wait is killed, the thread has to find that nobody waits.
+        if not answer.cancel() and answer.exception() is None:
+            drop(answer.result())
+        raise
+    finally:
+        leave()
+
+
+def _call(call: Callable[[], _T], answer: "Future[_T]", drop: Callable[[_T], object]) -> None:
+    try:
+        result = call()
+    except BaseException as error:  # noqa: BLE001 - whatever it is, whoever waits has to get it
+        with suppress(InvalidStateError):
+            answer.set_exception(error)
+        return
+    try:
+        answer.set_result(result)
+    except InvalidStateError:
+        drop(result)
 
 
 class Voice(Protocol):
@@ -104,10 +166,20 @@ class Stream:
         self._deadline_at_seconds = deadline_at_seconds
         self._lock = threading.Lock()
         self._left = False
-        terms.stopping.enter()
+        self._has_last_event = False
+        self._closed = threading.Event()
+        # Gunicorn's name for the client's connection.
+        self._connection = request.environ.get("gunicorn.socket") if has_request_context() else None
         self._pump = Pump(
-            answer, clock=terms.clock, deadline_at_seconds=deadline_at_seconds, take=bill.take, over=self._over
+            answer,
+            clock=terms.clock,
+            deadline_at_seconds=deadline_at_seconds,
+            take=self._take,
+            over=self._over,
+            afterwards=self._hang_up_on_who_does_not_read,
+            heartbeat_seconds=HEARTBEAT_SECONDS,
         )
+        self._leave = terms.stopping.enter(self._pump.stop)
 
     def response(self) -> Response:
         """An event stream."""
@@ -124,59 +196,108 @@ class Stream:
             if self._left:
                 return
             self._left = True
+        self._closed.set()
         try:
-            self._drain()
+            if not self._has_last_event:
+                self._drain()
         finally:
             # Also where this very wait is killed.
             self._pump.close()
             self._bill.settle(self._answer.usage)
+            self._leave()
 
     def _events(self) -> Iterator[bytes]:
         try:
-            for piece in self._pump:
-                if self._terms.stopping.is_now:
-                    self._pump.close()
-                    yield self._broken(SERVER_STOPPING, "The server is stopping, and the answer was cut.")
-                    return
-                sent = self._voice.heartbeat() if isinstance(piece, Silence) else self._voice.piece(piece)
-                if sent:
-                    yield sent
+            yield from self._pieces()
         except DeadlinePassed:
-            yield self._broken(STREAM_DEADLINE, "The answer took longer than it may, and was cut.")
+            self._tell("answer_cut", cause=STREAM_DEADLINE)
+            last = self._broken(STREAM_DEADLINE, "The answer took longer than it may, and was cut.")
+        except Stopped:
+            self._tell("answer_cut", cause=SERVER_STOPPING)
+            last = self._broken(SERVER_STOPPING, "The server is stopping, and the answer was cut.")
         except UpstreamBroken as error:
             self._tell("upstream_failed", error=str(error), detail=error.detail)
-            yield self._broken(UPSTREAM_ERROR, str(error))
+            last = self._broken(UPSTREAM_ERROR, str(error))
+        except Exception as error:  # noqa: BLE001 - a bug: told, and the client learns what it costs
+            self._tell("unexpected_error", exception=error)
+            last = self._broken(INTERNAL_ERROR, "Something went wrong on our side.")
         else:
-            usage, cost_nanousd = self._settled()
-            was_cut = self._pump.was_cut
-            reason = "length" if was_cut else self._answer.finish_reason
-            yield self._voice.complete(usage, cost_nanousd, reason, was_cut=was_cut)
+            last = self._complete()
+        self._has_last_event = True
+        yield last
+
+    def _pieces(self) -> Iterator[bytes]:
+        clock = self._terms.clock
+        sent_at_seconds = clock.monotonic_seconds()
+        for piece in self._pump:
+            is_silent = isinstance(piece, Silence)
+            sent = b"" if isinstance(piece, Silence) else self._voice.piece(piece)
+            # A model that thinks is not silent, but what it says is not shown: the client hears as little.
+            if not sent and (is_silent or clock.monotonic_seconds() - sent_at_seconds >= HEARTBEAT_SECONDS):
+                sent = self._voice.heartbeat()
+            if sent:
+                sent_at_seconds = clock.monotonic_seconds()
+                yield sent
+        for _ in self._rest():
+            yield self._voice.heartbeat()
+
+    def _rest(self) -> Iterator[None]:
+        """Wait for the usage at the end, as long as a drain may last; gives a sign of life now and then."""
+        clock = self._terms.clock
+        ends = min(clock.monotonic_seconds() + self._terms.drain_seconds(), self._deadline_at_seconds)
+        while not self._pump.is_over and (seconds_left := ends - clock.monotonic_seconds()) > 0:
+            if not self._pump.wait(min(HEARTBEAT_SECONDS, seconds_left)):
+                yield
+        self._pump.close()
+
+    def _complete(self) -> bytes:
+        usage, cost_nanousd = self._settled()
+        was_cut = self._pump.was_cut
+        if was_cut:
+            self._tell("answer_cut", cause="maximum" if self._bill.is_exceeded else "budget")
+        reason = "length" if was_cut else self._answer.finish_reason
+        return self._voice.complete(usage, cost_nanousd, reason, was_cut=was_cut)
 
     def _broken(self, error: str, message: str) -> bytes:
         usage, cost_nanousd = self._settled()
         return self._voice.broken(error, message, usage, cost_nanousd)
 
-    def _drain(self) -> None:
-        if self._pump.is_over or self._answer.usage is not None:
-            # It is settled already, or what was used is known without reading on.
-            return
-        self._pump.listen_no_more()
-        clock = self._terms.clock
-        ends = min(clock.monotonic_seconds() + self._terms.drain_seconds(), self._deadline_at_seconds)
-        while not self._terms.stopping.is_now and clock.monotonic_seconds() < ends:
-            if self._pump.wait(_LOOK_SECONDS):
-                return
-
-    def _over(self) -> None:
-        try:
-            self._bill.settle(self._answer.usage)
-        finally:
-            self._terms.stopping.leave()
-
     def _settled(self) -> tuple[Usage, int]:
+        # Comes back at once where the reader has ended; it settles before it says so.
+        self._pump.close()
         usage = self._answer.usage
         # What nobody can know is booked, and told, as the most that it can be.
         return usage or self._bill.most, self._bill.settle(usage)
+
+    def _drain(self) -> None:
+        self._pump.listen_no_more()
+        # The built-in model's usage is known at any moment: there is nothing to read on for.
+        if self._answer.usage is None:
+            for _ in self._rest():
+                pass
+        self._pump.close()
+        self._tell("client_left", is_usage_known=self._answer.usage is not None)
+
+    def _take(self, piece: Piece) -> Take:
+        if self._bill.take(piece):
+            return Take.MORE
+        # An upstream that does not keep to its maximum is heard to its end for its bill; where the budget is used up
+        # each word more is money that nobody granted.
+        return Take.ENOUGH if self._bill.is_exceeded else Take.STOP
+
+    def _over(self) -> None:
+        self._bill.settle(self._answer.usage)
+
+    def _hang_up_on_who_does_not_read(self) -> None:
+        if self._connection is None:
+            return
+        seconds_left = self._deadline_at_seconds - self._terms.clock.monotonic_seconds()
+        if self._closed.wait(max(0.0, seconds_left) + HANG_UP_SECONDS):
+            return
+        self._tell("client_stuck")
+        # Not `close`: this wakes the one that waits until it can send.
+        with suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
 
     def _tell(self, name: str, **fields: object) -> None:
         self._terms.observer(Event(name, {"request_id": self._request_id, **fields}))

@@ -12,6 +12,8 @@ from enum import Enum, auto
 from backends.clock import Clock
 from flaskapp.llm import Answer, Piece, UpstreamBroken
 
+_CLOSING_SECONDS = 2.0
+
 
 class Silence(Enum):
     """What the pump hands out in place of a piece when none came for a while."""
@@ -19,8 +21,22 @@ class Silence(Enum):
     HEARTBEAT = auto()
 
 
+class Take(Enum):
+    """What whoever counts the pieces says to one of them."""
+
+    MORE = auto()
+    ENOUGH = auto()
+    """The answer ends after it; it is read on for its usage only."""
+    STOP = auto()
+    """The answer ends after it, and so does the reading."""
+
+
 class DeadlinePassed(Exception):
     """The answer took longer than it may. It has been closed; its usage says what can be known."""
+
+
+class Stopped(Exception):
+    """`Pump.stop` was said. The answer has been closed; its usage says what can be known."""
 
 
 class _End:
@@ -31,23 +47,25 @@ class _End:
 class Pump:
     """An answer, read ahead by at most `capacity` pieces.
 
-    The reader ends with the answer, at the deadline, when `take` says no, or at `close`; it closes the answer in each
-    case and then calls `over`, also when nobody takes the pieces any more.
+    The reader ends with the answer, at the deadline, when `take` says so, or at `close` or `stop`; it closes the answer
+    in each case and then calls `over`, also when nobody takes the pieces any more.
 
     Args:
-        take: called with each piece as it arrives; False cuts the answer after it.
+        take: called with each piece as it arrives, also with those that nobody gets.
         over: called once, when the answer has ended and was closed: its usage is final.
+        afterwards: called once, when all is said; it may take its time.
         deadline_at_seconds: a moment of the clock's monotonic time.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (three of them are whom it tells what)
         self,
         answer: Answer,
         *,
         clock: Clock,
         deadline_at_seconds: float,
-        take: Callable[[Piece], bool] = lambda _: True,
+        take: Callable[[Piece], Take] = lambda _: Take.MORE,
         over: Callable[[], None] = lambda: None,
+        afterwards: Callable[[], None] = lambda: None,
         heartbeat_seconds: float = 1.0,
         capacity: int = 64,
     ) -> None:
@@ -56,28 +74,34 @@ class Pump:
         self._deadline_at_seconds = deadline_at_seconds
         self._take = take
         self._over = over
+        self._afterwards = afterwards
         self._heartbeat_seconds = heartbeat_seconds
         self._pieces: queue.SimpleQueue[Piece | _End] = queue.SimpleQueue()
         self._room = threading.Semaphore(capacity)
+        self._ended = threading.Event()
         self._closed = False
+        self._stopped = False
         self._nobody_listens = False
         self.was_cut = False
-        """`take` said no: what was read is whole, but the answer was not."""
+        """`take` said that it ends: what was handed out is whole, but the answer was not."""
         self._thread = threading.Thread(target=self._read, name="tollgate-answer", daemon=True)
         self._thread.start()
 
     def __iter__(self) -> Iterator[Piece | Silence]:
         """Pieces as they come, and a heartbeat for every `heartbeat_seconds` without.
 
+        It ends with the answer, or where `take` says enough; then `wait` waits for the reader.
+
         Raises:
             DeadlinePassed: it took too long.
+            Stopped: somebody said so.
             UpstreamBroken: the answer broke off.
         """
         while True:
             seconds_left = self._seconds_left()
-            if not seconds_left:
+            if self._stopped or not seconds_left:
                 self.close()
-                raise DeadlinePassed
+                raise Stopped if self._stopped else DeadlinePassed
             try:
                 piece = self._pieces.get(timeout=min(self._heartbeat_seconds, seconds_left))
             except queue.Empty:
@@ -91,8 +115,8 @@ class Pump:
 
     @property
     def is_over(self) -> bool:
-        """Whether the reader has ended."""
-        return not self._thread.is_alive()
+        """Whether the reader has ended, and has said so to `over`."""
+        return self._ended.is_set()
 
     def listen_no_more(self) -> None:
         """Whoever took the pieces has left; the reader goes on, for the usage at the end."""
@@ -101,15 +125,22 @@ class Pump:
 
     def wait(self, timeout_seconds: float) -> bool:
         """Wait for the reader's end; whether it came in time."""
-        self._thread.join(timeout=timeout_seconds)
-        return self.is_over
+        return self._ended.wait(timeout_seconds)
+
+    def stop(self) -> None:
+        """End it, from any thread, without waiting: whoever takes the pieces gets `Stopped` in place of the rest."""
+        self._stopped = True
+        self._break_off()
 
     def close(self) -> None:
         """Stop reading and close the answer; may be said twice. What was read ahead and not taken is dropped."""
+        self._break_off()
+        self.wait(_CLOSING_SECONDS)
+
+    def _break_off(self) -> None:
         self._closed = True
         self._answer.close()
         self._room.release()
-        self._thread.join(timeout=2)
 
     def _read(self) -> None:
         # What stands if this thread is killed: an end that looked like a whole answer would be a lie.
@@ -119,15 +150,22 @@ class Pump:
         except Exception as error:  # noqa: BLE001 - whatever it is, whoever waits has to get it
             failure = error
         finally:
+            self._end(Stopped() if self._stopped else failure)
+        self._afterwards()
+
+    def _end(self, failure: Exception | None) -> None:
+        try:
             self._answer.close()
+        finally:
             try:
                 self._over()
             finally:
                 self._pieces.put(_End(failure))
+                self._ended.set()
 
     def _read_to_the_end(self) -> Exception | None:
         for piece in self._answer:
-            goes_on = self._take(piece)
+            verdict = self._take(piece)
             if not self._nobody_listens and not self._room.acquire(timeout=self._seconds_left()):
                 return DeadlinePassed()
             if self._closed:
@@ -136,9 +174,13 @@ class Pump:
                 return DeadlinePassed()
             if not self._nobody_listens:
                 self._pieces.put(piece)
-            if not goes_on:
+            if verdict is not Take.MORE and not self.was_cut:
                 self.was_cut = True
-                break
+                if verdict is Take.STOP:
+                    break
+                # Whoever takes the pieces has had the last one; what comes now is read for its usage alone.
+                self._nobody_listens = True
+                self._pieces.put(_End(None))
         return None
 
     def _seconds_left(self) -> float:
