@@ -165,6 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, script: Script, bill: Bill) -> None:
         if script.before_headers:
             bill.taken = True
+            bill.input_tokens = count_input_tokens(bill.request)
             self._instead(script.before_headers)
             return
         if script.status != 200:
@@ -330,6 +331,11 @@ class _Handler(BaseHTTPRequestHandler):
         for start in range(0, len(sent), size):
             piece = sent[start : start + size]
             self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+
+
+def bill_nanousd(bill: Bill) -> int:
+    """What it costs at gpt-4o's price."""
+    return bill.input_tokens * 2_500 + bill.generated_tokens * 10_000
 
 
 def count_input_tokens(request: dict[str, Any]) -> int:
