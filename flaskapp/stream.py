@@ -223,8 +223,9 @@ class Stream:
             last = self._broken(INTERNAL_ERROR, "Something went wrong on our side.")
         else:
             last = self._complete()
-        self._has_last_event = True
         yield last
+        # Who goes on here has sent it.
+        self._has_last_event = True
 
     def _pieces(self) -> Iterator[bytes]:
         clock = self._terms.clock

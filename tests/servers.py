@@ -119,7 +119,7 @@ class Service:
     def log_lines(self) -> list[str]:
         return self.log().splitlines()
 
-    def lines_with(self, words: str, since: int = 0, *, at_least: int = 1) -> list[str]:
+    def lines_with(self, words: str, since: int = 0, *, at_least: int = 1, within_seconds: float = 5) -> list[str]:
         """The log's lines from number `since` on that have these words; waits for them."""
         found: list[str] = []
 
@@ -127,7 +127,11 @@ class Service:
             found[:] = [line for line in self.log_lines()[since:] if words in line]
             return len(found) >= at_least
 
-        wait_until(are_there, 5, f"{at_least} × {words!r} in the log since line {since}: {self.log_lines()[since:]}")
+        wait_until(
+            are_there,
+            within_seconds,
+            f"{at_least} × {words!r} in the log since line {since}: {self.log_lines()[since:]}",
+        )
         return found
 
     def get(self, path: str, **options: Any) -> requests.Response:

@@ -1,7 +1,8 @@
 """A little model server on loopback, OpenAI-compatible, that writes down what it really generated and billed.
 
 It is the oracle of the tests: a real HTTP server with scripted misbehaviour. `Upstream.script` says what it does with
-every request, or `Upstream.scripts` with the next ones, in turn; `Upstream.ledger` has one `Bill` per request.
+every request, `Upstream.scripts` with the next ones, in turn, `Upstream.script_of` with those that ask a certain
+question; `Upstream.ledger` has one `Bill` per request.
 """
 
 import contextlib
@@ -46,7 +47,13 @@ class Script:
     """Writes of this size, cut anywhere; 0: one write an event."""
     comments: bool = False
     wait_for: threading.Event | None = None
-    """After the first word, wait for this."""
+    """At the place that `wait_at` names, wait for this."""
+    wait_at: str = "middle"
+    """head: before the answer's head; first: before the first word; middle: after it; end: after the last one."""
+    choices: int = 1
+    """Each word is said once for each of them."""
+    hidden_tokens: int = 0
+    """Generated and billed, and never sent."""
     ignore_max_tokens: bool = False
 
 
@@ -64,7 +71,15 @@ class Bill:
     taken: bool = False
     """Whether a model worked on it, so that it costs something."""
     client_left: bool = False
+    waits: threading.Event = field(default_factory=threading.Event)
+    """It has come to where the script waits."""
     over: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def question(self) -> str:
+        """What the user said last."""
+        messages = self.request.get("messages") or [{}]
+        return str(messages[-1].get("content", ""))
 
 
 class Upstream:
@@ -73,6 +88,7 @@ class Upstream:
     def __init__(self, script: Script | None = None) -> None:
         self.script = script or Script()
         self.scripts: deque[Script] = deque()
+        self.script_of: dict[str, Script] = {}
         self.ledger: list[Bill] = []
         self.closing = threading.Event()
         self._lock = threading.Lock()
@@ -106,7 +122,16 @@ class Upstream:
     def next_script(self, bill: Bill) -> Script:
         with self._lock:
             self.ledger.append(bill)
+            if bill.question in self.script_of:
+                return self.script_of[bill.question]
             return self.scripts.popleft() if self.scripts else self.script
+
+    def bill_of(self, question: str) -> Bill | None:
+        """The only one with this question, if it has come."""
+        with self._lock:
+            found = [bill for bill in self.ledger if bill.question == question]
+        assert len(found) <= 1
+        return found[0] if found else None
 
 
 class _Server(ThreadingHTTPServer):
@@ -173,6 +198,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         bill.taken = True
         bill.input_tokens = count_input_tokens(bill.request)
+        self._wait_at("head", script, bill)
         self.send_response(200)
         if script.content_type is not None:
             self.send_header("Content-Type", script.content_type)
@@ -207,20 +233,27 @@ class _Handler(BaseHTTPRequestHandler):
         deltas = [{"reasoning_content": "hm "}] * script.reasoning_words
         deltas += [{"tool_calls": [{"index": 0, "function": {"arguments": "x"}}]}] * script.tool_words
         deltas += [{"content": word} for word in script.words]
+        bill.generated_tokens += script.hidden_tokens
         self._event(script, {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
-        for number, delta in enumerate(deltas[:limit]):
-            if number == 1 and script.wait_for is not None:
-                self._hang(script.wait_for)
+        said = [(index, delta) for delta in deltas[:limit] for index in range(script.choices)]
+        for number, (index, delta) in enumerate(said):
+            self._wait_at({0: "first", 1: "middle"}.get(number, ""), script, bill)
             if number and script.pause_seconds:
                 self.server.upstream.closing.wait(script.pause_seconds)
             bill.generated_tokens += 1
-            chunk: dict[str, Any] = {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
+            chunk: dict[str, Any] = {"choices": [{"index": index, "delta": delta, "finish_reason": None}]}
             if script.usage == "every" or (script.usage == "first_only" and number == 0):
                 chunk["usage"] = self._usage(script, bill)
             if script.comments:
                 self._write(script, f": keep-alive{script.line_end}{script.line_end}")
             self._event(script, chunk)
+        self._wait_at("end", script, bill)
         self._end(script, bill, cut=len(deltas) > limit)
+
+    def _wait_at(self, place: str, script: Script, bill: Bill) -> None:
+        if script.wait_for is not None and script.wait_at == place:
+            bill.waits.set()
+            self._hang(script.wait_for)
 
     def _end(self, script: Script, bill: Bill, *, cut: bool) -> None:
         late = script.ending.startswith("late_")
@@ -228,9 +261,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._break(script.ending, script)
             return
         if script.ending != "no_finish":
-            finish: dict[str, Any] = {
-                "choices": [{"index": 0, "delta": {}, "finish_reason": "length" if cut else "stop"}]
-            }
+            reason = "length" if cut else "stop"
+            choices = [{"index": index, "delta": {}, "finish_reason": reason} for index in range(script.choices)]
+            finish: dict[str, Any] = {"choices": choices}
             if script.usage == "with_finish":
                 finish["usage"] = self._usage(script, bill)
             self._event(script, finish)
