@@ -430,7 +430,7 @@ def leave(number):
     pump = Pump(answer, clock=clock, deadline_at_seconds=clock.monotonic_seconds() + 20)
     next(iter(pump))
     pump.close()
-    return pump._thread.is_alive()
+    return not pump.is_over
 order = []
 jobs = [gevent.spawn(one, number) for number in range(40)]
 left = [gevent.spawn(leave, number) for number in range(10)]
