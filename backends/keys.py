@@ -27,7 +27,8 @@ Window and open rings carry at most `RING_BUCKETS` + 1 and `OPEN_BUCKETS` + 2 me
 they stand for.
 """
 
-from datetime import UTC, datetime
+import re
+from datetime import UTC, date, datetime
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -106,3 +107,55 @@ def idempotency_key(digest: str) -> str:
 def reset_key(identifier: str) -> str:
     """The key that says when an identifier's books were cleared: what was reserved before is not in them any more."""
     return f"llm:reset:{identifier}"
+
+
+class KnownKey(NamedTuple):
+    """What a key of the table above is: `kind` is a field of `BookKeys`, or the word after ``llm:``."""
+
+    kind: str
+    owner: str
+    """Identifier or network, where the kind has one; of a record the reservation id."""
+    start_seconds: int
+    """Unix time at which its day or hour begins; 0 where it has none."""
+
+
+_DATE, _HOUR = r"(?P<date>\d{4}-\d\d-\d\d)", r"T(?P<hour>[01]\d|2[0-3])"
+_KINDS = {
+    "record": rf"{RECORD_PREFIX}(?P<owner>.+)",
+    "recent": r"llm:cost:recent:(?P<owner>.+)",
+    "daily": rf"llm:cost:daily:(?P<owner>.+):{_DATE}",
+    "network_recent": r"llm:network:recent:(?P<owner>.+)",
+    "network_daily": rf"llm:network:daily:(?P<owner>.+):{_DATE}",
+    "hourly_of_all": rf"llm:global:hourly:{_DATE}{_HOUR}",
+    "daily_of_all": rf"llm:global:daily:{_DATE}",
+    "open_identifier": r"llm:open:identifier:(?P<owner>.+)",
+    "open_network": r"llm:open:network:(?P<owner>.+)",
+    "open_of_all": r"llm:open:global",
+    "marker": r"llm:throttle:(?P<owner>.+)",
+    "reset": r"llm:reset:(?P<owner>.+)",
+    "idempotency": r"llm:idempotency:(?P<owner>[0-9a-f]{32})",
+    "challenge": rf"{CHALLENGE_PREFIX}(?P<owner>[0-9a-f]{{64}})",
+    "rate": rf"{RATE_PREFIX}(?P<owner>.+)",
+}
+_PATTERNS = {kind: re.compile(pattern, re.DOTALL) for kind, pattern in _KINDS.items()}
+
+
+def known_key(key: str) -> KnownKey | None:
+    """What a key is; None for one that is not in the table."""
+    for kind, pattern in _PATTERNS.items():
+        match = pattern.fullmatch(key)
+        if match is not None:
+            parts = match.groupdict()
+            try:
+                start_seconds = _start_of(parts.get("date"), parts.get("hour"))
+            except ValueError:  # no such day
+                return None
+            return KnownKey(kind, parts.get("owner") or "", start_seconds)
+    return None
+
+
+def _start_of(day: str | None, hour: str | None) -> int:
+    if day is None:
+        return 0
+    days = date.fromisoformat(day).toordinal() - date(1970, 1, 1).toordinal()
+    return days * SECONDS_PER_DAY + int(hour or 0) * SECONDS_PER_HOUR

@@ -149,6 +149,12 @@ def parse_record(text: bytes | None) -> Record | None:
     return Record(state, int(nanousd), int(made_at_us), terms, int(window), int(open_), who, network)
 
 
+def state_of(record: Record, now_us: int) -> str:
+    """As it is told: open, settled, released, or expired for an open one whose time is over."""
+    is_over = record.state == "open" and record.made_at_us + record.open_seconds * US <= now_us
+    return "expired" if is_over else record.state
+
+
 def in_flight_text(ask: Ask, idempotency: Idempotency, now_us: int) -> str:
     """What is remembered of an idempotency key when its request is admitted."""
     until_us = now_us + ask.open_seconds * US

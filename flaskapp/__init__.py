@@ -23,6 +23,7 @@ from flaskapp.admin import Panel, make_admin
 from flaskapp.bounded_request import BoundedRequest
 from flaskapp.challenge_room import make_challenge_room
 from flaskapp.chat import ChatRoom, make_chat
+from flaskapp.cli_ledger import make_ledger_cli
 from flaskapp.cli_race import make_race_cli
 from flaskapp.cli_scripts import make_scripts_cli
 from flaskapp.cli_settings import make_settings_cli
@@ -211,4 +212,11 @@ def _register_rooms(app: Flask, tollgate: Tollgate, metrics: Metrics, clock: Clo
 def _register_commands(app: Flask, tollgate: Tollgate) -> None:
     app.cli.add_command(make_settings_cli(lambda: tollgate.settings, tollgate.config.mode))
     app.cli.add_command(make_scripts_cli(lambda: tollgate.link))
+    app.cli.add_command(
+        make_ledger_cli(
+            lambda: tollgate.link,
+            lambda: tollgate.settings.refresh().values.limits,
+            tollgate.config.throttle_backend,
+        )
+    )
     app.cli.add_command(make_race_cli())

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -18,12 +16,11 @@ from backends.embedded import EmbeddedServer
 from backends.errors import ConfigurationError, TollgateError
 from backends.money import usd_text
 from backends.race import Plan, RaceResult, race
+from flaskapp.console import print_table, shown_progress
 
 MAX_REQUESTS = 500
 MAX_ROUNDS = 1_000
 NOT_AS_DECLARED, COULD_NOT_RUN = 1, 2
-# Nobody watches the width of a pipe; what is cut there is lost.
-_PIPE_WIDTH = 200
 
 
 def make_race_cli(names: Sequence[str] = ("legacy", "atomic")) -> click.Command:
@@ -92,7 +89,7 @@ def verdict(result: RaceResult) -> str:
 
 def _run(url: str | None, names: Sequence[str], plan: Plan) -> list[RaceResult]:
     try:
-        with _server_url(url) as its_url, _progress() as progress:
+        with _server_url(url) as its_url, shown_progress() as progress:
             return race(its_url, names, plan, progress=progress)
     except TollgateError as error:
         # The library names the variable by which the service is told its Redis; here it is an option.
@@ -107,25 +104,6 @@ def _server_url(url: str | None) -> Iterator[str]:
         return
     with tempfile.TemporaryDirectory(prefix="tollgate-race-") as directory, EmbeddedServer(Path(directory)) as server:
         yield server.url
-
-
-class _Shown:
-    """Progress on stderr; nothing where nobody looks."""
-
-    def __init__(self, bars: Progress) -> None:
-        self._bars = bars
-        self._task = bars.add_task("", total=None)
-
-    def __call__(self, what: str, done: int, of: int) -> None:
-        self._bars.update(self._task, description=what, completed=done, total=of)
-
-
-@contextmanager
-def _progress() -> Iterator[_Shown]:
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        yield _Shown(bars)
 
 
 def _print_table(plan: Plan, results: Sequence[RaceResult]) -> None:
@@ -146,8 +124,7 @@ def _print_table(plan: Plan, results: Sequence[RaceResult]) -> None:
     )
     for result in results:
         table.add_row(*map(Text, _cells(result)))
-    console = Console()
-    (console if console.is_terminal else Console(width=_PIPE_WIDTH)).print(table)
+    print_table(table)
     click.echo("; ".join(verdict(result) for result in results) + ".")
 
 

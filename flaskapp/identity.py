@@ -11,7 +11,7 @@ from flaskapp.refusals import InvalidRequest
 HEADER = "X-Fingerprint"
 _WORD = r"[A-Za-z0-9_-]{1,128}"
 _FINGERPRINT = re.compile(rf"(?:fp:({_WORD}):)?({_WORD})")
-_UNKNOWN_NETWORK = "unknown"
+UNKNOWN_NETWORK = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def network_of(address: str | None) -> str:
     try:
         parsed = ipaddress.ip_address((address or "").partition("%")[0])
     except ValueError:
-        return _UNKNOWN_NETWORK
+        return UNKNOWN_NETWORK
     if isinstance(parsed, ipaddress.IPv6Address):
         if parsed.ipv4_mapped is not None:
             return str(parsed.ipv4_mapped)

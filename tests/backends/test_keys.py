@@ -8,9 +8,13 @@ from hypothesis import strategies as st
 from backends.keys import (
     LIVING_OPEN_BUCKETS,
     RING_BUCKETS,
+    KnownKey,
     book_keys,
     bucket_seconds_of,
+    idempotency_key,
+    known_key,
     open_bucket_seconds_of,
+    reset_key,
 )
 
 LONGEST_SECONDS = 31 * 86_400
@@ -58,3 +62,28 @@ def test_the_seeds_keys_to_the_letter():
     assert keys.daily == "llm:cost:daily:hash456:2026-03-14"
     assert all(key.startswith("llm:") for key in keys)
     assert len(set(keys)) == len(keys)
+
+
+WHO, NETWORK = "ip:2001:db8::/64", "2001:db8::/64"
+HOUR = 1_773_482_400  # 2026-03-14 10:00:00 UTC
+OWNERS = dict.fromkeys(("marker", "recent", "daily", "open_identifier"), WHO)
+OWNERS |= dict.fromkeys(("network_recent", "network_daily", "open_network"), NETWORK)
+STARTS = {"hourly_of_all": HOUR} | dict.fromkeys(("daily", "network_daily", "daily_of_all"), HOUR - 10 * 3_600)
+
+
+def test_a_key_is_known_for_what_it_is():
+    for kind, key in book_keys("rid", WHO, NETWORK, HOUR + 1_200)._asdict().items():
+        owner = "rid" if kind == "record" else OWNERS.get(kind, "")
+        assert known_key(key) == KnownKey(kind, owner, STARTS.get(kind, 0))
+    assert known_key(reset_key(WHO)) == KnownKey("reset", WHO, 0)
+    assert known_key(idempotency_key("0" * 32)).kind == "idempotency"
+    assert known_key("llm:challenge:" + "0" * 64).kind == "challenge"
+    assert known_key("llm:rate:LIMITS:LIMITER/x").kind == "rate"
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["settings", "llm:", "llm:cost:daily:who", "llm:cost:daily:who:2026-13-01", "llm:global:hourly:2026-03-14T24"],
+)
+def test_other_keys_are_not_known(key):
+    assert known_key(key) is None

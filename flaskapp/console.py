@@ -1,0 +1,38 @@
+"""What the commands share: tables that a pipe does not cut, and progress that only a terminal sees."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+# Nobody watches the width of a pipe; what is cut there is lost.
+_PIPE_WIDTH = 200
+
+
+def print_table(table: Table) -> None:
+    """On standard output."""
+    console = Console()
+    (console if console.is_terminal else Console(width=_PIPE_WIDTH)).print(table)
+
+
+class Shown:
+    """Told what is done now, how much of it is done, and how much there is."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._task = bars.add_task("", total=None)
+
+    def __call__(self, what: str, done: int, of: int) -> None:
+        """Show it."""
+        self._bars.update(self._task, description=what, completed=done, total=of)
+
+
+@contextmanager
+def shown_progress() -> Iterator[Shown]:
+    """Progress on standard error; nothing where nobody looks."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        yield Shown(bars)

@@ -1,0 +1,293 @@
+"""Each wrong is planted by hand, found and named; what only moves is not told."""
+
+import multiprocessing
+import threading
+from dataclasses import replace
+
+import pytest
+import redis
+
+from backends import open_backend
+from backends.audit import audit
+from backends.clock import SystemClock
+from backends.conformance import NETWORK, ROOMY, WHO, ask
+from backends.keys import book_keys
+from backends.ledger import Ledger
+from backends.link import Link
+
+COST = 1_000
+US = 1_000_000
+
+
+@pytest.fixture
+def link(redis_url):
+    link = Link(redis_url, clock=SystemClock(), timeout_seconds=10)
+    yield link
+    link.close()
+
+
+@pytest.fixture
+def raw(redis_url):
+    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        yield client
+
+
+@pytest.fixture
+def backend(link):
+    return open_backend("atomic", link)
+
+
+@pytest.fixture
+def books(backend, raw):
+    """Two identifiers of two networks, with an open, a settled and a released reservation each; and their keys."""
+    for who, network in ((WHO, NETWORK), ("other", "203.0.113.9")):
+        for number, end in enumerate((None, 400, 0)):
+            request = ask(f"{who}-{number}", COST, ROOMY, identifier=who)
+            made = backend.reserve(replace(request, network=network))
+            if end is not None:
+                backend.settle(made, end) if end else backend.release(made)
+    return book_keys("", WHO, NETWORK, raw.time()[0])
+
+
+def found(link):
+    return [(each.kind, each.key) for each in audit(link).disagreements]
+
+
+def test_books_that_agree(link, books):
+    report = audit(link)
+    assert report.disagreements == report.undecided == ()
+    assert report.records == {"open": 2, "expired": 0, "settled": 2, "released": 2}
+    assert (report.open_nanousd, report.looks) == (2 * COST, 1)
+    assert report.checked_exactly >= 10
+    assert report.checked_exactly + report.checked_at_least >= 15
+    assert report.sums_checked == 3
+
+
+def test_an_empty_database(link):
+    report = audit(link)
+    assert (report.keys, report.disagreements, report.checked_exactly) == (0, (), 0)
+
+
+@pytest.mark.parametrize("by", [1, -1])
+@pytest.mark.parametrize("kind", ["recent", "network_recent", "open_identifier", "open_network", "open_of_all"])
+def test_a_wrong_bucket(link, books, raw, kind, by):
+    key = getattr(books, kind)
+    start, held = raw.zrange(key, 0, -1, withscores=True)[0]
+    raw.zincrby(key, by, start)
+    (told,) = audit(link).disagreements
+    assert (told.kind, told.key, told.bucket) == ("total", key, int(start))
+    assert (told.stored_nanousd, told.expected_nanousd) == (held + by, held)
+
+
+@pytest.mark.parametrize("kind", ["recent", "network_recent", "open_identifier", "open_network", "open_of_all"])
+def test_a_missing_bucket(link, books, raw, kind):
+    key = getattr(books, kind)
+    start, held = raw.zrange(key, 0, -1, withscores=True)[0]
+    raw.zrem(key, start)
+    (told,) = audit(link).disagreements
+    assert (told.kind, told.key, told.bucket) == ("total", key, int(start))
+    assert (told.stored_nanousd, told.expected_nanousd) == (0, held)
+
+
+def test_a_bucket_that_nobody_reserved(link, books, raw):
+    start = raw.zrange(books.recent, 0, -1)[0]
+    raw.zadd(books.recent, {str(int(start) - 40): 7})
+    assert found(link) == [("total", books.recent)]
+
+
+@pytest.mark.parametrize("kind", ["daily", "network_daily", "hourly_of_all", "daily_of_all"])
+def test_a_total_that_is_too_small(link, books, raw, kind):
+    key = getattr(books, kind)
+    raw.decrby(key, 1)
+    told = audit(link).disagreements
+    assert ("total", key) in [(each.kind, each.key) for each in told]
+    its = next(each for each in told if each.kind == "total")
+    assert its.stored_nanousd == its.expected_nanousd - 1
+
+
+@pytest.mark.parametrize("kind", ["daily", "network_daily", "daily_of_all"])
+def test_the_sum_of_a_day_that_is_too_large(link, books, raw, kind):
+    """Also on a day whose first records are gone: the days are compared with one another."""
+    raw.incrby(getattr(books, kind), 1)
+    told = [each for each in audit(link).disagreements if each.kind == "sum"]
+    assert {each.key for each in told} == {books.daily_of_all}
+    assert {each.stored_nanousd - each.expected_nanousd for each in told} == {1 if kind == "daily_of_all" else -1}
+
+
+def test_an_hour_that_is_more_than_its_day(link, books, raw):
+    raw.incrby(books.hourly_of_all, 10**9)
+    told = [each for each in audit(link).disagreements if each.kind == "sum"]
+    assert [(each.key, "its hours" in each.told) for each in told] == [(books.daily_of_all, True)]
+
+
+def test_a_missing_total(link, books, raw):
+    raw.delete(books.daily)
+    assert ("total", books.daily) in found(link)
+    assert ("sum", books.daily_of_all) in found(link)
+
+
+def test_books_of_one_of_whom_no_key_is_left(link, books, raw):
+    raw.delete(books.recent, books.daily, books.open_identifier)
+    keys = {key for kind, key in found(link) if kind == "total"}
+    assert len(keys) == 3
+    assert all("#" in key for key in keys)
+
+
+def test_a_record_that_was_changed_by_hand(link, books, raw):
+    key = f"llm:reservation:{WHO}-1"
+    raw.set(key, raw.get(key).replace(" 400 ", " 401 "), keepttl=True)
+    assert {("total", books.recent), ("total", books.network_recent)} <= set(found(link))
+
+
+@pytest.mark.parametrize("kind", ["recent", "daily", "hourly_of_all", "open_of_all"])
+def test_a_key_without_a_ttl(link, books, raw, kind):
+    raw.persist(getattr(books, kind))
+    assert found(link) == [("no_ttl", getattr(books, kind))]
+
+
+def test_a_negative_total(link, books, raw):
+    raw.set(books.hourly_of_all, -5, keepttl=True)
+    assert ("no_amount", books.hourly_of_all) in found(link)
+
+
+@pytest.mark.parametrize("text", [str(2**53), "rubbish", "1.5"])
+def test_what_is_no_amount(link, books, raw, text):
+    raw.set(books.hourly_of_all, text, keepttl=True)
+    assert ("no_amount", books.hourly_of_all) in found(link)
+
+
+def test_a_negative_bucket(link, books, raw):
+    raw.zadd(books.open_of_all, {"1773483600": -1})
+    assert ("no_amount", books.open_of_all) in found(link)
+
+
+def test_an_unknown_key_is_told_and_those_of_others_are_not(link, books, raw):
+    raw.set("llm:cost:weekly:x", 1, ex=60)
+    raw.set("llm:global:daily:2026-02-31", 1, ex=60)
+    raw.set("somebody's", 1)
+    raw.set("settings", "{}")
+    assert found(link) == [("unknown_key", "llm:cost:weekly:x"), ("unknown_key", "llm:global:daily:2026-02-31")]
+
+
+def test_a_key_of_another_type(link, books, raw):
+    raw.set("llm:cost:recent:third", "a string", ex=60)
+    assert found(link) == [("wrong_type", "llm:cost:recent:third")]
+
+
+def test_a_record_that_is_none(link, books, raw):
+    raw.set("llm:reservation:x", "rubbish", ex=60)
+    assert found(link) == [("no_record", "llm:reservation:x")]
+
+
+def test_what_nobody_ended_in_time_is_told_as_expired_with_its_amount(link, backend, raw):
+    backend.reserve(ask("r0", COST, ROOMY))
+    made_before(raw, "r0", 121)
+    report = audit(link)
+    assert (report.records["expired"], report.records["open"], report.expired_nanousd) == (1, 0, COST)
+
+
+def made_before(raw, rid, seconds):
+    key = f"llm:reservation:{rid}"
+    state, nanousd, made, *rest = raw.get(key).split()
+    raw.set(key, " ".join([state, nanousd, str(int(made) - seconds * US), *rest]), keepttl=True)
+
+
+def test_of_a_long_window_old_records_may_be_gone_and_no_less_is_booked(link, backend, raw):
+    """A bucket of two hours ago: records are there or not, what is there has to be booked."""
+    now = raw.time()[0]
+    start = now - now % 480 - 7_200
+    keys = book_keys("old", WHO, NETWORK, start)
+    backend.reserve(ask("new", COST, replace(ROOMY, window_seconds=14_400)))
+    who, network = raw.get("llm:reservation:new").split()[-2:]
+    raw.set("llm:reservation:old", f"settled 50 {start * US} aa 14400 120 {who} {network}", ex=60)
+    for key in (keys.recent, keys.network_recent):
+        raw.zadd(key, {str(start): 80})
+    assert [each for each in found(link) if "recent" in each[1]] == []
+    raw.zadd(keys.recent, {str(start): 49})
+    assert [each for each in found(link) if "recent" in each[1]] == [("total", keys.recent)]
+
+
+def test_a_shorter_window_may_have_swept_what_a_longer_one_booked(link, backend, raw):
+    """No false alarm: the bucket of a long window is gone since a reservation with a short one came by."""
+    now = raw.time()[0]
+    backend.reserve(ask("long", COST, replace(ROOMY, window_seconds=7_200)))
+    backend.reserve(ask("short", COST, replace(ROOMY, window_seconds=60)))
+    record = raw.get("llm:reservation:long").split()
+    made = now - 1_000
+    record[2] = str(made * US)
+    raw.set("llm:reservation:long", " ".join(record), ex=60)
+    for key in (f"llm:cost:recent:{WHO}", f"llm:network:recent:{NETWORK}"):
+        raw.delete(key)
+        start = int(raw.get("llm:reservation:short").split()[2]) // US
+        raw.zadd(key, {str(start - start % 2): COST})
+        raw.expire(key, 62)
+    assert [each for each in found(link) if "recent" in each[1]] == []
+
+
+def test_after_a_reset_identifiers_may_be_less_than_everybody_and_never_more(link, backend, books, raw):
+    Ledger(link).reset(WHO)
+    assert found(link) == []
+    other = book_keys("", "other", "", raw.time()[0]).daily
+    raw.incrby(other, 10**6)
+    assert ("sum", books.daily_of_all) in found(link)
+
+
+def test_it_writes_nothing(link, books, raw):
+    raw.incrby(books.daily, 3)
+    before = {key: raw.expiretime(key) for key in raw.keys("*")}
+    changes = raw.info("persistence")["rdb_changes_since_last_save"]
+    assert audit(link).disagreements
+    assert raw.info("persistence")["rdb_changes_since_last_save"] == changes
+    assert {key: raw.expiretime(key) for key in raw.keys("*")} == before
+
+
+# --- beside traffic
+
+
+def _spend(url, stop):
+    link = Link(url, clock=SystemClock(), timeout_seconds=10)
+    backend, number = open_backend("atomic", link), 0
+    while not stop.is_set():
+        number += 1
+        made = backend.reserve(ask(f"r{number}", COST, ROOMY, identifier=f"who{number % 7}"))
+        if number % 2:
+            made = backend.extend(made, 2 * COST, ROOMY)
+        if number % 5:
+            backend.settle(made, 300)
+    link.close()
+
+
+@pytest.fixture
+def traffic(redis_url):
+    spawn = multiprocessing.get_context("spawn")
+    stop = spawn.Event()
+    process = spawn.Process(target=_spend, args=(redis_url, stop))
+    process.start()
+    yield process
+    stop.set()
+    process.join(30)
+
+
+def test_beside_traffic_nothing_is_told_that_only_moves_and_a_wrong_is(traffic, link, raw):
+    from tests.servers import wait_until
+
+    wait_until(lambda: raw.dbsize() > 200, 30, "there is traffic")
+    assert audit(link).disagreements == ()
+    start = int(raw.time()[0])
+    start -= start % 20 + 40
+    raw.zadd("llm:cost:recent:who1", {str(start): 9})
+    told = [(each.kind, each.key, each.bucket) for each in audit(link).disagreements]
+    assert told == [("total", "llm:cost:recent:who1", start)]
+    assert traffic.is_alive()
+
+
+def test_progress_is_told(link, books):
+    told = []
+    lock = threading.Lock()
+
+    def progress(what, done, of):
+        with lock:
+            told.append((what, done <= of))
+
+    audit(link, progress)
+    assert set(told) == {("reading the books", True)}

@@ -1,0 +1,270 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+import redis
+
+from backends import open_backend
+from backends.audit import audit
+from backends.clock import SystemClock
+from backends.conformance import NETWORK, ROOMY, WHO, ask
+from backends.contract import Refusal
+from backends.keys import RESET_KEEP_SECONDS, book_keys, reset_key
+from backends.ledger import Ledger
+from backends.link import Link
+from backends.scripts import Script
+
+COST = 1_000
+DAY = 86_400
+US = 1_000_000
+
+
+@pytest.fixture
+def link(redis_url):
+    link = Link(redis_url, clock=SystemClock(), timeout_seconds=10)
+    yield link
+    link.close()
+
+
+@pytest.fixture
+def raw(redis_url):
+    with redis.Redis.from_url(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+def backend(link):
+    return open_backend("atomic", link)
+
+
+@pytest.fixture
+def ledger(link):
+    return Ledger(link)
+
+
+def limits_of(books):
+    return {limit.name: limit for limit in books.limits}
+
+
+def of(limit):
+    return (limit.spent_nanousd, limit.held_nanousd, limit.expired_nanousd, limit.left_nanousd)
+
+
+def dump(raw):
+    return {key: (raw.dump(key), raw.expiretime(key)) for key in raw.keys("*")}
+
+
+def made_before(raw, rid, seconds):
+    """As if it had been made so much earlier."""
+    key = f"llm:reservation:{rid}"
+    state, nanousd, made, *rest = raw.get(key).decode().split()
+    raw.set(key, " ".join([state, nanousd, str(int(made) - seconds * US), *rest]), keepttl=True)
+
+
+# --- show
+
+
+def test_of_each_limit_it_tells_what_is_spent_held_expired_and_left_and_when_it_renews(ledger, backend, raw):
+    limits = replace(ROOMY, window_nanousd=10 * COST, day_nanousd=20 * COST)
+    made = [backend.reserve(ask(f"r{number}", COST, limits)) for number in range(5)]
+    backend.settle(made[0], 400)
+    backend.release(made[1])
+    made_before(raw, "r2", 120)
+    books = ledger.show(WHO, limits)
+    window, day = limits_of(books)["window"], limits_of(books)["day"]
+    assert of(window) == (400, 2 * COST, COST, 10 * COST - 400 - 3 * COST)
+    assert (day.limit_nanousd, day.left_nanousd) == (20 * COST, 20 * COST - 400 - 3 * COST)
+    assert window.renews_at_seconds == made[0].window_frees_at_seconds
+    assert day.renews_at_seconds == (books.as_of_us // US // DAY + 1) * DAY
+    assert {line.reservation_id: line.state for line in books.reservations} == {
+        "r0": "settled",
+        "r1": "released",
+        "r2": "expired",
+        "r3": "open",
+        "r4": "open",
+    }
+
+
+def test_reservations_come_newest_first_and_as_many_as_were_asked_for(ledger, backend):
+    for number in range(5):
+        backend.reserve(ask(f"r{number}", COST + number, ROOMY))
+    backend.reserve(ask("somebody else's", COST, ROOMY, identifier="other"))
+    books = ledger.show(WHO, ROOMY, most=2)
+    assert [(line.reservation_id, line.nanousd) for line in books.reservations] == [("r4", COST + 4), ("r3", COST + 3)]
+    assert books.reservations_in_all == 5
+
+
+@pytest.mark.parametrize(
+    ("window", "day", "cause"), [(COST, 9 * COST, "window_limit"), (9 * COST, COST, "daily_limit")]
+)
+def test_a_marker_is_told_with_its_cause_and_the_time_left(ledger, backend, window, day, cause):
+    limits = replace(ROOMY, window_nanousd=window, day_nanousd=day)
+    backend.reserve(ask("r0", COST, limits))
+    refusal = backend.reserve(ask("r1", COST, limits))
+    marker = ledger.show(WHO, limits).marker
+    assert (marker.cause, marker.busy) == (cause, True)
+    assert 0 < marker.left_seconds <= refusal.marker_seconds
+
+
+def test_a_marker_set_by_hand_is_told_as_that(ledger, raw):
+    raw.set(f"llm:throttle:{WHO}", "stop", ex=60)
+    books = ledger.show(WHO, ROOMY)
+    assert (books.marker.cause, 58 <= books.marker.left_seconds <= 60, books.is_known) == ("by_hand", True, True)
+
+
+def test_of_an_unknown_one_nothing_is_booked(ledger):
+    books = ledger.show("nobody", ROOMY)
+    assert not books.is_known
+    assert [of(limit) for limit in books.limits] == [(0, 0, 0, ROOMY.window_nanousd), (0, 0, 0, ROOMY.day_nanousd)]
+
+
+@pytest.mark.parametrize("who", [f"ip:{NETWORK}", "ip:2001:db8::/64", "a" * 64])
+def test_any_identifier_can_be_shown(ledger, backend, who):
+    backend.reserve(ask("r0", COST, ROOMY, identifier=who))
+    assert limits_of(ledger.show(who, ROOMY))["window"].held_nanousd == COST
+
+
+def test_to_look_writes_nothing(ledger, backend, raw):
+    backend.settle(backend.reserve(ask("r0", COST, ROOMY)), 7)
+    backend.reserve(ask("r1", COST, ROOMY))
+    before = dump(raw)
+    ledger.show(WHO, ROOMY)
+    ledger.show("nobody", ROOMY)
+    assert dump(raw) == before
+
+
+# --- reset
+
+
+def test_a_reset_clears_the_identifiers_books_and_nobody_elses(ledger, backend, link):
+    limits = replace(ROOMY, window_nanousd=2 * COST)
+    for number in range(2):
+        backend.reserve(ask(f"r{number}", COST, limits))
+    assert isinstance(backend.reserve(ask("r2", COST, limits)), Refusal)
+    cleared = ledger.reset(WHO)
+    books = backend.books(WHO, NETWORK, ROOMY.window_seconds)
+    assert (cleared.marker, cleared.window_nanousd, cleared.open_nanousd, cleared.days_nanousd) == (
+        True,
+        2 * COST,
+        2 * COST,
+        2 * COST,
+    )
+    assert (books.window_nanousd, books.day_nanousd, books.open_nanousd) == (0, 0, 0)
+    assert (books.network_window_nanousd, books.network_day_nanousd, books.global_day_nanousd) == (2 * COST,) * 3
+    assert ledger.show(WHO, limits).marker is None
+    assert audit(link).disagreements == ()
+
+
+def test_it_may_spend_anew_and_what_was_open_is_settled_with_the_others_only(ledger, backend, link):
+    limits = replace(ROOMY, window_nanousd=COST)
+    before = backend.reserve(ask("before", COST, limits))
+    ledger.reset(WHO)
+    after = backend.reserve(ask("after", COST, limits))
+    backend.settle(before, 400)
+    books = backend.books(WHO, NETWORK, ROOMY.window_seconds)
+    assert (books.window_nanousd, books.network_window_nanousd) == (COST, COST + 400)
+    backend.settle(after, 300)
+    books = backend.books(WHO, NETWORK, ROOMY.window_seconds)
+    assert (books.window_nanousd, books.day_nanousd, books.global_day_nanousd) == (300, 300, 700)
+    assert audit(link).disagreements == ()
+
+
+def test_the_days_of_today_and_yesterday_are_cleared_and_no_other(ledger, raw):
+    now = raw.time()[0]
+    keys = [book_keys("", WHO, "", now - days * DAY).daily for days in range(3)]
+    for key in keys:
+        raw.set(key, 5, ex=100)
+    assert ledger.reset(WHO).days_nanousd == 10
+    assert raw.exists(*keys) == 1
+
+
+def test_a_reset_is_remembered_for_as_long_as_it_matters(ledger, raw):
+    cleared = ledger.reset(WHO)
+    assert int(raw.get(reset_key(WHO))) == cleared.at_us
+    assert raw.ttl(reset_key(WHO)) == RESET_KEEP_SECONDS
+    assert ledger.show(WHO, ROOMY).reset_at_us == cleared.at_us
+
+
+def test_nothing_that_comes_after_a_reset_is_made_in_its_microsecond(each_redis_url):
+    link = Link(each_redis_url, clock=SystemClock())
+    backend, ledger = open_backend("atomic", link), Ledger(link)
+    script, reserve = Script("reset.lua"), ask("r", COST, ROOMY)
+    with redis.Redis.from_url(each_redis_url) as raw:
+        ledger.reset(WHO)
+        for number in range(200):
+            # In one step of the server, so that nothing lies between the two but themselves.
+            keys = [reset_key(WHO), "a", "b", "c", "d", "e", "f"]
+            pipeline = raw.pipeline(transaction=False)
+            pipeline.eval(script.text, len(keys), *keys, "", 60)
+            pipeline.time()
+            reset, (seconds, us) = pipeline.execute()
+            assert reset[0] < seconds * US + us
+            made = backend.reserve(replace(reserve, reservation_id=f"r{number}"))
+            assert made.made_at_us > int(raw.get(reset_key(WHO)))
+    link.close()
+
+
+CALLERS, CALLS = 6, 60
+
+
+def spend(backend, name):
+    for number in range(CALLS):
+        made = backend.reserve(ask(f"{name}-{number}", COST, ROOMY))
+        if number % 3 == 0:
+            made = backend.extend(made, 2 * COST, ROOMY)
+        if number % 4:
+            backend.settle(made, 300 + number)
+
+
+def test_resets_that_race_with_reservations_lose_nothing_and_double_nothing(ledger, backend, link):
+    is_over = threading.Event()
+    start = threading.Barrier(CALLERS + 1)
+
+    def clear():
+        start.wait(10)
+        cleared = 0
+        while not is_over.is_set():
+            ledger.reset(WHO)
+            cleared += 1
+        return cleared
+
+    def call(number):
+        start.wait(10)
+        spend(backend, f"t{number}")
+
+    with ThreadPoolExecutor(CALLERS + 1) as threads:
+        clearer = threads.submit(clear)
+        for caller in [threads.submit(call, number) for number in range(CALLERS)]:
+            caller.result(60)
+        is_over.set()
+        assert clearer.result(60) > CALLERS
+    last = backend.reserve(ask("last", COST, ROOMY))
+    # The network's books hold everything, the identifier's what was made since the last reset: both by the records.
+    report = audit(link)
+    assert report.disagreements == ()
+    assert sum(report.records.values()) == CALLERS * CALLS + 1
+    ledger.reset(WHO)
+    backend.settle(last, 1)
+    books = backend.books(WHO, NETWORK, ROOMY.window_seconds)
+    assert (books.window_nanousd, books.day_nanousd, books.open_nanousd) == (0, 0, 0)
+
+
+def test_a_reset_in_the_same_microsecond_counts_what_is_made_up_to_then(ledger, raw, redis_url):
+    """With a clock of our own, that stands still: what is in the books is cleared, and its end leaves them alone."""
+
+    class Still:
+        def now_us(self):
+            return 1_773_483_600 * US
+
+        def monotonic_seconds(self):
+            return 0.0
+
+    link = Link(redis_url, clock=Still())
+    backend = open_backend("atomic", link, Still(), decide_by_clock=True)
+    made = backend.reserve(ask("r0", COST, ROOMY))
+    ledger.reset(WHO, now_us=Still().now_us())
+    backend.settle(made, 400)
+    books = backend.books(WHO, NETWORK, ROOMY.window_seconds)
+    assert (books.window_nanousd, books.day_nanousd, books.network_window_nanousd) == (0, 0, 400)
+    link.close()
