@@ -1,0 +1,170 @@
+"""The hammer, in short: the atomic strategy holds, the legacy one is caught, the oracle notices each kind of wrong."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import redis
+
+from backends.clock import SystemClock
+from backends.link import Link
+from benchmarks.hammer import Hammer
+from benchmarks.hammer_load import Share, plan_of, population_of, run_share
+from benchmarks.hammer_oracle import violations
+
+ROOT = Path(__file__).resolve().parents[2]
+PROCESSES = 4
+
+
+def test_nothing_breaks_the_atomic_strategy(redis_url):
+    with Hammer(redis_url, processes=PROCESSES, requests=1_000) as hammer:
+        # The tenth is audited while it is hammered, too.
+        assert {seed: hammer.run(seed) for seed in (7, 10)} == {7: [], 10: []}
+        counts = hammer.figures.counts
+    assert counts["requests"] == 2 * 1_000
+    assert {"admitted", "duplicates", "conflicts", "extends", "repeats"} <= set(counts)
+    assert any(name.startswith("refused") for name in counts)
+
+
+def test_the_legacy_strategy_is_caught(redis_url):
+    with Hammer(redis_url, processes=PROCESSES, requests=400, backend="legacy") as hammer:
+        assert any(hammer.run(seed) for seed in range(1, 30))
+
+
+def test_a_seed_is_the_same_population_and_plans_again():
+    assert population_of(5, 100) == population_of(5, 100) != population_of(6, 100)
+    assert plan_of(population_of(5, 100), "r", is_shared=False) == plan_of(population_of(5, 100), "r", is_shared=False)
+    assert len({population_of(seed, 100).limits.window_seconds for seed in range(50)}) == 5
+
+
+def test_the_command_tells_figures_and_its_status(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.hammer", "--seeds", "1", "--requests", "200", "--processes", "2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "requests: 200\n" in done.stdout
+    assert done.stdout.endswith("violations: 0\n")
+
+
+# --- the oracle can fail
+
+
+class Bench:
+    """A seed that was hammered by this process alone, to be falsified."""
+
+    def __init__(self, url):
+        # A window of a minute: nothing has left it when it is looked at.
+        numbers = (seed for seed in range(1_000) if population_of(seed, 400).limits.window_seconds >= 60)
+        self.population = next(
+            found for found in (population_of(seed, 400) for seed in numbers) if found.open_seconds == 120
+        )
+        self.link = Link(url, clock=SystemClock(), timeout_seconds=10)
+        self.raw = redis.Redis.from_url(url, decode_responses=True)
+        self.told = run_share(Share(self.population, 0, 1, url, "atomic"))
+
+    def wrongs(self):
+        return {wrong[:2] for wrong in violations(self.link, self.population, [self.told])}
+
+    def first(self, fate):
+        return next(trace for trace in self.told.traces if trace.plan.fate == fate and not trace.plan.is_shared)
+
+    def key(self, pattern):
+        return min(self.raw.scan_iter(pattern))
+
+    def close(self):
+        self.raw.close()
+        self.link.close()
+
+
+@pytest.fixture
+def bench(redis_url):
+    bench = Bench(redis_url)
+    assert bench.wrongs() == set()
+    yield bench
+    bench.close()
+
+
+def more_at_one_instant(bench):
+    for trace in bench.told.traces:
+        trace.holds[0] = (bench.told.traces[-1].made_at_us, 10**15)
+
+
+def wrong_total(bench):
+    bench.raw.incrby(bench.key("llm:global:daily:*"), 1)
+
+
+def wrong_bucket(bench):
+    key = bench.key("llm:network:recent:*")
+    bench.raw.zincrby(key, 1, bench.raw.zrange(key, 0, -1)[0])
+
+
+def settled_in_another_bucket(bench):
+    key = bench.key("llm:cost:recent:*")
+    start, held = bench.raw.zrange(key, 0, -1, withscores=True)[0]
+    bench.raw.zrem(key, start)
+    bench.raw.zadd(key, {str(int(start) - 2): held})
+
+
+def two_ends(bench):
+    trace = bench.first("settle")
+    trace.ends.append((*trace.ends[0][:2], "settled", trace.ends[0][3]))
+
+
+def other_answer_to_a_repeat(bench):
+    trace = bench.first("settle")
+    trace.ends.append((*trace.ends[0][:2], "repeated", trace.ends[0][3] + 1))
+
+
+def no_end(bench):
+    bench.first("settle").ends.clear()
+
+
+def key_used_twice(bench):
+    one, other = [trace for trace in bench.told.traces if trace.plan.fate == "settle"][:2]
+    object.__setattr__(one.plan, "idempotency", "the same")
+    object.__setattr__(other.plan, "idempotency", "the same")
+
+
+def bill_above_booking(bench):
+    bench.first("settle").billed += 1
+
+
+def record_lost(bench):
+    bench.raw.delete(f"llm:reservation:{bench.first('settle').rid}")
+
+
+def negative_total(bench):
+    bench.raw.set("llm:cost:daily:nobody:2026-03-14", -1, ex=60)
+
+
+def no_ttl(bench):
+    bench.raw.persist(bench.key("llm:open:global"))
+
+
+def ended_by_nobody(bench):
+    key = f"llm:reservation:{bench.first('crash').rid}"
+    bench.raw.set(key, bench.raw.get(key).replace("open", "settled"), keepttl=True)
+
+
+@pytest.mark.parametrize(
+    ("falsify", "invariant"),
+    [
+        (more_at_one_instant, "I1"),
+        (wrong_total, "I2"),
+        (wrong_bucket, "I2"),
+        (two_ends, "I3"),
+        (other_answer_to_a_repeat, "I3"),
+        (no_end, "I3"),
+        (key_used_twice, "I3"),
+        (bill_above_booking, "I4"),
+        (record_lost, "I4"),
+        (negative_total, "I5"),
+        (settled_in_another_bucket, "I6"),
+        (no_ttl, "I7"),
+        (ended_by_nobody, "I8"),
+    ],
+    ids=lambda what: what if isinstance(what, str) else what.__name__,
+)
+def test_the_oracle_notices(bench, falsify, invariant):
+    falsify(bench)
+    assert invariant in bench.wrongs()
