@@ -11,7 +11,7 @@ from backends import open_backend
 from backends.audit import audit
 from backends.clock import SystemClock
 from backends.conformance import NETWORK, ROOMY, WHO, ask
-from backends.keys import book_keys
+from backends.keys import book_keys, bucket_seconds_of
 from backends.ledger import Ledger
 from backends.link import Link
 
@@ -91,7 +91,7 @@ def test_a_missing_bucket(link, books, raw, kind):
 
 def test_a_bucket_that_nobody_reserved(link, books, raw):
     start = raw.zrange(books.recent, 0, -1)[0]
-    raw.zadd(books.recent, {str(int(start) - 40): 7})
+    raw.zadd(books.recent, {str(int(start) - 2 * bucket_seconds_of(ROOMY.window_seconds)): 7})
     assert found(link) == [("total", books.recent)]
 
 
@@ -195,7 +195,8 @@ def made_before(raw, rid, seconds):
 def test_of_a_long_window_old_records_may_be_gone_and_no_less_is_booked(link, backend, raw):
     """A bucket of two hours ago: records are there or not, what is there has to be booked."""
     now = raw.time()[0]
-    start = now - now % 480 - 7_200
+    bucket = bucket_seconds_of(14_400)
+    start = (now - 7_200) // bucket * bucket
     keys = book_keys("old", WHO, NETWORK, start)
     backend.reserve(ask("new", COST, replace(ROOMY, window_seconds=14_400)))
     who, network = raw.get("llm:reservation:new").split()[-2:]
@@ -219,7 +220,7 @@ def test_a_shorter_window_may_have_swept_what_a_longer_one_booked(link, backend,
     for key in (f"llm:cost:recent:{WHO}", f"llm:network:recent:{NETWORK}"):
         raw.delete(key)
         start = int(raw.get("llm:reservation:short").split()[2]) // US
-        raw.zadd(key, {str(start - start % 2): COST})
+        raw.zadd(key, {str(start - start % bucket_seconds_of(60)): COST})
         raw.expire(key, 62)
     assert [each for each in found(link) if "recent" in each[1]] == []
 
@@ -273,8 +274,8 @@ def test_beside_traffic_nothing_is_told_that_only_moves_and_a_wrong_is(traffic, 
 
     wait_until(lambda: raw.dbsize() > 200, 30, "there is traffic")
     assert audit(link).disagreements == ()
-    start = int(raw.time()[0])
-    start -= start % 20 + 40
+    bucket = bucket_seconds_of(ROOMY.window_seconds)
+    start = (raw.time()[0] // bucket - 2) * bucket
     raw.zadd("llm:cost:recent:who1", {str(start): 9})
     told = [(each.kind, each.key, each.bucket) for each in audit(link).disagreements]
     assert told == [("total", "llm:cost:recent:who1", start)]
