@@ -233,6 +233,15 @@ def test_after_a_reset_identifiers_may_be_less_than_everybody_and_never_more(lin
     assert ("sum", books.daily_of_all) in found(link)
 
 
+def test_since_a_reset_a_day_has_to_be_equal_to_its_records(link, backend, books, raw):
+    """Also late in the day: what was made before the reset is not in it."""
+    Ledger(link).reset(WHO)
+    backend.reserve(ask("after", COST, ROOMY))
+    assert found(link) == []
+    raw.incrby(books.daily, 1)
+    assert ("total", books.daily) in found(link)
+
+
 def test_it_writes_nothing(link, books, raw):
     raw.incrby(books.daily, 3)
     before = {key: raw.expiretime(key) for key in raw.keys("*")}

@@ -15,6 +15,7 @@ from backends.keys import (
     book_keys,
     bucket_seconds_of,
     idempotency_key,
+    known_key,
     reset_key,
 )
 from backends.settings import LiveSettings
@@ -160,3 +161,8 @@ def test_a_redis_in_use_holds_what_the_key_map_says(used):
         assert (used.ttl(key) > 0) == (key != SETTINGS_KEY), key
         seen.update(names)
     assert seen == set(table)
+
+
+def test_the_audit_knows_every_key_of_a_redis_in_use(used):
+    keys = [key for key in used.scan_iter("*") if key != SETTINGS_KEY]
+    assert [key for key in keys if known_key(key) is None] == []
