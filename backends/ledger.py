@@ -14,7 +14,7 @@ from backends.contract import Limits
 from backends.keys import RECORD_PREFIX, RESET_KEEP_SECONDS, SECONDS_PER_DAY, book_keys, bucket_seconds_of, reset_key
 from backends.link import Client, Link
 from backends.scripts import Script
-from backends.snapshot import Progress, no_progress, records_of
+from backends.snapshot import Progress, no_progress, records_of, whole
 
 MOST_SHOWN = 20
 _RESET = Script("reset.lua")
@@ -147,7 +147,7 @@ class Ledger:
             bool(marker),
             int(window),
             int(opened),
-            sum(rules.amount(day) for day in its_days),
+            sum(whole(day) or 0 for day in its_days),
         )
 
     def _read(self, identifier: str, at_us: int, record_keys: Sequence[str]) -> "_Answers":

@@ -194,6 +194,14 @@ def test_at_midnight_the_day_that_has_just_begun_is_among_them(ledger, raw):
     assert ledger.reset(WHO, now_us=(now - DAY) * US).days_nanousd == 5
 
 
+@pytest.mark.parametrize("text", ["-3", "rubbish"])
+def test_books_that_are_spoilt_can_be_cleared_too(ledger, raw, text):
+    key = book_keys("", WHO, "", raw.time()[0]).daily
+    raw.set(key, text, ex=100)
+    ledger.reset(WHO)
+    assert not raw.exists(key)
+
+
 def test_a_reset_is_remembered_for_as_long_as_it_matters(ledger, raw):
     cleared = ledger.reset(WHO)
     assert int(raw.get(reset_key(WHO))) == cleared.at_us
