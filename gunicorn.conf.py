@@ -141,6 +141,8 @@ def _end_answers_in_time(worker: "Worker", stopping: "Stopping") -> None:
     """`alive` turns false by SIGTERM, by SIGHUP to the master, and where `max_requests` is reached."""
     while worker.alive:
         time.sleep(0.2)
+    # A client that keeps its connection after its answer must not hold up the stop.
+    worker.cfg.set("keepalive", 0)
     time.sleep(max(0, worker.cfg.graceful_timeout + WORKER_KILL_SECONDS - SETTLING_SECONDS))
     stopping.begin()
 
