@@ -20,7 +20,7 @@ alone) or after (then it is in them, and stays). The two are told apart by the t
 ends only when the clock has moved on: nothing that comes later can be made in its microsecond.
 ]]
 
-local SECOND, PATIENCE = 1000000, 1000
+local SECOND, PATIENCE = 1000000, 100
 local call, format = redis.call, string.format
 
 local function time_us()

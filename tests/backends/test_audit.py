@@ -254,9 +254,9 @@ def test_it_writes_nothing(link, books, raw):
 # --- beside traffic
 
 
-def _spend(url, stop):
+def _spend(url, stop, name):
     link = Link(url, clock=SystemClock(), timeout_seconds=10)
-    backend, number = open_backend("atomic", link), 0
+    backend, number = open_backend(name, link), 0
     while not stop.is_set():
         number += 1
         made = backend.reserve(ask(f"r{number}", COST, ROOMY, identifier=f"who{number % 7}"))
@@ -267,11 +267,12 @@ def _spend(url, stop):
     link.close()
 
 
-@pytest.fixture
-def traffic(redis_url):
+@pytest.fixture(params=["atomic", "legacy"])
+def traffic(redis_url, request):
+    """One caller without pause: alone, the legacy strategy books right too, but not in one step."""
     spawn = multiprocessing.get_context("spawn")
     stop = spawn.Event()
-    process = spawn.Process(target=_spend, args=(redis_url, stop))
+    process = spawn.Process(target=_spend, args=(redis_url, stop, request.param))
     process.start()
     yield process
     stop.set()
@@ -288,6 +289,20 @@ def test_beside_traffic_nothing_is_told_that_only_moves_and_a_wrong_is(traffic, 
     raw.zadd("llm:cost:recent:who1", {str(start): 9})
     told = [(each.kind, each.key, each.bucket) for each in audit(link).disagreements]
     assert told == [("total", "llm:cost:recent:who1", start)]
+    assert traffic.is_alive()
+
+
+@pytest.mark.parametrize("traffic", ["atomic"], indirect=True)
+def test_a_total_that_is_too_small_is_told_while_it_moves(traffic, link, raw):
+    from tests.servers import wait_until
+
+    wait_until(lambda: raw.dbsize() > 300, 30, "there is traffic")
+    seen = raw.time()[0]
+    wait_until(lambda: raw.time()[0] > seen + 2, 30, "what is there has settled down")
+    hour = book_keys("", "", "", raw.time()[0]).hourly_of_all
+    raw.set(hour, 0, keepttl=True)
+    report = audit(link)
+    assert ("total", hour) in [(each.kind, each.key) for each in report.disagreements]
     assert traffic.is_alive()
 
 
