@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from backends.atomic import AtomicBackend
-from backends.conformance import COST, NETWORK, WHO, WINDOW_SECONDS, ask
-from backends.contract import Reservation
+from backends.conformance import COST, KEY, NETWORK, ROOMY, WHO, WINDOW_SECONDS, ask
+from backends.contract import Outcome, Reservation
 from backends.errors import StoreUnavailable
 from backends.guard import EMERGENCY, Health
 from backends.link import REST_SECONDS
@@ -31,10 +31,34 @@ def reserve(backend, number):
         return None
 
 
+def extend(backend, made):
+    """What is held then; None if nobody knows."""
+    try:
+        return backend.extend(made, 2 * COST, ROOMY).cost_nanousd
+    except StoreUnavailable:
+        return None
+
+
+def end(backend, made):
+    """How it ended, half of them released; None if nobody knows."""
+    is_released = made.reservation_id.endswith(("1", "3", "5", "7", "9"))
+    try:
+        return (backend.release(made) if is_released else backend.settle(made, 7)).outcome
+    except StoreUnavailable:
+        return None
+
+
+def use_once(backend):
+    """The server knows every script from here on."""
+    made = backend.reserve(ask("first", COST))
+    backend.extend(made, COST + 1, ROOMY)
+    backend.settle(made, 0)
+
+
 @pytest.fixture
 def backend(new_link):
     backend = AtomicBackend(new_link())
-    backend.settle(backend.reserve(ask("first", COST)), 0)
+    use_once(backend)
     return backend
 
 
@@ -48,6 +72,58 @@ def test_a_short_freeze_charges_everybody_once(own_server, look, backend, millis
         thaw.join()
     assert answers.count(None) == 0
     assert spent(look) == answers.count(True) * COST == 10 * COST
+
+
+@pytest.mark.parametrize("milliseconds", [120, 150, 250])
+def test_a_short_freeze_extends_and_ends_everybody_once(own_server, look, backend, milliseconds):
+    made = [backend.reserve(ask(f"r{number}", COST)) for number in range(10)]
+    with ThreadPoolExecutor(10) as callers:
+        for call, answers in (
+            (extend, [2 * COST] * 10),
+            (end, [Outcome.SETTLED, Outcome.RELEASED] * 5),
+            (end, [Outcome.REPEATED] * 10),
+        ):
+            own_server.freeze()
+            thaw = threading.Timer(milliseconds / 1_000, own_server.thaw)
+            thaw.start()
+            assert list(callers.map(call, [backend] * 10, made)) == answers
+            thaw.join()
+            assert spent(look) == (20 * COST if call is extend else 5 * 7)
+
+
+def test_after_a_long_freeze_nothing_is_extended_for_who_gave_up(own_server, look, new_link):
+    backend = AtomicBackend(new_link(timeout_seconds=0.1))
+    use_once(backend)
+    made = [backend.reserve(ask(f"r{number}", COST, idempotency=KEY if number == 0 else None)) for number in range(20)]
+    before, records = evalshas(look), {key: look.get(key) for key in look.keys("llm:[ri]*")}
+    own_server.freeze()
+    with ThreadPoolExecutor(20) as callers:
+        answers = list(callers.map(extend, [backend] * 20, made))
+    own_server.thaw()
+    assert answers == [None] * 20
+    wait_for(lambda: evalshas(look) == before + 20)
+    assert spent(look) == 20 * COST
+    assert {key: look.get(key) for key in records} == records
+
+
+def test_what_ended_in_a_long_freeze_is_booked_once_and_nothing_used_is_missing(own_server, look, new_guard, told):
+    guard = new_guard()
+    use_once(AtomicBackend(guard._link))
+    made = [guard.reserve(ask(f"r{number}", COST)) for number in range(10)]
+    own_server.freeze()
+    thaw = threading.Timer(2.0, own_server.thaw)
+    thaw.start()
+    extended = [guard.extend(reservation, 3 * COST, ROOMY, at_least_nanousd=2 * COST) for reservation in made]
+    assert [reservation.cost_nanousd for reservation in extended] == [2 * COST] * 10
+    told.clear()
+    for reservation in extended[:5]:
+        guard.settle(reservation, 2 * COST - 1)
+    for reservation in extended[5:]:
+        guard.release(reservation)
+    thaw.join()
+    wait_for(lambda: len(told.named("settled")) == 10)
+    assert spent(look) == 5 * (2 * COST - 1)
+    assert guard._emergency.spent_nanousd() == 0
 
 
 def test_after_a_long_freeze_there_are_no_ghosts(own_server, look, backend):

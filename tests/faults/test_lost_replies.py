@@ -7,26 +7,36 @@ import pytest
 
 from backends.atomic import AtomicBackend
 from backends.challenges import Challenges
-from backends.conformance import COST, NETWORK, ROOMY, WHO, WINDOW_SECONDS, ask
-from backends.contract import Outcome, Refusal, Reservation
-from backends.errors import StoreUnavailable
+from backends.conformance import COST, KEY, NETWORK, ROOMY, WHO, WINDOW_SECONDS, ask
+from backends.contract import Duplicate, DuplicateState, Outcome, Refusal, Reservation
+from backends.errors import StoreUnavailable, ThrottleUnavailable
 from backends.guard import EMERGENCY
 from backends.link import REST_SECONDS
+from backends.scripts import Script
 from tests.faults.wire import wait_for
 
 LOST = 500
+EXTEND, SETTLE = (Script(name).digest.encode() for name in ("extend.lua", "settle.lua"))
 
 
 def is_script(request):
     return b"EVALSHA" in request
 
 
-def every_other():
+def is_extension(request):
+    return is_script(request) and EXTEND in request
+
+
+def is_end(request):
+    return is_script(request) and SETTLE in request
+
+
+def every_other(of=is_script):
     """Loses the reply to each script once; the repeat gets through."""
     turn = threading.Lock(), [0]
 
     def lose(request):
-        if not is_script(request):
+        if not of(request):
             return False
         lock, count = turn
         with lock:
@@ -39,8 +49,15 @@ def every_other():
 @pytest.fixture
 def backend(new_link, proxy):
     backend = AtomicBackend(new_link(proxy.url))
-    backend.settle(backend.reserve(ask("first", COST)), 0)
+    use_once(backend)
     return backend
+
+
+def use_once(backend):
+    """The server knows every script from here on, so that none is sent twice for that."""
+    made = backend.reserve(ask("first", COST))
+    backend.extend(made, COST + 1, ROOMY)
+    backend.settle(made, 0)
 
 
 @pytest.fixture
@@ -82,6 +99,110 @@ def test_lost_twice_it_is_unknown_and_the_caller_may_say_it_again(proxy, backend
         assert isinstance(backend.reserve(ask(f"r{number}", COST)), Reservation)
         assert books().window_nanousd == (number + 1) * COST
     assert proxy.lost == 100
+
+
+def test_an_extension_lost_once_is_said_again_and_charged_once(proxy, backend, books):
+    limits = replace(ROOMY, window_nanousd=150 * COST)
+    made = [backend.reserve(ask(f"r{number}", COST, limits)) for number in range(100)]
+    proxy.lose = every_other(is_extension)
+    answers = [backend.extend(reservation, 2 * COST, limits) for reservation in made]
+    assert proxy.lost == 100
+    granted = [answer for answer in answers if isinstance(answer, Reservation)]
+    assert len(granted) == 50
+    assert {reservation.cost_nanousd for reservation in granted} == {2 * COST}
+    assert books().window_nanousd == books().open_nanousd == 150 * COST
+    for reservation in made:
+        backend.settle(reservation, 7)
+    assert books().window_nanousd == books().global_hour_nanousd == 100 * 7
+    assert books().open_nanousd == 0
+
+
+@pytest.mark.parametrize("then", ["said again", "extended further", "settled", "released"])
+def test_an_extension_lost_twice_is_unknown_and_whatever_follows_puts_it_right(proxy, backend, books, clock, then):
+    made = backend.reserve(ask("r0", COST, idempotency=KEY))
+    proxy.lose = is_extension
+    with pytest.raises(StoreUnavailable) as raised:
+        backend.extend(made, 2 * COST, ROOMY)
+    assert raised.value.maybe_done
+    assert books().window_nanousd == 2 * COST
+    proxy.lose = lambda _request: False
+    clock.skip(REST_SECONDS + 0.01)
+    if then in {"said again", "extended further"}:
+        to_nanousd = 2 * COST if then == "said again" else 3 * COST
+        assert backend.extend(made, to_nanousd, ROOMY).cost_nanousd == to_nanousd
+        assert books().window_nanousd == books().open_nanousd == to_nanousd
+    booked = 0 if then == "released" else 7
+    end = backend.release(made) if then == "released" else backend.settle(made, 7)
+    assert end.booked_nanousd == booked
+    assert books().window_nanousd == books().global_day_nanousd == booked
+    assert books().open_nanousd == 0
+
+
+def test_an_answer_goes_on_by_the_emergency_budget_where_its_extension_was_lost(proxy, new_link, new_guard, books):
+    guard = new_guard(new_link(proxy.url))
+    use_once(AtomicBackend(new_link(proxy.url)))
+    made = guard.reserve(ask("r0", COST))
+    proxy.lose = is_extension
+    bridged = guard.extend(made, 3 * COST, ROOMY, at_least_nanousd=2 * COST)
+    assert bridged.cost_nanousd == 2 * COST
+    assert books().window_nanousd == 3 * COST, "it was charged, and nobody was told"
+    proxy.lose = lambda _request: False
+    guard.settle(bridged, 2 * COST - 1)
+    wait_for(lambda: books().open_nanousd == 0)
+    assert books().window_nanousd == books().global_day_nanousd == 2 * COST - 1
+    assert guard._emergency.spent_nanousd() == 0
+
+
+def test_a_release_whose_answer_was_lost_frees_its_key_once(proxy, backend, books):
+    made = backend.reserve(ask("r0", COST, idempotency=KEY))
+    proxy.lose = every_other(is_end)
+    assert backend.release(made).outcome is Outcome.REPEATED
+    proxy.lose = lambda _request: False
+    assert books().window_nanousd == books().open_nanousd == 0
+    second = backend.reserve(ask("r1", COST, idempotency=KEY))
+    assert isinstance(second, Reservation)
+    assert backend.release(made).outcome is Outcome.REPEATED
+    assert backend.find_duplicate(KEY) == Duplicate("r1", DuplicateState.IN_FLIGHT, COST, same_body=True)
+
+
+def test_a_release_that_was_put_off_is_done_once(proxy, new_link, new_guard, books, told):
+    guard = new_guard(new_link(proxy.url))
+    use_once(AtomicBackend(new_link(proxy.url)))
+    made = guard.reserve(ask("r0", COST, idempotency=KEY))
+    proxy.lose = is_end
+    guard.release(made)
+    assert len(told.named("settle_postponed")) == 1
+    assert books().window_nanousd == 0
+    proxy.lose = lambda _request: False
+    wait_for(lambda: told.named("settled"))
+    assert told.named("settled")[0]["outcome"] == "repeated"
+    assert books().window_nanousd == books().open_nanousd == 0
+    assert guard.find_duplicate(KEY) is None
+
+
+def test_a_callers_key_whose_first_answer_was_lost_stands_for_the_first(proxy, backend, books):
+    proxy.lose = every_other()
+    made = backend.reserve(ask("r0", COST, idempotency=KEY))
+    assert isinstance(made, Reservation)
+    assert backend.reserve(ask("r1", COST, idempotency=KEY)) == Duplicate(
+        "r0", DuplicateState.IN_FLIGHT, COST, same_body=True
+    )
+    backend.settle(made, 7)
+    assert backend.find_duplicate(KEY).state is DuplicateState.SETTLED
+    assert books().window_nanousd == 7
+
+
+def test_a_callers_key_of_a_request_that_nobody_answered_is_free_again(proxy, new_link, new_guard, books):
+    guard = new_guard(new_link(proxy.url))
+    use_once(AtomicBackend(new_link(proxy.url)))
+    proxy.lose = is_script
+    with pytest.raises(ThrottleUnavailable):
+        guard.reserve(ask("r0", COST, idempotency=KEY))
+    proxy.lose = lambda _request: False
+    wait_for(lambda: books().window_nanousd == 0)
+    assert guard.find_duplicate(KEY) is None
+    assert isinstance(guard.reserve(ask("r1", COST, idempotency=KEY)), Reservation)
+    assert books().global_day_nanousd == COST
 
 
 def test_a_time_out_is_never_repeated_by_the_link(own_server, look, new_link):
