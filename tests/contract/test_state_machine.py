@@ -51,21 +51,18 @@ HOUR_US, DAY_US = 3_600 * US, 86_400 * US
 WHO, NETWORKS, KEYS = ("a", "b"), ("n1", "n2"), ("k1", "k2")
 AMOUNTS = st.sampled_from([1, 2, 50, 333, 700, 999, 1_000, 1_001, 2_500])
 PAUSES_S = st.one_of(
-    st.sampled_from([0.5, 1, 5, 10, 20, OPEN_SECONDS, OPEN_SECONDS + OPEN_BUCKET_SECONDS, WINDOW_SECONDS, 620]),
-    st.sampled_from([RECORD_KEEP_SECONDS - OPEN_SECONDS, RECORD_KEEP_SECONDS, 86_400, 90_000]),
     st.integers(1, 60).map(lambda halves: halves / 2),
+    st.integers(1, 60).map(lambda halves: halves / 2),
+    st.sampled_from([20, 60, OPEN_SECONDS, OPEN_SECONDS + OPEN_BUCKET_SECONDS, WINDOW_SECONDS - OPEN_SECONDS, 620]),
 )
-LIMITS = st.builds(
-    Limits,
-    window_nanousd=st.sampled_from([700, 1_000, 2_000, 5_000]),
-    day_nanousd=st.sampled_from([1_000, 3_000, 8_000]),
-    network_window_nanousd=st.sampled_from([None, 1_200, 2_500]),
-    network_day_nanousd=st.sampled_from([None, 3_500, 9_000]),
-    global_hour_nanousd=st.sampled_from([2_600, 6_000]),
-    global_day_nanousd=st.sampled_from([4_000, 12_000]),
-    window_seconds=st.just(WINDOW_SECONDS),
-    throttle_seconds=st.sampled_from([1, 30]),
-    mark_when_busy=st.booleans(),
+LONG_PAUSES_S = st.sampled_from([1_800, RECORD_KEEP_SECONDS - OPEN_SECONDS, RECORD_KEEP_SECONDS, 86_400, 90_000])
+AMOUNTS_OF = (
+    "window_nanousd",
+    "day_nanousd",
+    "network_window_nanousd",
+    "network_day_nanousd",
+    "global_hour_nanousd",
+    "global_day_nanousd",
 )
 WIDE = Limits(
     window_nanousd=50_000,
@@ -77,6 +74,14 @@ WIDE = Limits(
     window_seconds=WINDOW_SECONDS,
     throttle_seconds=1,
     mark_when_busy=False,
+)
+LIMITS = st.builds(
+    lambda narrow, throttle_seconds, mark: replace(
+        WIDE, **narrow, throttle_seconds=throttle_seconds, mark_when_busy=mark
+    ),
+    st.dictionaries(st.sampled_from(AMOUNTS_OF), st.sampled_from([700, 1_000, 2_000, 4_000]), max_size=2),
+    st.sampled_from([1, 1, 30]),
+    st.booleans(),
 )
 
 
@@ -268,15 +273,7 @@ class Books(RuleBasedStateMachine):
 
     @staticmethod
     def can_never_fit(ask):
-        limits = ask.limits
-        amounts = (
-            limits.window_nanousd,
-            limits.day_nanousd,
-            limits.network_window_nanousd,
-            limits.network_day_nanousd,
-            limits.global_hour_nanousd,
-            limits.global_day_nanousd,
-        )
+        amounts = [getattr(ask.limits, name) for name in AMOUNTS_OF]
         return any(amount is not None and ask.cost_nanousd > amount for amount in amounts)
 
     def refusal(self, ask, full):
@@ -359,14 +356,15 @@ class Books(RuleBasedStateMachine):
     def the_settings_change(self, limits):
         self.limits = limits
 
-    @rule(narrow=LIMITS)
-    def the_settings_are_wide(self, narrow):
-        self.limits = replace(WIDE, throttle_seconds=narrow.throttle_seconds, mark_when_busy=narrow.mark_when_busy)
-
     @rule(seconds=PAUSES_S)
     def time_passes(self, seconds):
         self.harness.pass_time(int(seconds * US))
         self.swept = False
+
+    @rule(seconds=LONG_PAUSES_S, is_luck=st.integers(0, 2))
+    def a_long_time_passes(self, seconds, is_luck):
+        if not is_luck:
+            self.time_passes(seconds)
 
     @rule(
         who=st.sampled_from(WHO),
@@ -435,6 +433,10 @@ class Books(RuleBasedStateMachine):
         held.open += granted
         assert isinstance(verdict, Reservation)
         assert verdict.cost_nanousd == held.booked >= at_least
+        day, window, *_ = places(
+            self.every, held.ask.identifier, held.ask.network, self.limits, held.made_us, self.now_us
+        )
+        assert (verdict.day_spent_nanousd, verdict.window_spent_nanousd) == (day.spent(), window.spent())
         if granted and (key := self.own_key(held)) and not key.is_settled:
             key.booked = held.booked
         if not is_answer_lost:
@@ -547,10 +549,13 @@ class Books(RuleBasedStateMachine):
     # --- what must hold after each step
 
     @invariant()
-    def every_total_is_the_sum_of_its_reservations(self):
-        if not self.every:
-            return
-        stored = self.harness.stored()
+    def the_books_agree(self):
+        if self.every:
+            stored = self.harness.stored()
+            self.every_total_is_the_sum_of_its_reservations(stored)
+            self.money_is_never_negative_nor_without_a_life(stored)
+
+    def every_total_is_the_sum_of_its_reservations(self, stored):
         expected_totals, expected_rings, expected_open = {}, {}, {}
         for held in self.every:
             self.add_up(held, expected_totals, expected_rings, expected_open)
@@ -599,9 +604,9 @@ class Books(RuleBasedStateMachine):
                 start = held.bucket(OPEN_BUCKET_SECONDS)
                 ring[start] = ring.get(start, 0) + held.open
 
-    @invariant()
-    def money_is_never_negative_nor_without_a_life(self):
-        for key, (value, left) in self.harness.stored().items():
+    @staticmethod
+    def money_is_never_negative_nor_without_a_life(stored):
+        for key, (value, left) in stored.items():
             assert left > 0, ("I7", key)
             amounts = value.values() if isinstance(value, dict) else [int(value)] if is_total(key) else []
             assert all(0 <= amount < 2**53 for amount in amounts), ("I5", key)
@@ -635,7 +640,7 @@ def test_whatever_happens_the_books_are_the_sum_of_all_reservations(harness):
         machine,
         settings=settings(
             max_examples=EXAMPLES,
-            stateful_step_count=40,
+            stateful_step_count=50,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
