@@ -1291,6 +1291,20 @@ class Conformance:
             self.pass_seconds(BUCKET_SECONDS)
             assert self.reserve("r2").window_frees_at_seconds == frees_at
 
+    def test_the_oldest_amount_is_one_that_still_counts(self) -> None:
+        for amounts in ((5, 9), (9, 5)):
+            self.harness.clear()
+            self.reserve("over", 7)
+            self.pass_seconds(WINDOW_SECONDS - BUCKET_SECONDS)
+            self.reserve("r0", amounts[0])
+            frees_at = START_US // US + 2 * WINDOW_SECONDS
+            self.pass_seconds(BUCKET_SECONDS)
+            self.reserve("r1", amounts[1])
+            self.pass_seconds(BUCKET_SECONDS)
+            made = self.reserve("r2")
+            assert made.window_frees_at_seconds == frees_at
+            assert made.window_spent_nanousd == 14 + COST
+
     def test_the_books_tell_what_is_open_since_midnight_and_their_moment(self) -> None:
         self.harness.clock.us = int(datetime(2026, 3, 14, 23, 59, 50, tzinfo=UTC).timestamp()) * US
         self.reserve("r0", 5)

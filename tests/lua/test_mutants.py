@@ -10,6 +10,24 @@ from backends.scripts import Script
 
 # What stands in the script, what is put in its place, and the case that notices.
 RESERVE = [
+    ("if oldest > over_text then", "if oldest >= over_text then", "a_ring_has_never_more_members_than_buckets_and_one"),
+    ("if oldest > over_text then", "if true then", "the_oldest_amount_is_one_that_still_counts"),
+    (
+        "    if flat[i] > over_text then",
+        "    if flat[i] >= over_text then",
+        "the_oldest_amount_is_one_that_still_counts",
+    ),
+    ("total = total - over_total", "total = total", "the_oldest_amount_is_one_that_still_counts"),
+    (
+        "if flat[i] < oldest then oldest = flat[i] end\n  end\n  if",
+        "oldest = flat[i]\n  end\n  if",
+        "the_oldest_amount_is_the_oldest_not_the_smallest_nor_the_last",
+    ),
+    (
+        "if flat[i] < oldest then oldest = flat[i] end\n    else",
+        "oldest = flat[i]\n    else",
+        "the_oldest_amount_is_one_that_still_counts",
+    ),
     (
         "daily + cost <= day_limit",
         "daily + cost < day_limit",
@@ -62,22 +80,6 @@ RESERVE = [
     ("body == ARGV[21] and 1 or 0", "1", "a_key_set_by_hand_stands_for_a_request_that_nobody_knows"),
     ("tonumber(nanousd or 0), body", "0, body", "a_key_is_answered_under_a_marker_too"),
     ("if marker then", "if false then", "under_a_marker_everything_is_refused_with_what_set_it"),
-    (
-        "    if start > over_text then",
-        "    if start >= over_text then",
-        "a_ring_has_never_more_members_than_buckets_and_one",
-    ),
-    ("    if start > over_text then", "    if true then", "what_killed_workers_leave_open_makes_no_ring_grow"),
-    (
-        "floor(now_us / SECOND - length_s - life_s)",
-        "floor(now_us / SECOND - life_s)",
-        "a_ring_has_never_more_members_than_buckets_and_one",
-    ),
-    (
-        "if start < oldest then oldest = start end",
-        "oldest = start",
-        "the_oldest_amount_is_the_oldest_not_the_smallest_nor_the_last",
-    ),
     (
         "or now_s - now_s % bucket_s) + bucket_s + window_s",
         "or now_s) + bucket_s + window_s",
