@@ -187,6 +187,7 @@ class AtomicBackend:
             reservation.made_at_us,
             *_lengths(reservation),
             *_amounts(limits),
+            RECORD_KEEP_SECONDS,
         )
         if reservation.idempotency is not None:
             keys = (*keys, idempotency_key(reservation.idempotency.digest))

@@ -14,7 +14,7 @@ key                                 type    holds                               
 ``llm:global:daily:<date>``         string  nano-dollars of that UTC day             a day past its end
 ``llm:open:identifier:<id>``        zset    bucket start (s) -> open nano-dollars    stream deadline + one bucket
 ``llm:open:network:<net>``          zset    the same                                 the same
-``llm:open:global``                 zset    the same                                 the same
+``llm:open:global``                 zset    the same                                 an hour longer
 ``llm:reservation:<rid>``           string  state, nano-dollars, made (us), terms,   an hour past its end
                                             window and open (s), whose (digests)
 ``llm:idempotency:<digest>``        string  state, body, rid, nano-dollars, until    24 hours

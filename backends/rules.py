@@ -495,8 +495,14 @@ def open_charges(keys: BookKeys, open_seconds: int, made_at_us: int, *, is_clear
     bucket = open_bucket_seconds_of(open_seconds)
     made = made_at_us // US
     start = made - made % bucket
-    mine = () if is_cleared else (keys.open_identifier,)
-    return [Charge(key, start, open_seconds + bucket) for key in (*mine, keys.open_network, keys.open_of_all)]
+    life = open_seconds + bucket
+    mine = [] if is_cleared else [Charge(keys.open_identifier, start, life)]
+    # Everybody's is kept as long as records are: whoever comes after a lull tells what nobody ended before it.
+    return [
+        *mine,
+        Charge(keys.open_network, start, life),
+        Charge(keys.open_of_all, start, life + RECORD_KEEP_SECONDS),
+    ]
 
 
 def was_cleared(reset_text: bytes | None, made_at_us: int) -> bool:

@@ -12,7 +12,7 @@ ARGV  1  now_us           '' in production: Redis' own TIME; a number in tests
      11  limits, nanousd: window of the identifier        12  its day
      13  window of the network                            14  its day         ('' is no limit, here only)
      15  everybody's hour                                 16  everybody's day
-     17  rid   (with KEYS 12)
+     17  keep_s           life of a record past its end   18  rid   (with KEYS 12)
 
 Reply {status, nanousd held, now_us, window nanousd, day nanousd}
   0  it holds so much now: `to`, or what there is room for, if that is at least `at_least`
@@ -103,7 +103,7 @@ local more_text = format('%.0f', more)
 call('SET', KEYS[1], format('open %.0f %.0f %s %s', held + more, made_at_us, terms, rest), 'KEEPTTL')
 if known then
   local body, rid, until_us = string.match(known, '^open (%x+) (%S+) %d+ (%d+)$')
-  if rid == ARGV[17] then
+  if rid == ARGV[18] then
     call('SET', KEYS[12], format('open %s %s %.0f %s', body, rid, held + more, until_us), 'KEEPTTL')
   end
 end
@@ -123,9 +123,8 @@ end
 local open_bucket = made_s - made_s % open_bucket_s
 for i = is_cleared and 9 or 8, 10 do
   local now_there = tonumber(call('ZINCRBY', KEYS[i], more_text, format('%.0f', open_bucket)))
-  if now_there == more and call('TTL', KEYS[i]) < open_s + open_bucket_s then
-    call('EXPIRE', KEYS[i], open_s + open_bucket_s)
-  end
+  local life_s = open_s + open_bucket_s + (i == 10 and tonumber(ARGV[17]) or 0)
+  if now_there == more and call('TTL', KEYS[i]) < life_s then call('EXPIRE', KEYS[i], life_s) end
 end
 
 local mine = is_cleared and 0 or more

@@ -272,7 +272,8 @@ charge_total(KEYS[6], network_daily, day_ends_s + 86400)
 charge_total(KEYS[7], hourly_of_all, hour_ends_s + 7200)
 charge_total(KEYS[8], daily_of_all, day_ends_s + 86400)
 local open_bucket = format('%.0f', now_s - now_s % open_bucket_s)
-for i = 9, 11 do charge_ring(KEYS[i], open_bucket, open_s + open_bucket_s) end
+-- Everybody's is kept as long as records are: whoever comes after a lull tells what nobody ended before it.
+for i = 9, 11 do charge_ring(KEYS[i], open_bucket, open_s + open_bucket_s + (i == 11 and tonumber(ARGV[18]) or 0)) end
 if recent.over then call('ZREM', KEYS[3], unpack(recent.over)) end
 if network_recent.over then call('ZREM', KEYS[5], unpack(network_recent.over)) end
 for i, over in pairs(open_over) do call('ZREM', KEYS[i], unpack(over)) end

@@ -82,6 +82,7 @@ def extend_args(to=2 * COST, **changes):
         "network_day": ROOM,
         "hour_of_all": ROOM,
         "day_of_all": ROOM,
+        "keep_s": 3600,
     }
     return list({**args, **changes}.values())
 

@@ -10,6 +10,7 @@ from backends.scripts import Script
 
 # What stands in the script, what is put in its place, and the case that notices.
 RESERVE = [
+    ("(i == 11 and tonumber(ARGV[18]) or 0)", "0", "open_money_past_its_time_is_told_after_a_lull_too"),
     ("if oldest > over_text then", "if oldest >= over_text then", "a_ring_has_never_more_members_than_buckets_and_one"),
     ("if oldest > over_text then", "if true then", "the_oldest_amount_is_one_that_still_counts"),
     (
@@ -171,6 +172,11 @@ RESERVE = [
     ),
 ]
 EXTEND = [
+    (
+        "(i == 10 and tonumber(ARGV[17]) or 0)",
+        "0",
+        "a_total_that_was_lost_is_made_again_with_a_life_by_an_extension",
+    ),
     ("if terms ~= ARGV[3] then return { 9, 0, now_us } end", "", "an_extension_on_other_terms_is_a_conflict"),
     (
         "if state ~= 'open' or ends_us <= now_us then",
@@ -303,7 +309,7 @@ EXTEND = [
         "a_total_that_was_lost_is_made_again_with_a_life_by_an_extension",
     ),
     (
-        "if now_there == more and call('TTL', KEYS[i]) < open_s + open_bucket_s then",
+        "if now_there == more and call('TTL', KEYS[i]) < life_s then",
         "if false then",
         "a_total_that_was_lost_is_made_again_with_a_life_by_an_extension",
     ),
@@ -317,8 +323,8 @@ EXTEND = [
         "to, made_at_us, terms",
         "an_extension_takes_what_there_is_room_for_if_that_is_enough",
     ),
-    ("if rid == ARGV[17] then", "if rid then", "an_extension_leaves_the_key_of_another_request_alone"),
-    ("if rid == ARGV[17] then", "if false then", "a_key_whose_request_was_extended_tells_what_is_held"),
+    ("if rid == ARGV[18] then", "if rid then", "an_extension_leaves_the_key_of_another_request_alone"),
+    ("if rid == ARGV[18] then", "if false then", "a_key_whose_request_was_extended_tells_what_is_held"),
     (
         "held + more, until_us), 'KEEPTTL')",
         "held + more, until_us), 'EX', 86400)",
