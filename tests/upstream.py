@@ -13,9 +13,12 @@ import threading
 from collections import deque
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rs_bpe.bpe import openai as vocabularies
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 WORDS = tuple(f"word{number} " for number in range(20))
 
@@ -39,6 +42,8 @@ class Script:
     """reset, stall, trickle: what happens in place of an answer."""
     reasoning_words: int = 0
     tool_words: int = 0
+    tool_call: bool = False
+    """Call the first tool of the request, in place of words."""
     cached_tokens: int = 0
     pause_seconds: float = 0.0
     """Between words."""
@@ -90,6 +95,8 @@ class Upstream:
         self.scripts: deque[Script] = deque()
         self.script_of: dict[str, Script] = {}
         self.ledger: list[Bill] = []
+        self.on_request: Callable[[], object] = lambda: None
+        """Called when a request has come, before anything is answered."""
         self.closing = threading.Event()
         self._lock = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), _Handler)
@@ -120,6 +127,7 @@ class Upstream:
         self.script = replace(Script(), **changes)
 
     def next_script(self, bill: Bill) -> Script:
+        self.on_request()
         with self._lock:
             self.ledger.append(bill)
             if bill.question in self.script_of:
@@ -199,6 +207,9 @@ class _Handler(BaseHTTPRequestHandler):
         bill.taken = True
         bill.input_tokens = count_input_tokens(bill.request)
         self._wait_at("head", script, bill)
+        if not bill.request.get("stream"):
+            self._answer_whole(script, bill)
+            return
         self.send_response(200)
         if script.content_type is not None:
             self.send_header("Content-Type", script.content_type)
@@ -227,21 +238,91 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def _stream(self, script: Script, bill: Bill) -> None:
+    def _answer_whole(self, script: Script, bill: Bill) -> None:
+        deltas = self._deltas(script, bill)
+        kept = deltas[: self._limit(script, bill)]
+        choices = self._choices(script, bill)
+        self._wait_at("middle", script, bill)
+        bill.generated_tokens = script.hidden_tokens + len(kept) * choices
+        if script.ending in {"reset", "stall"}:
+            self._break(script.ending, script)
+            return
+        message: dict[str, Any] = {"role": "assistant", "content": "".join(each.get("content", "") for each in kept)}
+        if script.tool_call:
+            (name,) = (each["tool_calls"][0]["function"]["name"] for each in kept[:1])
+            arguments = "".join(each["tool_calls"][0]["function"]["arguments"] for each in kept)
+            call = {"id": "call_1", "type": "function", "function": {"name": name, "arguments": arguments}}
+            message = {"role": "assistant", "content": None, "tool_calls": [call]}
+        reason = self._finish_reason(script, cut=len(deltas) > len(kept))
+        whole: dict[str, Any] = {
+            **self._envelope(bill, "chat.completion"),
+            "choices": [
+                {"index": index, "message": message, "logprobs": None, "finish_reason": reason}
+                for index in range(choices)
+            ],
+            "x_extra": 0.10,
+        }
+        for usage in self._last_usages(script, bill):
+            whole["usage"] = usage
+        text = {"rubbish": "{nonsense", "not_an_object": "[1]", "error_event": '{"error": {"message": "no"}}'}
+        body = text.get(script.ending, json.dumps(whole)).encode()
+        self.send_response(200)
+        if script.content_type is not None:
+            kind = "application/json" if script.content_type == "text/event-stream" else script.content_type
+            self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if script.ending == "cut":
+            self.wfile.write(body[: len(body) // 2])
+            self.close_connection = True
+            return
+        self.wfile.write(body)
+
+    @staticmethod
+    def _envelope(bill: Bill, kind: str) -> dict[str, Any]:
+        name = bill.request.get("model", "")
+        return {"id": "chatcmpl-upstream", "object": kind, "created": 1_700_000_000, "model": f"{name}-2026"}
+
+    @staticmethod
+    def _choices(script: Script, bill: Bill) -> int:
+        return max(script.choices, bill.request.get("n", 1))
+
+    @staticmethod
+    def _limit(script: Script, bill: Bill) -> int:
         asked = bill.request.get("max_tokens") or bill.request.get("max_completion_tokens") or 10**6
-        limit = 10**6 if script.ignore_max_tokens else asked
-        deltas = [{"reasoning_content": "hm "}] * script.reasoning_words
+        return 10**6 if script.ignore_max_tokens else asked
+
+    @staticmethod
+    def _finish_reason(script: Script, *, cut: bool) -> str:
+        return "length" if cut else "tool_calls" if script.tool_call else "stop"
+
+    @staticmethod
+    def _deltas(script: Script, bill: Bill) -> list[dict[str, Any]]:
+        if script.tool_call:
+            name = bill.request["tools"][0]["function"]["name"]
+            call = {"index": 0, "id": "call_1", "type": "function", "function": {"name": name, "arguments": ""}}
+            parts = [{"index": 0, "function": {"arguments": text}} for text in ('{"city"', ':"Oslo"}')]
+            return [{"tool_calls": [part]} for part in (call, *parts)]
+        deltas: list[dict[str, Any]] = [{"reasoning_content": "hm "}] * script.reasoning_words
         deltas += [{"tool_calls": [{"index": 0, "function": {"arguments": "x"}}]}] * script.tool_words
-        deltas += [{"content": word} for word in script.words]
+        return deltas + [{"content": word} for word in script.words]
+
+    def _stream(self, script: Script, bill: Bill) -> None:
+        deltas, limit = self._deltas(script, bill), self._limit(script, bill)
+        envelope = self._envelope(bill, "chat.completion.chunk")
         bill.generated_tokens += script.hidden_tokens
-        self._event(script, {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
-        said = [(index, delta) for delta in deltas[:limit] for index in range(script.choices)]
+        choices = range(self._choices(script, bill))
+        for index in choices:
+            first = {"index": index, "delta": {"role": "assistant", "content": ""}}
+            self._event(script, {**envelope, "choices": [first]})
+        said = [(index, delta) for delta in deltas[:limit] for index in choices]
         for number, (index, delta) in enumerate(said):
             self._wait_at({0: "first", 1: "middle"}.get(number, ""), script, bill)
             if number and script.pause_seconds:
                 self.server.upstream.closing.wait(script.pause_seconds)
             bill.generated_tokens += 1
-            chunk: dict[str, Any] = {"choices": [{"index": index, "delta": delta, "finish_reason": None}]}
+            choice = {"index": index, "delta": delta, "finish_reason": None}
+            chunk: dict[str, Any] = {**envelope, "choices": [choice]}
             if script.usage == "every" or (script.usage == "first_only" and number == 0):
                 chunk["usage"] = self._usage(script, bill)
             if script.comments:
@@ -261,14 +342,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._break(script.ending, script)
             return
         if script.ending != "no_finish":
-            reason = "length" if cut else "stop"
-            choices = [{"index": index, "delta": {}, "finish_reason": reason} for index in range(script.choices)]
-            finish: dict[str, Any] = {"choices": choices}
-            if script.usage == "with_finish":
-                finish["usage"] = self._usage(script, bill)
-            self._event(script, finish)
+            self._finish(script, bill, self._finish_reason(script, cut=cut))
+        envelope = self._envelope(bill, "chat.completion.chunk")
         for usage in self._last_usages(script, bill):
-            self._event(script, {"choices": [], "usage": usage})
+            self._event(script, {**envelope, "choices": [], "usage": usage})
         if late:
             self._break(script.ending.removeprefix("late_"), script)
             return
@@ -277,6 +354,14 @@ class _Handler(BaseHTTPRequestHandler):
         elif script.ending == "no_blank_line":
             self._write(script, "data: [DONE]")
         self.wfile.write(b"0\r\n\r\n")
+
+    def _finish(self, script: Script, bill: Bill, reason: str) -> None:
+        for index in range(self._choices(script, bill)):
+            choice = {"index": index, "delta": {}, "finish_reason": reason}
+            finish: dict[str, Any] = {**self._envelope(bill, "chat.completion.chunk"), "choices": [choice]}
+            if script.usage == "with_finish":
+                finish["usage"] = self._usage(script, bill)
+            self._event(script, finish)
 
     def _last_usages(self, script: Script, bill: Bill) -> list[dict[str, Any]]:
         usage = self._usage(script, bill)
@@ -372,7 +457,24 @@ def bill_nanousd(bill: Bill) -> int:
 
 
 def count_input_tokens(request: dict[str, Any]) -> int:
-    """As OpenAI documents it: 3 tokens a message, its role and its text, and 3 for the answer's beginning."""
+    """As OpenAI documents it: 3 tokens a message, its role and its text, and 3 for the answer's beginning.
+
+    Tools and schemas as their JSON has tokens; images as the documentation's example of 2048 × 4096.
+    """
     count = vocabularies.o200k_base().count
-    messages = request.get("messages", [])
-    return 3 + sum(3 + count(message["role"]) + count(message["content"]) for message in messages)
+    tokens = 3
+    for message in request.get("messages", []):
+        content = message.get("content") or ""
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        tokens += 3 + count(message["role"])
+        for part in parts:
+            if part["type"] == "image_url":
+                tokens += 85 if part["image_url"].get("detail") == "low" else 1_105
+            else:
+                tokens += count(part["text"])
+        for call in message.get("tool_calls") or ():
+            tokens += 3 + count(call["function"]["name"]) + count(call["function"]["arguments"])
+    for name in ("tools", "response_format"):
+        if name in request:
+            tokens += 8 + count(json.dumps(request[name]))
+    return tokens

@@ -415,7 +415,9 @@ from backends.clock import SystemClock
 from flaskapp.llm import Turn
 from flaskapp.llm.openai_compatible import OpenAICompatibleModel
 from flaskapp.llm.pump import Pump
+from flaskapp.llm.tokens import counter_for
 from tests.models import Texts, model_request
+counter_for("gpt-4o")  # as the lobby does: a vocabulary takes a while to load
 clock = SystemClock()
 model = OpenAICompatibleModel(sys.argv[1], clock=clock)
 def one(number):
