@@ -17,6 +17,7 @@ NOT_IN_THE_TABLE = {
     "DEBUG": "`true` is development mode too.",
 }
 OWN_DEFAULTS = {
+    "API_KEYS": "none; `*` in development mode",
     "LLM_MODELS": "`LLM_MODEL` alone",
     "REDIS_URL": "the embedded server of this directory, else `redis://127.0.0.1:6379/0`",
 }

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, SkipValidation
 from backends.errors import ConfigurationError
 from backends.kinds import Amount, Choice, Kind, Whole, shown
 from backends.settings import Baseline, LiveSettings, Source, settings_table
+from flaskapp.api_keys import ANYONE, ApiKeys, is_key
 
 Mode = Literal["development", "production"]
 
@@ -115,6 +116,30 @@ class Secret(Kind[SecretStr]):
 
 
 @dataclass(frozen=True)
+class Keys(Kind[ApiKeys]):
+    """Keys with commas between them, or `*`; never shown."""
+
+    @property
+    def allowed(self) -> str:
+        return (
+            "keys of visible ASCII characters, or the 64 hex digits of their SHA-256, with commas between them, "
+            "or * alone (the value is not shown)"
+        )
+
+    def read(self, value: object) -> ApiKeys:
+        return value if isinstance(value, ApiKeys) else self.refuse()
+
+    def read_text(self, text: str) -> ApiKeys:
+        if text.strip() == ANYONE:
+            return ApiKeys(is_open=True)
+        keys = [part.strip() for part in text.split(",")]
+        return ApiKeys.of(keys) if all(map(is_key, keys)) else self.refuse()
+
+    def shown(self, text: str) -> str | None:  # noqa: ARG002 (that it is not used is the point)
+        return None
+
+
+@dataclass(frozen=True)
 class Url(Kind[str]):
     """An address of one of some schemes, which may hold a password and then is not shown."""
 
@@ -198,6 +223,9 @@ class Config(BaseModel):
         float,
         Pace("Pace of the built-in model; 0 is as fast as it can.", unit="tokens per second", maximum=1_000_000),
     ] = 50.0
+    api_keys: Annotated[ApiKeys | None, Keys("The keys that open `/v1`; `*` opens it to anyone, none closes it.")] = (
+        Field(default=None, repr=False)
+    )
     admin_token: Annotated[SecretStr | None, Secret("Password of the dashboard and token of the admin API.")] = None
     trusted_proxy_hops: Annotated[
         int, Whole("Proxies in front that are believed about the address.", minimum=0, maximum=100)
@@ -269,6 +297,8 @@ def load_config(environ: Mapping[str, str] | None = None) -> Config:
     boot = {name: _read(name.upper(), kind, given) for name, kind in _boot_kinds() if name.upper() in given}
     _check_prices(given)
     mode = _mode(given)
+    if mode == "development":
+        boot.setdefault("api_keys", ApiKeys(is_open=True))
     config = Config.model_validate({**_with_models(boot), "mode": mode, "data_dir": Path.cwd() / ".data"})
     baseline = _baseline(given, mode, config.stream_deadline_seconds)
     return config.model_copy(update={"live_baseline": baseline})
@@ -301,8 +331,6 @@ def _refuse_later(given: Mapping[str, str]) -> None:
     delay = given.get("REDIS_DELAY_MS", "0").strip()
     if not re.fullmatch(r"0+", delay):
         raise _unusable("REDIS_DELAY_MS", "0 (a delay belongs to a later version)", shown(delay))
-    if "API_KEYS" in given:
-        raise _unusable("API_KEYS", "unset (it belongs to a later version)", None)
 
 
 def _check_prices(given: Mapping[str, str]) -> None:

@@ -1,3 +1,4 @@
+import hashlib
 from decimal import Decimal
 
 import pytest
@@ -6,6 +7,7 @@ from hypothesis import strategies as st
 
 from backends.errors import ConfigurationError
 from backends.settings import LiveSettings
+from flaskapp.api_keys import ApiKeys
 from flaskapp.config import Config, load_config, variables
 
 
@@ -32,6 +34,7 @@ def test_the_defaults_are_those_of_the_contract():
         "llm_price_input_usd_per_mtok": None,
         "llm_price_output_usd_per_mtok": None,
         "demo_tokens_per_second": 50.0,
+        "api_keys": None,
         "admin_token": None,
         "trusted_proxy_hops": 0,
         "host": "127.0.0.1",
@@ -70,7 +73,7 @@ def test_the_defaults_are_those_of_the_contract():
 
 
 def test_an_empty_variable_counts_as_unset():
-    environ = {variable.name: "  " for variable in variables()} | {"API_KEYS": "", "DRAIN_SECONDS": ""}
+    environ = {variable.name: "  " for variable in variables()} | {"DRAIN_SECONDS": ""}
     assert load_config(environ) == load_config({})
 
 
@@ -215,7 +218,7 @@ def test_the_defaults_of_later_values_are_harmless(harmless):
         {"ADMIN_TOKEN": "hidden\nhidden"},
         {"ADMIN_TOKEN": "hidden" * 1_000},
         {"LLM_API_KEY": "hidden\x00"},
-        {"API_KEYS": "hidden"},
+        {"API_KEYS": "good,hid den"},
         {"REDIS_URL": "http://:hidden@h"},
         {"REDIS_URL": "redis+sentinel://u:hid/den@h"},
         {"REDIS_URL": "tcp://h?password=hidden"},
@@ -229,9 +232,12 @@ def test_a_secret_is_never_shown(environ):
 
 
 def test_no_secret_is_in_the_repr():
-    config = load_config({"ADMIN_TOKEN": "hidden", "LLM_API_KEY": "hidden", "REDIS_URL": "redis://:hidden@h"})
+    config = load_config(
+        {"ADMIN_TOKEN": "hidden", "LLM_API_KEY": "hidden", "API_KEYS": "hidden", "REDIS_URL": "redis://:hidden@h"}
+    )
     assert "hidden" not in repr(config)
     assert "hidden" not in str(config)
+    assert hashlib.sha256(b"hidden").hexdigest() not in repr((config, config.api_keys))
 
 
 @pytest.mark.parametrize(
@@ -278,6 +284,24 @@ def test_the_configuration_never_changes():
         config.port = 1
 
 
+@pytest.mark.parametrize("text", ["one,", ",", "a b", "one,*", "*,one", "schlüssel", "x" * 1_001, "one\ttwo"])
+def test_what_is_no_list_of_keys_stops_the_start(text):
+    assert refusal(API_KEYS=text).startswith("API_KEYS: keys of visible ASCII characters")
+
+
+def test_a_key_and_its_hash_register_the_same():
+    digest = hashlib.sha256(b"one").hexdigest()
+    assert load_config({"API_KEYS": "one"}).api_keys == load_config({"API_KEYS": f" {digest.upper()} , one"}).api_keys
+    assert load_config({"API_KEYS": "one, two"}).api_keys == ApiKeys.of(["one", "two"])
+
+
+def test_in_development_v1_is_open_to_anyone_unless_keys_are_set():
+    assert load_config({}).api_keys is None
+    assert load_config({"API_KEYS": "*"}).api_keys == ApiKeys(is_open=True)
+    assert load_config({"ENVIRONMENT": "development"}).api_keys == ApiKeys(is_open=True)
+    assert load_config({"DEBUG": "true", "API_KEYS": "one"}).api_keys == ApiKeys.of(["one"])
+
+
 def test_every_variable_is_listed_once():
     names = [variable.name for variable in variables()]
     assert len(names) == len(set(names))
@@ -291,7 +315,6 @@ NAMES = [variable.name for variable in variables()] + [
     "RESERVATION_POLICY",
     "DRAIN_SECONDS",
     "REDIS_DELAY_MS",
-    "API_KEYS",
 ]
 
 

@@ -14,7 +14,7 @@ PRICES = {"LLM_PRICE_INPUT_USD_PER_MTOK": "1", "LLM_PRICE_OUTPUT_USD_PER_MTOK": 
         ({"LLM_MODELS": "gpt-4o,text-moderation-latest"}, ["text-moderation-latest"]),
         (PRICES, ["LLM_PRICE_OUTPUT_USD_PER_MTOK", "0"]),
         ({"RESERVATION_POLICY": "guess"}, ["RESERVATION_POLICY", "guess"]),
-        ({"API_KEYS": "secret-key"}, ["API_KEYS"]),
+        ({"API_KEYS": "secret key"}, ["API_KEYS"]),
         ({"THROTTLE_BACKEND": "memory"}, ["WEB_CONCURRENCY", "memory"]),
         ({"THROTTLE_BACKEND": "nobody"}, ["THROTTLE_BACKEND", "nobody"]),
     ],
