@@ -59,6 +59,10 @@ class TokenBound:
     """For what wraps a message."""
     request_tokens: int
     """For what wraps a request."""
+    definitions_tokens: int = 128
+    """For the words that tell a model of its tools or of a schema, once a request."""
+    definition_indent: int | None = None
+    """With how much indent the JSON of a definition may stand in the prompt; None: it stands there in fewer bytes."""
 
     def fit(
         self, system: str, history: Sequence[Turn], query: str, max_input_tokens: int
@@ -99,7 +103,7 @@ def bound_for(model: str) -> TokenBound:
         return TokenBound(_counter(vocabularies.o200k_base()), message_tokens=8, request_tokens=16)
     if _CL100K.match(name):
         return TokenBound(_counter(vocabularies.cl100k_base()), message_tokens=8, request_tokens=16)
-    return TokenBound(_bytes_within, message_tokens=16, request_tokens=64)
+    return TokenBound(_bytes_within, message_tokens=16, request_tokens=64, definitions_tokens=512, definition_indent=4)
 
 
 @cache
