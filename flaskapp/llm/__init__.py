@@ -78,7 +78,7 @@ class Piece:
     tokens: int
     """Tokens that it stands for, counted with the model's tokenizer where that is known; never below `deltas`."""
     chunk: Mapping[str, Any] | None = None
-    """The server's own event, for whoever hands it on; None of the built-in model."""
+    """The server's own event, for whoever hands it on."""
     ahead: int = 0
     """Tokens that had come, this piece's included, since its reader last had to wait for one."""
 
@@ -117,6 +117,9 @@ class Completed:
 
 class Model(Protocol):
     """Somebody who answers."""
+
+    max_choices: int
+    """How many choices a request may ask for."""
 
     def open(self, request: ModelRequest) -> Answer:
         """Ask for a stream; return when the answer has begun.

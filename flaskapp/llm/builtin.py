@@ -6,11 +6,12 @@ exact at any moment. A token of it is a word or a sign. What it says of Litecoin
 
 import re
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from backends.clock import Clock
-from flaskapp.llm import Completed, ModelRequest, Piece, Usage
+from flaskapp.llm import Completed, ModelRequest, Piece, UpstreamBroken, Usage
 
 _TOKEN = re.compile(r"\s*(?:\w+|[^\w\s])")
 _TOPIC_CHARACTERS = 60
@@ -61,6 +62,9 @@ Wait = Callable[[threading.Event, float], object]
 class BuiltinModel:
     """Answers at `tokens_per_second`; 0 is as fast as it can."""
 
+    max_choices = 1
+    """It would say the same again."""
+
     def __init__(self, tokens_per_second: float, *, clock: Clock, wait: Wait = threading.Event.wait) -> None:
         self._seconds_per_token = 1 / tokens_per_second if tokens_per_second else 0.0
         self._clock = clock
@@ -70,16 +74,39 @@ class BuiltinModel:
         """Never fails. Whoever reads the answer keeps the deadline: see `pump`."""
         return BuiltinAnswer(
             _TOKEN.findall(reply(request.messages)),
-            request.max_tokens,
-            request.input_tokens,
+            request,
             seconds_per_token=self._seconds_per_token,
             clock=self._clock,
             wait=self._wait,
         )
 
     def complete(self, request: ModelRequest) -> Completed:
-        """The same answer in one piece, as OpenAI's API writes it."""
-        raise NotImplementedError
+        """The same answer in one piece, as OpenAI's API writes it, after as long as it takes to say it."""
+        answer = self.open(request)
+        ends_seconds = self._clock.monotonic_seconds() + request.deadline_seconds
+        text = ""
+        for piece in answer:
+            text += piece.text
+            if self._clock.monotonic_seconds() > ends_seconds:
+                raise UpstreamBroken("The model did not answer in time.", timed_out=True)
+        usage = answer.usage
+        body = {
+            **answer.envelope("chat.completion"),
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": text, "refusal": None},
+                    "logprobs": None,
+                    "finish_reason": answer.finish_reason,
+                }
+            ],
+            "usage": {
+                "prompt_tokens": usage.input_tokens,
+                "completion_tokens": usage.output_tokens,
+                "total_tokens": usage.input_tokens + usage.output_tokens,
+            },
+        }
+        return Completed(body, usage)
 
     def close(self) -> None:
         """Nothing to give back."""
@@ -91,16 +118,18 @@ class BuiltinAnswer:
     def __init__(
         self,
         tokens: Sequence[str],
-        max_tokens: int,
-        input_tokens: int,
+        request: ModelRequest,
         *,
         seconds_per_token: float,
         clock: Clock,
         wait: Wait,
     ) -> None:
-        self._tokens = tokens[:max_tokens]
-        self._cut = len(tokens) > max_tokens
-        self._input_tokens = input_tokens
+        self._tokens = tokens[: request.max_tokens]
+        self._cut = len(tokens) > request.max_tokens
+        self._input_tokens = request.input_tokens
+        self._model = request.model
+        self._id = f"chatcmpl-{uuid.uuid4().hex}"
+        self._created_seconds = clock.now_us() // 1_000_000
         self._output_tokens = 0
         self._seconds_per_token = seconds_per_token
         self._clock = clock
@@ -129,7 +158,17 @@ class BuiltinAnswer:
                 if self._closing.is_set():
                     return
                 self._output_tokens += 1
-            yield Piece(token, deltas=1, tokens=1)
+            role = {"role": "assistant"} if number == 1 else {}
+            yield Piece(token, deltas=1, tokens=1, chunk=self._chunk({**role, "content": token}, None))
+        yield Piece("", deltas=0, tokens=0, chunk=self._chunk({}, self.finish_reason))
+
+    def envelope(self, kind: str) -> dict[str, Any]:
+        """What stands around every part of this answer in OpenAI's API."""
+        return {"id": self._id, "object": kind, "created": self._created_seconds, "model": self._model}
+
+    def _chunk(self, delta: dict[str, str], finish_reason: str | None) -> dict[str, Any]:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        return {**self.envelope("chat.completion.chunk"), "choices": [choice]}
 
     def close(self) -> None:
         """No token is handed out, or counted, after this."""

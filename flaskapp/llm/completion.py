@@ -41,9 +41,7 @@ class Completion:
     def usage(self) -> Usage | None:
         """What was used, or None where the server did not say it, or said what cannot be."""
         usage = self._usage if self.ended and self._usage_is_last else None
-        if usage is None or not usage.input_tokens or (self._generated and not usage.output_tokens):
-            return None
-        return usage
+        return _credible(usage, generated=self._generated)
 
     def take(self, event: ServerEvent) -> Piece | None:
         """Take one event; None where it says only that the stream is over.
@@ -90,6 +88,34 @@ class Completion:
         self._usage_is_last = usage is not None
         if usage is not None:
             self._usage = usage if self._usage is None else _highest(self._usage, usage)
+
+
+def read_whole(received: bytes) -> dict[str, Any]:
+    """A completion that was not streamed.
+
+    Raises:
+        ErrorEvent: the server reports an error.
+        ValueError: this is no completion.
+    """
+    body = _loads(received.decode())
+    if body.get("error"):
+        raise ErrorEvent(str(body["error"]))
+    if not isinstance(body.get("choices"), list):
+        raise NotACompletion("no choices")
+    return body
+
+
+def usage_of_whole(body: dict[str, Any]) -> Usage | None:
+    """What the server says was used for all of it, or None where it did not say it, or said what cannot be."""
+    messages = [_object(choice.get("message")) for choice in _objects(body["choices"])]
+    generated = any(value for message in messages for key, value in message.items() if key != "role")
+    return _credible(_usage_of(body.get("usage")), generated=generated)
+
+
+def _credible(usage: Usage | None, *, generated: bool) -> Usage | None:
+    if usage is None or not usage.input_tokens or (generated and not usage.output_tokens):
+        return None
+    return usage
 
 
 def _usage_of(raw: object) -> Usage | None:

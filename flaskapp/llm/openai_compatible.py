@@ -6,7 +6,6 @@ server that was configured and nowhere else. Certificates are checked against th
 
 import base64
 import contextlib
-import json
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -19,8 +18,9 @@ import httpcore2
 
 from backends.clock import Clock
 from backends.errors import ConfigurationError
+from backends.strict_json import dumps
 from flaskapp.llm import Completed, ModelRequest, Piece, UpstreamBroken, UpstreamNotTaken, Usage
-from flaskapp.llm.completion import Completion, ErrorEvent
+from flaskapp.llm.completion import Completion, ErrorEvent, NotACompletion, read_whole, usage_of_whole
 from flaskapp.llm.event_stream import EventStream
 from flaskapp.llm.tokens import counter_for
 from flaskapp.llm.transport import TimedBackend, TimedStream
@@ -33,6 +33,10 @@ _IDLE_SECONDS = 4.0
 """Shorter than the five seconds after which the usual servers hang up: a request must not meet a closing connection."""
 _TAIL_SECONDS = 0.2
 """How long we wait, after ``[DONE]``, for the end of the body, so that the connection can be used again."""
+_EVENT_STREAM, _JSON = "text/event-stream", "application/json"
+_ANSWER_BYTES = 16_777_216
+"""More than any answer of the choices and tokens that can be asked for."""
+_MAX_CHOICES = 8
 _ERROR_BODY_BYTES = 2_048
 _ERROR_BODY_SECONDS = 1.0
 _DETAIL_CHARACTERS = 200
@@ -45,6 +49,8 @@ _TRANSPORT_ERRORS = (httpcore2.TimeoutException, httpcore2.NetworkError, httpcor
 class OpenAICompatibleModel:
     """One server and a pool of connections to it."""
 
+    max_choices = _MAX_CHOICES
+
     def __init__(self, base_url: str, api_key: str | None = None, *, clock: Clock) -> None:
         """`base_url` is what comes before ``/chat/completions``; `api_key` is sent as a bearer token.
 
@@ -55,7 +61,6 @@ class OpenAICompatibleModel:
         self._headers = {
             "Host": host_header,
             "Content-Type": "application/json",
-            "Accept": "text/event-stream",
             "Accept-Encoding": "identity",
             "User-Agent": "tollgate",
         }
@@ -75,9 +80,9 @@ class OpenAICompatibleModel:
 
     def open(self, request: ModelRequest) -> "StreamedAnswer":
         """Send the request and wait for the head of the response. See `Model.open`."""
-        response = self._send(_body(request), request.deadline_seconds)
+        response = self._send(_body(request), request.deadline_seconds, _EVENT_STREAM)
         try:
-            self._check(response)
+            self._check(response, _EVENT_STREAM)
         except BaseException:
             response.close()
             raise
@@ -85,13 +90,21 @@ class OpenAICompatibleModel:
 
     def complete(self, request: ModelRequest) -> Completed:
         """Send the request and wait for the whole answer. See `Model.complete`."""
-        raise NotImplementedError
+        response = self._send(_body(request, stream=False), request.deadline_seconds, _JSON)
+        try:
+            self._check(response, _JSON)
+            body = self._read_whole(response)
+        except (ErrorEvent, ValueError, *_TRANSPORT_ERRORS) as error:
+            raise broken_answer(error, self._clean) from error
+        finally:
+            response.close()
+        return Completed(body, usage_of_whole(body))
 
     def close(self) -> None:
         """Close every connection."""
         self._pool.close()
 
-    def _send(self, body: bytes, deadline_seconds: float) -> httpcore2.Response:
+    def _send(self, body: bytes, deadline_seconds: float, accept: str) -> httpcore2.Response:
         now = self._clock.monotonic_seconds()
         ends = now + deadline_seconds
         moments = {
@@ -103,7 +116,7 @@ class OpenAICompatibleModel:
         request = httpcore2.Request(
             "POST",
             self._url,
-            headers=[*self._headers.items(), ("Content-Length", str(len(body)))],
+            headers=[*self._headers.items(), ("Accept", accept), ("Content-Length", str(len(body)))],
             content=body,
             extensions={"timeout": moments},
         )
@@ -116,7 +129,7 @@ class OpenAICompatibleModel:
         except (httpcore2.NetworkError, httpcore2.ProtocolError) as error:
             raise UpstreamBroken("The model's server broke off.", detail=self._clean(repr(error))) from error
 
-    def _check(self, response: httpcore2.Response) -> None:
+    def _check(self, response: httpcore2.Response, expected_kind: str) -> None:
         if not HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
             raise UpstreamNotTaken(
                 f"The model's server refused the request with status {response.status}.",
@@ -124,12 +137,21 @@ class OpenAICompatibleModel:
                 status=response.status,
             )
         kinds = [value for name, value in response.headers if name.lower() == b"content-type"]
-        kind = kinds[0].partition(b";")[0].strip().lower() if kinds else b"text/event-stream"
-        if kind != b"text/event-stream":
+        kind = kinds[0].partition(b";")[0].strip().lower() if kinds else expected_kind.encode()
+        if kind != expected_kind.encode():
             raise UpstreamBroken(
                 "The model's server sent something that is no answer.",
                 detail=self._clean(f"status {response.status}, content type {kind.decode(errors='replace')}"),
             )
+
+    @staticmethod
+    def _read_whole(response: httpcore2.Response) -> dict[str, Any]:
+        received = bytearray()
+        for part in response.iter_stream():
+            received += part
+            if len(received) > _ANSWER_BYTES:
+                raise NotACompletion("an answer that is too large")
+        return read_whole(bytes(received))
 
     def _read_error_body(self, response: httpcore2.Response) -> str:
         stream = cast("TimedStream", response.extensions["network_stream"])
@@ -213,7 +235,7 @@ class StreamedAnswer:
             piece = next(pieces, None)
         except (ErrorEvent, ValueError, *_TRANSPORT_ERRORS) as error:
             if not self._closed:
-                raise self._broken(error) from error
+                raise broken_answer(error, self._clean) from error
         finally:
             with self._lock:
                 self._reading = False
@@ -256,28 +278,36 @@ class StreamedAnswer:
                 pass
         self._connection.hurry_until_seconds = None
 
-    def _broken(self, error: Exception) -> UpstreamBroken:
-        detail = self._clean(repr(error))
-        if isinstance(error, httpcore2.TimeoutException):
-            return UpstreamBroken("The model did not go on in time.", detail=detail, timed_out=True)
-        if isinstance(error, ErrorEvent):
-            return UpstreamBroken("The model's server reported an error.", detail=detail)
-        if isinstance(error, ValueError):
-            return UpstreamBroken("The model's server sent something that is no answer.", detail=detail)
-        return UpstreamBroken("The model's server broke off.", detail=detail)
+
+def broken_answer(error: Exception, clean: Callable[[str], str]) -> UpstreamBroken:
+    """What is said of an answer that broke off, or that is none."""
+    detail = clean(repr(error))
+    if isinstance(error, httpcore2.TimeoutException):
+        return UpstreamBroken("The model did not go on in time.", detail=detail, timed_out=True)
+    if isinstance(error, ErrorEvent):
+        return UpstreamBroken("The model's server reported an error.", detail=detail)
+    if isinstance(error, ValueError):
+        return UpstreamBroken("The model's server sent something that is no answer.", detail=detail)
+    return UpstreamBroken("The model's server broke off.", detail=detail)
 
 
 def _body(request: ModelRequest, *, stream: bool = True) -> bytes:
     newer = _COMPLETION_TOKENS_ONLY.match(request.model.lower().rpartition("/")[2])
-    how: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+    options = dict(request.options)
+    if stream:
+        options["stream"] = True
+        # Whatever the caller wants to see: what was used has to be known.
+        options["stream_options"] = {**options.get("stream_options", {}), "include_usage": True}
+    if request.choices > 1:
+        options["n"] = request.choices
     body = {
-        **request.options,
+        **options,
         "model": request.model,
         "messages": [dict(message) for message in request.messages],
-        **how,
         "max_completion_tokens" if newer else "max_tokens": request.max_tokens,
     }
-    return json.dumps(body, separators=(",", ":")).encode()
+    # Numbers with a fraction are `Decimal`: they pass with every digit.
+    return dumps(body).encode()
 
 
 def _parse_base_url(base_url: str) -> tuple[httpcore2.URL, str, str]:

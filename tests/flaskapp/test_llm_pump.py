@@ -199,7 +199,7 @@ def test_the_builtin_model_counts_what_it_generated_and_not_what_was_read(pump_o
 def test_a_whole_builtin_answer(pump_of):
     answer = BuiltinModel(0, clock=SystemClock()).open(model_request())
     pieces = list(pump_of(answer))
-    assert answer.usage == Usage(9, len(pieces))
+    assert answer.usage == Usage(9, sum(piece.deltas for piece in pieces))
 
 
 def test_hanging_up_on_a_real_upstream(pump_of):
