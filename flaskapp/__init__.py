@@ -20,6 +20,7 @@ from backends.money import nanousd_from_usd
 from backends.pricing import PriceBook
 from backends.settings import SettingsStore
 from flaskapp.admin import Panel, make_admin
+from flaskapp.api_keys import ApiKeys
 from flaskapp.bounded_request import BoundedRequest
 from flaskapp.challenge_room import make_challenge_room
 from flaskapp.chat import ChatRoom, make_chat
@@ -36,7 +37,9 @@ from flaskapp.llm.openai_compatible import OpenAICompatibleModel
 from flaskapp.llm.tokens import bound_for
 from flaskapp.logs import log_event, set_up_logging
 from flaskapp.metrics import Metrics, make_metrics_page
+from flaskapp.openai_api import OpenAIRoom, make_openai_api
 from flaskapp.refusals import register_error_handlers
+from flaskapp.sale import Till
 from flaskapp.stream import Stopping, Terms
 from flaskapp.usage_room import make_usage
 
@@ -53,6 +56,7 @@ class Tollgate:
     settings: SettingsStore
     guard: Guard
     observer: Observer
+    model: Model
     stopping: Stopping = field(default_factory=Stopping)
     _started: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -72,6 +76,7 @@ class Tollgate:
         self.settings.stop()
         self.guard.close()
         self.link.close()
+        self.model.close()
 
     def tell(self, name: str, **fields: object) -> None:
         """Tell the observers."""
@@ -98,7 +103,7 @@ def create_app(config: Config | None = None, *, clock: Clock | None = None) -> F
     link = Link(config.redis_url or running_url(config.data_dir) or DEFAULT_REDIS_URL, clock=clock, observer=observer)
     settings = SettingsStore(link, config.live_baseline, observer)
     guard = _make_guard(config, link, settings, clock, observer)
-    tollgate = Tollgate(config, link, settings, guard, observer)
+    tollgate = Tollgate(config, link, settings, guard, observer, _make_model(config, clock))
     app.extensions["tollgate"] = tollgate
     _refuse_old_server(link)
     _register_requests(app, tollgate)
@@ -178,10 +183,11 @@ def _register_rooms(app: Flask, tollgate: Tollgate, metrics: Metrics, clock: Clo
     for model in prices.models:
         # A vocabulary takes a tenth of a second to load: here, and not while a visitor waits.
         bound_for(model)
+    till = Till(guard, lambda: settings.current.values, config.stream_deadline_seconds, clock, tollgate.observer)
     room = ChatRoom(
-        guard=guard,
+        till=till,
         challenges=challenges,
-        model=_make_model(config, clock),
+        model=tollgate.model,
         prices=prices,
         default_model=config.llm_model,
         stream_deadline_seconds=config.stream_deadline_seconds,
@@ -190,6 +196,7 @@ def _register_rooms(app: Flask, tollgate: Tollgate, metrics: Metrics, clock: Clo
         clock=clock,
         observer=tollgate.observer,
     )
+    keys = config.api_keys or ApiKeys()
     panel = Panel(
         settings,
         mode=config.mode,
@@ -201,12 +208,38 @@ def _register_rooms(app: Flask, tollgate: Tollgate, metrics: Metrics, clock: Clo
     chat = make_chat(room)
     visitors = make_challenge_room(challenges, lambda: settings.current.values.throttle_on_error == "closed")
     usage = make_usage(guard, lambda: settings.current.values)
+    openai_api = make_openai_api(_openai_room(room, keys, config.llm_provider))
     admin = make_admin(panel, token)
     for blueprint in (chat, visitors, usage):
         limiter.limit(lambda: settings.current.values.chat_rate_limit)(blueprint)
+    limiter.limit(lambda: settings.current.values.chat_rate_limit, key_func=lambda: keys.rate_key(request))(openai_api)
     limiter.limit(ADMIN_RATE_LIMIT, key_func=network_key)(admin)
-    for blueprint in (chat, visitors, usage, admin, make_health(guard, lambda: link.is_up), make_metrics_page(metrics)):
+    for blueprint in (
+        chat,
+        visitors,
+        usage,
+        openai_api,
+        admin,
+        make_health(guard, lambda: link.is_up),
+        make_metrics_page(metrics),
+    ):
         app.register_blueprint(blueprint)
+
+
+def _openai_room(chat: ChatRoom, keys: ApiKeys, owner: str) -> OpenAIRoom:
+    """In front of the same model as the chat, at the same till."""
+    return OpenAIRoom(
+        till=chat.till,
+        keys=keys,
+        model=chat.model,
+        prices=chat.prices,
+        default_model=chat.default_model,
+        owner=owner,
+        stream_deadline_seconds=chat.stream_deadline_seconds,
+        settings=chat.settings,
+        terms=chat.terms,
+        clock=chat.clock,
+    )
 
 
 def _register_commands(app: Flask, tollgate: Tollgate) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from flask import Request
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from backends.strict_json import StrictJsonError, loads
+from flaskapp.json_body import not_usable, read_json_object
 from flaskapp.llm import Turn
 from flaskapp.refusals import InvalidRequest
 
@@ -52,18 +52,11 @@ def read_chat_body(request: Request, *, default_model: str, models: tuple[str, .
     Raises:
         InvalidRequest: 400, 415 or 422, with the field and the reason.
     """
-    if request.mimetype != "application/json":
-        raise InvalidRequest(415, "Content-Type", "has to be application/json")
-    try:
-        content = loads(request.get_data(cache=False))
-    except StrictJsonError as error:
-        raise InvalidRequest(400, "body", str(error)) from error
-    if not isinstance(content, dict):
-        raise InvalidRequest(422, "body", "has to be a JSON object")
+    content = read_json_object(request)
     try:
         body = ChatBody.model_validate(content)
     except ValidationError as error:
-        raise _invalid(error) from error
+        raise not_usable(error) from error
     given = body.model_fields_set
     if "model" in given and body.model not in models:
         raise InvalidRequest(422, "model", f"has to be one of {', '.join(models)}")
@@ -73,9 +66,3 @@ def read_chat_body(request: Request, *, default_model: str, models: tuple[str, .
     filled = body.model_copy(update={name: value for name, value in defaults.items() if name not in given})
     filled._sent = json.dumps(body.model_dump(exclude_unset=True), sort_keys=True)  # noqa: SLF001 (its own module)
     return filled
-
-
-def _invalid(error: ValidationError) -> InvalidRequest:
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
-    return InvalidRequest(422, place[:200] or "body", first["msg"][:1].lower() + first["msg"][1:200])

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 
-from flask import Flask, Response, current_app, g, json
+from flask import Flask, Response, current_app, g, has_request_context, json, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from werkzeug.http import HTTP_STATUS_CODES
 
 from backends.contract import Duplicate, DuplicateState, Reason, Refusal
+from backends.errors import ThrottleUnavailable
 from backends.money import usd_text
+from flaskapp.openai_errors import error_object, retry_headers, speaks_openai
 
 COST_THROTTLED = "cost_throttled"
 RATE_LIMITED = "rate_limited"
@@ -18,6 +20,7 @@ THROTTLE_UNAVAILABLE = "throttle_unavailable"
 DUPLICATE_REQUEST = "duplicate_request"
 INTERNAL_ERROR = "internal_error"
 
+_PASSED_HEADERS = {"Allow", "WWW-Authenticate"}
 _TITLES = {
     COST_THROTTLED: "Cost limit reached",
     RATE_LIMITED: "Too many requests",
@@ -49,7 +52,16 @@ def problem(  # noqa: PLR0913 (each is a field of RFC 9457 or a header)
     headers: Mapping[str, str] | None = None,
     extra: Mapping[str, object] | None = None,
 ) -> Response:
-    """An ``application/problem+json`` response; `retry_after_seconds` also becomes ``Retry-After``."""
+    """An ``application/problem+json`` response; `retry_after_seconds` also becomes ``Retry-After``.
+
+    On the routes that speak OpenAI's language the same is told in OpenAI's shape.
+    """
+    if has_request_context() and speaks_openai(request.path):
+        details = {"reason": reason, "scope": scope, "retry_after_seconds": retry_after_seconds, **(extra or {})}
+        told = error_object(status, error, message, request_id=g.get("request_id"), details=details)
+        response = Response(json.dumps({"error": told}, sort_keys=False) + "\n", status, mimetype="application/json")
+        response.headers.extend(retry_headers(status, retry_after_seconds, details))
+        return _with_headers(response, retry_after_seconds, headers)
     body = {
         "error": error,
         "message": message,
@@ -64,6 +76,10 @@ def problem(  # noqa: PLR0913 (each is a field of RFC 9457 or a header)
         **(extra or {}),
     }
     response = Response(json.dumps(body, sort_keys=False) + "\n", status, mimetype="application/problem+json")
+    return _with_headers(response, retry_after_seconds, headers)
+
+
+def _with_headers(response: Response, retry_after_seconds: int | None, headers: Mapping[str, str] | None) -> Response:
     response.headers["Cache-Control"] = "no-store"
     response.headers.extend(headers or {})
     if retry_after_seconds is not None:
@@ -114,6 +130,12 @@ def duplicate_refused(duplicate: Duplicate) -> Response:
     return problem(409, DUPLICATE_REQUEST, duplicate_reason(duplicate), duplicate_message(duplicate), extra=extra)
 
 
+def store_unavailable(error: ThrottleUnavailable) -> Response:
+    """503: nobody may say yes."""
+    message = f"This service cannot check its budgets: {error}. Please try again later."
+    return problem(503, THROTTLE_UNAVAILABLE, "store", message, retry_after_seconds=error.retry_after_seconds)
+
+
 def _cost_message(refusal: Refusal) -> str:
     message = _MESSAGES[refusal.cause]
     if refusal.can_never_fit:
@@ -134,8 +156,10 @@ def _duration(seconds: int) -> str:
 class InvalidRequest(Exception):
     """The request cannot be used: what is wrong, and where."""
 
-    def __init__(self, status: int, field: str, reason: str) -> None:
+    def __init__(self, status: int, field: str, reason: str, *, code: str | None = None) -> None:
         super().__init__(f"{field}: {reason}")
+        self.code = code
+        """OpenAI's word for it, where it has one."""
         self.status = status
         self.field = field
         self.reason = reason
@@ -147,9 +171,8 @@ def register_error_handlers(app: Flask) -> None:
     @app.errorhandler(InvalidRequest)
     def invalid(error: InvalidRequest) -> Response:
         message = f"The request cannot be used: {error}."
-        return problem(
-            error.status, INVALID_REQUEST, f"{error.field}: {error.reason}", message, extra={"field": error.field}
-        )
+        extra = {"field": error.field} | ({} if error.code is None else {"code": error.code})
+        return problem(error.status, INVALID_REQUEST, f"{error.field}: {error.reason}", message, extra=extra)
 
     @app.errorhandler(RequestEntityTooLarge)
     def too_large(_: RequestEntityTooLarge) -> Response:
@@ -161,7 +184,7 @@ def register_error_handlers(app: Flask) -> None:
     def http(error: HTTPException) -> Response:
         status = error.code or 500
         name = HTTP_STATUS_CODES.get(status, "Error")
-        headers = {name: value for name, value in error.get_headers() if name == "Allow"}
+        headers = {name: value for name, value in error.get_headers() if name in _PASSED_HEADERS}
         word = name.lower().replace(" ", "_")
         return problem(status, word, word, error.description or name, headers=headers)
 

@@ -82,6 +82,7 @@ def _in_front(redis_of, _upstream, tmp_path_factory):
         "LLM_BASE_URL": _upstream.base_url,
         "LLM_API_KEY": "key-of-the-upstream",
         "LLM_MODELS": "gpt-4o,gpt-4o-mini",
+        "API_KEYS": "key-of-a-client,key-of-another",
         "STREAM_DEADLINE_SECONDS": "2",
         "ENABLE_COST_THROTTLING": "true",
         "HIGH_COST_THRESHOLD_USD": "1",

@@ -1,0 +1,34 @@
+"""What every body of JSON has in common: read strictly, and refused with the place and the reason."""
+
+from flask import Request
+from pydantic import ValidationError
+
+from backends.strict_json import StrictJsonError, loads
+from flaskapp.refusals import InvalidRequest
+
+_PLACE_CHARACTERS = 200
+
+
+def read_json_object(request: Request) -> dict[str, object]:
+    """The body of `request`; numbers with a fraction are `Decimal`.
+
+    Raises:
+        InvalidRequest: 400, 415 or 422: no strict JSON, of another type, or no object.
+    """
+    if request.mimetype != "application/json":
+        raise InvalidRequest(415, "Content-Type", "has to be application/json")
+    try:
+        content = loads(request.get_data(cache=False))
+    except StrictJsonError as error:
+        raise InvalidRequest(400, "body", str(error)) from error
+    if not isinstance(content, dict):
+        raise InvalidRequest(422, "body", "has to be a JSON object")
+    return content
+
+
+def not_usable(error: ValidationError) -> InvalidRequest:
+    """The first thing that is wrong, as a 422. A part of a place in ``<>`` is a choice's name and is left out."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    parts = [part for part in first["loc"] if not str(part).startswith("<")]
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
+    return InvalidRequest(422, place[:_PLACE_CHARACTERS] or "body", first["msg"][:1].lower() + first["msg"][1:200])

@@ -1,0 +1,62 @@
+"""Errors of ``/v1`` in OpenAI's shape, and whether OpenAI's clients should try again by themselves.
+
+`type` is OpenAI's class of error, `code` our word of the contract (or OpenAI's where it has one for the very same),
+and what else there is to say stands beside them: `reason`, `scope`, `in_flight`, `cost_usd`, `request_id` and so on.
+"""
+
+from collections.abc import Mapping
+from decimal import Decimal
+from http import HTTPStatus
+
+PREFIX = "/v1"
+MOST_WAIT_SECONDS = 60
+"""The official client waits no longer than this by itself."""
+_CODES: dict[str, str | None] = {"invalid_request": None, "unauthorized": "invalid_api_key"}
+_WAITS = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
+_FAILS = {HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT}
+_PASSING = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
+"""Statuses of an upstream that it may not answer with a second time; and all from 500 on."""
+
+
+def speaks_openai(path: str) -> bool:
+    """Whether an error there has OpenAI's shape."""
+    return path == PREFIX or path.startswith(f"{PREFIX}/")
+
+
+def error_object(
+    status: int, error: str, message: str, *, request_id: str | None, details: Mapping[str, object]
+) -> dict[str, object]:
+    """The content of ``error``; `details` of None are left out, `field` becomes `param` and `code` is the code."""
+    kept = {name: value for name, value in details.items() if value is not None}
+    return {
+        "message": message,
+        "type": _type(status),
+        "param": kept.pop("field", None),
+        "code": kept.pop("code", _CODES.get(error, error)),
+        "request_id": request_id,
+        **kept,
+    }
+
+
+def retry_headers(status: int, retry_after_seconds: int | None, details: Mapping[str, object]) -> dict[str, str]:
+    """``x-should-retry``, which the official clients obey, and how long they should wait."""
+    if not _helps_to_retry(status, retry_after_seconds, details):
+        return {"x-should-retry": "false"}
+    wait = {} if retry_after_seconds is None else {"retry-after-ms": str(retry_after_seconds * 1_000)}
+    return {"x-should-retry": "true", **wait}
+
+
+def _helps_to_retry(status: int, retry_after_seconds: int | None, details: Mapping[str, object]) -> bool:
+    """Only where nothing was charged, the same request may get another answer, and a little wait is enough."""
+    if status in _WAITS:
+        return retry_after_seconds is not None and retry_after_seconds <= MOST_WAIT_SECONDS
+    if status in _FAILS and not Decimal(str(details.get("cost_usd", 1))):
+        answered = details.get("upstream_status")
+        return not isinstance(answered, int) or answered in _PASSING or answered >= HTTPStatus.INTERNAL_SERVER_ERROR
+    return False
+
+
+def _type(status: int) -> str:
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        return "rate_limit_error"
+    return "server_error" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"

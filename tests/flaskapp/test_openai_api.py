@@ -1,0 +1,804 @@
+"""OpenAI's API in this process, in front of an upstream that writes down what it was asked and what it billed."""
+
+import hashlib
+import json
+import logging
+from decimal import Decimal
+
+import pytest
+
+from tests.apps import NETWORK
+from tests.servers import nanousd, wait_until
+from tests.upstream import WORDS, Upstream
+
+ROUTE = "/v1/chat/completions"
+KEY = "sk-of-a-caller"
+IDENTIFIER = hashlib.sha256(KEY.encode()).hexdigest()
+ASKED = {"model": "gpt-4o", "messages": [{"role": "user", "content": "What is Litecoin?"}]}
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+PLENTY = {
+    "HIGH_COST_THRESHOLD_USD": "1",
+    "NETWORK_COST_LIMIT_USD": "0",
+    "DAILY_COST_LIMIT_USD": "5",
+    "CHAT_RATE_LIMIT": "1000 per minute",
+}
+
+
+@pytest.fixture(scope="module")
+def _upstream():
+    with Upstream() as server:
+        yield server
+
+
+@pytest.fixture
+def upstream(_upstream):
+    _upstream.ledger.clear()
+    _upstream.behave()
+    return _upstream
+
+
+@pytest.fixture
+def make_room(make_app, upstream):
+    """In front of the upstream, with one key and plenty of money, unless told otherwise."""
+
+    def make(**environment):
+        given = {"LLM_BASE_URL": upstream.base_url, "LLM_API_KEY": "key-of-the-operator", "API_KEYS": KEY, **PLENTY}
+        return make_app(**{name: text for name, text in {**given, **environment}.items() if text is not None})
+
+    return make
+
+
+@pytest.fixture
+def room(make_room):
+    return make_room()
+
+
+def ask(room, *, key=KEY, headers=None, body=None, **fields):
+    given = {} if key is None else {"Authorization": f"Bearer {key}"}
+    content = {**ASKED, **fields} if body is None else body
+    return room.client.post(
+        ROUTE, json=content, headers={**given, **(headers or {})}, environ_base={"REMOTE_ADDR": NETWORK}, buffered=True
+    )
+
+
+def chunks_of(answer):
+    """The events of a stream; the mark at its end as it is."""
+    parts = [part for part in answer.get_data().decode().split("\n\n") if part and not part.startswith(":")]
+    assert all(part.startswith("data: ") and "\n" not in part for part in parts)
+    return [part[6:] if part[6:] == "[DONE]" else json.loads(part[6:]) for part in parts]
+
+
+def told(answer, status):
+    """The error in an answer, after a look at what every one of them has."""
+    assert (answer.status_code, answer.mimetype) == (status, "application/json")
+    assert list(answer.json) == ["error"]
+    error = answer.json["error"]
+    assert list(error)[:4] == ["message", "type", "param", "code"]
+    assert error["request_id"] == answer.headers["X-Request-ID"]
+    assert answer.headers["x-should-retry"] in {"true", "false"}
+    return error
+
+
+def bill_of(entry):
+    """What a bill costs at gpt-4o's price, in nano-dollars."""
+    return entry.input_tokens * 2_500 + entry.generated_tokens * 10_000
+
+
+def reserved(answer):
+    return nanousd(answer.headers["X-Cost-Reserved-USD"])
+
+
+# --- keys
+
+
+@pytest.mark.parametrize("path", [ROUTE, "/v1/models", "/v1/models/gpt-4o"])
+@pytest.mark.parametrize(
+    "authorization",
+    [None, "", "Bearer", "Bearer ", "Bearer wrong", f"Basic {KEY}", KEY, f"Bearer {IDENTIFIER}", "Bearer schl\xfcssel"],
+)
+def test_without_a_registered_key_everything_is_a_401(room, upstream, path, authorization):
+    headers = {} if authorization is None else {"Authorization": authorization}
+    method = room.client.post if path == ROUTE else room.client.get
+    answer = method(path, headers=headers, **({"json": ASKED} if path == ROUTE else {}))
+    error = told(answer, 401)
+    assert (error["code"], error["reason"]) == ("invalid_api_key", "unauthorized")
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
+    assert answer.headers["x-should-retry"] == "false"
+    assert room.stored() == {}
+    assert upstream.ledger == []
+
+
+@pytest.mark.parametrize("key", [KEY, None, "*", ""])
+def test_without_api_keys_nobody_passes_in_production(make_room, key):
+    room = make_room(API_KEYS=None, ENVIRONMENT="production", ENABLE_CHALLENGE_RESPONSE="false")
+    told(ask(room, key=key), 401)
+    assert room.stored() == {}
+
+
+@pytest.mark.parametrize("registered", [KEY, IDENTIFIER, f"other-key, {IDENTIFIER.upper()}", f"{'0' * 64},{KEY}"])
+def test_a_key_is_known_by_itself_or_by_its_hash_and_the_hash_is_who_asks(make_room, upstream, registered):
+    room = make_room(API_KEYS=registered)
+    assert ask(room).status_code == 200
+    assert room.daily(IDENTIFIER) == room.window(IDENTIFIER) == bill_of(upstream.ledger[0]) > 0
+    told(ask(room, key="0" * 64), 401)
+
+
+@pytest.mark.parametrize("key", [None, KEY, "schl\xfcssel"])
+def test_open_to_anyone_the_network_is_who_asks(make_room, upstream, key):
+    room = make_room(API_KEYS="*")
+    assert ask(room, key=key, headers={"X-Fingerprint": "not looked at!"}).status_code == 200
+    assert room.daily(f"ip:{NETWORK}") == bill_of(upstream.ledger[0])
+    assert [stored for stored in room.redis.keys("*") if IDENTIFIER in stored] == []
+
+
+def test_a_callers_key_goes_nowhere(make_room, upstream, caplog):
+    room = make_room()
+    with caplog.at_level(logging.DEBUG, "tollgate"):
+        assert ask(room).status_code == ask(room, stream=True, user="somebody").status_code == 200
+        told(ask(room, n=99), 422)
+        told(ask(room, key="sk-wrong-but-secret"), 401)
+    assert [entry.headers["Authorization"] for entry in upstream.ledger] == ["Bearer key-of-the-operator"] * 2
+    dump = " ".join(room.redis.keys("*")) + str(room.stored())
+    lines = "\n".join(f"{record.getMessage()} {vars(record)}" for record in caplog.records)
+    assert "identifier" in lines
+    for secret in (KEY, "sk-wrong-but-secret", "key-of-the-operator"):
+        assert secret not in dump
+        assert secret not in lines
+    assert IDENTIFIER not in lines
+
+
+def test_the_counter_of_requests_is_the_keys_own(make_room):
+    room = make_room(API_KEYS=f"{KEY},other", CHAT_RATE_LIMIT="2 per minute")
+    assert [ask(room).status_code for _ in range(2)] == [200, 200]
+    error = told(refused := ask(room), 429)
+    assert (error["code"], error["reason"], error["scope"]) == ("rate_limited", "rate_limit", "identifier")
+    assert refused.headers["x-should-retry"] == "true"
+    assert int(refused.headers["retry-after-ms"]) == 1_000 * int(refused.headers["Retry-After"]) <= 60_000
+    assert ask(room, key="other").status_code == 200
+    assert [ask(room, key="wrong").status_code for _ in range(3)] == [401, 401, 429]
+
+
+# --- what passes
+
+
+PASSES = {
+    "temperature": 0.10,
+    "top_p": 1,
+    "frequency_penalty": -2,
+    "presence_penalty": 0.5,
+    "stop": ["\n", "end"],
+    "seed": 7,
+    "logit_bias": {"50256": -100},
+    "logprobs": True,
+    "top_logprobs": 3,
+    "user": "somebody",
+    "safety_identifier": "somebody",
+    "prompt_cache_key": "a",
+    "metadata": {"a": "b"},
+    "store": False,
+    "reasoning_effort": "low",
+    "verbosity": "high",
+    "parallel_tool_calls": False,
+    "tools": [
+        TOOL,
+        {"type": "custom", "custom": {"name": "sql", "format": {"type": "text"}}},
+    ],
+    "tool_choice": {"type": "function", "function": {"name": "weather"}},
+    "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}},
+}
+MESSAGES = [
+    {"role": "developer", "content": "Be brief."},
+    {"role": "system", "content": [{"type": "text", "text": "And kind."}]},
+    {
+        "role": "user",
+        "name": "ann",
+        "content": [
+            {"type": "text", "text": "What is this?"},
+            {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA", "detail": "low"}},
+        ],
+    },
+    {
+        "role": "assistant",
+        "content": None,
+        "refusal": None,
+        "annotations": [],
+        "audio": None,
+        "tool_calls": [{"id": "1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}],
+    },
+    {"role": "tool", "tool_call_id": "1", "content": "rain 😀"},
+    {"role": "user", "content": "So?"},
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_cannot_multiply_the_cost_passes_as_it_was_sent(room, upstream, stream):
+    assert ask(room, messages=MESSAGES, **PASSES, stream=stream).status_code == 200
+    sent = dict(upstream.ledger[0].request)
+    assert sent.pop("max_tokens") == 400
+    if stream:
+        assert (sent.pop("stream"), sent.pop("stream_options")) == (True, {"include_usage": True})
+    assert sent == {"model": "gpt-4o", "messages": MESSAGES, **PASSES}
+    assert room.daily(IDENTIFIER) == bill_of(upstream.ledger[0])
+
+
+def test_null_is_as_good_as_nothing(room, upstream):
+    nothing = dict.fromkeys([*PASSES, "n", "max_tokens", "max_completion_tokens", "stream", "stream_options"])
+    assert ask(room, **nothing).status_code == 200
+    assert set(upstream.ledger[0].request) == {"model", "messages", "max_tokens"}
+
+
+def test_every_digit_of_a_number_passes(room, upstream):
+    body = json.dumps(ASKED)[:-1] + ', "temperature": 0.1000000000000000055511151231257827}'
+    answer = room.client.post(
+        ROUTE, data=body, content_type="application/json", headers={"Authorization": f"Bearer {KEY}"}
+    )
+    assert answer.status_code == 200
+    assert upstream.ledger[0].request["temperature"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("asked", "told_to_upstream"),
+    [
+        ({}, 400),
+        ({"max_tokens": 7}, 7),
+        ({"max_completion_tokens": 9}, 9),
+        ({"max_tokens": 100_000}, 400),
+        ({"max_tokens": 8, "max_completion_tokens": 9}, 8),
+        ({"max_tokens": 10**9, "max_completion_tokens": None}, 400),
+    ],
+)
+def test_the_maximum_is_cut_to_the_ceiling_and_reserved_as_told(room, upstream, asked, told_to_upstream):
+    answer = ask(room, **asked)
+    (entry,) = upstream.ledger
+    assert {name: entry.request[name] for name in entry.request if "tokens" in name} == {"max_tokens": told_to_upstream}
+    assert (reserved(answer) - told_to_upstream * 10_000) % 2_500 == 0
+    assert reserved(answer) >= told_to_upstream * 10_000 + entry.input_tokens * 2_500
+
+
+def test_a_ceiling_that_is_changed_holds_at_once(room, upstream):
+    assert room.patch(llm_max_tokens=3).status_code == 200
+    assert ask(room, max_tokens=5).json["usage"]["completion_tokens"] == 3
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_choices_are_priced(room, upstream, stream):
+    one, three = ask(room, max_tokens=30), ask(room, n=3, max_tokens=30, stream=stream)
+    assert reserved(three) - reserved(one) == 2 * 30 * 10_000
+    assert upstream.ledger[1].request["n"] == 3
+    assert upstream.ledger[1].generated_tokens == 60
+    assert room.daily(IDENTIFIER) == sum(map(bill_of, upstream.ledger))
+
+
+@pytest.mark.parametrize(("asked", "sent"), [("auto", "default"), ("default", "default"), (None, None)])
+def test_the_tier_is_the_one_whose_prices_hold(room, upstream, asked, sent):
+    assert ask(room, service_tier=asked).status_code == 200
+    assert upstream.ledger[0].request.get("service_tier") == sent
+
+
+# --- what is refused
+
+USER = {"role": "user", "content": "x"}
+
+
+def image(url, **more):
+    return {"messages": [{**USER, "content": [{"type": "image_url", "image_url": {"url": url, **more}}]}]}
+
+
+REFUSED = [
+    ({"service_tier": "flex"}, "service_tier"),
+    ({"service_tier": "priority"}, "service_tier"),
+    ({"modalities": ["text", "audio"]}, "modalities[1]"),
+    ({"audio": {"voice": "alloy", "format": "wav"}}, "audio"),
+    ({"prediction": {"type": "content", "content": "x"}}, "prediction"),
+    ({"web_search_options": {}}, "web_search_options"),
+    ({"prompt_cache_retention": "24h"}, "prompt_cache_retention"),
+    ({"moderation": {"model": "x"}}, "moderation"),
+    ({"best_of": 2}, "best_of"),
+    ({"nonsense": 1}, "nonsense"),
+    ({"n": 9}, "n"),
+    ({"n": 0}, "n"),
+    ({"n": -1}, "n"),
+    ({"n": True}, "n"),
+    ({"n": "2"}, "n"),
+    ({"n": 1.0}, "n"),
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"max_tokens": -1}, "max_tokens"),
+    ({"max_tokens": 10**9 + 1}, "max_tokens"),
+    ({"max_tokens": 2**53 + 1}, "max_tokens"),
+    ({"max_tokens": 10**30}, "max_tokens"),
+    ({"max_tokens": 1.5}, "max_tokens"),
+    ({"max_tokens": "5"}, "max_tokens"),
+    ({"max_tokens": True}, "max_tokens"),
+    ({"max_completion_tokens": 0}, "max_completion_tokens"),
+    ({"temperature": "1"}, "temperature"),
+    ({"temperature": 2.1}, "temperature"),
+    ({"temperature": True}, "temperature"),
+    ({"seed": 10**30}, "seed"),
+    ({"stop": ["x"] * 5}, "stop"),
+    ({"stream": 1}, "stream"),
+    ({"stream_options": {"include_usage": True}}, "stream_options"),
+    ({"stream": True, "stream_options": {"other": 1}}, "stream_options.other"),
+    ({"tools": [{"type": "web_search"}]}, "tools[0]"),
+    ({"tools": [{"type": "function", "function": {"name": "a"}, "max": 3}]}, "tools[0].max"),
+    ({"tools": [TOOL] * 129}, "tools"),
+    ({"tool_choice": {"type": "web_search"}}, "tool_choice"),
+    ({"response_format": {"type": "grammar"}}, "response_format"),
+    ({"reasoning_effort": "very"}, "reasoning_effort"),
+    ({"messages": []}, "messages"),
+    ({"messages": "x"}, "messages"),
+    ({"messages": [{"role": "user"}] * 2_049}, "messages"),
+    ({"messages": [{"role": "nobody", "content": "x"}]}, "messages[0].role"),
+    ({"messages": [USER, {**USER, "content": 5}]}, "messages[1].content"),
+    ({"messages": [{**USER, "content": [{"type": "input_audio", "input_audio": {}}]}]}, "messages[0].content[0]"),
+    ({"messages": [{**USER, "content": [{"type": "file", "file": {}}]}]}, "messages[0].content[0]"),
+    ({"messages": [{**USER, "content": [{"type": ["text"], "text": "x"}]}]}, "messages[0].content[0]"),
+    (image("https://a", detail="original"), "messages[0].content[0].image_url.detail"),
+    (image("file:///etc/passwd"), "messages[0].content[0].image_url.url"),
+    ({"messages": [{"role": "assistant", "audio": {"id": "x"}}]}, "messages[0].audio"),
+    ({"messages": [{**USER, "cache_control": {"type": "ephemeral"}}]}, "messages[0].cache_control"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "place"), REFUSED)
+def test_what_is_unknown_or_not_bounded_is_a_422_that_names_the_field(room, upstream, fields, place):
+    error = told(ask(room, **fields), 422)
+    assert (error["param"], error["type"]) == (place, "invalid_request_error")
+    assert error["reason"].startswith(f"{place}: ")
+    assert upstream.ledger == []
+    assert room.stored() == {}
+
+
+def test_a_model_that_is_not_offered_is_a_422(room, upstream):
+    error = told(ask(room, model="gpt-5"), 422)
+    assert (error["param"], error["code"]) == ("model", "model_not_found")
+    assert upstream.ledger == []
+
+
+def test_without_a_model_the_default_one_answers(room, upstream):
+    assert ask(room, body={"messages": ASKED["messages"]}).status_code == 200
+    assert upstream.ledger[0].request["model"] == "gpt-4o"
+
+
+@pytest.mark.parametrize(
+    ("data", "content_type", "status"),
+    [
+        ("{", "application/json", 400),
+        ('{"n":1,"n":2}', "application/json", 400),
+        ('{"n":NaN}', "application/json", 400),
+        ("[" * 100_000, "application/json", 400),
+        (b'{"messages":"\xff"}', "application/json", 400),
+        (r'{"messages":"\ud800"}', "application/json", 400),
+        ("[]", "application/json", 422),
+        ("{}", "text/plain", 415),
+        ("x" * 1_000_001, "application/json", 413),
+    ],
+)
+def test_what_is_no_body_has_the_same_shape(room, upstream, data, content_type, status):
+    headers = {"Authorization": f"Bearer {KEY}"}
+    error = told(room.client.post(ROUTE, data=data, content_type=content_type, headers=headers), status)
+    assert error["type"] == "invalid_request_error"
+    assert error["param"] in {"body", "Content-Type"}
+    assert upstream.ledger == []
+
+
+def test_flasks_own_errors_have_the_shape_too(room):
+    headers = {"Authorization": f"Bearer {KEY}"}
+    assert told(room.client.get("/v1/embeddings", headers=headers), 404)["code"] == "not_found"
+    assert told(room.client.get("/v1"), 404)["code"] == "not_found"
+    answer = room.client.get(ROUTE, headers=headers)
+    assert told(answer, 405)["code"] == "method_not_allowed"
+    assert "POST" in answer.headers["Allow"]
+    # Elsewhere nothing changes.
+    assert room.client.get("/v10").mimetype == room.client.get("/x").mimetype == "application/problem+json"
+
+
+def test_a_bug_is_a_500_without_a_traceback_and_the_whole_reservation(room, monkeypatch):
+    from flaskapp.llm.openai_compatible import OpenAICompatibleModel
+
+    def fail(*_):
+        raise RuntimeError("inner words")
+
+    monkeypatch.setattr(OpenAICompatibleModel, "complete", fail)
+    answer = ask(room)
+    error = told(answer, 500)
+    assert (error["type"], error["code"]) == ("server_error", "internal_error")
+    assert answer.headers["x-should-retry"] == "false"
+    assert "inner" not in answer.text
+    assert room.daily(IDENTIFIER) > 4_000_000
+
+
+# --- the input
+
+
+def test_an_input_that_is_too_long_is_refused_and_nothing_is_left_out(room, upstream):
+    history = [{"role": "user", "content": "word " * 1_600}, {"role": "assistant", "content": "word " * 1_600}]
+    error = told(ask(room, messages=[*history, USER]), 422)
+    assert (error["param"], error["code"]) == ("messages", "context_length_exceeded")
+    assert upstream.ledger == []
+    assert ask(room, messages=[history[0], USER]).status_code == 200
+    assert len(upstream.ledger[0].request["messages"]) == 2
+
+
+def test_an_image_of_a_model_without_a_bound_is_refused(make_room, upstream):
+    prices = {"LLM_PRICE_INPUT_USD_PER_MTOK": "1", "LLM_PRICE_OUTPUT_USD_PER_MTOK": "2"}
+    room = make_room(LLM_MODEL="some-vision-model", **prices)
+    assert ask(room, model="some-vision-model").status_code == 200
+    error = told(ask(room, model="some-vision-model", messages=MESSAGES), 422)
+    assert error["param"] == "messages"
+    assert "image" in error["reason"]
+    assert len(upstream.ledger) == 1
+
+
+# --- streams
+
+
+def test_chunks_pass_through_as_they_are_and_the_usage_only_if_it_was_asked_for(room, upstream):
+    upstream.behave(words=("one ", "two "), usage="every", comments=True)
+    plain, with_usage = ask(room, stream=True), ask(room, stream=True, stream_options={"include_usage": True})
+    assert (plain.status_code, plain.mimetype) == (200, "text/event-stream")
+    *chunks, done = chunks_of(plain)
+    assert done == "[DONE]"
+    envelope = {"id": "chatcmpl-upstream", "object": "chat.completion.chunk"}
+    envelope |= {"created": 1_700_000_000, "model": "gpt-4o-2026"}
+    expected = [
+        {**envelope, "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]},
+        *(
+            {**envelope, "choices": [{"index": 0, "delta": {"content": word}, "finish_reason": None}]}
+            for word in ("one ", "two ")
+        ),
+        {**envelope, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
+    ]
+    assert chunks == expected
+    *told_chunks, last, done = chunks_of(with_usage)
+    assert told_chunks == [{**chunk, "usage": None} for chunk in expected]
+    entry = upstream.ledger[1]
+    assert last.pop("usage") == {
+        "prompt_tokens": entry.input_tokens,
+        "completion_tokens": 2,
+        "total_tokens": entry.input_tokens + 2,
+        "prompt_tokens_details": {"cached_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 0},
+    }
+    assert (last, done) == ({**envelope, "choices": []}, "[DONE]")
+    assert room.daily(IDENTIFIER) == sum(map(bill_of, upstream.ledger))
+
+
+@pytest.mark.parametrize("asked", [None, False])
+@pytest.mark.parametrize("usage", ["end", "twice", "with_finish", "every"])
+def test_it_is_counted_also_where_the_client_does_not_ask(room, upstream, usage, asked):
+    upstream.behave(usage=usage)
+    answer = ask(room, stream=True, stream_options={"include_usage": asked, "include_obfuscation": False})
+    chunks = chunks_of(answer)
+    assert chunks[-1] == "[DONE]"
+    assert [chunk for chunk in chunks[:-1] if "usage" in chunk or not chunk["choices"]] == []
+    assert upstream.ledger[0].request["stream_options"] == {"include_usage": True, "include_obfuscation": False}
+    assert room.daily(IDENTIFIER) == bill_of(upstream.ledger[0])
+
+
+@pytest.mark.parametrize("usage", ["none", "zero", "zero_output", "rubbish", "absurd"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_nobody_can_know_is_the_whole_reservation(room, upstream, usage, stream):
+    upstream.behave(usage=usage)
+    options = {"stream_options": {"include_usage": True}} if stream else {}
+    answer = ask(room, stream=stream, **options)
+    assert answer.status_code == 200
+    assert room.daily(IDENTIFIER) == reserved(answer) > bill_of(upstream.ledger[0])
+    if stream:
+        *_, last, done = chunks_of(answer)
+        assert done == "[DONE]"
+        assert last["choices"] == []
+        assert last["usage"]["completion_tokens"] == 400
+
+
+def test_reasoning_tools_and_choices_stream_through(room, upstream):
+    upstream.behave(tool_call=True)
+    chunks = chunks_of(ask(room, stream=True, tools=[TOOL], n=2))
+    calls = [part for chunk in chunks[:-1] for part in chunk["choices"][0]["delta"].get("tool_calls", [])]
+    assert [call["function"]["arguments"] for call in calls] == ["", "", '{"city"', '{"city"', ':"Oslo"}', ':"Oslo"}']
+    assert [chunk["choices"][0]["index"] for chunk in chunks[:-1]] == [0, 1] * 5
+    upstream.behave(reasoning_words=3, words=("x",))
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks_of(ask(room, stream=True))[:-1]]
+    assert sum("reasoning_content" in delta for delta in deltas) == 3
+    assert room.daily(IDENTIFIER) == sum(map(bill_of, upstream.ledger))
+
+
+@pytest.mark.parametrize("how", ["cut", "rubbish", "error_event", "named_error", "not_an_object", "late_reset"])
+def test_a_stream_that_breaks_ends_with_an_error_and_no_mark(room, upstream, how):
+    upstream.behave(words=("one ", "two "), ending=how)
+    answer = ask(room, stream=True)
+    *chunks, last = chunks_of(answer)
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == "one two "
+    error = last["error"]
+    assert list(error)[:4] == ["message", "type", "param", "code"]
+    assert (error["type"], error["code"]) == ("server_error", "upstream_error")
+    assert error["request_id"] == answer.headers["X-Request-ID"]
+    assert nanousd(error["cost_usd"]) == reserved(answer) == room.daily(IDENTIFIER) >= bill_of(upstream.ledger[0])
+    assert "overloaded" not in answer.text
+
+
+def test_more_than_was_asked_for_is_cut_with_an_end_that_says_so(room, upstream):
+    upstream.behave(ignore_max_tokens=True, pause_seconds=0.005)
+    answer = ask(room, stream=True, max_tokens=3, n=2, stream_options={"include_usage": True})
+    *_, first_end, second_end, usage, done = chunks_of(answer)
+    ends = [end["choices"][0] for end in (first_end, second_end)]
+    assert [(end["index"], end["finish_reason"], end["delta"]) for end in ends] == [
+        (0, "length", {}),
+        (1, "length", {}),
+    ]
+    assert {end["id"] for end in (first_end, second_end, usage)} == {"chatcmpl-upstream"}
+    assert (usage["choices"], done) == ([], "[DONE]")
+    assert room.daily(IDENTIFIER) == reserved(answer) + 10_000
+
+
+def test_slices_reserve_little_and_end_the_stream_cleanly_where_the_budget_ends(make_room, upstream):
+    room = make_room(RESERVATION_POLICY="slices", DAILY_COST_LIMIT_USD="0.0010")
+    changed = room.patch(reservation_slice_tokens=10, reservation_cushion_tokens=20)
+    assert changed.status_code == 200
+    upstream.behave(words=tuple(f"word{number} " for number in range(300)), pause_seconds=0.002)
+    answer = ask(room, stream=True)
+    assert reserved(answer) < 30 * 10_000 + 28 * 2_500 + 1
+    *_, end, done = chunks_of(answer)
+    assert (end["choices"][0]["finish_reason"], done) == ("length", "[DONE]")
+    assert room.daily(IDENTIFIER) <= 1_000_000
+    wait_until(upstream.ledger[0].over.is_set, 5, "the upstream has noticed")
+    assert bill_of(upstream.ledger[0]) <= room.daily(IDENTIFIER)
+    # What is not streamed cannot be extended on its way: all of it, or nothing.
+    assert told(ask(room), 429)["can_never_fit"] is True
+
+
+def test_a_client_that_leaves_is_settled(room, upstream):
+    headers = {"Authorization": f"Bearer {KEY}"}
+    answer = room.client.post(ROUTE, json={**ASKED, "stream": True}, headers=headers)
+    answer.close()
+    assert room.daily(IDENTIFIER) == bill_of(upstream.ledger[0])
+    assert room.redis.keys("llm:open:*") == []
+
+
+# --- whole answers
+
+
+def test_a_whole_answer_is_passed_on_as_it_is(room, upstream):
+    answer = ask(room)
+    (entry,) = upstream.ledger
+    assert (answer.status_code, answer.mimetype) == (200, "application/json")
+    assert "stream" not in entry.request
+    assert entry.headers["Accept"] == "application/json"
+    body = answer.json
+    assert (body["id"], body["x_extra"]) == ("chatcmpl-upstream", 0.1)
+    assert body["choices"][0]["message"] == {"role": "assistant", "content": "".join(WORDS)}
+    assert body["usage"]["completion_tokens"] == entry.generated_tokens == 20
+    assert room.daily(IDENTIFIER) == bill_of(entry)
+    assert room.redis.keys("llm:open:*") == []
+
+
+def test_a_whole_answer_calls_tools(room, upstream):
+    upstream.behave(tool_call=True)
+    (choice,) = ask(room, tools=[TOOL]).json["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["message"]["tool_calls"][0]["function"] == {"name": "weather", "arguments": '{"city":"Oslo"}'}
+    assert room.daily(IDENTIFIER) == bill_of(upstream.ledger[0])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("status", "retry"),
+    [(400, "false"), (401, "false"), (404, "false"), (302, "false"), (429, "true"), (500, "true"), (503, "true")],
+)
+def test_a_refusal_of_the_upstream_is_a_502_that_costs_nothing(room, upstream, status, retry, stream):
+    upstream.behave(status=status, body='{"error": {"message": "words of the upstream"}}')
+    answer = ask(room, stream=stream)
+    error = told(answer, 502)
+    assert (error["code"], error["cost_usd"]) == ("upstream_error", "0.000000000")
+    assert (error["reason"], error["upstream_status"]) == ("not_taken", status)
+    assert answer.headers["x-should-retry"] == retry
+    assert "words of" not in answer.text
+    assert room.daily(IDENTIFIER) == 0
+    assert len(upstream.ledger) == 1
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        {"before_headers": "reset"},
+        {"ending": "reset"},
+        {"ending": "cut"},
+        {"ending": "rubbish"},
+        {"ending": "not_an_object"},
+        {"ending": "error_event"},
+        {"content_type": "text/html"},
+    ],
+    ids=str,
+)
+def test_a_whole_answer_that_breaks_is_a_502_and_the_whole_reservation(room, upstream, script):
+    upstream.behave(**script)
+    answer = ask(room)
+    error = told(answer, 502)
+    assert nanousd(error["cost_usd"]) == reserved(answer) == room.daily(IDENTIFIER) > 4_000_000
+    assert (error["reason"], answer.headers["x-should-retry"]) == ("broken", "false")
+    assert len(upstream.ledger) == 1
+
+
+@pytest.mark.parametrize("script", [{"before_headers": "stall"}, {"before_headers": "trickle"}, {"ending": "stall"}])
+def test_an_answer_past_the_deadline_is_a_504_and_the_whole_reservation(make_room, upstream, script):
+    room = make_room(STREAM_DEADLINE_SECONDS="1")
+    upstream.behave(**script)
+    answer = ask(room)
+    error = told(answer, 504)
+    assert nanousd(error["cost_usd"]) == reserved(answer) == room.daily(IDENTIFIER)
+    assert (error["reason"], answer.headers["x-should-retry"]) == ("timeout", "false")
+    assert upstream.ledger[0].over.wait(2)
+
+
+def test_an_overrun_is_booked_as_it_is(room, upstream):
+    upstream.behave(ignore_max_tokens=True)
+    answer = ask(room, max_tokens=2)
+    assert room.daily(IDENTIFIER) == bill_of(upstream.ledger[0]) > reserved(answer)
+
+
+# --- the guard
+
+
+def test_an_admitted_answer_has_the_headers_of_the_contract(room):
+    for stream in (False, True):
+        headers = ask(room, stream=stream, headers={"X-Request-ID": "mine"}).headers
+        assert headers["X-Throttle-Backend"] == "atomic"
+        assert headers["X-Request-ID"] != "mine"
+        assert headers["Server-Timing"].startswith("throttle;dur=")
+        assert headers["RateLimit-Policy"].startswith(
+            '"window";q=1000000;w=600;qu="tollgate-microusd", "day";q=5000000'
+        )
+        assert headers["RateLimit"].startswith('"window";r=')
+
+
+@pytest.mark.parametrize("backend", ["legacy", "memory", "off"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_every_backend_stands_in_front_of_it(make_room, upstream, backend, stream):
+    if backend == "off":
+        room = make_room(ENABLE_COST_THROTTLING="false")
+    else:
+        room = make_room(THROTTLE_BACKEND=backend, WEB_CONCURRENCY="1")
+    answer = ask(room, stream=stream)
+    assert (answer.status_code, answer.headers["X-Throttle-Backend"]) == (200, backend)
+    assert ("X-Cost-Reserved-USD" in answer.headers) == (backend != "off")
+    if backend == "legacy":
+        assert room.daily(IDENTIFIER) == bill_of(upstream.ledger[0])
+
+
+def test_while_redis_is_away_the_emergency_budget_pays_or_it_is_closed(make_room, upstream):
+    room = make_room(REDIS_URL="redis://127.0.0.1:1/0", FAIL_OPEN_BUDGET_USD="0.004")
+    assert ask(room, max_tokens=100).headers["X-Throttle-Backend"] == "emergency"
+    refused = ask(room)
+    error = told(refused, 503)
+    assert (error["code"], error["type"]) == ("throttle_unavailable", "server_error")
+    assert refused.headers["x-should-retry"] == "true"
+    assert int(refused.headers["Retry-After"]) >= 1
+    assert "Server-Timing" in refused.headers
+    assert len(upstream.ledger) == 1
+
+
+def test_a_window_that_is_spent_says_whether_to_wait(make_room, upstream):
+    room = make_room(HIGH_COST_THRESHOLD_USD="0.0045", THROTTLE_WHEN_BUSY="false")
+    upstream.behave(usage="none")
+    assert ask(room).status_code == 200
+    refused = ask(room)
+    error = told(refused, 429)
+    assert (error["type"], error["code"]) == ("rate_limit_error", "cost_throttled")
+    assert (error["reason"], error["scope"]) == ("window_limit", "identifier")
+    assert error["message"].startswith("High usage detected")
+    # It is ten minutes until the window has moved on: nobody should wait for that inside a call.
+    assert int(refused.headers["Retry-After"]) > 60
+    assert refused.headers["x-should-retry"] == "false"
+    assert "retry-after-ms" not in refused.headers
+    assert "Server-Timing" in refused.headers
+    assert len(upstream.ledger) == 1
+
+
+def test_what_never_fits_and_a_spent_day_are_not_tried_again(make_room, upstream):
+    room = make_room(DAILY_COST_LIMIT_USD="0.0045")
+    never = ask(room, n=2)
+    error = told(never, 429)
+    assert (error["reason"], error["can_never_fit"]) == ("daily_limit", True)
+    assert (never.headers["x-should-retry"], "Retry-After" in never.headers) == ("false", False)
+    room.redis.delete(f"llm:throttle:{IDENTIFIER}")
+    upstream.behave(usage="none")
+    assert ask(room).status_code == 200
+    spent = ask(room)
+    assert told(spent, 429)["message"].startswith("Daily usage limit reached")
+    assert spent.headers["x-should-retry"] == "false"
+
+
+def test_a_key_of_idempotency_is_answered_once_and_belongs_to_its_caller_and_route(make_room, upstream):
+    room = make_room(API_KEYS=f"{KEY},other")
+    once = {"Idempotency-Key": "once"}
+    first = ask(room, headers=once)
+    assert first.status_code == 200
+    for stream in (False, True):
+        again = ask(room, headers=once, **({"stream": True} if stream else {}))
+        error = told(again, 409)
+        assert (error["code"], error["reason"]) == ("duplicate_request", "other_body" if stream else "settled")
+        assert error["first_request_id"] == first.headers["X-Request-ID"]
+        assert nanousd(error["cost_usd"]) == bill_of(upstream.ledger[0])
+        assert again.headers["x-should-retry"] == "false"
+        assert "Server-Timing" in again.headers
+    assert len(upstream.ledger) == 1
+    assert ask(room, headers=once, key="other").status_code == 200
+    assert room.chat(IDENTIFIER, headers=once).status_code == 200
+    # One that was released is free again.
+    upstream.behave(status=500)
+    assert [ask(room, headers={"Idempotency-Key": "two"}).status_code for _ in range(2)] == [502, 502]
+    assert told(ask(room, headers={"Idempotency-Key": "ü"}), 400)["param"] == "Idempotency-Key"
+
+
+def test_the_words_of_the_log_are_those_of_the_chat(make_room, caplog):
+    room = make_room(HIGH_COST_THRESHOLD_USD="0.0045")
+    with caplog.at_level(logging.INFO, "tollgate"):
+        ask(room, stream=True)
+        told(ask(room, n=2), 429)
+    messages = [record.getMessage() for record in caplog.records]
+    called, recorded = "Cost throttling check called", "Cost recorded for stable_identifier"
+    assert [line for line in messages if line in {called, recorded}] == [called, recorded, called]
+    assert "Cost settled" in messages
+    assert "Cost-based throttling triggered" in messages
+
+
+# --- the built-in model
+
+
+@pytest.fixture
+def builtin(make_app):
+    return make_app(API_KEYS=KEY, **PLENTY)
+
+
+def test_the_builtin_model_answers_whole(builtin):
+    answer = ask(builtin)
+    body = answer.json
+    assert list(body) == ["id", "object", "created", "model", "choices", "usage"]
+    assert body["id"].startswith("chatcmpl-")
+    assert (body["object"], body["model"]) == ("chat.completion", "gpt-4o")
+    assert abs(body["created"] - builtin.tollgate.guard._clock.now_us() // 10**6) < 60
+    (choice,) = body["choices"]
+    assert choice["message"]["content"].startswith("Litecoin (LTC) is")
+    assert choice["finish_reason"] == "stop"
+    usage = body["usage"]
+    cost = usage["prompt_tokens"] * 2_500 + usage["completion_tokens"] * 10_000
+    assert builtin.daily(IDENTIFIER) == cost > 0
+    assert ask(builtin, max_tokens=2).json["choices"][0]["finish_reason"] == "length"
+    assert told(ask(builtin, n=2), 422)["param"] == "n"
+
+
+def test_the_builtin_model_streams(builtin):
+    *chunks, usage, done = chunks_of(ask(builtin, stream=True, stream_options={"include_usage": True}))
+    assert done == "[DONE]"
+    assert len({chunk["id"] for chunk in [*chunks, usage]}) == 1
+    assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
+    assert chunks[-1]["choices"][0] == {"index": 0, "delta": {}, "logprobs": None, "finish_reason": "stop"}
+    assert usage["usage"]["completion_tokens"] == len(chunks) - 1
+    text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+    assert text == ask(builtin).json["choices"][0]["message"]["content"]
+
+
+def test_the_builtin_model_has_a_deadline_too(make_app):
+    room = make_app(API_KEYS=KEY, **PLENTY, STREAM_DEADLINE_SECONDS="1", DEMO_TOKENS_PER_SECOND="20")
+    answer = ask(room)
+    assert told(answer, 504)["reason"] == "timeout"
+    assert room.daily(IDENTIFIER) == reserved(answer)
+
+
+# --- models
+
+
+def test_the_offered_models_are_listed(make_room):
+    room = make_room(LLM_MODELS="gpt-4o,gpt-4o-mini")
+    headers = {"Authorization": f"Bearer {KEY}"}
+    listed = room.client.get("/v1/models", headers=headers).json
+    assert listed["object"] == "list"
+    assert [card["id"] for card in listed["data"]] == ["gpt-4o", "gpt-4o-mini"]
+    assert room.client.get("/v1/models/gpt-4o", headers=headers).json == listed["data"][0]
+    assert told(room.client.get("/v1/models/gpt-5", headers=headers), 404)["code"] == "model_not_found"
+
+
+def test_a_price_of_the_reservation_covers_cached_input(room, upstream):
+    upstream.behave(cached_tokens=4)
+    ask(room)
+    entry = upstream.ledger[0]
+    assert room.daily(IDENTIFIER) == bill_of(entry) - 4 * Decimal(1_250)

@@ -1,0 +1,66 @@
+"""Whatever reaches a model has reserved first: each route is tried, and the upstream looks into Redis every time."""
+
+import itertools
+
+import pytest
+
+from flaskapp.llm import ModelRequest
+from tests.servers import CHAT, LITECOIN
+from tests.upstream import Upstream
+
+COMPLETIONS = "/v1/chat/completions"
+ASKED = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5}
+BODIES = [LITECOIN, ASKED, {**ASKED, "stream": True}, {}]
+
+
+@pytest.fixture
+def upstream():
+    with Upstream() as server:
+        yield server
+
+
+@pytest.fixture
+def room(make_app, upstream):
+    """With money for everybody, so that nothing is refused for that."""
+    plenty = dict.fromkeys(("HIGH_COST_THRESHOLD_USD", "DAILY_COST_LIMIT_USD", "NETWORK_DAILY_COST_LIMIT_USD"), "100")
+    plenty |= {"NETWORK_COST_LIMIT_USD": "0", "HOURLY_SPEND_LIMIT_USD": "100", "DAILY_SPEND_LIMIT_USD": "100"}
+    return make_app(
+        LLM_BASE_URL=upstream.base_url,
+        API_KEYS="house-key",
+        ADMIN_TOKEN="house-key",
+        CHAT_RATE_LIMIT="10000 per minute",
+        **plenty,
+    )
+
+
+def reaching(room, upstream):
+    """The routes that reach the upstream, and of those the ones that had nothing reserved at that moment."""
+    reached, unguarded = set(), set()
+
+    def look():
+        reached.add(rule.rule)
+        if not room.redis.keys("llm:open:*"):
+            unguarded.add(rule.rule)
+
+    upstream.on_request = look
+    for rule in list(room.app.url_map.iter_rules()):
+        path = rule.build(dict.fromkeys(rule.arguments, "gpt-4o"))[1]
+        for method, body in itertools.product(sorted(rule.methods), BODIES):
+            headers = {"Authorization": "Bearer house-key", "X-Fingerprint": "hash456"}
+            room.client.open(path, method=method, json=body, headers=headers, buffered=True).close()
+    return reached, unguarded
+
+
+def test_no_route_goes_round_the_guard(room, upstream):
+    reached, unguarded = reaching(room, upstream)
+    assert reached == {CHAT, COMPLETIONS}
+    assert unguarded == set()
+
+
+def test_a_route_that_goes_round_it_is_noticed(room, upstream):
+    def planted():
+        asked = ModelRequest("gpt-4o", ASKED["messages"], 5, 9, deadline_seconds=5)
+        return room.tollgate.model.complete(asked).body
+
+    room.app.add_url_rule("/planted", view_func=planted)
+    assert reaching(room, upstream)[1] == {"/planted"}
