@@ -3,10 +3,14 @@
 import hashlib
 import json
 import logging
+import threading
 from decimal import Decimal
 
 import pytest
 
+from flaskapp.bill import RUN_AHEAD
+from flaskapp.llm import Piece, Usage
+from flaskapp.openai_voice import CompletionVoice
 from tests.apps import NETWORK
 from tests.servers import nanousd, wait_until
 from tests.upstream import WORDS, Upstream
@@ -121,6 +125,13 @@ def test_a_key_is_known_by_itself_or_by_its_hash_and_the_hash_is_who_asks(make_r
     assert ask(room).status_code == 200
     assert room.daily(IDENTIFIER) == room.window(IDENTIFIER) == bill_of(upstream.ledger[0]) > 0
     told(ask(room, key="0" * 64), 401)
+
+
+@pytest.mark.parametrize("place", [0, 1, 31, 63])
+def test_all_of_a_hash_has_to_agree(make_room, place):
+    other = "0" if IDENTIFIER[place] != "0" else "1"
+    room = make_room(API_KEYS=IDENTIFIER[:place] + other + IDENTIFIER[place + 1 :])
+    told(ask(room), 401)
 
 
 @pytest.mark.parametrize("key", [None, KEY, "schl\xfcssel"])
@@ -527,16 +538,31 @@ def test_more_than_was_asked_for_is_cut_with_an_end_that_says_so(room, upstream)
     ]
     assert {end["id"] for end in (first_end, second_end, usage)} == {"chatcmpl-upstream"}
     assert (usage["choices"], done) == ([], "[DONE]")
-    assert room.daily(IDENTIFIER) == reserved(answer) + 10_000
+    # It is heard to its end for its bill, and that is booked, and told.
+    assert usage["usage"]["completion_tokens"] == upstream.ledger[0].generated_tokens == 40
+    assert room.daily(IDENTIFIER) == bill_of(upstream.ledger[0]) > reserved(answer)
 
 
-def test_slices_reserve_little_and_end_the_stream_cleanly_where_the_budget_ends(make_room, upstream):
+@pytest.fixture
+def forget(monkeypatch):
+    """Nothing is known of how far upstreams run ahead; said again, it is forgotten again."""
+
+    def forget_it():
+        for name in ("_now", "_before"):
+            monkeypatch.setattr(RUN_AHEAD, name, 0)
+
+    forget_it()
+    return forget_it
+
+
+def test_slices_reserve_little_and_end_the_stream_cleanly_where_the_budget_ends(make_room, upstream, forget):
     room = make_room(RESERVATION_POLICY="slices", DAILY_COST_LIMIT_USD="0.0010")
     changed = room.patch(reservation_slice_tokens=10, reservation_cushion_tokens=20)
     assert changed.status_code == 200
     upstream.behave(words=tuple(f"word{number} " for number in range(300)), pause_seconds=0.002)
     answer = ask(room, stream=True)
-    assert reserved(answer) < 30 * 10_000 + 28 * 2_500 + 1
+    input_nanousd = reserved(answer) - 30 * 10_000
+    assert 0 < input_nanousd < 40 * 2_500
     *_, end, done = chunks_of(answer)
     assert (end["choices"][0]["finish_reason"], done) == ("length", "[DONE]")
     assert room.daily(IDENTIFIER) <= 1_000_000
@@ -544,6 +570,26 @@ def test_slices_reserve_little_and_end_the_stream_cleanly_where_the_budget_ends(
     assert bill_of(upstream.ledger[0]) <= room.daily(IDENTIFIER)
     # What is not streamed cannot be extended on its way: all of it, or nothing.
     assert told(ask(room), 429)["can_never_fit"] is True
+
+
+def test_each_choice_has_a_slice_and_a_cushion_of_its_own(make_room, forget):
+    room = make_room(RESERVATION_POLICY="slices")
+    assert room.patch(reservation_slice_tokens=10, reservation_cushion_tokens=20).status_code == 200
+    one = ask(room, stream=True)
+    forget()
+    two = ask(room, stream=True, n=2)
+    assert reserved(two) - reserved(one) == 30 * 10_000
+
+
+def test_a_choice_that_has_ended_is_not_ended_again():
+    voice = CompletionVoice("r", "gpt-4o", 1, include_usage=False)
+    for index, reason in ((0, "stop"), (1, None), (2, None)):
+        choice = {"index": index, "delta": {"content": "x"}, "finish_reason": reason}
+        voice.piece(Piece("x", 1, 1, chunk={"id": "theirs", "choices": [choice]}))
+    *ends, done, rest = voice.complete(Usage(1, 3), 0, "length", was_cut=True).decode().split("\n\n")
+    assert (done, rest) == ("data: [DONE]", "")
+    choices = [json.loads(end.removeprefix("data: "))["choices"] for end in ends]
+    assert [(choice["index"], choice["finish_reason"]) for (choice,) in choices] == [(1, "length"), (2, "length")]
 
 
 def test_a_client_that_leaves_is_settled(room, upstream):
@@ -627,6 +673,25 @@ def test_an_answer_past_the_deadline_is_a_504_and_the_whole_reservation(make_roo
     assert nanousd(error["cost_usd"]) == reserved(answer) == room.daily(IDENTIFIER)
     assert (error["reason"], answer.headers["x-should-retry"]) == ("timeout", "false")
     assert upstream.ledger[0].over.wait(2)
+
+
+def test_a_server_that_stops_ends_whole_answers_too(room, upstream):
+    upstream.behave(before_headers="stall")
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(ask(room)))
+    thread.start()
+    wait_until(lambda: len(upstream.ledger) == 1, 5, "the upstream was asked")
+    room.tollgate.stopping.begin()
+    thread.join()
+    (answer,) = answers
+    error = told(answer, 502)
+    assert nanousd(error["cost_usd"]) == reserved(answer) == room.daily(IDENTIFIER)
+    assert (error["reason"], answer.headers["x-should-retry"]) == ("broken", "false")
+    # From then on nothing is asked any more, and another server may be tried.
+    later = ask(room)
+    assert told(later, 502)["cost_usd"] == "0.000000000"
+    assert later.headers["x-should-retry"] == "true"
+    assert len(upstream.ledger) == 1
 
 
 def test_an_overrun_is_booked_as_it_is(room, upstream):

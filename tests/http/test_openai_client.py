@@ -107,7 +107,8 @@ def test_the_helper_for_streams_puts_tools_together(client, upstream, stored):
     assert booked(stored) == billed(upstream)
 
 
-def test_a_conversation_with_a_tool_and_a_picture(client, upstream, stored):
+def test_a_conversation_with_a_tool_and_a_picture(front, client, upstream, stored):
+    lines_before = len(front.log_lines())
     upstream.behave(tool_call=True)
     messages = [{"role": "user", "content": [{"type": "text", "text": "Here?"}, PICTURE]}]
     first = client.chat.completions.create(model="gpt-4o", messages=messages, tools=[TOOL])
@@ -117,6 +118,8 @@ def test_a_conversation_with_a_tool_and_a_picture(client, upstream, stored):
     second = client.chat.completions.create(model="gpt-4o", messages=messages, tools=[TOOL])
     assert second.choices[0].message.content == "".join(WORDS)
     assert upstream.ledger[1].request["messages"][1]["tool_calls"][0]["function"]["arguments"] == '{"city":"Oslo"}'
+    settled = front.lines_with("Cost settled", lines_before, at_least=2)
+    assert all("overrun_usd=0.000000000" in line for line in settled)
     assert booked(stored) == billed(upstream)
 
 
@@ -224,6 +227,16 @@ def test_a_client_that_stops_reading_is_booked_at_what_it_cost(client, upstream,
     go_on.set()
     wait_until(lambda: stored.keys("llm:open:*") == [], 5, "the reservation has ended")
     assert booked(stored) >= billed(upstream) > 0
+
+
+def test_a_client_that_does_not_wait_for_a_whole_answer_is_booked_at_what_it_cost(client, upstream, stored):
+    go_on = threading.Event()
+    upstream.behave(wait_for=go_on)
+    with pytest.raises(openai.APITimeoutError):
+        client.with_options(max_retries=0, timeout=0.3).chat.completions.create(model="gpt-4o", messages=QUESTION)
+    go_on.set()
+    wait_until(lambda: stored.keys("llm:open:*") == [], 5, "the reservation has ended")
+    assert booked(stored) == billed(upstream) > 0
 
 
 def test_a_budget_that_is_used_up(front, client, upstream, stored):
