@@ -228,7 +228,7 @@ class AtomicBackend:
         return self._clock.now_us() if self._clock else self._link.time_us()
 
     def _deadline_us(self, now_us: int) -> int:
-        return now_us + int(self._link.timeout_seconds * rules.US)
+        return now_us + int(self._link.wait_seconds() * rules.US)
 
     def _learn_time(self, redis_now_us: int, asked_at_seconds: float) -> None:
         if not self._clock:

@@ -7,7 +7,8 @@ booked now is booked when Redis is back.
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -44,6 +45,8 @@ _UNAVAILABLE_RETRY_SECONDS = 1
 _EXHAUSTED_RETRY_SECONDS = 30
 _SECONDS_PER_HOUR = 3_600
 _KEY_UNKNOWN = "an Idempotency-Key cannot be looked up now"
+# So long a failure of the books is remembered where nobody asks them again.
+_FAILING_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,7 @@ class Guard:
         self._hours: dict[str, int] = {}
         self._bridged: dict[str, list[tuple[int, int]]] = {}
         self._later = _Later(observer)
+        self._failing_until_seconds = float("-inf")
 
     @property
     def backend_name(self) -> str:
@@ -110,11 +114,13 @@ class Guard:
         backend, script = self._primary.name, self._primary.reserve_script
         try:
             verdict = self._primary.reserve(ask)
+            self._failing_until_seconds = float("-inf")
         except StoreBusy as error:
             self._tell("check_failed", ask, error=str(error), backend=backend, is_bug=False)
             raise ThrottleUnavailable("the service is too busy to ask for its budgets", 1) from error
         except StoreError as error:
             self._tell("check_failed", ask, error=str(error), backend=backend, is_bug=isinstance(error, StoreBroken))
+            self._failing_until_seconds = self._clock.monotonic_seconds() + _FAILING_SECONDS
             if error.maybe_done:
                 self._later.add(lambda: self._undo(ask))
             verdict = self._decide_without_store(ask)
@@ -144,7 +150,8 @@ class Guard:
         if reservation.backend == EMERGENCY:
             return self._extend_on_emergency(reservation, to_nanousd)
         try:
-            verdict = self._primary.extend(reservation, to_nanousd, limits, at_least_nanousd=at_least_nanousd)
+            with self._time_to_book():
+                verdict = self._primary.extend(reservation, to_nanousd, limits, at_least_nanousd=at_least_nanousd)
         except StoreBusy:
             return None
         except StoreError as error:
@@ -179,7 +186,11 @@ class Guard:
 
     def health(self) -> Health:
         """Whether requests are decided by the books, by the emergency budget, or not at all."""
-        if self._link is None or self._link.is_up:
+        if self._link is None:
+            return Health.GOOD
+        # A Redis that answers everything but our questions counts as away: whoever asked last found nobody to decide.
+        is_failing = self._clock.monotonic_seconds() < self._failing_until_seconds
+        if self._link.is_up and not is_failing:
             return Health.GOOD
         policy = self._policy()
         if not self._link.was_ever_up or not policy.is_open:
@@ -230,7 +241,8 @@ class Guard:
             return
 
         def end_and_give_back() -> None:
-            self._end_now(reservation, end)
+            with self._time_to_book():
+                self._end_now(reservation, end)
             # The store has the whole amount now: what the emergency budget lent comes back.
             for hour, amount in bridged:
                 self._emergency.correct(hour, -amount)
@@ -240,6 +252,15 @@ class Guard:
         except StoreError as error:
             self._observer(Event("settle_postponed", {"request_id": reservation.reservation_id, "error": str(error)}))
             self._later.add(end_and_give_back)
+
+    @contextmanager
+    def _time_to_book(self) -> Iterator[None]:
+        """What was reserved is booked with a time-out of its own, also where its request has used up its time."""
+        if self._link is None:
+            yield
+            return
+        with self._link.at_least(self._link.timeout_seconds):
+            yield
 
     def _settle_emergency(
         self, reservation: Reservation, actual_nanousd: int, bridged: Sequence[tuple[int, int]]

@@ -3,7 +3,8 @@
 Its weaknesses, all of which stay:
 
 * Between the last read and the first write others read the same totals: N callers at once all get in, with room for k.
-* A crash between two writes leaves a part of the charge; a lost reply, repeated, may charge twice.
+* A crash between two writes, or the end of its caller's time, leaves a part of the charge, which stays booked; a lost
+  reply, repeated, may charge twice.
 * It trusts the host's clock for periods and buckets, so hosts whose clocks differ disagree about the day.
 * It has no deadline: a call that a frozen Redis answers late still charges.
 * An idempotency key is looked up, and remembered later: two requests with one key at once are both admitted.
@@ -219,11 +220,6 @@ class LegacyBackend:
 
     def _record_reservation(self, ask: Ask, reservation: Reservation, keys: BookKeys, now_us: int) -> int:
         """Each increment and each expiry by itself, as the old way did; what had expired is told."""
-        record = rules.record_of(reservation, "open", ask.cost_nanousd).text()
-        self._link.run(lambda r: r.set(keys.record, record, ex=ask.open_seconds + RECORD_KEEP_SECONDS))
-        if ask.idempotency is not None:
-            key, text = idempotency_key(ask.idempotency.digest), rules.in_flight_text(ask, ask.idempotency, now_us)
-            self._link.run(lambda r: r.set(key, text, ex=IDEMPOTENCY_KEEP_SECONDS))
         expired = self._sweep_open(keys, ask.open_seconds, now_us)
         window = ask.limits.window_seconds
         booked = rules.charges(keys, window, now_us, now_us) + rules.open_charges(keys, ask.open_seconds, now_us)
@@ -234,6 +230,12 @@ class LegacyBackend:
                 self._see_bucket_end(charge, now_us)
         for key in (keys.recent, keys.network_recent):
             self._clean_up(key, window, now_us)
+        # The record comes last: one that is found says that all was charged, and may be taken back as a whole.
+        record = rules.record_of(reservation, "open", ask.cost_nanousd).text()
+        self._link.run(lambda r: r.set(keys.record, record, ex=ask.open_seconds + RECORD_KEEP_SECONDS))
+        if ask.idempotency is not None:
+            key, text = idempotency_key(ask.idempotency.digest), rules.in_flight_text(ask, ask.idempotency, now_us)
+            self._link.run(lambda r: r.set(key, text, ex=IDEMPOTENCY_KEEP_SECONDS))
         return expired
 
     def _record_extension(

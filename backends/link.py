@@ -5,10 +5,13 @@ What the client library raises is translated here (`errors.py`), and nothing els
 * A command that ran into a time-out is never repeated: nobody knows whether it was done.
 * A connection that broke is replaced and the command said once more: all of ours may be repeated (scripts carry an id).
 * After a failure the breaker answers `StoreUnavailable` at once for `REST_SECONDS`; then one caller tries again.
+* Who answers a visitor asks inside `Link.within`: all waits of that time together are bounded, however many they are.
 """
 
+import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import Empty
 from typing import Any, TypeVar, cast
@@ -20,6 +23,7 @@ from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
     ClusterError,
+    NoPermissionError,
     RedisClusterException,
     SlotNotCoveredError,
     TryAgainError,
@@ -67,11 +71,69 @@ _OUTAGE_PREFIXES = (
 )
 
 
+class _OutOfTime(redis.TimeoutError):
+    """The caller's own time is over: no word about Redis."""
+
+
 class _PoolExhausted(redis.ConnectionError):
     """No connection became free in time: our own doing, and no word about Redis."""
 
 
+class _Patience(threading.local):
+    """Until when the running thread (greenlet) may wait for Redis.
+
+    Not a context variable: gevent hands those on to what a request starts, and a settlement in the background must
+    not be cut off by the end of somebody's patience.
+    """
+
+    ends_at_seconds = math.inf
+
+
+class _Hurried:
+    """Beside a connection class of the client library: no wait is longer than the caller's patience."""
+
+    wait_seconds: Callable[[], float]
+    socket_timeout: float
+    socket_connect_timeout: float
+    _sock: Any
+
+    def _connect(self) -> Any:
+        self.socket_timeout = self.socket_connect_timeout = self._next_wait_seconds()
+        return super()._connect()  # type: ignore[misc] # the connection class stands beside
+
+    def read_response(self, *args: Any, **options: Any) -> Any:  # the client library's own signature
+        wait_seconds = self._next_wait_seconds()
+        if wait_seconds != self.socket_timeout and self._sock is not None:
+            self.socket_timeout = wait_seconds
+            self._sock.settimeout(wait_seconds)
+        return super().read_response(*args, **options)  # type: ignore[misc] # as above
+
+    def _next_wait_seconds(self) -> float:
+        wait_seconds = type(self).wait_seconds()
+        if wait_seconds <= 0:
+            self.disconnect()  # type: ignore[attr-defined] # as above
+            raise _OutOfTime("no time left to wait for Redis")
+        return wait_seconds
+
+
 class _Pool(redis.BlockingConnectionPool):
+    wait_seconds: Callable[[], float] = staticmethod(lambda: TIMEOUT_SECONDS)
+
+    @property
+    def timeout(self) -> float:
+        """Of one wait for a connection; the client library's own name."""
+        return max(0.0, self.wait_seconds())
+
+    @timeout.setter
+    def timeout(self, _: float) -> None:
+        """The client library sets it once; who waits says how long."""
+
+    def hurry(self, wait_seconds: Callable[[], float]) -> None:
+        """Ask `wait_seconds` before each wait, for a connection and on one."""
+        self.wait_seconds = wait_seconds
+        hurried = {"wait_seconds": staticmethod(wait_seconds)}
+        self.connection_class = type(self.connection_class.__name__, (_Hurried, self.connection_class), hurried)
+
     def borrow(self) -> Any:
         """A connection as it was left, or a new one. One that Redis has closed meanwhile fails when it is used."""
         self._checkpid()
@@ -126,8 +188,11 @@ class Link:
         self.timeout_seconds = timeout_seconds
         self._clock = clock
         self._observer = observer
+        self._patience = _Patience()
         is_fake = url.startswith("fake:")
         self._client = _fake_client() if is_fake else _client(url, timeout_seconds, pool_size, connection_class)
+        if isinstance(self._client.connection_pool, _Pool):
+            self._client.connection_pool.hurry(self.wait_seconds)
         self._lock = threading.Lock()
         self._resting_until_seconds: float | None = None
         self._ever_reached = False
@@ -147,14 +212,45 @@ class Link:
         """Whether Redis has answered at all since the start."""
         return self._ever_reached
 
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """What this thread asks in here has so long in all; then each question is `StoreUnavailable` at once."""
+        before = self._patience.ends_at_seconds
+        self._patience.ends_at_seconds = self._clock.monotonic_seconds() + seconds
+        try:
+            yield
+        finally:
+            self._patience.ends_at_seconds = before
+
+    @contextmanager
+    def at_least(self, seconds: float) -> Iterator[None]:
+        """What this thread asks in here has so long, also where the time of `within` is nearly over."""
+        before = self._patience.ends_at_seconds
+        self._patience.ends_at_seconds = max(before, self._clock.monotonic_seconds() + seconds)
+        try:
+            yield
+        finally:
+            self._patience.ends_at_seconds = before
+
+    def wait_seconds(self) -> float:
+        """The longest that the next wait may take; 0 or less: there is no time left."""
+        ends_at_seconds = self._patience.ends_at_seconds
+        if ends_at_seconds == math.inf:
+            return self.timeout_seconds
+        return min(self.timeout_seconds, ends_at_seconds - self._clock.monotonic_seconds())
+
     def run(self, command: Callable[[Client], T]) -> T:
         """Do `command` with a client whose replies are bytes.
 
         Raises:
-            StoreUnavailable: Redis is away, or does not answer in time, or may not work now.
+            StoreUnavailable: Redis is away, or does not answer in time, or may not work now; or the time of `within`
+                is over.
             StoreBusy: every connection of ours was in use for the whole time-out.
             StoreBroken: Redis answered that the command is wrong.
         """
+        if self.wait_seconds() <= 0:
+            # What was asked before in this time may be half of a change.
+            raise StoreUnavailable("there was no time left to ask Redis", maybe_done=True)
         self._pass_breaker()
         try:
             answer = self._with_one_repeat(command)
@@ -246,17 +342,26 @@ class Link:
             return StoreBusy("all connections to Redis are in use")
         if isinstance(error, AuthenticationError | AuthorizationError) or not _is_outage(error):
             self._observer(Event("store_broken", {"error": _cut(error)}))
+            if isinstance(error, AuthenticationError | AuthorizationError | NoPermissionError):
+                # It holds for whatever we ask, and whoever asks how we are is told.
+                self._remember_unwilling()
             if isinstance(error, redis.ResponseError):
                 # It answered. Else one wrong command, tried again and again, would hold the breaker open for all.
                 self._end_rest()
             return StoreBroken(_cut(error))
         was_cut_off = isinstance(error, redis.ConnectionError | redis.TimeoutError)
+        if isinstance(error, redis.TimeoutError) and self.wait_seconds() <= 0:
+            # No rest: it was not given the time that everybody grants it.
+            return StoreUnavailable("Redis did not answer in the time that was left", maybe_done=True)
         if was_cut_off:
             self._rest(error)
         else:
             # No rest: the next command may be one that it does. But whoever asks how we are is told.
-            self._unwilling_until_seconds = self._clock.monotonic_seconds() + UNWILLING_SECONDS
+            self._remember_unwilling()
         return StoreUnavailable(_cut(error), maybe_done=was_cut_off)
+
+    def _remember_unwilling(self) -> None:
+        self._unwilling_until_seconds = self._clock.monotonic_seconds() + UNWILLING_SECONDS
 
     def _rest(self, error: Exception) -> None:
         with self._lock:

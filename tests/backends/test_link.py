@@ -205,3 +205,71 @@ def test_an_older_redis_stops_the_start(new_link, version):
 def test_what_is_new_enough(new_link, info, version):
     with server_that_says(says(info)) as url:
         assert new_link(url).check_version() == version
+
+
+def test_what_is_asked_within_a_time_has_so_long_in_all(link, clock):
+    with link.within(1.0):
+        assert link.wait_seconds() == TIMEOUT_SECONDS
+        clock.skip(0.8)
+        assert 0 < link.wait_seconds() <= 0.2
+        link.run(lambda client: client.get("x"))
+        clock.skip(0.2)
+        with pytest.raises(StoreUnavailable) as raised:
+            link.run(lambda _: pytest.fail("nothing is asked any more"))
+        assert raised.value.maybe_done
+        with link.at_least(0.3):
+            assert 0 < link.wait_seconds() <= 0.3
+            link.run(lambda client: client.get("x"))
+    assert link.wait_seconds() == TIMEOUT_SECONDS
+    link.run(lambda client: client.get("x"))
+
+
+def test_the_time_of_one_caller_is_not_that_of_a_thread_that_it_starts(link, clock):
+    answers = []
+    with link.within(0.1):
+        clock.skip(1)
+        thread = threading.Thread(target=lambda: answers.append(link.run(lambda client: client.echo("me"))))
+        thread.start()
+        thread.join()
+    assert answers == [b"me"]
+
+
+def test_a_command_of_many_round_trips_ends_when_the_time_is_over(link, clock):
+    asked = []
+
+    def command(client):
+        for number in range(3):
+            asked.append(client.echo(str(number)))
+            clock.skip(0.6)
+
+    with link.within(1.0), pytest.raises(StoreUnavailable):
+        link.run(command)
+    assert asked == [b"0", b"1"]
+    assert link.run(lambda client: client.echo("a whole connection")) == b"a whole connection"
+
+
+def test_a_wait_that_was_cut_short_says_nothing_about_redis(new_link, own_server, told, clock):
+    link = new_link(own_server.url)
+    link.run(lambda client: client.ping())
+    own_server.freeze()
+    with link.within(1.0):
+        clock.skip(0.95)
+        with pytest.raises(StoreUnavailable) as raised:
+            link.run(lambda client: client.ping())
+    own_server.thaw()
+    assert raised.value.maybe_done
+    assert told.named("store_lost") == []
+    # No breaker is open, and the connection that still had an answer to come is not used again.
+    assert link.run(lambda client: client.echo("next")) == b"next"
+
+
+def test_a_cut_wait_is_whole_again_for_the_next_caller(link, clock):
+    with link.within(1.0):
+        clock.skip(0.95)
+        link.run(lambda client: client.ping())
+    link.run(lambda client: client.ping())
+    connection = link._client.connection_pool.get_connection()
+    try:
+        assert connection._sock.gettimeout() == TIMEOUT_SECONDS
+    finally:
+        link._client.connection_pool.release(connection)
