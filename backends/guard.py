@@ -120,7 +120,9 @@ class Guard:
             raise ThrottleUnavailable("the service is too busy to ask for its budgets", 1) from error
         except StoreError as error:
             self._tell("check_failed", ask, error=str(error), backend=backend, is_bug=isinstance(error, StoreBroken))
-            self._failing_until_seconds = self._clock.monotonic_seconds() + _FAILING_SECONDS
+            if isinstance(error, StoreBroken) or (self._link is not None and self._link.is_up):
+                # The link does not see it: Redis answers, and yet the books cannot be asked.
+                self._failing_until_seconds = self._clock.monotonic_seconds() + _FAILING_SECONDS
             if error.maybe_done:
                 self._later.add(lambda: self._undo(ask))
             verdict = self._decide_without_store(ask)
@@ -188,7 +190,6 @@ class Guard:
         """Whether requests are decided by the books, by the emergency budget, or not at all."""
         if self._link is None:
             return Health.GOOD
-        # A Redis that answers everything but our questions counts as away: whoever asked last found nobody to decide.
         is_failing = self._clock.monotonic_seconds() < self._failing_until_seconds
         if self._link.is_up and not is_failing:
             return Health.GOOD

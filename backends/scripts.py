@@ -34,6 +34,12 @@ class Script:
         return None
 
 
+def load_all(client: Client) -> None:
+    """Make every script known to the server, so that the first question costs one round trip."""
+    for script in all_scripts():
+        client.script_load(script.text)
+
+
 def all_scripts() -> list[Script]:
     """Every script of the package, by name."""
     names = (entry.name for entry in resources.files("backends").joinpath("lua").iterdir())

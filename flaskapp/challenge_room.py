@@ -5,7 +5,7 @@ from collections.abc import Callable
 from flask import Blueprint, Response, json, request
 
 from backends.challenges import CHALLENGE_SECONDS, Challenges
-from backends.errors import StoreError
+from backends.errors import StoreBusy, StoreError
 from flaskapp.identity import HEADER, identify
 from flaskapp.refusals import THROTTLE_UNAVAILABLE, InvalidRequest, problem
 
@@ -21,8 +21,8 @@ def make_challenge_room(challenges: Challenges, is_closed_on_error: Callable[[],
             raise InvalidRequest(400, HEADER, "has to be <hash>, 1 to 128 of A-Z a-z 0-9 _ -")
         try:
             challenge = challenges.give(who.identifier, who.network)
-        except StoreError:
-            if is_closed_on_error():
+        except StoreError as error:
+            if isinstance(error, StoreBusy) or is_closed_on_error():
                 message = "No challenge can be given now. Please try again."
                 return problem(503, THROTTLE_UNAVAILABLE, "store", message, retry_after_seconds=1)
             # While Redis is away nobody checks it either; once Redis is back the client is told to get another.

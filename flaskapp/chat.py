@@ -8,7 +8,7 @@ from flask import Blueprint, Request, Response, g, request
 from backends.challenges import ChallengeResult, Challenges
 from backends.clock import Clock
 from backends.contract import Event, Idempotency, Observer
-from backends.errors import StoreError, ThrottleUnavailable
+from backends.errors import StoreBusy, StoreError, ThrottleUnavailable
 from backends.pricing import PriceBook
 from backends.settings import LiveSettings
 from flaskapp.admission import read_idempotency
@@ -76,7 +76,11 @@ class ChatRoom:
     ) -> Response | None:
         """A key that was used is told before a challenge is used up for it."""
         duplicate = self.till.find_duplicate(idempotency, settings)
-        return self._refused_by_challenge(who, settings) if duplicate is None else duplicate
+        if duplicate is not None:
+            return duplicate
+        started_seconds = self.clock.monotonic_seconds()
+        refused = self._refused_by_challenge(who, settings)
+        return None if refused is None else self.till.timed(refused, started_seconds)
 
     def _refused_by_challenge(self, who: Identity, settings: LiveSettings) -> Response | None:
         if not settings.enable_challenge_response:
@@ -86,7 +90,8 @@ class ChatRoom:
         try:
             result = self.challenges.consume(who.challenge, who.identifier, who.network)
         except StoreError as error:
-            if settings.throttle_on_error == "closed":
+            # Busy is our own doing: were a challenge left out then, a flood could switch them off.
+            if isinstance(error, StoreBusy) or settings.throttle_on_error == "closed":
                 return store_unavailable(ThrottleUnavailable("challenges cannot be checked now", 1))
             self._tell("challenge_skipped", who, error=str(error))
             return None

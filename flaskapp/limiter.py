@@ -1,22 +1,26 @@
 """Requests per minute: flask-limiter on the same Redis, through the same door as everything else.
 
-Its loss of Redis never becomes a 500: it goes on in the worker's own memory until Redis is back.
+Its loss of Redis never becomes a 500: it goes on in the worker's own memory until Redis is back. Too busy to ask Redis
+is no loss: who cannot be counted is refused, or a flood would give everybody a second, empty counter.
 """
 
 import math
 
-from flask import Flask, Response, request
+from flask import Flask, Response, g, request
 from flask_limiter import Limiter, RateLimitExceeded, RequestLimit
+from limits import parse_many
 from limits.storage.base import Storage
 
 from backends.clock import Clock
-from backends.errors import StoreError
+from backends.errors import StoreBusy, StoreError
 from backends.keys import RATE_PREFIX
 from backends.link import Client, Link
 from flaskapp.identity import network_of, rate_key
-from flaskapp.refusals import RATE_LIMITED, problem
+from flaskapp.refusals import RATE_LIMITED, THROTTLE_UNAVAILABLE, problem
 
 ADMIN_RATE_LIMIT = "60 per minute"
+IDENTIFIERS_PER_NETWORK = 10
+"""A network may ask for as many challenges as so many identifiers may."""
 
 
 class LinkStorage(Storage):
@@ -43,7 +47,11 @@ class LinkStorage(Storage):
             transaction.incrby(_key(key), amount)
             return int(transaction.execute()[1])
 
-        return self._link.run(count)
+        try:
+            return self._link.run(count)
+        except StoreBusy:
+            g.was_not_counted = True
+            return 0
 
     def get(self, key: str) -> int:
         """The counter; 0 without one."""
@@ -88,13 +96,21 @@ def make_limiter(app: Flask, link: Link, clock: Clock) -> Limiter:
         key_prefix="",
     )
 
+    @app.before_request
+    def refuse_uncounted() -> Response | None:
+        if not g.get("was_not_counted"):
+            return None
+        message = "This service is too busy to count requests. Please try again."
+        return problem(503, THROTTLE_UNAVAILABLE, "busy", message, retry_after_seconds=1)
+
     @app.errorhandler(RateLimitExceeded)
-    def refused(_: RateLimitExceeded) -> Response:
+    def refused(error: RateLimitExceeded) -> Response:
         current = limiter.current_limit
         wait_seconds = _wait_seconds(current, clock)
         limit = current.limit if current is not None else "the limit"
         message = f"Too many requests: {limit} are allowed. Please try again in {wait_seconds} seconds."
-        return problem(429, RATE_LIMITED, "rate_limit", message, retry_after_seconds=wait_seconds, scope="identifier")
+        scope = "network" if error.limit.key_func is network_key else "identifier"
+        return problem(429, RATE_LIMITED, "rate_limit", message, retry_after_seconds=wait_seconds, scope=scope)
 
     return limiter
 
@@ -113,3 +129,11 @@ def _wait_seconds(limit: RequestLimit | None, clock: Clock) -> int:
 def network_key() -> str:
     """For routes that have no visitor: the network counts."""
     return f"ip:{network_of(request.remote_addr)}"
+
+
+def network_rate(rate: str) -> str:
+    """What a whole network may do where `rate` is what one identifier may."""
+    return "; ".join(
+        f"{item.amount * IDENTIFIERS_PER_NETWORK} per {item.multiples} {item.GRANULARITY.name}"
+        for item in parse_many(rate)
+    )

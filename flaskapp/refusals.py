@@ -183,6 +183,8 @@ def register_error_handlers(app: Flask) -> None:
     @app.errorhandler(HTTPException)
     def http(error: HTTPException) -> Response:
         status = error.code or 500
+        if status == 400:  # noqa: PLR2004 (a status of HTTP)
+            return problem(400, INVALID_REQUEST, "request: cannot be read", "The request cannot be read.")
         name = HTTP_STATUS_CODES.get(status, "Error")
         headers = {name: value for name, value in error.get_headers() if name in _PASSED_HEADERS}
         word = name.lower().replace(" ", "_")

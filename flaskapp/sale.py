@@ -66,11 +66,11 @@ class Till:
         try:
             verdict = None if ask is None else self.guard.reserve(ask)
         except ThrottleUnavailable as error:
-            return self._timed(store_unavailable(error), started_seconds)
+            return self.timed(store_unavailable(error), started_seconds)
         if isinstance(verdict, Duplicate):
-            return self._timed(duplicate_refused(verdict), started_seconds)
+            return self.timed(duplicate_refused(verdict), started_seconds)
         if isinstance(verdict, Refusal):
-            return self._timed(cost_refused(verdict), started_seconds)
+            return self.timed(cost_refused(verdict), started_seconds)
         check_seconds = self.clock.monotonic_seconds() - started_seconds
         bill = Bill(
             self.guard,
@@ -90,8 +90,8 @@ class Till:
         try:
             duplicate = self.guard.find_duplicate(idempotency)
         except ThrottleUnavailable as error:
-            return self._timed(store_unavailable(error), started_seconds)
-        return None if duplicate is None else self._timed(duplicate_refused(duplicate), started_seconds)
+            return self.timed(store_unavailable(error), started_seconds)
+        return None if duplicate is None else self.timed(duplicate_refused(duplicate), started_seconds)
 
     def _ask(self, who: Identity, offer: Offer, settings: LiveSettings, idempotency: Idempotency | None) -> Ask | None:
         """What the guard is asked; None while cost throttling is off."""
@@ -120,7 +120,8 @@ class Till:
             idempotency=idempotency,
         )
 
-    def _timed(self, response: Response, started_seconds: float) -> Response:
+    def timed(self, response: Response, started_seconds: float) -> Response:
+        """With `Server-Timing`: the time since `started_seconds`."""
         response.headers["Server-Timing"] = timing(self.clock.monotonic_seconds() - started_seconds)
         return response
 

@@ -2,6 +2,7 @@
 
 import re
 import threading
+from contextlib import contextmanager
 
 import pytest
 
@@ -10,6 +11,7 @@ from tests.servers import CHAT, LITECOIN
 
 URL = "/api/v1/auth/challenge"
 HOME = {"REMOTE_ADDR": "198.51.100.7"}
+HEADERS = {"X-Fingerprint": "hash456"}
 
 
 @pytest.fixture
@@ -159,3 +161,87 @@ def test_while_redis_is_away_closed_refuses_both(own_server, tmp_path):
         ):
             assert (answer.status_code, answer.json["error"]) == (503, "throttle_unavailable")
             assert answer.headers["Retry-After"] == "1"
+
+
+@contextmanager
+def no_connection_left(room):
+    """Every connection of the pool in use by others; nobody waits for one for long."""
+    link = room.tollgate.link
+    pool = link._client.connection_pool
+    borrowed = [pool.borrow() for _ in range(pool.max_connections)]
+    waits, link.timeout_seconds = link.timeout_seconds, 0.05
+    try:
+        yield
+    finally:
+        link.timeout_seconds = waits
+        for connection in borrowed:
+            pool.give_back(connection)
+
+
+@pytest.mark.parametrize("on_error", ["open", "closed"])
+def test_a_busy_pool_switches_neither_challenges_nor_the_counting_off(make_app, on_error):
+    room = make_app(ENABLE_CHALLENGE_RESPONSE="true", CHAT_RATE_LIMIT="2 per hour", THROTTLE_ON_ERROR=on_error)
+    challenge = challenge_for(room)
+    room.tollgate.settings.stop()
+    limiter = room.app.extensions["limiter"]
+    with no_connection_left(room):
+        for ask in (lambda: chat(room, f"fp:{challenge}:hash456"), lambda: room.client.get(URL, headers=HEADERS)):
+            answer = ask()
+            assert (answer.status_code, answer.json["error"]) == (503, "throttle_unavailable")
+            assert answer.headers["Retry-After"] == "1"
+    assert not any(each._storage_dead for each in limiter)
+    with no_counting(room), no_connection_left(room):
+        refused = chat(room, f"fp:{challenge}:hash456")
+        assert (refused.status_code, refused.json["error"]) == (503, "throttle_unavailable")
+        assert "throttle;dur=" in refused.headers["Server-Timing"]
+        assert room.client.get(URL, headers=HEADERS).status_code == 503
+    assert chat(room, f"fp:{challenge}:hash456").status_code == 200
+
+
+@contextmanager
+def no_counting(room):
+    """What stands behind the limiter is reached."""
+    limiters = room.app.extensions["limiter"]
+    for limiter in limiters:
+        limiter.enabled = False
+    yield
+    for limiter in limiters:
+        limiter.enabled = True
+
+
+def test_every_refusal_of_a_challenge_tells_its_time(room, own_server, tmp_path):
+    given = challenge_for(room, "somebody-else")
+    for fingerprint in ("hash456", f"fp:{'0' * 64}:hash456", f"fp:{given}:hash456"):
+        answer = chat(room, fingerprint)
+        assert answer.status_code == 403
+        assert "throttle;dur=" in answer.headers["Server-Timing"]
+    closed = {"ENABLE_CHALLENGE_RESPONSE": "true", "THROTTLE_ON_ERROR": "closed"}
+    with open_app(own_server.url, tmp_path, closed) as other:
+        given = challenge_for(other)
+        own_server.kill()
+        answer = chat(other, f"fp:{given}:hash456")
+        assert (answer.status_code, answer.json["error"]) == (503, "throttle_unavailable")
+        assert "throttle;dur=" in answer.headers["Server-Timing"]
+
+
+def test_fresh_hashes_do_not_fill_redis_from_one_network(make_app):
+    room = make_app(ENABLE_CHALLENGE_RESPONSE="true", CHAT_RATE_LIMIT="1 per hour; 2 per day")
+    answers = [
+        room.client.get(URL, headers={"X-Fingerprint": f"fresh-{number}"}, environ_base=HOME) for number in range(12)
+    ]
+    assert [each.status_code for each in answers] == [200] * 10 + [429] * 2
+    assert (answers[-1].json["error"], answers[-1].json["scope"]) == ("rate_limited", "network")
+    assert int(answers[-1].headers["Retry-After"]) >= 1
+    assert len(room.redis.keys("llm:challenge:*")) == 10
+    assert challenge_for(room, "a-neighbour", "198.51.100.8")
+
+
+@pytest.mark.parametrize(("full", "clear"), [(("maxmemory", "1"), ("maxmemory", "0"))])
+def test_an_unknown_challenge_is_no_refusal_where_none_can_be_kept(own_server, tmp_path, full, clear):
+    with open_app(own_server.url, tmp_path, {"ENABLE_CHALLENGE_RESPONSE": "true"}) as room:
+        room.redis.config_set(*full)
+        challenge = challenge_for(room)
+        assert chat(room, f"fp:{challenge}:hash456").headers["X-Throttle-Backend"] == "emergency"
+        room.redis.config_set(*clear)
+        assert reason_of(chat(room, f"fp:{challenge}:hash456")) == "unknown"
+        assert room.redis.keys("llm:challenge:*") == []

@@ -101,3 +101,44 @@ def test_a_redis_that_answers_and_cannot_work_is_an_outage_too(own_server, tmp_p
         room.redis.config_set("maxmemory", "0")
         assert room.chat("another").headers["X-Throttle-Backend"] == "atomic"
         wait_until(lambda: ready(room) == (200, "ok", "up", False), 5, "all is well again")
+
+
+def spoil_everybodys_hour(room):
+    room.chat()
+    (key,) = room.redis.keys("llm:global:hourly:*")
+    room.redis.delete(key)
+    room.redis.lpush(key, "no amount")
+    return lambda: room.redis.delete(key)
+
+
+def take_the_permission(room):
+    room.redis.acl_setuser("default", commands=["-evalsha", "-eval"], enabled=True)
+    return lambda: room.redis.acl_setuser("default", commands=["+@all"], enabled=True)
+
+
+@pytest.mark.parametrize("spoil", [spoil_everybodys_hour, take_the_permission])
+@pytest.mark.parametrize("on_error", ["open", "closed"])
+def test_a_redis_that_answers_with_bugs_is_told_too(own_server, tmp_path, spoil, on_error):
+    settings = {"THROTTLE_ON_ERROR": on_error, "FAIL_OPEN_BUDGET_USD": "0.005"}
+    with open_app(own_server.url, tmp_path, settings) as room:
+        mend = spoil(room)
+        answer = room.chat("visitor")
+        if on_error == "open":
+            assert (answer.status_code, answer.headers["X-Throttle-Backend"]) == (200, "emergency")
+            assert ready(room)[::3] == (200, True)
+            while room.chat("visitor").status_code == 200:
+                pass
+        assert ready(room)[::3] == (503, False)
+        mend()
+        assert room.chat("another").headers["X-Throttle-Backend"] == "atomic"
+        wait_until(lambda: ready(room) == (200, "ok", "up", False), 5, "all is well again")
+
+
+def test_a_redis_with_another_password_is_told_too(own_server, tmp_path):
+    with open_app(own_server.url, tmp_path, {}) as room:
+        assert room.chat().headers["X-Throttle-Backend"] == "atomic"
+        room.redis.config_set("requirepass", "another")
+        room.redis.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        assert room.chat().headers["X-Throttle-Backend"] == "emergency"
+        # Also without a visitor: whatever is asked fails.
+        assert ready(room)[::3] == (200, True)

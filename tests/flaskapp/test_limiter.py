@@ -150,7 +150,7 @@ def test_a_refusal_without_a_known_limit_still_waits_a_second(make_app):
     from flask_limiter import RateLimitExceeded
 
     room = make_app()
-    limit = SimpleNamespace(error_message=None, limit="x", shared=False)
+    limit = SimpleNamespace(key_func=None, error_message=None, limit="x", shared=False)
 
     @room.app.get("/refused")
     def refused():
