@@ -36,8 +36,10 @@ class Script:
 
 def load_all(client: Client) -> None:
     """Make every script known to the server, so that the first question costs one round trip."""
+    together = client.pipeline(transaction=False)
     for script in all_scripts():
-        client.script_load(script.text)
+        together.script_load(script.text)
+    together.execute()
 
 
 def all_scripts() -> list[Script]:

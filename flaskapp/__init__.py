@@ -78,11 +78,11 @@ class Tollgate:
                 return
             self._started = True
         set_up_logging(self.config.log_format, self.config.log_level)
-        self.settings.refresh()
         # Here, and not while the first visitor waits.
         with contextlib.suppress(StoreError):
             self.link.run(load_all)
             self.link.time_us()
+        self.settings.refresh()
         self.settings.start_polling()
 
     def stop(self) -> None:

@@ -227,6 +227,37 @@ def test_the_operators_room_and_challenges_survive_an_outage(service, store):
     assert service.get("/metrics").status_code == 200
 
 
+def takes_no_more(client):
+    client.config_set("maxmemory", "1")
+    return lambda: client.config_set("maxmemory", "0")
+
+
+def is_a_lonely_replica(client):
+    client.replicaof("127.0.0.1", "1")
+    return lambda: client.replicaof("NO", "ONE")
+
+
+def misses_its_replicas(client):
+    client.config_set("min-replicas-to-write", "1")
+    return lambda: client.config_set("min-replicas-to-write", "0")
+
+
+@pytest.mark.parametrize("spoil", [takes_no_more, is_a_lonely_replica, misses_its_replicas])
+def test_a_redis_that_takes_no_writes_locks_nobody_out(service, store, spoil):
+    service.patch(enable_challenge_response=True)
+    service.notice()
+    with client_of(store) as client:
+        mend = spoil(client)
+        try:
+            challenge = service.get("/api/v1/auth/challenge", headers={"X-Fingerprint": "hash456"}).json()["challenge"]
+            answer = service.chat(f"fp:{challenge}:hash456", max_tokens=1)
+            assert (answer.status_code, answer.headers["X-Throttle-Backend"]) == (200, "emergency")
+        finally:
+            mend()
+        assert service.chat(f"fp:{challenge}:hash456").json()["reason"] == "unknown"
+        assert client.keys("llm:challenge:*") == []
+
+
 def test_plain_development_mode_is_off_and_the_dashboard_switches_it_on(service, store):
     with client_of(store) as client:
         client.flushall()

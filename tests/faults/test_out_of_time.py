@@ -1,0 +1,76 @@
+"""A caller whose time ends between two questions to Redis: what others spent stays booked, whatever was half done."""
+
+import pytest
+
+from backends.atomic import AtomicBackend
+from backends.conformance import COST, WHO, ask
+from backends.contract import Reservation
+from backends.guard import EMERGENCY
+from backends.keys import SETTINGS_KEY
+from backends.legacy import LegacyBackend
+from backends.link import Link
+from tests.faults.wire import wait_for
+
+PATIENCE_SECONDS = 100.0
+
+
+class Tiring(Link):
+    """The time of its caller is over before question `last`, counted from 0."""
+
+    last = 10**9
+
+    def run(self, command):
+        if self.last == 0:
+            self._clock.skip(PATIENCE_SECONDS)
+        self.last -= 1
+        return super().run(command)
+
+
+@pytest.fixture
+def link(own_server, clock, told):
+    link = Tiring(own_server.url, clock=clock, observer=told)
+    yield link
+    link.close()
+
+
+def totals(look):
+    """What the hours and days hold."""
+    return {key: int(look.get(key)) for key in look.keys("llm:*:daily:*") + look.keys("llm:*:hourly:*")}
+
+
+@pytest.mark.parametrize("last", range(28))
+def test_half_of_a_charge_is_never_taken_back_as_a_whole(new_guard, link, clock, look, last):
+    backend = LegacyBackend(link, clock)
+    guard = new_guard(link, primary=backend)
+    guard.reserve(ask("first", COST))
+    spent = totals(look)
+    assert set(spent.values()) == {COST}
+    link.last = last
+    with link.within(PATIENCE_SECONDS):
+        verdict = guard.reserve(ask("second", COST))
+    assert isinstance(verdict, Reservation)
+    wait_for(lambda: guard._later._thread is None)
+    left = totals(look)
+    assert all(left[key] >= held for key, held in spent.items())
+    if verdict.backend != EMERGENCY:
+        assert set(left.values()) == {2 * COST}
+
+
+def test_an_answer_that_ends_after_its_request_has_used_up_its_time_is_booked_at_once(new_guard, link, clock, told):
+    guard = new_guard(link)
+    with link.within(PATIENCE_SECONDS):
+        reservation = guard.reserve(ask("first", COST))
+        clock.skip(PATIENCE_SECONDS)
+        guard.settle(reservation, 1)
+    assert told.named("settle_postponed") == []
+    assert guard.books(WHO, reservation.network, reservation.window_seconds).day_nanousd == 1
+
+
+def test_nothing_runs_after_its_caller_gave_up(own_server, new_link, clock, look):
+    """The deadline that goes into the script is what is left of the caller's time."""
+    backend = AtomicBackend(link := new_link())
+    backend.settle(backend.reserve(ask("first", COST)), 0)
+    link.run(lambda client: client.get(SETTINGS_KEY))
+    with link.within(1.0):
+        clock.skip(0.9)
+        assert 0 < backend._deadline_us() - link.time_us() <= 100_000
