@@ -109,6 +109,11 @@ preload_app = False
 worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - gunicorn makes it and unlinks it
 # Room for an oversized X-Fingerprint to reach the application, which says what is wrong with it.
 limit_request_field_size = 16_380
+# Who calls, and by which scheme, is read from headers in the application, if TRUSTED_PROXY_HOPS says so; and never here,
+# where whatever comes from 127.0.0.1 would be believed.
+forwarded_allow_ips = ""
+forwarder_headers = ""
+secure_scheme_headers = {}
 accesslog = None
 errorlog = "-"
 loglevel = _config.log_level.lower()

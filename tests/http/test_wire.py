@@ -3,10 +3,11 @@
 import json
 import socket
 from contextlib import suppress
+from urllib.parse import quote_plus
 
 import pytest
 
-from tests.servers import CHAT
+from tests.servers import ADMIN_TOKEN, CHAT
 
 HEAD = (
     f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
@@ -142,6 +143,45 @@ def test_a_body_that_breaks_off_charges_nobody(service, untouched):
         link.shutdown(socket.SHUT_WR)
         answer = link.recv(65_536)
     assert not answer or answer.split(b" ", 2)[1] == b"400"
+
+
+LOGIN = b"POST /admin/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+PATCH = (
+    b"PATCH /api/v1/admin/settings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    b"Authorization: Bearer " + ADMIN_TOKEN.encode() + b"\r\n"
+)
+
+
+@pytest.mark.parametrize("head", [HEAD, LOGIN, PATCH], ids=["chat", "login", "settings"])
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        b"zz\r\nabc\r\n0\r\n\r\n",
+        b"-3\r\nabc\r\n0\r\n\r\n",
+        b"3\r\nabcXX0\r\n\r\n",
+        b"3\r\nabc\r\n0\r\nbad trailer\r\n\r\n",
+    ],
+    ids=["no size", "negative size", "no terminator", "bad trailer"],
+)
+def test_chunks_that_are_none_are_a_400(service, untouched, head, chunks):
+    before = service.log().count("Traceback")
+    is_problem(service, say(service, head + b"Transfer-Encoding: chunked\r\n\r\n" + chunks), 400, "body")
+    assert service.log().count("Traceback") == before
+
+
+def test_headers_of_a_proxy_that_nobody_trusts_change_nothing(service, untouched):
+    forged = (
+        b"SCRIPT_NAME: /elsewhere\r\nPATH_INFO: /metrics\r\nX-Forwarded-Proto: https\r\n"
+        b"X-Forwarded-Protocol: ssl\r\nConnection: close\r\n"
+    )
+    status, _, body = say(service, b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + forged + b"\r\n")
+    assert (status, json.loads(body)) == (200, {"status": "ok"})
+    form = b"token=" + quote_plus(ADMIN_TOKEN).encode()
+    status, head, _ = say(service, with_body(form, LOGIN + forged))
+    assert status == 303
+    assert "Location: /admin" in head
+    (cookie,) = [line for line in head.splitlines() if line.startswith("Set-Cookie: ")]
+    assert "Secure" not in cookie
 
 
 @pytest.mark.parametrize(
