@@ -109,14 +109,23 @@ preload_app = False
 worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - gunicorn makes it and unlinks it
 # Room for an oversized X-Fingerprint to reach the application, which says what is wrong with it.
 limit_request_field_size = 16_380
-# Who calls, and by which scheme, is read from headers in the application, if TRUSTED_PROXY_HOPS says so; and never here,
-# where whatever comes from 127.0.0.1 would be believed.
+# Who calls, and by which scheme, is read from headers in the application, if TRUSTED_PROXY_HOPS says so. Never here:
+# whatever comes from 127.0.0.1 would be believed.
 forwarded_allow_ips = ""
 forwarder_headers = ""
 secure_scheme_headers = {}
 accesslog = None
 errorlog = "-"
 loglevel = _config.log_level.lower()
+if _config.log_format == "json":
+    logconfig_dict = {
+        "root": {"level": "WARNING", "handlers": []},
+        "loggers": {"gunicorn.error": {"level": _config.log_level, "handlers": ["error_console"], "propagate": False}},
+        "handlers": {
+            "error_console": {"class": "logging.StreamHandler", "formatter": "json", "stream": "ext://sys.stderr"}
+        },
+        "formatters": {"json": {"()": "flaskapp.logs.Json"}},
+    }
 # Nobody here asks for a second way in.
 control_socket_disable = True
 
@@ -125,8 +134,8 @@ def on_starting(server: "Arbiter") -> None:
     """Before the sockets are made."""
     if _remark:
         server.log.warning(_remark)
-    # Counters of an earlier start would be added to ours.
-    for leftover in _METRICS.glob("*.db"):
+    # Counters of an earlier start would be added to ours, and what was told then would not be told again.
+    for leftover in (*_METRICS.glob("*.db"), *_METRICS.glob("*.told")):
         leftover.unlink(missing_ok=True)
 
 

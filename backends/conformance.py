@@ -557,6 +557,19 @@ class Conformance:
             assert not refusal.in_flight
             assert unmarked(self.harness.stored()) == {}
 
+    def test_the_marker_of_what_can_never_fit_ends_by_itself(self) -> None:
+        for case in self.each_limit():
+            if not case.marker_seconds:
+                continue
+            limits = case.set_to(COST)
+            assert self.refuse("r0", COST + 1, limits).marker_seconds == case.marker_seconds
+            # Nothing was spent: what fits need not wait for the end of a day or a window.
+            fits = self.refuse("r1", 1, limits)
+            assert (fits.reason, fits.cause) == (Reason.THROTTLED, case.reason)
+            assert fits.retry_after_seconds == case.marker_seconds
+            self.pass_seconds(case.marker_seconds)
+            self.reserve("r2", 1, limits)
+
     # --- when to come back
 
     def test_retry_after_is_the_second_in_which_the_refusal_ends(self) -> None:

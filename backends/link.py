@@ -9,12 +9,14 @@ What the client library raises is translated here (`errors.py`), and nothing els
 """
 
 import math
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import Empty
 from typing import Any, TypeVar, cast
+from urllib.parse import parse_qs, urlsplit
 
 import redis
 from hiredis import pack_command as _pack_command
@@ -33,6 +35,7 @@ from redis.retry import Retry
 from backends.clock import Clock
 from backends.contract import Event, Observer
 from backends.errors import ConfigurationError, StoreBroken, StoreBusy, StoreError, StoreUnavailable
+from backends.kinds import shown
 
 Client = redis.Redis
 T = TypeVar("T")
@@ -44,6 +47,34 @@ POOL_SIZE = 50
 REST_SECONDS = 0.5
 UNWILLING_SECONDS = 2.0
 OLDEST_VERSION = (6, 2)
+_URL_OPTIONS = ("db", "username", "password")
+_TLS_OPTIONS = (
+    "ssl_cert_reqs",
+    "ssl_check_hostname",
+    "ssl_ca_certs",
+    "ssl_ca_path",
+    "ssl_certfile",
+    "ssl_keyfile",
+    "ssl_password",
+)
+# An option in the address would beat our own of the same name, and what is promised about time and repeats with it.
+_OURS = {
+    "socket_timeout",
+    "socket_connect_timeout",
+    "socket_read_size",
+    "socket_keepalive",
+    "timeout",
+    "max_connections",
+    "retry",
+    "retry_on_timeout",
+    "retry_on_error",
+    "health_check_interval",
+    "protocol",
+    "decode_responses",
+    "encoding",
+    "client_name",
+    "driver_info",
+}
 
 # Errors that say "not now": the server is up, but cannot do its work. The library cuts the code off those that it has a
 # class for, and leaves it on the others.
@@ -396,10 +427,35 @@ def ask(client: Client, words: Sequence[str | int]) -> Any:
         pool.give_back(connection)
 
 
+def check_url(url: str) -> None:
+    """Say what of an address the client library would overlook, or find out only when it connects.
+
+    Raises:
+        ConfigurationError: one line, without a value (it may be a secret).
+    """
+    try:
+        parts = urlsplit(url)
+        options = parse_qs(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+    except ValueError as error:
+        raise ConfigurationError("REDIS_URL: a URL; what stands behind the ? is not name=value") from error
+    allowed = (*_URL_OPTIONS, *(_TLS_OPTIONS if parts.scheme == "rediss" else ()))
+    for name in options:
+        if name not in allowed:
+            why = "; time-outs, retries, the pool and the protocol are set by Tollgate" if name in _OURS else ""
+            raise ConfigurationError(
+                f"REDIS_URL: the options {', '.join(allowed)} are allowed behind the ?{why}; got {shown(name)}"
+            )
+    if parts.scheme in {"redis", "rediss"} and not re.fullmatch(r"/?|/[0-9]{1,9}", parts.path):
+        raise ConfigurationError("REDIS_URL: behind the host only / and the number of a database are allowed")
+    if options.get("ssl_cert_reqs", ["none"])[-1] not in {"none", "optional", "required"}:
+        raise ConfigurationError("REDIS_URL: ssl_cert_reqs has to be none, optional or required")
+
+
 def _client(
     url: str, timeout_seconds: float, pool_size: int, connection_class: type[redis.Connection] | None
 ) -> redis.Redis:
     options: dict[str, Any] = {"connection_class": connection_class} if connection_class else {}
+    check_url(url)
     try:
         pool = _Pool.from_url(
             url,
@@ -414,7 +470,9 @@ def _client(
             driver_info=None,
             **options,
         )
-    except (ValueError, TypeError) as error:
+        # It connects to nothing yet; what is wrong with it is told now and not at the first question.
+        pool.connection_class(**pool.connection_kwargs)
+    except (ValueError, TypeError, redis.RedisError) as error:
         raise ConfigurationError(f"REDIS_URL: {error}") from error
     return redis.Redis(connection_pool=pool)
 

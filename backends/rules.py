@@ -296,7 +296,9 @@ def decide(ask: Ask, spent: Spent, keys: BookKeys, read_open: Callable[[str], Ri
         ends_at = max(ends_at, each.ends_at_seconds or ring_end)
     if status == ADMITTED:
         return Verdict(ADMITTED, now_us)
-    wait = 1 if busy else max(1, -(-(ends_at * US - now_us) // US))
+    # Nothing that was spent stands in the way of what can never fit: its marker ends by itself.
+    is_own_fault = can_never_fit(ask)
+    wait = 1 if busy or is_own_fault else max(1, -(-(ends_at * US - now_us) // US))
     return _refused(ask.limits, status, wait, now_us, busy=busy)
 
 
@@ -328,18 +330,23 @@ def limit_of(limits: Limits, reason: Reason) -> int | None:
     }.get(reason)
 
 
+def can_never_fit(ask: Ask) -> bool:
+    """Whether it asks for more than a whole limit."""
+    amounts = [limit_of(ask.limits, each) for each in SCOPE_OF_REASON]
+    return any(limit is not None and ask.cost_nanousd > limit for limit in amounts)
+
+
 def refusal_of(ask: Ask, verdict: Verdict) -> Refusal:
     """The refusal that a verdict stands for."""
     reason, cause = REASON_OF_STATUS[verdict.status], REASON_OF_STATUS[verdict.cause]
-    amounts = [limit_of(ask.limits, each) for each in SCOPE_OF_REASON]
-    can_never_fit = any(limit is not None and ask.cost_nanousd > limit for limit in amounts)
+    never_fits = can_never_fit(ask)
     return Refusal(
         reason=reason,
         cause=cause,
         scope=SCOPE_OF_REASON[cause],
-        retry_after_seconds=None if can_never_fit else max(1, verdict.wait_seconds),
-        in_flight=verdict.busy and not can_never_fit,
-        can_never_fit=can_never_fit,
+        retry_after_seconds=None if never_fits else max(1, verdict.wait_seconds),
+        in_flight=verdict.busy and not never_fits,
+        can_never_fit=never_fits,
         marker_seconds=verdict.marker_seconds,
         limit_nanousd=limit_of(ask.limits, reason),
     )

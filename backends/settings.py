@@ -28,6 +28,8 @@ Source = Literal["redis", "environment", "default"]
 
 POLL_INTERVAL_SECONDS = 0.4
 _SWAP_TRIES = 50
+_TOLD_FIELDS = 20
+"""Of what is unusable in one text: a text with very many unknown fields must not fill the log."""
 _NOT_A_STRING = b"(a key that is no string)"
 _WINDOW = "high_cost_window_seconds"
 
@@ -389,6 +391,9 @@ def _effective(text: bytes | None, baseline: Baseline, table: Mapping[str, Setti
             ignored.append(_ignored(shown(name), "no setting of this name", _shown_value(value)))
         except ValueError as error:
             ignored.append(_ignored(name, str(error), _shown_value(value)))
+    more = len(ignored) - _TOLD_FIELDS
+    if more > 0:
+        ignored = [*ignored[:_TOLD_FIELDS], _ignored(SETTINGS_KEY, "only what has a name in the table", f"{more} more")]
     return Effective(LiveSettings.model_validate(values), MappingProxyType(sources)), ignored
 
 

@@ -5,6 +5,7 @@ import threading
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flask import Flask, Response, g, request
@@ -41,6 +42,7 @@ from flaskapp.llm.openai_compatible import OpenAICompatibleModel
 from flaskapp.llm.tokens import bound_for
 from flaskapp.logs import log_event, set_up_logging
 from flaskapp.metrics import Metrics, make_metrics_page
+from flaskapp.once import Once
 from flaskapp.openai_api import OpenAIRoom, make_openai_api
 from flaskapp.refusals import register_error_handlers
 from flaskapp.sale import Till
@@ -184,14 +186,14 @@ def _refuse_old_server(link: Link) -> None:
 
 def _register_requests(app: Flask, tollgate: Tollgate) -> None:
     register_error_handlers(app)
-    warned = threading.Event()
+    shared = metrics_directory()
+    warning = Once(Path(shared) / "forwarded-ignored.told" if shared else None)
 
     @app.before_request
     def begin() -> None:
         tollgate.start()
         g.request_id = uuid.uuid4().hex
-        if not tollgate.config.trusted_proxy_hops and "X-Forwarded-For" in request.headers and not warned.is_set():
-            warned.set()
+        if not tollgate.config.trusted_proxy_hops and "X-Forwarded-For" in request.headers and warning.is_first():
             tollgate.tell("forwarded_ignored")
 
     @app.after_request

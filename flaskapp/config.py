@@ -157,7 +157,10 @@ class Url(Kind[str]):
 
     def shown(self, text: str) -> str | None:
         scheme, separator, _ = text.partition("://")
-        return shown(text) if "@" not in text and "password" not in text else f"{shown(scheme)}{separator}…"
+        if "@" in text or "password" in text:
+            return f"{shown(scheme)}{separator}…"
+        address, mark, _ = text.partition("?")
+        return f"{shown(address)}?…" if mark else shown(address)
 
     def _is_url(self, text: str) -> bool:
         if not text.isprintable() or " " in text:
@@ -231,7 +234,12 @@ class Config(BaseModel):
         int, Whole("Proxies in front that are believed about the address.", minimum=0, maximum=100)
     ] = 0
     host: Annotated[
-        str, Word("Where gunicorn listens.", pattern=r"[A-Za-z0-9._:%\[\]-]{1,255}", words="a host name or an address")
+        str,
+        Word(
+            "Where gunicorn listens.",
+            pattern=r"\[[A-Za-z0-9._:%-]{1,253}\]|[A-Za-z0-9._:%-]{1,255}",
+            words="a host name or an address",
+        ),
     ] = "127.0.0.1"
     port: Annotated[int, Whole("Where gunicorn listens.", maximum=65_535)] = 8_000
     web_concurrency: Annotated[int, Whole("Workers of gunicorn.", maximum=1_024)] = 2

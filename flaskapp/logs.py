@@ -79,13 +79,13 @@ def log_event(event: Event) -> None:
 
 def cut(identifier: str) -> str:
     """So much of an identifier as helps to find it again, and never all of it."""
-    return identifier[: min(_SHOWN_CHARACTERS, max(1, len(identifier) * 2 // 3))] + "…"
+    return identifier[: min(_SHOWN_CHARACTERS, len(identifier) * 2 // 3)] + "…"
 
 
 def set_up_logging(log_format: str, log_level: str) -> None:
     """Send the lines to standard error, where gunicorn's own go."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Json() if log_format == "json" else _Text())
+    handler.setFormatter(Json() if log_format == "json" else _Text())
     LOGGER.handlers = [handler]
     LOGGER.setLevel(log_level)
 
@@ -121,11 +121,14 @@ def _word(value: object) -> str:
     return f'"{text}"' if " " in text or not text else text
 
 
-class _Json(JsonFormatter):
+class Json(JsonFormatter):
+    """One object a line: time, level, message and fields; gunicorn's own lines too."""
+
     def __init__(self) -> None:
         names = {"asctime": "time", "levelname": "level"}
         super().__init__("%(asctime)s %(levelname)s %(message)s", rename_fields=names)
 
     def process_log_record(self, log_data: dict[str, object]) -> dict[str, object]:
+        """Put the fields of an event beside the others."""
         fields = log_data.pop("fields", {})
         return {**log_data, **(fields if isinstance(fields, dict) else {})}

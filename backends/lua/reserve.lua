@@ -228,7 +228,10 @@ if not fits then
   look_at(6, hourly_of_all, hour_limit_of_all, KEYS[11], hour_s, hour_ends_s)
   look_at(7, daily_of_all, day_limit_of_all, KEYS[11], day_s, day_ends_s)
 
-  local wait_s = busy and 1 or math.max(1, math.ceil(ends_at_s - now_us / SECOND))
+  -- Nothing that was spent stands in the way of what can never fit: its marker ends by itself.
+  local never_fits = cost > day_limit or cost > window_limit or cost > network_limit or cost > network_day_limit
+    or cost > hour_limit_of_all or cost > day_limit_of_all
+  local wait_s = (busy or never_fits) and 1 or math.max(1, math.ceil(ends_at_s - now_us / SECOND))
   if status > 3 then return { status, wait_s, now_us, wait_s, busy and 1 or 0, status } end
   if busy and ARGV[15] ~= '1' then return { status, 0, now_us, wait_s, 1, status } end
   local marker_s = tonumber(ARGV[14]) * (status == 2 and 2 or 1)

@@ -45,7 +45,8 @@ class Access:
     def knows_bearer(self, authorization: str) -> bool:
         """Whether the value of an Authorization header (as WSGI gives it) carries the token."""
         scheme, _, token = authorization.partition(" ")
-        return self.knows(token.strip().encode("latin-1", "replace")) and scheme.lower() == "bearer"
+        # Spaces and tabs only: in latin-1 the last byte of a token's UTF-8 may look like another kind of blank.
+        return self.knows(token.strip(" \t").encode("latin-1", "replace")) and scheme.lower() == "bearer"
 
     def new_cookie(self) -> str:
         """The value of a cookie that opens a session."""

@@ -3,6 +3,7 @@ import threading
 import pytest
 import redis
 
+from backends import link as link_module
 from backends.errors import ConfigurationError, StoreUnavailable
 from backends.link import POOL_SIZE, REST_SECONDS, TIMEOUT_SECONDS, UNWILLING_SECONDS, Link
 from tests.faults.wire import SkippingClock, Told, server_that_says
@@ -75,6 +76,38 @@ def test_a_url_that_cannot_be_used_stops_the_start_in_one_line(new_link, url):
         new_link(url)
     assert str(raised.value).startswith("REDIS_URL: ")
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("redis://h/0?nonsense=1", "got nonsense"),
+        ("redis://h/0?=1", "got "),
+        ("redis://h/0?nonsense", "name=value"),
+        *((f"redis://h/0?{option}=1", "set by Tollgate; got ") for option in link_module._OURS),
+        ("unix:///s?max_connections=1", "set by Tollgate; got max_connections"),
+        ("redis://h/0?ssl_cert_reqs=none", "got ssl_cert_reqs"),
+        ("redis://h/x", "the number of a database"),
+        ("redis://h/0/1", "the number of a database"),
+        ("redis://h?db=x", "'db'"),
+        ("rediss://h?ssl_cert_reqs=zz", "ssl_cert_reqs has to be"),
+        ("rediss://h?ssl_check_hostname=true&ssl_cert_reqs=none&retry=1", "set by Tollgate; got retry"),
+    ],
+)
+def test_an_option_that_cannot_be_had_is_told_by_its_name(new_link, url, why):
+    with pytest.raises(ConfigurationError) as raised:
+        new_link(url)
+    assert str(raised.value).startswith("REDIS_URL: ")
+    assert why in str(raised.value)
+    assert str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["redis://h", "redis://h/", "redis://:p@h:1/15", "unix:///s?db=2&password=p", "rediss://h/1?ssl_cert_reqs=none"],
+)
+def test_what_an_address_may_say(new_link, url):
+    new_link(url)
 
 
 def test_fake_needs_no_server(new_link):

@@ -254,6 +254,14 @@ def test_unusable_fields_are_ignored_and_told_once(store, put, told):
     assert "STREAM_DEADLINE_SECONDS" in told.named("setting_ignored")[2]["allowed"]
 
 
+def test_a_text_with_very_many_unknown_fields_does_not_fill_the_log(store, put, told):
+    put(json.dumps({f"unknown_{number}": 1 for number in range(1_000)} | {"llm_max_tokens": 7}))
+    assert store.refresh().values.llm_max_tokens == 7
+    ignored = told.named("setting_ignored")
+    assert len(ignored) == 21
+    assert ignored[-1]["got"] == "980 more"
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "{", "[]", "null", "7", '{"llm_max_tokens": NaN}', '{"a":1,"a":2}', "[" * 100_000, b"\xff\xfe", "9" * 5_000],

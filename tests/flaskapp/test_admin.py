@@ -227,6 +227,12 @@ def test_a_bearer_token_of_any_characters_and_case_of_the_scheme_passes(client):
     )
 
 
+@pytest.mark.parametrize("token", ["voilà", "\u2085", "déjà vu…", "ends in \u0085"[:-1] + "Å"])
+def test_a_token_whose_last_byte_looks_like_a_blank_opens_the_door(make_client, link, token):
+    header = {"Authorization": f"Bearer  {token} ".encode().decode("latin-1")}
+    assert make_client(link, token=token).get(URL, headers=header).status_code == 200
+
+
 # --- the log-in
 
 

@@ -184,6 +184,12 @@ def test_every_variable_is_read():
         ({"DEMO_TOKENS_PER_SECOND": "nan"}, None),
         ({"LLM_BASE_URL": "https://"}, "LLM_BASE_URL: a URL that begins with http:// or https://; got https://"),
         ({"LLM_BASE_URL": "ftp://x"}, None),
+        ({"HOST": "[::1"}, "HOST: a host name or an address; got [::1"),
+        ({"HOST": "a[b]"}, None),
+        (
+            {"LLM_BASE_URL": "https://h/v1?api_key=x y"},
+            "LLM_BASE_URL: a URL that begins with http:// or https://; got https://h/v1?…",
+        ),
         ({"HOST": "a b"}, "HOST: a host name or an address; got a b"),
         ({"THROTTLE_BACKEND": "../x"}, "THROTTLE_BACKEND: atomic, legacy, memory or a registered name; got ../x"),
         ({"CHAT_RATE_LIMIT": "many"}, None),
@@ -223,6 +229,7 @@ def test_the_defaults_of_later_values_are_harmless(harmless):
         {"REDIS_URL": "redis+sentinel://u:hid/den@h"},
         {"REDIS_URL": "tcp://h?password=hidden"},
         {"LLM_BASE_URL": "ftp://u:hidden@h"},
+        {"LLM_BASE_URL": "https://h/v1?api_key=hidden hidden"},
     ],
 )
 def test_a_secret_is_never_shown(environ):

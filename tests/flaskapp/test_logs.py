@@ -178,8 +178,8 @@ def test_an_exception_is_written_with_its_trace_and_an_unknown_event_under_its_n
 
 
 @pytest.mark.parametrize(
-    ("identifier", "shown"), [("hash456", "hash…"), ("x", "x…"), ("abc", "ab…"), ("x" * 128, "xxxxxxxx…")]
+    ("identifier", "shown"), [("hash456", "hash…"), ("x", "…"), ("abc", "ab…"), ("x" * 128, "xxxxxxxx…")]
 )
 def test_an_identifier_is_never_shown_whole(identifier, shown):
     assert cut(identifier) == shown
-    assert len(identifier) == 1 or identifier not in shown
+    assert identifier not in shown

@@ -2,6 +2,7 @@
 
 import json
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from urllib.parse import quote_plus
 
@@ -182,6 +183,19 @@ def test_headers_of_a_proxy_that_nobody_trusts_change_nothing(service, untouched
     assert "Location: /admin" in head
     (cookie,) = [line for line in head.splitlines() if line.startswith("Set-Cookie: ")]
     assert "Secure" not in cookie
+
+
+def test_a_forwarded_address_that_is_not_believed_is_told_once_by_all_workers(service):
+    with ThreadPoolExecutor(8) as callers:
+        list(callers.map(lambda _: service.get("/healthz", headers={"X-Forwarded-For": "203.0.113.9"}), range(40)))
+    service.lines_with("X-Forwarded-For is ignored")
+    assert service.log().count("X-Forwarded-For is ignored") == 1
+
+
+def test_as_json_the_lines_of_the_server_are_objects_too(legacy):
+    (line, *_) = legacy.lines_with("Listening at")
+    assert json.loads(line)["level"] == "INFO"
+    assert [line for line in legacy.log_lines() if not line.startswith("{")] == []
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,12 @@ def test_a_port_that_is_taken_is_one_line(start):
     ("environment", "line"),
     [
         ({"HIGH_COST_THRESHOLD_USD": "much"}, r"HIGH_COST_THRESHOLD_USD: .+; got much\n"),
+        ({"REDIS_URL": "redis://127.0.0.1/0?nonsense=1"}, r"REDIS_URL: .+; got nonsense\n"),
+        (
+            {"REDIS_URL": "redis://127.0.0.1/0?socket_timeout=30"},
+            r"REDIS_URL: .+ by Tollgate; got socket_timeout\n",
+        ),
+        ({"HOST": "[::1"}, r"HOST: .+; got \[::1\n"),
         ({"REDIS_URL": "fake://"}, r"WEB_CONCURRENCY: 1 with REDIS_URL=fake://.+; got 2\n"),
         ({"THROTTLE_BACKEND": "memory"}, r"WEB_CONCURRENCY: 1 with THROTTLE_BACKEND=memory.+; got 2\n"),
         ({"THROTTLE_BACKEND": "nobodys"}, r".*nobodys.*\n"),
