@@ -20,6 +20,7 @@ key                                 type    holds                               
 ``llm:idempotency:<digest>``        string  state, body, rid, nano-dollars, until    24 hours
 ``llm:reset:<id>``                  string  when its books were cleared (us)         two days
 ``llm:challenge:<challenge>``       string  the hash and network it was given to     300 s
+``llm:session:<digest>``            string  that a session of the dashboard ended    8 hours
 ``llm:rate:…``                      string  flask-limiter's request counters         their own window
 ==================================  ======  =======================================  ===========================
 
@@ -35,6 +36,7 @@ from typing import NamedTuple
 SETTINGS_KEY = "settings"
 RATE_PREFIX = "llm:rate"
 CHALLENGE_PREFIX = "llm:challenge:"
+ENDED_SESSION_PREFIX = "llm:session:"
 RECORD_PREFIX = "llm:reservation:"
 
 RING_BUCKETS = 20

@@ -23,6 +23,7 @@ from backends.link import Link
 from backends.money import nanousd_from_usd
 from backends.pricing import PriceBook
 from backends.scripts import load_all
+from backends.sessions import EndedSessions
 from backends.settings import SettingsStore
 from flaskapp.admin import Panel, make_admin
 from flaskapp.api_keys import ApiKeys
@@ -229,6 +230,7 @@ def _register_rooms(app: Flask, tollgate: Tollgate, metrics: Metrics, clock: Clo
         mode=config.mode,
         backend_name=guard.backend_name,
         clock=clock,
+        sessions=EndedSessions(link),
         is_degraded=lambda: guard.health() is Health.DEGRADED,
     )
     token = config.admin_token.get_secret_value() if config.admin_token else None

@@ -20,6 +20,8 @@ class Session:
     """Someone who knew the token."""
 
     csrf_token: str
+    session_id: str
+    """Tells it from others, and opens nothing."""
 
 
 class Access:
@@ -61,8 +63,11 @@ class Access:
             return None
         if content["until"] <= self._now_seconds():
             return None
-        return Session(hmac.new(self._key, f"csrf {content['nonce']}".encode(), hashlib.sha256).hexdigest())
+        return Session(self._digest(f"csrf {content['nonce']}"), self._digest(f"session {content['nonce']}")[:32])
 
     def is_same(self, csrf_token: str, session: Session) -> bool:
         """Whether a form was made for this session."""
         return hmac.compare_digest(csrf_token.encode(), session.csrf_token.encode())
+
+    def _digest(self, text: str) -> str:
+        return hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()

@@ -7,6 +7,7 @@ from backends import strict_json
 from backends.clock import Clock
 from backends.errors import StoreError
 from backends.kinds import MAX_AMOUNT_USD, Amount, Choice, Switch, Whole
+from backends.sessions import EndedSessions
 from backends.settings import Effective, Setting, SettingsRejected, SettingsStore
 from backends.strict_json import StrictJsonError
 
@@ -66,6 +67,7 @@ class Panel:
         store: the live settings.
         mode: `development` or `production`.
         backend_name: the strategy in use.
+        sessions: which were ended by a log-out.
         is_degraded: whether the guard is failing open now.
     """
 
@@ -76,6 +78,7 @@ class Panel:
         mode: str,
         backend_name: str,
         clock: Clock,
+        sessions: EndedSessions,
         is_degraded: Callable[[], bool] = lambda: False,
     ) -> None:
         self.mode = mode
@@ -83,6 +86,22 @@ class Panel:
         self.is_degraded = is_degraded
         self._store = store
         self._clock = clock
+        self._sessions = sessions
+
+    def end_session(self, session_id: str, keep_seconds: int) -> None:
+        """A log-out.
+
+        Raises:
+            StoreError: copies of the cookie stay good until the session is over.
+        """
+        self._sessions.end(session_id, keep_seconds)
+
+    def has_ended(self, session_id: str) -> bool:
+        """Whether somebody logged out of it; False while Redis is away, when nothing can be changed here either."""
+        try:
+            return self._sessions.has_ended(session_id)
+        except StoreError:
+            return False
 
     @property
     def is_redis_reachable(self) -> bool:

@@ -90,7 +90,11 @@ class _Dashboard:
         session = self._session()
         if session is None or not self._access.is_same(request.form.get("csrf_token", ""), session):
             return self._log_in_page(error="The session has ended.")
-        response = redirect(url_for("admin.dashboard"), 303)
+        response: WsgiResponse = redirect(url_for("admin.dashboard"), 303)
+        try:
+            self._panel.end_session(session.session_id, SESSION_SECONDS)
+        except StoreError:
+            response = self._log_in_page(error="Logged out here; Redis is away, so a copy of the cookie stays good.")
         response.delete_cookie(COOKIE, **_cookie_terms())
         return response
 
@@ -113,7 +117,8 @@ class _Dashboard:
         return redirect(url_for("admin.dashboard", changed=",".join(texts), _anchor=next(iter(texts), None)), 303)
 
     def _session(self) -> Session | None:
-        return self._access.session(request.cookies.get(COOKIE))
+        session = self._access.session(request.cookies.get(COOKIE))
+        return None if session is None or self._panel.has_ended(session.session_id) else session
 
     def _log_in_page(self, error: str = "") -> Response:
         page = _rendered("admin/login.html", 401, error=error, is_configured=self._access.is_configured)

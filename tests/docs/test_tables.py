@@ -24,6 +24,7 @@ from flaskapp.config import variables
 from flaskapp.logs import _WORDS
 from flaskapp.metrics import Metrics
 from tests.docs.pages import ROOT, rows
+from tests.servers import ADMIN_TOKEN
 
 DOCS = ROOT / "docs"
 AT_SECONDS = 1_773_480_030  # 2026-03-14 09:20:30 UTC
@@ -118,7 +119,7 @@ def pattern_of(key: str) -> "re.Pattern[str]":
 def test_the_key_map_is_that_of_the_code():
     made = book_keys("<rid>", "<id>", "<net>", AT_SECONDS)
     keys = {key.replace("2026-03-14T09", "<date>T<hour>").replace("2026-03-14", "<date>") for key in made}
-    keys |= {SETTINGS_KEY, "llm:challenge:<challenge>", "llm:rate:…"}
+    keys |= {SETTINGS_KEY, "llm:challenge:<challenge>", "llm:session:<digest>", "llm:rate:…"}
     keys |= {idempotency_key("<digest>"), reset_key("<id>")}
     assert {row[0] for row in key_rows()} == keys
 
@@ -140,7 +141,7 @@ def test_the_key_map_tells_how_fine_the_rings_are():
 
 @pytest.fixture
 def used(make_app):
-    """A Redis after a visit of each kind: admitted, refused, with a challenge, a setting, a key; and a reset."""
+    """A Redis after a visit of each kind: admitted, refused, with a challenge, setting, key; a reset; a log-out."""
     room = make_app(ENABLE_COST_THROTTLING="true", ENABLE_CHALLENGE_RESPONSE="false", DEMO_TOKENS_PER_SECOND="20")
     assert room.chat("hash456", max_tokens=1).status_code == 200
     assert room.patch(daily_cost_limit_usd="0.001").status_code == 200
@@ -148,6 +149,9 @@ def used(make_app):
     assert room.client.get("/api/v1/auth/challenge", headers={"X-Fingerprint": "hash456"}).status_code == 200
     under_way = room.open_chat("hash457", max_tokens=50, headers={"Idempotency-Key": "one"})
     room.redis.set("llm:reset:hash457", "1", ex=60)
+    room.client.post("/admin/login", data={"token": ADMIN_TOKEN})
+    csrf = re.search(r'name="csrf_token" value="(\w+)"', room.client.get("/admin").text)[1]
+    assert room.client.post("/admin/logout", data={"csrf_token": csrf}).status_code == 303
     yield room.redis
     under_way.close()
 

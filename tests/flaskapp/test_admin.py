@@ -7,6 +7,7 @@ from flask import Flask
 
 from backends.clock import SystemClock
 from backends.link import Link
+from backends.sessions import EndedSessions
 from backends.settings import LiveSettings, SettingsStore
 from flaskapp.admin import Panel, make_admin
 from flaskapp.admin.access import SESSION_SECONDS
@@ -73,7 +74,13 @@ def make_client(clock):
         config = load_config({"ENVIRONMENT": "development", "HOURLY_SPEND_LIMIT_USD": "3"})
         store = SettingsStore(link, config.live_baseline, [].append)
         app = Flask(__name__)
-        panel = {"mode": config.mode, "backend_name": "atomic", "clock": clock, **panel}
+        panel = {
+            "mode": config.mode,
+            "backend_name": "atomic",
+            "clock": clock,
+            "sessions": EndedSessions(link),
+            **panel,
+        }
         app.register_blueprint(make_admin(Panel(store, **panel), token))
         return app.test_client()
 
@@ -267,6 +274,31 @@ def test_a_session_ends_by_logging_out(operator):
     assert operator.get("/admin").status_code == 200
     assert operator.post("/admin/logout", data={"csrf_token": csrf(operator)}).status_code == 303
     assert operator.get("/admin").status_code == 401
+
+
+def test_a_copy_of_the_cookie_is_worth_nothing_after_a_log_out(operator, client, make_client, link):
+    copies = []
+    for _ in range(2):
+        client.post("/admin/login", data={"token": TOKEN})
+        copies.append(make_client(link))
+        copies[-1].set_cookie("tollgate_admin", client.get_cookie("tollgate_admin", path="/admin").value, path="/admin")
+    assert [copy.get("/admin").status_code for copy in copies] == [200, 200]
+    form = {"csrf_token": csrf(copies[1])}
+    client.post("/admin/logout", data=form)
+    # Only that session has ended, on every worker.
+    assert [copy.get("/admin").status_code for copy in copies] == [200, 401]
+    assert copies[1].post("/admin/settings", data={**form, "llm_max_tokens": "7"}).status_code == 401
+    (key,) = link.run(lambda redis: redis.keys("llm:session:*"))
+    assert re.fullmatch(rb"llm:session:[0-9a-f]{32}", key)
+    assert 0 < link.run(lambda redis: redis.ttl(key)) <= SESSION_SECONDS
+
+
+def test_a_log_out_while_redis_is_away_says_what_it_is_worth(make_client):
+    client = make_client(Link("redis://127.0.0.1:1/0", clock=SystemClock()))
+    client.post("/admin/login", data={"token": TOKEN})
+    answer = client.post("/admin/logout", data={"csrf_token": csrf(client)})
+    assert "a copy of the cookie stays good" in answer.text
+    assert client.get_cookie("tollgate_admin", path="/admin") is None
 
 
 def test_a_session_holds_on_every_worker_and_ends_with_its_token(operator, make_client, link):
