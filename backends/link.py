@@ -447,6 +447,8 @@ def check_url(url: str) -> None:
             )
     if parts.scheme in {"redis", "rediss"} and not re.fullmatch(r"/?|/[0-9]{1,9}", parts.path):
         raise ConfigurationError("REDIS_URL: behind the host only / and the number of a database are allowed")
+    if parts.scheme == "unix" and not parts.path:
+        raise ConfigurationError("REDIS_URL: behind unix:// stands the path of a socket")
     if options.get("ssl_cert_reqs", ["none"])[-1] not in {"none", "optional", "required"}:
         raise ConfigurationError("REDIS_URL: ssl_cert_reqs has to be none, optional or required")
 

@@ -89,6 +89,7 @@ def test_a_url_that_cannot_be_used_stops_the_start_in_one_line(new_link, url):
         ("redis://h/0?ssl_cert_reqs=none", "got ssl_cert_reqs"),
         ("redis://h/x", "the number of a database"),
         ("redis://h/0/1", "the number of a database"),
+        ("unix://", "the path of a socket"),
         ("redis://h?db=x", "'db'"),
         ("rediss://h?ssl_cert_reqs=zz", "ssl_cert_reqs has to be"),
         ("rediss://h?ssl_check_hostname=true&ssl_cert_reqs=none&retry=1", "set by Tollgate; got retry"),
