@@ -137,6 +137,7 @@ _KINDS = {
     "reset": r"llm:reset:(?P<owner>.+)",
     "idempotency": r"llm:idempotency:(?P<owner>[0-9a-f]{32})",
     "challenge": rf"{CHALLENGE_PREFIX}(?P<owner>[0-9a-f]{{64}})",
+    "session": rf"{ENDED_SESSION_PREFIX}(?P<owner>[0-9a-f]{{32}})",
     "rate": rf"{RATE_PREFIX}(?P<owner>.+)",
 }
 _PATTERNS = {kind: re.compile(pattern, re.DOTALL) for kind, pattern in _KINDS.items()}
