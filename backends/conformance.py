@@ -578,7 +578,8 @@ class Conformance:
             for number, pause in enumerate((3.5, 21, 108)):
                 self.spend(f"s{number}", COST // 2, limits)
                 self.pass_seconds(pause)
-            self.pass_seconds(0.25)
+            # Half a second from the turn of one, since a store may be a hair early.
+            self.pass_seconds(0.5)
             refusal = self.refuse("r0", COST, limits)
             assert refusal.retry_after_seconds is not None
             self.pass_seconds(refusal.retry_after_seconds - 1)

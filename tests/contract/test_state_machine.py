@@ -287,7 +287,8 @@ class Books(RuleBasedStateMachine):
         first, never = full[0], self.can_never_fit(ask)
         busy = all(place.spent() - self.open_money(place) + ask.cost_nanousd <= place.limit for place in full)
         end_us = max(place.fits_us(ask.cost_nanousd, self.now_us) for place in full)
-        wait = 1 if busy else max(1, math.ceil((end_us - self.now_us) / US))
+        # Nothing that was spent stands in the way of what can never fit: its marker ends by itself.
+        wait = 1 if busy or never else max(1, math.ceil((end_us - self.now_us) / US))
         marks = first.scope is Scope.IDENTIFIER and (ask.limits.mark_when_busy or not busy)
         seconds = ask.limits.throttle_seconds * (2 if first.reason is Reason.DAILY_LIMIT else 1) if marks else 0
         wait = max(wait, seconds)

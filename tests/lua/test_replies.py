@@ -273,10 +273,13 @@ def test_a_challenge_is_good_once_and_for_its_owner_only(client):
 def test_the_record_is_written_as_the_head_of_the_script_says(client):
     reserve(client)
     assert client.get(RESERVE_KEYS["record"]).decode() == f"open {COST} {NOW_US} {TERMS} {REST}"
-    settle(client, actual=7)
-    assert client.get(RESERVE_KEYS["record"]).decode() == f"settled 7 {NOW_US} {TERMS} {REST}"
-    reserve(client, "r2", window=0)
-    assert (
-        client.get(RESERVE_KEYS["marker"]).decode()
-        == f"window_limit {NOW_US + 30 * US} {NOW_US + WINDOW_ENDS_S * US} spent"
-    )
+    settle(client, actual=COST)
+    assert client.get(RESERVE_KEYS["record"]).decode() == f"settled {COST} {NOW_US} {TERMS} {REST}"
+    reserve(client, "r2", window=COST)
+    marker = client.get(RESERVE_KEYS["marker"]).decode()
+    assert marker == f"window_limit {NOW_US + 30 * US} {NOW_US + WINDOW_ENDS_S * US} spent"
+    client.delete(RESERVE_KEYS["marker"])
+    reserve(client, "r3", window=COST - 1)
+    marker = client.get(RESERVE_KEYS["marker"]).decode()
+    # What can never fit is nobody else's doing: its marker ends by itself.
+    assert marker == f"window_limit {NOW_US + 30 * US} {NOW_US + 30 * US} spent"
