@@ -453,6 +453,52 @@ def check_url(url: str) -> None:
         raise ConfigurationError("REDIS_URL: ssl_cert_reqs has to be none, optional or required")
 
 
+Words = tuple[str | int, ...]
+Say = Callable[[Sequence[Words]], list[Any]]
+"""Sends commands at once, in one round trip, and gives their replies. The first that is an error is raised."""
+
+
+@contextmanager
+def conversation(client: Client) -> Iterator[Say]:
+    """One connection for a while: what one batch watches, the next is tied to. Left with an error, it is closed."""
+    pool: Any = client.connection_pool
+    is_ours = isinstance(pool, _Pool)
+    connection = pool.borrow() if is_ours else pool.get_connection()
+    try:
+        yield lambda commands: _said(connection, commands)
+    except BaseException:
+        connection.disconnect()
+        raise
+    finally:
+        (pool.give_back if is_ours else pool.release)(connection)
+
+
+def transaction(say: Say, commands: Sequence[Words]) -> list[Any] | None:
+    """The replies to commands that are done in one step; None where something watched has changed: nothing is done."""
+    replies: list[Any] | None = say([("MULTI",), *commands, ("EXEC",)])[-1]
+    for reply in replies or ():
+        if isinstance(reply, redis.ResponseError):
+            raise reply
+    return replies
+
+
+def _said(connection: redis.Connection, commands: Sequence[Words]) -> list[Any]:
+    connection.send_packed_command([b"".join(map(pack_command, commands))])  # type: ignore[no-untyped-call] # redis-py
+    replies = [_reply(connection) for _ in commands]
+    for reply in replies:
+        if isinstance(reply, redis.ResponseError):
+            raise reply
+    return replies
+
+
+def _reply(connection: redis.Connection) -> Any:
+    try:
+        return connection.read_response()
+    except redis.ResponseError as error:
+        # The replies to the other commands are still due.
+        return error
+
+
 def _client(
     url: str, timeout_seconds: float, pool_size: int, connection_class: type[redis.Connection] | None
 ) -> redis.Redis:

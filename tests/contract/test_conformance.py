@@ -10,7 +10,7 @@ OTHER_SERVERS = ["atomic on Debian's Redis", "legacy on Debian's Redis"] if shut
 
 
 class TestEveryBackend(Conformance):
-    @pytest.fixture(autouse=True, params=["atomic", "legacy", "memory", *OTHER_SERVERS])
+    @pytest.fixture(autouse=True, params=["atomic", "legacy", "memory", "multi", "watch", *OTHER_SERVERS])
     def _open(self, request):
         name, _, elsewhere = request.param.partition(" on ")
         if name == "memory":

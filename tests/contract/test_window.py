@@ -29,7 +29,7 @@ AMOUNTS = st.one_of(st.sampled_from([1, 1, 2, LIMIT // 2, LIMIT]), st.integers(1
 STEPS = st.lists(st.tuples(PAUSES_US, AMOUNTS), min_size=1, max_size=40)
 
 
-@pytest.fixture(params=["atomic", "legacy", "memory"])
+@pytest.fixture(params=["atomic", "legacy", "memory", "multi", "watch"])
 def harness(request, redis_url):
     harness = MemoryHarness() if request.param == "memory" else RedisHarness(request.param, redis_url)
     yield harness
