@@ -53,6 +53,8 @@ class LegacyBackend:
     name = "legacy"
     promises_atomicity = False
     reserve_script = "legacy"
+    increments_commute = True
+    """No decision rests on the reply to an increment (told to `backends/explorer.py`)."""
 
     def __init__(self, link: Link, clock: Clock, between_check_and_record: Callable[[], None] = lambda: None) -> None:
         self._link = link

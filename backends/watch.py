@@ -50,6 +50,8 @@ class WatchBackend:
     name = "watch"
     promises_atomicity = True
     reserve_script = "watch"
+    increments_commute = True
+    """No decision rests on the reply to an increment (told to `backends/explorer.py`)."""
 
     def __init__(self, link: Link, clock: Clock, tries: int = TRIES) -> None:
         self._link = link
