@@ -361,15 +361,20 @@ def _book(
         if each.life is _Life.ASKED:
             commands.append(each.how_long)
     replies = yield Write((*commands, *last), is_charge)
-    short = [each.expiry for each, at in zip(bookings, placed, strict=True) if _is_short(each, replies[at : at + 2])]
-    if short:
-        yield Write(tuple(short))
+    late = [_late_life(each, replies[at : at + 2]) for each, at in zip(bookings, placed, strict=True)]
+    if any(late):
+        yield Write(tuple(expiry for expiry in late if expiry))
 
 
-def _is_short(booking: _Booking, replies: Sequence[Any]) -> bool:
+def _late_life(booking: _Booking, replies: Sequence[Any]) -> Words | None:
+    """The expiry that is needed after all, by the replies to the increment and to what came after it."""
     if booking.life is _Life.ASKED:
-        return int(replies[1]) < booking.enough
-    return booking.life is _Life.KEPT and int(float(replies[0])) == booking.nanousd
+        left = int(replies[1])
+        if left < 0:
+            return _life_of(booking.charge)
+        return booking.expiry if left < booking.enough else None
+    is_new = int(float(replies[0])) == booking.nanousd
+    return booking.expiry if booking.life is _Life.KEPT and is_new else None
 
 
 def _remembered(ask: Ask, reservation: Reservation, keys: BookKeys, now_us: int) -> list[Words]:

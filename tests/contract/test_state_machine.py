@@ -628,7 +628,7 @@ def is_total(key):
     return key.startswith(("llm:cost:daily:", "llm:network:daily:", "llm:global:"))
 
 
-@pytest.fixture(params=["atomic", "legacy", "memory"])
+@pytest.fixture(params=["atomic", "legacy", "memory", "multi", "watch"])
 def harness(request, redis_url):
     harness = MemoryHarness() if request.param == "memory" else RedisHarness(request.param, redis_url)
     yield harness
