@@ -129,7 +129,7 @@ def explore(url: str, name: str, callers: int = 2, *, most_orders: int = MOST_OR
         found: list[tuple[Order, int]] = []
         is_exhaustive = False
         for order, run in stage.orders():
-            found.append((order, run.spent_nanousd()))
+            found.append((order, run.spent_nanousd))
             if len(found) == most_orders:
                 break
         else:
@@ -213,7 +213,7 @@ class _Stage:
             schedule(callers),
             run.steps(callers),
             run.admitted(),
-            run.spent_nanousd(),
+            run.spent_nanousd,
             self.limit_nanousd,
         )
 
@@ -238,7 +238,6 @@ class _Stage:
             raise ConfigurationError(f"{self.backend.name} asks Redis nothing: there is no order to explore")
         while pending := run.pending():
             run.take(min(pending))
-        run.spent_nanousd()
 
 
 class _Run:
@@ -252,6 +251,8 @@ class _Run:
         self._keys = sorted({key for each in keys for key in each})
         self._out_of_reach = {self._plain(key) for key in keys[0]._replace(record="", marker="", recent="")}
         self._callers = [Caller(stage.gate, partial(stage.backend.reserve, ask)) for ask in asks]
+        self.spent_nanousd = 0
+        """What the books hold when all are done; then they are cleared."""
         self._turns: list[Turn] = []
         self._pending: dict[int, Touches] = {}
         for number in range(stage.callers):
@@ -266,18 +267,15 @@ class _Run:
         # Of a transaction it is known only now whether it was done.
         touched = self._touches(turn) if turn.is_transaction else self._pending[caller]
         self._wait_for(caller)
+        if not self._pending:
+            self.spent_nanousd = self._stage.backend.books(self._who, self._who, WINDOW_SECONDS).window_nanousd
+            self._clear()
         return touched
 
     def abandon(self) -> None:
         for caller in self._callers:
             caller.stop()
         self._clear()
-
-    def spent_nanousd(self) -> int:
-        """What the books hold, now that all are done; then they are cleared."""
-        spent = self._stage.backend.books(self._who, self._who, WINDOW_SECONDS).window_nanousd
-        self._clear()
-        return spent
 
     def admitted(self) -> tuple[str, ...]:
         """Which callers were."""

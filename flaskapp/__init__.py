@@ -30,6 +30,7 @@ from flaskapp.api_keys import ApiKeys
 from flaskapp.bounded_request import BoundedRequest
 from flaskapp.challenge_room import make_challenge_room
 from flaskapp.chat import ChatRoom, make_chat
+from flaskapp.cli_explore import make_explore_cli
 from flaskapp.cli_ledger import make_ledger_cli
 from flaskapp.cli_race import make_race_cli
 from flaskapp.cli_scripts import make_scripts_cli
@@ -284,3 +285,4 @@ def _register_commands(app: Flask, tollgate: Tollgate) -> None:
         )
     )
     app.cli.add_command(make_race_cli())
+    app.cli.add_command(make_explore_cli())
