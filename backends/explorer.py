@@ -247,9 +247,8 @@ class _Run:
         self._stage = stage
         self._who = who
         asks = [stage.ask(who, f"{who}-{_letter(number)}") for number in range(stage.callers)]
-        keys = [book_keys(ask.reservation_id, who, who, _NOW_US // 1_000_000) for ask in asks]
-        self._keys = sorted({key for each in keys for key in each})
-        self._out_of_reach = {self._plain(key) for key in keys[0]._replace(record="", marker="", recent="")}
+        shared = book_keys("", who, who, _NOW_US // 1_000_000)._replace(record="", marker="", recent="")
+        self._out_of_reach = set(map(self._plain, shared))
         self._callers = [Caller(stage.gate, partial(stage.backend.reserve, ask)) for ask in asks]
         self.spent_nanousd = 0
         """What the books hold when all are done; then they are cleared."""
@@ -318,7 +317,11 @@ class _Run:
         return text.replace(self._who, _VISITOR)
 
     def _clear(self) -> None:
-        self._stage.link.run(lambda client: client.delete(*self._keys))
+        """Whatever was touched: a strategy may have keys of its own, and another clock."""
+        places = (place for turn in self._turns for place in turn.touches(increments_commute=True))
+        keys = sorted({_key_of(place) for place in places if _key_of(place).startswith("llm:")})
+        if keys:
+            self._stage.link.run(lambda client: client.delete(*keys))
 
 
 def _key_of(place: str) -> str:

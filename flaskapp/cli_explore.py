@@ -55,10 +55,14 @@ def make_explore_cli() -> click.Command:
         atomicity has an order that overspends, or one that does not has none; 2 if nothing could be run.
         """
         wanted = [name.strip() for name in names.split(",") if name.strip()]
+        if not wanted:
+            raise click.UsageError("--backends: at least one name")
+        if number is not None and len(wanted) != 1:
+            raise click.UsageError("--replay runs an order of one strategy: name it with --backends")
         try:
             with _server_url(url) as its_url:
                 if number is not None:
-                    _replay(its_url, wanted, number, callers, as_json=as_json)
+                    _replay(its_url, wanted[0], number, callers, as_json=as_json)
                     return
                 found = [explore(its_url, name, callers) for name in wanted]
         except TollgateError as error:
@@ -93,10 +97,8 @@ def _server_url(url: str | None) -> Iterator[str]:
         yield server.url
 
 
-def _replay(url: str, names: Sequence[str], number: int, callers: int, *, as_json: bool) -> None:
-    if len(names) != 1:
-        raise click.UsageError("--replay runs an order of one strategy: name it with --backends")
-    told = replay(url, names[0], number, callers)
+def _replay(url: str, name: str, number: int, callers: int, *, as_json: bool) -> None:
+    told = replay(url, name, number, callers)
     if as_json:
         click.echo(json.dumps(asdict(told) | {"overspends": told.overspends}, indent=2))
         return

@@ -1,0 +1,248 @@
+"""The comparison, proved: which ways lose the race, in which orders of their commands, and that they agree when alone.
+
+What else belongs to it stands elsewhere: `test_race.py` hammers with four processes, and
+`test_any_list_of_operations_leaves_what_the_memory_strategy_leaves` of the published suite holds every backend to the
+same answers, books and lives of keys for the same seeded list of operations.
+"""
+
+import pytest
+import redis
+
+from backends.clock import SystemClock
+from backends.conformance import COST, ROOMY, ManualClock, RedisHarness, ask, played, some_operations
+from backends.contract import Reservation
+from backends.embedded import EmbeddedServer
+from backends.errors import ConfigurationError, StoreBusy
+from backends.explorer import COST_NANOUSD, explore, replay
+from backends.link import Link
+from backends.race import Plan, race
+from backends.turns import Caller, Gate
+from backends.watch import WatchBackend
+from tests.racers import register
+
+LIMIT = COST_NANOUSD
+QUICK = Plan(timed_requests=2, hold_seconds=10.0)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with EmbeddedServer(tmp_path_factory.mktemp("comparison")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def legacy(server):
+    return explore(server.url, "legacy")
+
+
+# --- what loses the race
+
+
+def test_legacy_overspends_in_nearly_every_order(legacy):
+    assert legacy.is_exhaustive
+    assert (legacy.reduced_orders, legacy.overspending_orders) == (1_091, 963)
+    assert legacy.raw_orders == 117_963_543_574_022_406
+    assert legacy.raw_orders - legacy.overspending_raw_orders < legacy.raw_orders // 100_000_000
+    assert [each.spent_nanousd for each in legacy.overspending] == [2 * LIMIT] * 963
+    assert legacy.is_as_declared
+
+
+def test_legacy_does_not_overspend_only_where_one_looks_after_the_other_has_charged_the_window(server, legacy):
+    over = {each.number for each in legacy.overspending}
+    within = sorted(set(range(1, legacy.reduced_orders + 1)) - over)
+    for number in within[:2]:
+        told = replay(server.url, "legacy", number)
+        assert not told.overspends
+        assert len(told.admitted) == 1
+        window = [step for step in told.steps if step.keys == ("llm:cost:recent:visitor",)]
+        looks = [at for at, step in enumerate(window) if step.command.startswith("ZRANGE")]
+        assert any(step.command.startswith("ZINCRBY") for step in window[: looks[1]])
+
+
+@pytest.mark.parametrize("callers", [2, 3])
+def test_a_transaction_without_a_decision_does_not_help(server, callers):
+    multi = explore(server.url, "multi", callers)
+    assert multi.is_exhaustive
+    assert (multi.reduced_orders, multi.overspending_orders) == {2: (3, 1), 3: (25, 16)}[callers]
+    assert multi.is_as_declared
+
+
+def test_nor_where_all_are_held_between_the_two_transactions(server):
+    (result,) = race(server.url, ["multi"], QUICK)
+    assert result.was_held
+    assert result.admitted == 10
+    assert result.overspend_nanousd == 6 * QUICK.cost_nanousd
+    assert 2 <= result.round_trips_a_request <= 3
+
+
+def test_three_legacy_callers_overspend_too(server):
+    legacy = explore(server.url, "legacy", 3)
+    assert (legacy.reduced_orders, legacy.overspending_orders) == (64, 49)
+    assert "taken to commute" in legacy.bound
+
+
+# --- what does not
+
+
+@pytest.mark.parametrize("callers", [2, 3])
+def test_no_order_of_atomic_overspends(server, callers):
+    atomic = explore(server.url, "atomic", callers)
+    assert atomic.is_exhaustive
+    assert (atomic.raw_orders, atomic.reduced_orders) == {2: (2, 2), 3: (6, 6)}[callers]
+    assert (atomic.overspending_orders, atomic.shortest) == (0, None)
+    assert atomic.is_as_declared
+
+
+@pytest.mark.parametrize("callers", [2, 3])
+def test_no_order_of_watch_overspends(server, callers):
+    watch = explore(server.url, "watch", callers)
+    assert watch.is_exhaustive
+    assert watch.reduced_orders == {2: 22, 3: 216}[callers]
+    assert watch.overspending_orders == 0
+    assert watch.is_as_declared
+
+
+def test_a_strategy_that_breaks_its_promise_is_found_out(server, monkeypatch):
+    register(monkeypatch)
+    told = explore(server.url, "never_refuses")
+    assert told.overspending_orders == told.reduced_orders == 2
+    assert not told.is_as_declared
+
+
+def test_watch_admits_as_many_as_fit_and_pays_in_round_trips(server):
+    (alone,) = race(server.url, ["watch"], Plan(requests=2, room=1, timed_requests=2))
+    (crowd,) = race(server.url, ["watch"], Plan(requests=30, room=12, timed_requests=2))
+    assert (crowd.admitted, crowd.overspend_nanousd) == (12, 0)
+    assert alone.overspend_nanousd == 0
+    # WATCH with the looks, and EXEC: less is not possible, and each one who was overtaken does both again.
+    assert crowd.round_trips_a_request >= 2
+
+
+@pytest.fixture
+def gate(redis_url):
+    gate = Gate()
+    link = Link(redis_url, clock=SystemClock(), connection_class=gate.connection_class())
+    yield gate, link
+    link.close()
+
+
+def test_who_is_overtaken_tries_again_and_sees_what_the_other_did(gate):
+    gate, link = gate
+    backend = WatchBackend(link, ManualClock())
+    limits = ROOMY
+    slow = Caller(gate, lambda: backend.reserve(ask("slow", COST, limits)))
+    while not slow.pending.is_transaction:
+        slow.take_turn()
+    backend.reserve(ask("fast", COST, limits))
+    assert slow.take_turn().is_overtaken
+    while slow.pending:
+        slow.take_turn()
+    assert isinstance(slow.answer, Reservation)
+    assert slow.answer.window_spent_nanousd == 2 * COST
+    assert backend.retries == 1
+
+
+def test_who_is_overtaken_too_often_is_too_busy_and_has_charged_nothing(gate, redis_url):
+    gate, link = gate
+    backend = WatchBackend(link, ManualClock(), tries=2)
+    slow = Caller(gate, lambda: backend.reserve(ask("slow")))
+    for number in range(2):
+        while not slow.pending.is_transaction:
+            slow.take_turn()
+        backend.reserve(ask(f"fast-{number}"))
+        if number == 0:
+            slow.take_turn()
+    with pytest.raises(StoreBusy, match="2 times"):
+        slow.take_turn()
+    with redis.Redis.from_url(redis_url) as raw:
+        assert not raw.exists("llm:reservation:slow")
+        assert int(raw.get(next(iter(raw.scan_iter("llm:cost:daily:*"))))) == 2 * COST
+
+
+# --- orders have numbers
+
+
+def test_the_same_order_has_the_same_number_every_time(server, legacy):
+    again = explore(server.url, "legacy", most_orders=40)
+    assert not again.is_exhaustive
+    assert again.bound == "the first 40 of all orders up to commuting commands"
+    early = [each for each in legacy.overspending if each.number <= 40]
+    assert list(again.overspending) == early
+
+
+def outline(step):
+    """Without digests and times that go by."""
+    return step.caller, step.command.partition(" ")[0], step.keys
+
+
+def test_the_shortest_failing_order_replays(server, legacy):
+    (its,) = [each for each in legacy.overspending if each.number == legacy.shortest_number]
+    assert its.switches == min(each.switches for each in legacy.overspending) == 2
+    told = replay(server.url, "legacy", legacy.shortest_number)
+    assert (told.schedule, told.admitted) == (its.schedule, ("A", "B"))
+    assert told.spent_nanousd == 2 * told.limit_nanousd
+    assert told.overspends
+    assert list(map(outline, told.steps)) == list(map(outline, legacy.shortest))
+
+
+def test_a_step_tells_who_said_what_and_what_redis_said(server):
+    *_, last = explore(server.url, "multi").shortest
+    assert last.caller == "A"
+    assert last.command.startswith("MULTI; SET llm:reservation:visitor-A ")
+    assert "ZINCRBY llm:cost:recent:visitor 4050000 " in last.command
+    assert last.command.endswith("; EXEC")
+    assert last.told.startswith("[OK, 8100000, ")
+    assert last.is_decisive
+
+
+def test_nothing_stays_behind(server):
+    with redis.Redis.from_url(server.url) as raw:
+        raw.set("somebody", "else")
+        explore(server.url, "multi")
+        replay(server.url, "watch", 3)
+        assert raw.keys() == [b"somebody"]
+        raw.flushdb()
+
+
+@pytest.mark.parametrize(
+    ("url", "name", "callers", "why"),
+    [
+        ("fake://", "legacy", 2, "redis://"),
+        (None, "nobody", 2, "nobody"),
+        (None, "memory", 2, "asks Redis nothing"),
+        (None, "legacy", 1, "2 to 3"),
+        (None, "legacy", 4, "2 to 3"),
+    ],
+)
+def test_what_cannot_be_explored_is_refused(server, url, name, callers, why):
+    with pytest.raises(ConfigurationError, match=why):
+        explore(url or server.url, name, callers)
+
+
+def test_an_order_that_is_not_there_cannot_be_replayed(server):
+    with pytest.raises(ConfigurationError, match="no order 4 of 2 callers"):
+        replay(server.url, "multi", 4)
+
+
+def test_books_of_somebody_are_left_alone(server):
+    with redis.Redis.from_url(server.url) as raw:
+        raw.set("llm:throttle:somebody", "x")
+        with pytest.raises(ConfigurationError, match="holds llm: keys"):
+            explore(server.url, "atomic")
+        assert raw.keys() == [b"llm:throttle:somebody"]
+        raw.flushdb()
+
+
+# --- alone
+
+
+@pytest.mark.parametrize("name", ["legacy", "multi", "watch"])
+def test_alone_they_agree_with_atomic_to_the_nano_dollar(redis_url, name):
+    operations = some_operations(7, 120)
+    told = []
+    for backend in ("atomic", name):
+        harness = RedisHarness(backend, redis_url)
+        told.append(list(played(harness, operations)))
+        harness.close()
+    for number, (atomic, other) in enumerate(zip(*told, strict=True)):
+        assert atomic == other, (number, operations[number])
