@@ -116,11 +116,12 @@ def reserve(ask: Ask, backend: str, now_us: int) -> Talk[Verdict]:
         day_nanousd=spent.daily + ask.cost_nanousd,
         window_frees_at_seconds=rules.window_frees_at(spent.recent, window, now_us),
     )
-    first = _remembered(ask, reservation, keys, now_us)
     swept, expired = _sweeps(ask, keys, seen, now_us)
     charges = rules.charges(keys, window, now_us, now_us) + rules.open_charges(keys, ask.open_seconds, now_us)
     bookings = [_reserved(charge, ask.cost_nanousd, seen, now_us) for charge in charges]
-    yield from _book([*first, *swept], bookings, _over(ask, keys, seen, now_us), is_charge=True)
+    # The record comes last: one that is found says that all was charged, and may be taken back as a whole.
+    last = [*_over(ask, keys, seen, now_us), *_remembered(ask, reservation, keys, now_us)]
+    yield from _book(swept, bookings, last, is_charge=True)
     return replace(reservation, expired_nanousd=expired)
 
 
