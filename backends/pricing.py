@@ -6,8 +6,8 @@ record: fixed at the reservation and used again at the settlement. Amounts are n
 integers over one common denominator, so nothing is lost on the way.
 
 Priced are text tokens (input, read from a cache, written to a cache, output, reasoning) and the fee for a request,
-where a model has one. Not priced, because the service never asks for them: audio, images, hosted tools, service tiers,
-batches, and caches that live longer than a provider's usual ones.
+where a model has one. Not priced, because the service never asks for them: audio, generated images, hosted tools,
+service tiers, batches, and caches that live longer than a provider's usual ones.
 """
 
 import math
