@@ -8,8 +8,12 @@ from backends.contract import (
     Ask,
     Backend,
     Books,
+    Duplicate,
+    DuplicateState,
     Event,
+    Idempotency,
     Limits,
+    Marker,
     Observer,
     Outcome,
     Reason,
@@ -17,6 +21,7 @@ from backends.contract import (
     Reservation,
     Scope,
     Settlement,
+    Verdict,
 )
 from backends.errors import ConfigurationError
 from backends.link import Link
@@ -55,9 +60,13 @@ __all__ = [
     "BackendFactory",
     "Books",
     "Clock",
+    "Duplicate",
+    "DuplicateState",
     "Event",
+    "Idempotency",
     "Limits",
     "Link",
+    "Marker",
     "Observer",
     "Outcome",
     "Reason",
@@ -66,6 +75,7 @@ __all__ = [
     "Scope",
     "Settlement",
     "SystemClock",
+    "Verdict",
     "backend_names",
     "open_backend",
 ]
