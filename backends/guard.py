@@ -36,6 +36,7 @@ from backends.errors import (
     StoreError,
     ThrottleUnavailable,
 )
+from backends.keys import SECONDS_PER_HOUR
 from backends.link import Link
 
 EMERGENCY = "emergency"
@@ -43,7 +44,6 @@ RETRY_SECONDS = 0.25
 BROKEN_RETRY_SECONDS = 2.0
 _UNAVAILABLE_RETRY_SECONDS = 1
 _EXHAUSTED_RETRY_SECONDS = 30
-_SECONDS_PER_HOUR = 3_600
 _KEY_UNKNOWN = "an Idempotency-Key cannot be looked up now"
 # So long a failure of the books is remembered where nobody asks them again.
 _FAILING_SECONDS = 10.0
@@ -232,7 +232,7 @@ class Guard:
 
     def _seconds_to_better_times(self) -> int:
         # The next hour brings a new budget for certain, but Redis may well be back before.
-        seconds_to_next_hour = _SECONDS_PER_HOUR - self._clock.now_us() // 1_000_000 % _SECONDS_PER_HOUR
+        seconds_to_next_hour = SECONDS_PER_HOUR - self._clock.now_us() // 1_000_000 % SECONDS_PER_HOUR
         return min(seconds_to_next_hour, _EXHAUSTED_RETRY_SECONDS)
 
     def _end(self, reservation: Reservation, actual_nanousd: int, end: Callable[[], Settlement]) -> None:

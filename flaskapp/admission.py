@@ -6,6 +6,7 @@ import re
 from flask import Request
 
 from backends.contract import Idempotency, Limits, Reservation
+from backends.keys import SECONDS_PER_DAY
 from backends.money import usd_text
 from flaskapp.refusals import InvalidRequest
 
@@ -13,7 +14,6 @@ UNGUARDED = "off"
 IDEMPOTENCY_HEADER = "Idempotency-Key"
 _KEY = re.compile(r"[!-~]{1,128}")
 _NANOUSD_PER_MICROUSD = 1_000
-_SECONDS_PER_DAY = 86_400
 _UNIT = "tollgate-microusd"
 
 
@@ -55,11 +55,11 @@ def rate_limit_headers(reservation: Reservation, limits: Limits) -> dict[str, st
     Micro-dollars, rounded down; `t` is when the next amount leaves the window, and when the day ends.
     """
     made_at_us = reservation.made_at_us
-    day_seconds_left = _SECONDS_PER_DAY - made_at_us // 1_000_000 % _SECONDS_PER_DAY
+    day_seconds_left = SECONDS_PER_DAY - made_at_us // 1_000_000 % SECONDS_PER_DAY
     window_seconds_left = max(1, -(-(reservation.window_frees_at_seconds * 1_000_000 - made_at_us) // 1_000_000))
     rows = (
         ("window", limits.window_nanousd, reservation.window_spent_nanousd, limits.window_seconds, window_seconds_left),
-        ("day", limits.day_nanousd, reservation.day_spent_nanousd, _SECONDS_PER_DAY, day_seconds_left),
+        ("day", limits.day_nanousd, reservation.day_spent_nanousd, SECONDS_PER_DAY, day_seconds_left),
     )
     policies = [f'"{name}";q={_micro(limit)};w={length};qu="{_UNIT}"' for name, limit, _, length, _ in rows]
     left = [f'"{name}";r={_micro(max(0, limit - spent))};t={until}' for name, limit, spent, _, until in rows]

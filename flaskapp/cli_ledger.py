@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 import click
 from rich.table import Column, Table
@@ -17,7 +17,7 @@ from backends.errors import ConfigurationError, TollgateError
 from backends.ledger import MOST_SHOWN, Cleared, IdentifierBooks, Ledger, LimitBooks
 from backends.link import Link
 from backends.money import usd_text
-from flaskapp.console import print_table, shown_progress
+from flaskapp.console import fail, print_table, shown_progress
 from flaskapp.identity import UNKNOWN_NETWORK, network_of
 
 DISAGREES, COULD_NOT_RUN = 1, 2
@@ -177,9 +177,4 @@ def _failures() -> Iterator[None]:
     try:
         yield
     except TollgateError as error:
-        _fail(str(error))
-
-
-def _fail(line: str) -> NoReturn:
-    click.echo(f"Error: {line}", err=True)
-    raise SystemExit(COULD_NOT_RUN)
+        fail(str(error), COULD_NOT_RUN)

@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Callable
-from typing import NoReturn
 
 import click
 
 from backends.errors import TollgateError
 from backends.link import Link
 from backends.scripts import Script, all_scripts
+from flaskapp.console import fail
 
 # What Redis and Valkey put before the line: "user_script:12: …", "@user_script: 12: …".
 _LINE = re.compile(r"user_script: ?(?P<line>\d+): ?(?P<error>.*)")
@@ -27,7 +27,7 @@ def make_scripts_cli(get_link: Callable[[], Link]) -> click.Group:
         try:
             are_good = [_check(script, get_link()) for script in all_scripts()]
         except TollgateError as error:
-            _fail(str(error))
+            fail(str(error))
         if not all(are_good):
             raise SystemExit(1)
 
@@ -46,8 +46,3 @@ def place_of(file_name: str, error: str) -> str:
     if found is None:
         return f"{file_name}: {error}"
     return f"{file_name}:{found['line']}: {found['error']}"
-
-
-def _fail(line: str) -> NoReturn:
-    click.echo(f"Error: {line}", err=True)
-    raise SystemExit(1)

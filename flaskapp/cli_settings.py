@@ -1,18 +1,15 @@
 """`flask settings`: the live settings on the command line."""
 
 from collections.abc import Callable, Mapping
-from typing import NoReturn
 
 import click
-from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
 from backends.errors import TollgateError
 from backends.settings import Effective, Setting, SettingsStore
+from flaskapp.console import fail, print_table
 
-# Nobody watches the width of a pipe; what is cut there is lost.
-_PIPE_WIDTH = 200
 # A service that run-dev.sh started is in development mode, and this command, with nothing set, in production.
 _ELSEWHERE = "by this shell's environment; a running service has its own, and tells it in its log and on its dashboard"
 
@@ -29,10 +26,10 @@ def make_settings_cli(get_store: Callable[[], SettingsStore], mode: str) -> clic
         """Value, source and bounds of every setting; and the mode."""
         store = _open(get_store)
         now = store.refresh()
-        _print_table(store.table, now)
+        _print_settings(store.table, now)
         click.echo(f"mode: {mode} ({_ELSEWHERE})")
         if not store.is_reachable:
-            _fail("Redis does not answer: these are the environment's values and the defaults")
+            fail("Redis does not answer: these are the environment's values and the defaults")
 
     # So that a value that begins with a minus is a wrong value, and no unknown option.
     @group.command("set", context_settings={"ignore_unknown_options": True})
@@ -45,7 +42,7 @@ def make_settings_cli(get_store: Callable[[], SettingsStore], mode: str) -> clic
         try:
             wanted = setting.kind.read_text(value)
         except ValueError as error:
-            _fail(f"{name}: {error}; got {setting.kind.shown(value)}")
+            fail(f"{name}: {error}; got {setting.kind.shown(value)}")
         _change(store, setting, wanted)
 
     @group.command("unset")
@@ -62,38 +59,32 @@ def _open(get_store: Callable[[], SettingsStore]) -> SettingsStore:
     try:
         return get_store()
     except TollgateError as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 def _setting(store: SettingsStore, name: str) -> Setting:
     setting = store.table.get(name)
-    return setting or _fail(f"{name}: there is no such setting; `flask settings show` lists them")
+    return setting or fail(f"{name}: there is no such setting; `flask settings show` lists them")
 
 
 def _change(store: SettingsStore, setting: Setting, value: object) -> None:
     try:
         now = store.change({setting.name: value})
     except TollgateError as error:
-        _fail(str(error))
+        fail(str(error))
     source = now.sources[setting.name]
     words = source if source == "redis" else f"{source}, by this shell's environment"
     click.echo(f"{setting.name} is {_value(setting, now)} now ({words})")
 
 
-def _print_table(rows: Mapping[str, Setting], now: Effective) -> None:
+def _print_settings(rows: Mapping[str, Setting], now: Effective) -> None:
     table = Table(Column("name", no_wrap=True), "value", "source", "bounds", box=None, pad_edge=False)
     for setting in rows.values():
         texts = (setting.name, _value(setting, now), now.sources[setting.name], setting.kind.allowed)
         # As Text: a value is never read as markup.
         table.add_row(*map(Text, texts))
-    console = Console()
-    (console if console.is_terminal else Console(width=_PIPE_WIDTH)).print(table)
+    print_table(table)
 
 
 def _value(setting: Setting, now: Effective) -> str:
     return setting.kind.text(getattr(now.values, setting.name))
-
-
-def _fail(line: str) -> NoReturn:
-    click.echo(f"Error: {line}", err=True)
-    raise SystemExit(1)

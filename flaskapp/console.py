@@ -1,8 +1,10 @@
-"""What the commands share: tables that a pipe does not cut, and progress that only a terminal sees."""
+"""What the commands share: tables that a pipe does not cut, progress that only a terminal sees, how they give up."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
+import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
@@ -15,6 +17,12 @@ def print_table(table: Table) -> None:
     """On standard output."""
     console = Console()
     (console if console.is_terminal else Console(width=_PIPE_WIDTH)).print(table)
+
+
+def fail(line: str, status: int = 1) -> NoReturn:
+    """End the command with one line on standard error."""
+    click.echo(f"Error: {line}", err=True)
+    raise SystemExit(status)
 
 
 class Shown:

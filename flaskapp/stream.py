@@ -20,9 +20,9 @@ from backends.contract import Event, Observer
 from flaskapp.bill import Bill
 from flaskapp.llm import Answer, Piece, UpstreamBroken, UpstreamNotTaken, Usage
 from flaskapp.llm.pump import DeadlinePassed, Pump, Silence, Stopped, Take
-from flaskapp.refusals import INTERNAL_ERROR
+from flaskapp.refusals import INTERNAL_ERROR, UPSTREAM_ERROR
 
-UPSTREAM_ERROR, STREAM_DEADLINE, SERVER_STOPPING = "upstream_error", "stream_deadline", "server_stopping"
+STREAM_DEADLINE, SERVER_STOPPING = "stream_deadline", "server_stopping"
 HEARTBEAT_SECONDS = 1.0
 HANG_UP_SECONDS = 2.0
 """How long after its deadline a client may still take in what was sent."""
