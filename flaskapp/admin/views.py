@@ -155,7 +155,7 @@ def _refused(error: Exception) -> Response:
     if isinstance(error, SettingsRejected):
         fields = dict(error.problems)
         return problem(422, INVALID_REQUEST, str(error), f"Nothing was changed. {error}.", extra={"fields": fields})
-    return problem(503, THROTTLE_UNAVAILABLE, "redis", _REDIS_SILENT)
+    return problem(503, THROTTLE_UNAVAILABLE, "store", _REDIS_SILENT, retry_after_seconds=1)
 
 
 def _texts(form: Mapping[str, str], unset: list[str]) -> dict[str, str | None]:

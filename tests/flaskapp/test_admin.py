@@ -449,7 +449,8 @@ def test_without_redis_the_api_shows_what_it_knows_and_changes_nothing(make_clie
     client = make_client(dead_link)
     assert client.get(URL, headers=BEARER).json["settings"]["hourly_spend_limit_usd"]["value"] == 3
     answer = client.patch(URL, headers=BEARER, json={"llm_max_tokens": 1})
-    assert (answer.status_code, answer.json["error"]) == (503, "throttle_unavailable")
+    assert (answer.status_code, answer.json["error"], answer.json["reason"]) == (503, "throttle_unavailable", "store")
+    assert answer.headers["Retry-After"] == "1"
 
 
 def test_without_redis_the_page_says_so(make_client, dead_link):

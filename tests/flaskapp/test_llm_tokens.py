@@ -136,9 +136,10 @@ def test_at_the_defaults_four_of_ten_fit(query):
 )
 def test_a_megabyte_is_counted_in_no_time(model, text):
     megabyte = text * (1_000_000 // len(text.encode()))
-    start = time.perf_counter()
+    start = time.process_time()
     assert bound_for(model).count_within(megabyte, 3_000) is None
     with pytest.raises(InputTooLong):
         bound_for(model).fit("s", [], megabyte, 3_000)
     assert len(bound_for(model).fit("s", [Turn("user", megabyte)] * 64, "q", 3_000)[0]) == 2
-    assert time.perf_counter() - start < 0.5  # measured: 20 ms; quadratic would be minutes
+    # Of our own processor time, whatever else the machine does. Measured: 20 ms; quadratic would be minutes.
+    assert time.process_time() - start < 0.5
