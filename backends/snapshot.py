@@ -59,7 +59,6 @@ class Oddity(NamedTuple):
 class Snapshot:
     """What was read."""
 
-    started_us: int
     ended_us: int = 0
     records: dict[str, rules.Record] = field(default_factory=dict)
     """By key."""
@@ -115,8 +114,8 @@ def read_records(link: Link, keys: Sequence[str]) -> list[rules.Record | None]:
 
 
 def read_all(link: Link, progress: Progress = no_progress, what: str = "reading the books") -> Snapshot:
-    """Every key of ours, with Redis' time before the first and after the last."""
-    snapshot = Snapshot(redis_now_us(link))
+    """Every key of ours, and Redis' time after the last."""
+    snapshot = Snapshot()
     seen: set[str] = set()
     for found in pages(link, "llm:*", progress, what):
         keys = [key for key in found if key not in seen]

@@ -121,10 +121,9 @@ class Trace:
     rid: str
     plan: Plan
     made_at_us: int
-    known_at_us: int
-    """When the answer was there: from here on the money is certainly held."""
     holds: list[tuple[int, int]] = field(default_factory=list)
-    """(instant, nanousd held in all from then on)."""
+    """(instant, nanousd held in all from then on). The first instant is when the answer was there: from then on the
+    money is certainly held."""
     billed: int = 0
     """What the pretend upstream generated and bills: written down before the books hear of it."""
     ends: list[tuple[int, int, str, int]] = field(default_factory=list)
@@ -215,7 +214,7 @@ class _Hammering:
         made = self._reserve(ask, plan)
         if made is None:
             return
-        trace = Trace(rid, plan, made.made_at_us, now_us(), [(now_us(), made.cost_nanousd)])
+        trace = Trace(rid, plan, made.made_at_us, [(now_us(), made.cost_nanousd)])
         self._told.traces.append(trace)
         steps: list[Step] = []
         if plan.repeats:

@@ -106,11 +106,6 @@ class Bill:
         self._cost_nanousd: int | None = None
 
     @property
-    def reservation(self) -> Reservation | None:
-        """As it stands now."""
-        return self._reservation
-
-    @property
     def is_exceeded(self) -> bool:
         """Whether the upstream gave more than it was asked for."""
         return self._deltas > self.most.output_tokens
