@@ -116,10 +116,10 @@ class Guard:
             verdict = self._primary.reserve(ask)
             self._failing_until_seconds = float("-inf")
         except StoreBusy as error:
-            self._tell("check_failed", ask, error=str(error), backend=backend, is_bug=False)
+            self._tell_failed(ask, error, started)
             raise ThrottleUnavailable("the service is too busy to ask for its budgets", 1) from error
         except StoreError as error:
-            self._tell("check_failed", ask, error=str(error), backend=backend, is_bug=isinstance(error, StoreBroken))
+            self._tell_failed(ask, error, started)
             if isinstance(error, StoreBroken) or (self._link is not None and self._link.is_up):
                 # The link does not see it: Redis answers, and yet the books cannot be asked.
                 self._failing_until_seconds = self._clock.monotonic_seconds() + _FAILING_SECONDS
@@ -154,8 +154,8 @@ class Guard:
         try:
             with self._time_to_book():
                 verdict = self._primary.extend(reservation, to_nanousd, limits, at_least_nanousd=at_least_nanousd)
-        except StoreBusy:
-            return None
+        except (StoreBusy, ReservationConflict):
+            verdict = None
         except StoreError as error:
             self._observer(
                 Event(
@@ -164,8 +164,6 @@ class Guard:
                 )
             )
             return self._extend_on_emergency(reservation, at_least_nanousd)
-        except ReservationConflict:
-            return None
         extended = verdict if isinstance(verdict, Reservation) else None
         self._tell_extension(reservation, extended)
         return extended
@@ -294,6 +292,17 @@ class Guard:
     def _tell(self, name: str, ask: Ask, **fields: object) -> None:
         own = {"request_id": ask.reservation_id, "identifier": ask.identifier, "cost_nanousd": ask.cost_nanousd}
         self._observer(Event(name, {**own, **fields}))
+
+    def _tell_failed(self, ask: Ask, error: StoreError, started_seconds: float) -> None:
+        self._tell(
+            "check_failed",
+            ask,
+            error=str(error),
+            is_bug=isinstance(error, StoreBroken),
+            backend=self._primary.name,
+            script=self._primary.reserve_script,
+            check_ms=(self._clock.monotonic_seconds() - started_seconds) * 1_000,
+        )
 
     def _tell_verdict(self, ask: Ask, verdict: Verdict, *, backend: str, script: str, check_ms: float) -> None:
         decision: dict[str, object] = {"backend": backend, "script": script, "check_ms": check_ms}

@@ -98,6 +98,13 @@ def test_a_settlement_on_other_terms_is_told_and_raises_nothing(guard, told):
     assert not told.named("settled")
 
 
+def test_an_extension_of_what_has_ended_ends_the_answer_and_is_told(guard, told):
+    made = guard.reserve(ask("r0", COST))
+    guard.settle(made, 7)
+    assert guard.extend(made, 2 * COST, ROOMY, at_least_nanousd=2 * COST) is None
+    assert [fields["reserved_nanousd"] for fields in told.named("extension_refused")] == [COST]
+
+
 def test_a_conflict_gets_through(guard):
     guard.reserve(ask("r0", COST))
     with pytest.raises(ReservationConflict):

@@ -183,7 +183,9 @@ def test_a_role_that_may_not_write_is_bridged_with_an_alarm(own_server, look, ne
 def test_an_outage_is_no_bug(own_server, new_guard, told):
     own_server.kill()
     new_guard().reserve(ask("r0", COST))
-    assert [fields["is_bug"] for fields in told.named("check_failed")] == [False]
+    [failed] = told.named("check_failed")
+    assert (failed["is_bug"], failed["backend"], failed["script"]) == (False, "atomic", "reserve.lua")
+    assert failed["check_ms"] >= 0
     assert not told.named("store_broken")
 
 
