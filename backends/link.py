@@ -203,6 +203,8 @@ class Link:
         clock: durations, and the first guess at Redis' time.
         observer: is told ``store_lost``, ``store_back`` and ``store_broken``.
         timeout_seconds: of one wait for a connection, one connect, one reply.
+        before_each_send: called once for each round trip, right before its command or pipeline is sent; what it takes
+            is in no time-out. The set-up of a connection is none.
     """
 
     def __init__(
@@ -214,6 +216,7 @@ class Link:
         timeout_seconds: float = TIMEOUT_SECONDS,
         pool_size: int = POOL_SIZE,
         connection_class: type[redis.Connection] | None = None,
+        before_each_send: Callable[[], None] | None = None,
     ) -> None:
         self.url = url
         self.timeout_seconds = timeout_seconds
@@ -224,6 +227,8 @@ class Link:
         self._client = _fake_client() if is_fake else _client(url, timeout_seconds, pool_size, connection_class)
         if isinstance(self._client.connection_pool, _Pool):
             self._client.connection_pool.hurry(self.wait_seconds)
+        if before_each_send is not None:
+            _tell_before_each_send(self._client.connection_pool, before_each_send)
         self._lock = threading.Lock()
         self._resting_until_seconds: float | None = None
         self._ever_reached = False
@@ -523,6 +528,28 @@ def _client(
     except (ValueError, TypeError, redis.RedisError) as error:
         raise ConfigurationError(f"REDIS_URL: {error}") from error
     return redis.Redis(connection_pool=pool)
+
+
+def _tell_before_each_send(pool: redis.ConnectionPool, tell: Callable[[], None]) -> None:
+    """Every way to Redis sends here, once for each round trip: single commands, pipelines and `ask`."""
+
+    class Telling(pool.connection_class):  # type: ignore[misc,name-defined] # whichever the URL's scheme chose
+        is_setting_up = False
+
+        def on_connect_check_health(self, check_health: bool = True) -> None:  # noqa: FBT001, FBT002 (theirs)
+            self.is_setting_up = True
+            try:
+                super().on_connect_check_health(check_health)
+            finally:
+                self.is_setting_up = False
+
+        def send_packed_command(self, command: Any, check_health: bool = True) -> None:  # noqa: FBT001, FBT002 (theirs)
+            # The first one connects, and is told before that.
+            if not self.is_setting_up:
+                tell()
+            super().send_packed_command(command, check_health)
+
+    pool.connection_class = Telling
 
 
 def _fake_client() -> redis.Redis:

@@ -2,9 +2,11 @@
 
 import contextlib
 import threading
+import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,8 +103,15 @@ class Tollgate:
         self.observer(Event(name, fields))
 
 
-def create_app(config: Config | None = None, *, clock: Clock | None = None) -> Flask:
+def create_app(
+    config: Config | None = None, *, clock: Clock | None = None, sleep: Callable[[float], None] = time.sleep
+) -> Flask:
     """The application.
+
+    Args:
+        config: the environment's, unless another is handed in.
+        clock: the time.
+        sleep: how to wait before each round trip to Redis where `REDIS_DELAY_MS` asks for it.
 
     Raises:
         ConfigurationError: a value cannot be used, or the server is too old; one line.
@@ -118,7 +127,12 @@ def create_app(config: Config | None = None, *, clock: Clock | None = None) -> F
         log_event(event)
         metrics.observe(event)
 
-    link = Link(config.redis_url or running_url(config.data_dir) or DEFAULT_REDIS_URL, clock=clock, observer=observer)
+    link = Link(
+        config.redis_url or running_url(config.data_dir) or DEFAULT_REDIS_URL,
+        clock=clock,
+        observer=observer,
+        before_each_send=_delay(config, sleep),
+    )
     settings = SettingsStore(link, config.live_baseline, observer)
     guard = _make_guard(config, link, settings, clock, observer)
     tollgate = Tollgate(config, link, settings, guard, observer, _make_model(config, clock))
@@ -132,6 +146,12 @@ def create_app(config: Config | None = None, *, clock: Clock | None = None) -> F
         hops = config.trusted_proxy_hops
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=0)  # type: ignore[method-assign]
     return app
+
+
+def _delay(config: Config, sleep: Callable[[float], None]) -> Callable[[], None] | None:
+    """A network in front of Redis, of `REDIS_DELAY_MS`; it holds up who asks and nobody else."""
+    delay_seconds = config.redis_delay_ms / 1_000
+    return partial(sleep, delay_seconds) if delay_seconds else None
 
 
 def _hurried(wsgi_app: "WSGIApplication", link: Link) -> "WSGIApplication":

@@ -33,6 +33,7 @@ def test_the_defaults_are_those_of_the_contract():
         "llm_provider": "openai",
         "llm_price_input_usd_per_mtok": None,
         "llm_price_output_usd_per_mtok": None,
+        "redis_delay_ms": 0,
         "demo_tokens_per_second": 50.0,
         "api_keys": None,
         "admin_token": None,
@@ -198,7 +199,13 @@ def test_every_variable_is_read():
             "RESERVATION_POLICY: worst_case or slices; got guess",
         ),
         ({"DRAIN_SECONDS": "-1"}, "DRAIN_SECONDS: a whole number of seconds from 0 to 2678400; got -1"),
-        ({"REDIS_DELAY_MS": "1"}, "REDIS_DELAY_MS: 0 (a delay belongs to a later version); got 1"),
+        ({"REDIS_DELAY_MS": "1"}, "REDIS_DELAY_MS: 0 outside development mode; got 1"),
+        (
+            {"REDIS_DELAY_MS": "101", "ENVIRONMENT": "development"},
+            "REDIS_DELAY_MS: a whole number of milliseconds from 0 to 100; got 101",
+        ),
+        ({"REDIS_DELAY_MS": "-1", "ENVIRONMENT": "development"}, None),
+        ({"REDIS_DELAY_MS": "0.5", "ENVIRONMENT": "development"}, None),
         ({"REDIS_URL": "localhost:6379"}, None),
         ({"REDIS_URL": "redis://h:port"}, None),
         ({"REDIS_URL": "redis+cluster://h"}, None),
@@ -321,7 +328,6 @@ def test_every_variable_is_listed_once():
 NAMES = [variable.name for variable in variables()] + [
     "RESERVATION_POLICY",
     "DRAIN_SECONDS",
-    "REDIS_DELAY_MS",
 ]
 
 
