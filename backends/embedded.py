@@ -188,7 +188,7 @@ class EmbeddedServer:
             start_new_session=True,
         )
         self._process = process
-        self._guardian = _guard(process.pid)
+        self._guardian = guardian_of(process.pid)
         _wait_until(lambda: process.poll() is not None or answers(port), START_TIMEOUT_SECONDS)
         if process.poll() is not None or not answers(port):
             raise StoreUnavailable(f"the embedded server did not start on port {port}: {self._last_word()}")
@@ -274,7 +274,7 @@ def _run_id(port: int) -> str:
     raise StoreUnavailable(f"what answers on port {port} does not say who it is")
 
 
-def _guard(pid: int) -> "subprocess.Popen[bytes]":
+def guardian_of(pid: int) -> "subprocess.Popen[bytes]":
     """A shell that waits for the end of this process, however it comes, and then kills `pid`."""
     return subprocess.Popen(  # noqa: S603 - nothing of it comes from outside
         ["/bin/sh", "-c", 'read -r _; kill -9 "$0"', str(pid)],

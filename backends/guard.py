@@ -99,6 +99,11 @@ class Guard:
         self._failing_until_seconds = float("-inf")
 
     @property
+    def primary(self) -> Backend:
+        """The strategy that decides when all is well; for the race lab, which looks for its gap."""
+        return self._primary
+
+    @property
     def backend_name(self) -> str:
         """The strategy that decides when all is well."""
         return self._primary.name

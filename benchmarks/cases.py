@@ -10,8 +10,9 @@ from typing import Any
 import redis
 
 from backends import Ask, Backend, Limits, Link, Reservation, SystemClock, open_backend
-from backends.keys import OPEN_BUCKETS, RING_BUCKETS, BookKeys, book_keys, bucket_seconds_of, open_bucket_seconds_of
-from benchmarks.delay import HOST, delayed
+from backends.delay import HOST, delayed
+from backends.keys import RING_BUCKETS, book_keys
+from backends.layout import leave_as_after
 from benchmarks.measure import Row, at_least, at_most, medians_us, placed, placements
 
 AMPLE = 10**15
@@ -51,31 +52,17 @@ class Bench:
 
     def leave_as_after(self, requests: int, who: str) -> None:
         """The books as `requests` reservations, spread over the window, would have left them."""
-        now = int(time.time())
-        keys = book_keys("", who, f"net-{who}", now)
-        ring = self._ring(requests, now, bucket_seconds_of(WINDOW_SECONDS), RING_BUCKETS + 1)
-        opened = self._ring(requests, now, open_bucket_seconds_of(OPEN_SECONDS), OPEN_BUCKETS + 1)
-        for key, members in _rings(keys, ring, opened):
-            self.raw.delete(key)
-            self.raw.zadd(key, members)
-            self.raw.expire(key, WINDOW_SECONDS + bucket_seconds_of(WINDOW_SECONDS))
-        for key in (keys.daily, keys.network_daily, keys.hourly_of_all, keys.daily_of_all):
-            self.raw.set(key, sum(ring.values()), ex=86_400)
-
-    def _ring(self, requests: int, now: int, bucket_seconds: int, buckets: int) -> dict[int, int]:
-        """`requests` amounts over at most `buckets` buckets, none of them alike."""
-        filled = min(requests, buckets)
-        newest = now - now % bucket_seconds
-        each = requests // filled * COST_NANOUSD
-        return {newest - bucket_seconds * age: each - self.random.randrange(COST_NANOUSD) for age in range(filled)}
-
-
-def _rings(keys: BookKeys, ring: dict[int, int], opened: dict[int, int]) -> Iterator[tuple[str, dict[int, int]]]:
-    yield keys.recent, ring
-    yield keys.network_recent, ring
-    yield keys.open_identifier, opened
-    yield keys.open_network, opened
-    yield keys.open_of_all, opened
+        leave_as_after(
+            self.raw,
+            who,
+            requests,
+            network=f"net-{who}",
+            now_seconds=int(time.time()),
+            cost_nanousd=COST_NANOUSD,
+            window_seconds=WINDOW_SECONDS,
+            open_seconds=OPEN_SECONDS,
+            its_random=self.random,
+        )
 
 
 def reserve_beside_no_op(bench: Bench) -> Iterator[Row]:

@@ -1,4 +1,4 @@
-"""Two strategies that are not what they declare, registered as those of another package would be."""
+"""Strategies that are not what they declare, registered as those of another package would be."""
 
 import sys
 from dataclasses import replace
@@ -7,6 +7,7 @@ from types import ModuleType
 
 import backends
 from backends import ENTRY_POINT_GROUP, open_backend
+from backends.errors import StoreBusy
 
 
 class NeverRefuses:
@@ -43,10 +44,35 @@ class HasNoRace:
         return self._real.books(*args)
 
 
+class GivesUp(HasNoRace):
+    """Too busy with others to decide, whenever there are any."""
+
+    name = "gives_up"
+    promises_atomicity = True
+
+    def reserve(self, ask):
+        if "warm" in ask.reservation_id or "timed" in ask.reservation_id:
+            return self._real.reserve(ask)
+        self.between_check_and_record()
+        raise StoreBusy("somebody else was faster")
+
+
+class TriesAgain(HasNoRace):
+    """One caller comes to its gap twice; and it has no limit."""
+
+    name = "tries_again"
+
+    def reserve(self, ask):
+        self.between_check_and_record()
+        if ask.reservation_id.endswith("-0"):
+            self.between_check_and_record()
+        return self._real.reserve(replace(ask, limits=replace(ask.limits, window_nanousd=10**15)))
+
+
 def register(monkeypatch):
     module = ModuleType("racers_from_elsewhere")
     points = list(backends.entry_points(group=ENTRY_POINT_GROUP))
-    for strategy in (NeverRefuses, HasNoRace):
+    for strategy in (NeverRefuses, HasNoRace, GivesUp, TriesAgain):
         setattr(module, strategy.name, _factory(strategy))
         points.append(EntryPoint(strategy.name, f"{module.__name__}:{strategy.name}", ENTRY_POINT_GROUP))
     monkeypatch.setitem(sys.modules, module.__name__, module)

@@ -14,7 +14,7 @@ from typing import Any, Self
 import redis
 import requests
 
-from backends.embedded import EmbeddedServer, _guard, free_port
+from backends.embedded import EmbeddedServer, free_port, guardian_of
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAT = "/api/v1/chat/stream"
@@ -67,7 +67,7 @@ class Service:
         """Come back when every worker serves."""
         seen = len(self.log_lines())
         self._process = self.launch()
-        self._guardian = _guard(self._process.pid)
+        self._guardian = guardian_of(self._process.pid)
         try:
             wait_until(lambda: self._is_serving(seen), START_SECONDS, f"gunicorn: {self.log()[-2000:]}")
         except BaseException:

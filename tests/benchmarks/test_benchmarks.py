@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from benchmarks.delay import HOST, delayed
+from backends.delay import HOST, delayed
 from benchmarks.measure import at_least, at_most, medians_us
 
 ROOT = Path(__file__).resolve().parents[2]
