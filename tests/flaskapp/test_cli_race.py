@@ -1,4 +1,7 @@
 import json
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,7 +16,9 @@ from backends.link import Link
 from backends.race import RaceResult
 from flaskapp.cli_race import make_race_cli, verdict
 from flaskapp.cli_scripts import make_scripts_cli, place_of
+from tests.processes import children_of, is_alive
 from tests.racers import register
+from tests.servers import ROOT, wait_until
 
 GOOD = RaceResult(
     backend="atomic",
@@ -106,7 +111,18 @@ def test_a_server_that_cannot_be_used_is_one_line(url):
 
 
 @pytest.mark.parametrize(
-    "args", [("-n", "4", "-k", "4"), ("-n", "1"), ("-k", "0"), ("--rounds", "0"), ("--http",), ("--report", "here")]
+    "args",
+    [
+        ("-n", "4", "-k", "4"),
+        ("-n", "1"),
+        ("-k", "0"),
+        ("--rounds", "0"),
+        ("--rtt", "x"),
+        ("--rtt", "-1"),
+        ("--spread", "1"),
+        ("--backends", ","),
+        ("--http", "--redis", "redis://h"),
+    ],
 )
 def test_what_is_no_race_is_a_usage_error(args):
     result = run(*args)
@@ -152,3 +168,70 @@ def test_an_error_without_a_line_is_told_whole():
     assert place_of("x.lua", "ERR something else") == "x.lua: ERR something else"
     redis_7 = "ERR Error compiling script (new function): user_script:7: '=' expected near 'x'"
     assert place_of("x.lua", redis_7) == "x.lua:7: '=' expected near 'x'"
+
+
+def test_each_distance_is_a_row_and_the_verdict_says_which(race_server):
+    result = run("--redis", race_server.url, "--backends", "atomic,legacy", "--rtt", "0,2", "-n", "3", "-k", "1")
+    assert result.exit_code == 0, result.output
+    rows = [line.split()[1:4:2] for line in result.stdout.splitlines() if line.startswith("│") and "." in line]
+    assert rows == [["atomic", "0"], ["legacy", "0"], ["atomic", "2"], ["legacy", "2"]]
+    *_, last = result.stdout.strip().splitlines()
+    assert last == (
+        "atomic stayed within its limit at 0 ms; legacy overspent by $0.008100000 at 0 ms; "
+        "atomic stayed within its limit at 2 ms; legacy overspent by $0.008100000 at 2 ms."
+    )
+
+
+def test_events_are_a_line_each_round_and_then_the_figures(race_server):
+    options = ("--events", "--rounds", "2", "-n", "4", "-k", "2", "--spread", "0.5", "--seed", "3")
+    result = run("--redis", race_server.url, *options)
+    assert result.exit_code == 0, result.output
+    *rounds, last = map(json.loads, result.stdout.splitlines())
+    seen = [each["round"] for each in rounds]
+    assert [(each["backend"], each["number"]) for each in seen] == [
+        ("legacy", 0),
+        ("atomic", 0),
+        ("legacy", 1),
+        ("atomic", 1),
+    ]
+    assert [len(each["calls"]) for each in seen] == [4] * 4
+    assert (last["seed"], last["spread"], last["think_ms"], last["http_workers"]) == (3, 0.5, None, None)
+    over = {name: sum(each["overspend_nanousd"] for each in seen if each["backend"] == name) for name in ("legacy",)}
+    assert [each["overspend_nanousd"] for each in last["backends"]] == [over["legacy"], 0]
+
+
+def test_a_legacy_way_that_nobody_holds_may_stay_within_its_limit(race_server):
+    # Room for one of two, and a pause that lasts: whatever happens, luck is no failure.
+    result = run("--redis", race_server.url, "--think", "0", "-n", "2", "-k", "1", "--backends", "legacy", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["backends"][0]["was_held"] is False
+
+
+def test_a_name_that_nobody_registered_is_one_line(race_server):
+    result = run("--redis", race_server.url, "--backends", "legacy,nobody")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: --backends: one of atomic, legacy, ")
+    assert result.stderr.endswith("got nobody\n")
+
+
+def test_ctrl_c_leaves_no_process_behind():
+    command = [sys.executable, "-m", "flaskapp.lab", "--events", "--rounds", "1000", "--rtt", "1"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as race:
+        assert "round" in race.stdout.readline()
+        started = children_of(race.pid)
+        # The server, who watches over it, and the proxy.
+        assert len(started) >= 3
+        race.send_signal(signal.SIGINT)
+        _, said = race.communicate(timeout=20)
+    assert race.returncode == 2
+    assert said == "Error: interrupted; all that was started has ended\n"
+    wait_until(lambda: not any(map(is_alive, started)), 10, f"some of {started} live on")
+
+
+def test_a_killed_race_leaves_no_process_behind():
+    command = [sys.executable, "-m", "flaskapp.lab", "--events", "--rounds", "1000", "--rtt", "1"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as race:
+        assert "round" in race.stdout.readline()
+        started = children_of(race.pid)
+        race.kill()
+    wait_until(lambda: not any(map(is_alive, started)), 10, f"some of {started} live on")

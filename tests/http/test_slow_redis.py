@@ -1,10 +1,10 @@
 """A Redis whose every reply is late, and none so late that it is a time-out: an answer or refusal begins in time."""
 
 import pytest
+from benchmarks.delay import delayed
 
 from backends import embedded
 from backends.embedded import EmbeddedServer
-from benchmarks.delay import delayed
 from tests.servers import Service, events
 
 ROUND_TRIP_US = 450_000

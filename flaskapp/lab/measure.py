@@ -1,0 +1,314 @@
+"""What the report shows, measured: a function for each picture, all of them on a server of the lab's own."""
+
+import itertools
+import os
+import platform
+import random
+import re
+import shlex
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from backends import open_backend
+from backends.clock import Clock
+from backends.contract import Ask, Limits, Reservation
+from backends.errors import StoreBusy
+from backends.layout import leave_as_after
+from backends.link import Link
+from backends.race import AMPLE_NANOUSD, OPEN_SECONDS, WINDOW_SECONDS, Plan, Progress, RaceResult, at_distance, race
+
+CONCURRENCIES = (5, 10, 20, 40, 80)
+RTTS_MS = (0.0, 1.0, 5.0)
+IN_WINDOW = (10, 100, 1_000, 10_000, 100_000, 1_000_000)
+CALLERS = 16
+THROUGHPUT_SECONDS = 0.6
+BLOCKS, BLOCK = 5, 60
+COST_NANOUSD = 4_050_000
+LIMITS = Limits(
+    AMPLE_NANOUSD,
+    AMPLE_NANOUSD,
+    AMPLE_NANOUSD,
+    AMPLE_NANOUSD,
+    AMPLE_NANOUSD,
+    AMPLE_NANOUSD,
+    WINDOW_SECONDS,
+    30,
+    mark_when_busy=True,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Overspend:
+    """Dollars spent for each dollar of the limit, by callers at once."""
+
+    backend: str
+    was_held: bool
+    concurrency: int
+    room: int
+    spent_to_limit: float
+
+
+@dataclass(frozen=True, slots=True)
+class Throughput:
+    """Decisions a second of some callers at once."""
+
+    backend: str
+    rtt_ms: float
+    a_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class ServerTime:
+    """What Redis' process works for one decision."""
+
+    backend: str
+    in_window: int
+    us: float
+
+
+def overspends(url: str, names: Sequence[str], plan: Plan, clock: Clock, progress: Progress) -> list[Overspend]:
+    """Held between check and record, where there is a between, and by luck."""
+    found = []
+    for number, concurrency in enumerate(CONCURRENCIES):
+        progress("overspend against concurrency", number, len(CONCURRENCIES))
+        room = min(plan.room, concurrency - 1)
+        held = replace(plan, requests=concurrency, room=room, rounds=1, timed_requests=2, think_ms=None)
+        results = race(url, names, held, clock=clock)
+        lucky = [result.backend for result in results if result.was_held]
+        if lucky:
+            results += race(url, lucky, replace(held, rounds=3, think_ms=0.0), clock=clock)
+        found += [
+            Overspend(each.backend, each.was_held, concurrency, room, each.spent_nanousd / each.limit_nanousd)
+            for each in results
+        ]
+    return found
+
+
+def distances(url: str, names: Sequence[str], plan: Plan, clock: Clock, progress: Progress) -> list[RaceResult]:
+    """The race at each distance: round trips, and the time of the check."""
+    its_plan = replace(plan, rounds=1, think_ms=None)
+    return [each for rtt in RTTS_MS for each in race(url, names, its_plan, rtt_ms=rtt, clock=clock, progress=progress)]
+
+
+def throughputs(url: str, names: Sequence[str], clock: Clock, progress: Progress) -> list[Throughput]:
+    """As many decisions as `CALLERS` threads get in a while, each caller with books of its own."""
+    found = []
+    for number, (rtt_ms, name) in enumerate(itertools.product(RTTS_MS, names)):
+        progress("throughput", number, len(RTTS_MS) * len(names))
+        with at_distance(url, rtt_ms) as its_url:
+            link = Link(its_url, clock=clock, timeout_seconds=5.0, pool_size=CALLERS)
+            try:
+                found.append(Throughput(name, rtt_ms, _a_second(link, name, clock)))
+            finally:
+                link.close()
+    return found
+
+
+def _a_second(link: Link, name: str, clock: Clock) -> float:
+    backend, serial = open_backend(name, link, clock), itertools.count()
+    end_seconds = 0.0
+
+    def begin() -> None:
+        nonlocal end_seconds
+        end_seconds = clock.monotonic_seconds() + THROUGHPUT_SECONDS
+
+    start = threading.Barrier(CALLERS, action=begin)
+
+    def decide(who: str) -> int:
+        backend.reserve(_ask(f"{who}-warm-{next(serial)}", who))
+        start.wait()
+        done = 0
+        while clock.monotonic_seconds() < end_seconds:
+            try:
+                backend.reserve(_ask(f"{who}-{next(serial)}", who))
+            except StoreBusy:
+                # It tried again and again against the others: no decision.
+                continue
+            done += 1
+        return done
+
+    with ThreadPoolExecutor(CALLERS) as callers:
+        return sum(callers.map(decide, [f"through-{name}-{number}" for number in range(CALLERS)])) / THROUGHPUT_SECONDS
+
+
+def server_times(link: Link, names: Sequence[str], seed: int, clock: Clock, progress: Progress) -> list[ServerTime]:
+    """Processor time of the server's process for one decision; blocks of them in turns, the median of the blocks."""
+    its_random = random.Random(seed)  # noqa: S311 (seeded on purpose)
+    serial = itertools.count()
+    found = []
+    for number, (in_window, name) in enumerate(itertools.product(IN_WINDOW, names)):
+        progress("server time a decision", number, len(IN_WINDOW) * len(names))
+        backend, blocks_us, who = open_backend(name, link, clock), [], f"server-{name}-{in_window}"
+        for _ in range(BLOCKS):
+            _lay_out(link, who, in_window, its_random, clock)
+            backend.reserve(_ask(f"{who}-{next(serial)}", who))
+            before_us = _worked_us(link)
+            for _ in range(BLOCK):
+                _admitted(backend.reserve(_ask(f"{who}-{next(serial)}", who)))
+            blocks_us.append((_worked_us(link) - before_us) / BLOCK)
+        found.append(ServerTime(name, in_window, median(blocks_us)))
+    return found
+
+
+def _lay_out(link: Link, who: str, in_window: int, its_random: random.Random, clock: Clock) -> None:
+    link.run(
+        lambda client: leave_as_after(
+            client,
+            who,
+            in_window,
+            network=f"net-{who}",
+            now_seconds=clock.now_us() // 1_000_000,
+            cost_nanousd=COST_NANOUSD,
+            window_seconds=WINDOW_SECONDS,
+            open_seconds=OPEN_SECONDS,
+            its_random=its_random,
+        )
+    )
+
+
+def _worked_us(link: Link) -> float:
+    cpu: dict[str, Any] = link.run(lambda client: client.info("cpu"))
+    return float(cpu["used_cpu_user"] + cpu["used_cpu_sys"]) * 1e6
+
+
+def _ask(rid: str, who: str) -> Ask:
+    return Ask(rid, who, f"net-{who}", COST_NANOUSD, LIMITS, OPEN_SECONDS)
+
+
+def _admitted(verdict: object) -> None:
+    if not isinstance(verdict, Reservation):
+        raise TypeError(f"refused, though there is room: {verdict}")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """What one caller sends to Redis while the other waits."""
+
+    caller: str
+    does: str
+    """`check` or `record`."""
+    reads: int
+    writes: int
+    window_nanousd: int
+    """What the books of the window hold when it is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class FailingOrder:
+    """One order of two callers that overspends; room for one of them."""
+
+    backend: str
+    blocks: tuple[Block, ...]
+    cost_nanousd: int
+    limit_nanousd: int
+
+
+_READS = re.compile(r"(?i)(get|mget|zrange|zscore|exists|ttl|pttl|type|time|zrangebyscore|hget|hgetall|zcard)\b")
+
+
+def failing_order(url: str, name: str, clock: Clock) -> FailingOrder:
+    """Two callers of a strategy with a gap: both check, then both record. What they send is taken from Redis itself."""
+    return _TwoCallers(url, name, clock).run()
+
+
+class _TwoCallers:
+    """A goes up to its gap, then B; then A records, then B: the order with the fewest turns that overspends."""
+
+    def __init__(self, url: str, name: str, clock: Clock) -> None:
+        self._url = url
+        self._name = name
+        self._clock = clock
+        self._blocks: list[Block] = []
+        self._limits = replace(LIMITS, window_nanousd=COST_NANOUSD)
+
+    def run(self) -> FailingOrder:
+        link = Link(self._url, clock=self._clock, timeout_seconds=5.0)
+        try:
+            callers = {who: open_backend(self._name, link, self._clock) for who in "AB"}
+            self._nest(link, callers)
+        finally:
+            link.close()
+        return FailingOrder(self._name, tuple(self._blocks), COST_NANOUSD, COST_NANOUSD)
+
+    def _nest(self, link: Link, callers: dict[str, Any]) -> None:
+        turn = {who: threading.Event() for who in ("A records", "B begins", "B records")}
+
+        def a_in_gap() -> None:
+            self._close(link, "A", "check")
+            turn["B begins"].set()
+            turn["A records"].wait(10)
+
+        def b_in_gap() -> None:
+            self._close(link, "B", "check")
+            turn["A records"].set()
+            turn["B records"].wait(10)
+
+        callers["A"].between_check_and_record, callers["B"].between_check_and_record = a_in_gap, b_in_gap
+
+        def call(who: str) -> None:
+            if who == "B":
+                turn["B begins"].wait(10)
+            callers[who].reserve(Ask(f"lane-{who}", "lanes", "net-lanes", COST_NANOUSD, self._limits, OPEN_SECONDS))
+            self._close(link, who, "record")
+            turn["B records"].set()
+
+        self._close(link, "", "")
+        with ThreadPoolExecutor(2) as threads:
+            list(threads.map(call, "AB"))
+
+    def _close(self, link: Link, who: str, does: str) -> None:
+        """What was sent since the last block, by the server's own count of commands; then the count begins anew."""
+
+        def counted(client: Any) -> tuple[dict[str, Any], list[Any]]:
+            stats = client.info("commandstats")
+            window = client.zrange("llm:cost:recent:lanes", 0, -1, withscores=True)
+            client.config_resetstat()
+            return stats, window
+
+        stats, window = link.run(counted)
+        if not who:
+            return
+        calls = {name.removeprefix("cmdstat_"): int(its["calls"]) for name, its in stats.items()}
+        ours = {name: number for name, number in calls.items() if not name.startswith(("config", "info"))}
+        reads = sum(number for name, number in ours.items() if _READS.fullmatch(name))
+        held_nanousd = sum(int(score) for _, score in window)
+        self._blocks.append(Block(who, does, reads, sum(ours.values()) - reads, held_nanousd))
+
+
+def about(link: Link, seed: int) -> dict[str, str]:
+    """Machine, versions, seed, and the command that made the figures."""
+    server: dict[str, Any] = link.run(lambda client: client.info("server"))
+    its_version = server.get("valkey_version") or server["redis_version"]
+    return {
+        "command": shlex.join(["flask", *sys.argv[1:]]),
+        "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
+        "server": f"{server.get('server_name', 'redis')} {its_version} on loopback",
+        "python": platform.python_version(),
+        "tollgate": version("tollgate"),
+        "redis-py": version("redis"),
+        "hiredis": version("hiredis"),
+        "gunicorn": version("gunicorn"),
+        "seed": str(seed),
+    }
+
+
+def day_and_time(clock: Clock) -> str:
+    """Now, for the page."""
+    return datetime.fromtimestamp(clock.now_us() / 1e6, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or "processor unknown"
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "processor unknown")

@@ -1,0 +1,217 @@
+"""The race over HTTP: gunicorn as it is deployed, one strategy a service, in front of one upstream that bills.
+
+What was spent is what the upstream says that it billed, per identifier: our own books are not asked. Nobody is held
+between check and record, since callers and servers share no barrier: the race is what it is in life, and
+`Plan.think_ms` makes the gap as long as an application that does something there would.
+"""
+
+import http.client
+import itertools
+import json
+import tempfile
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from backends import open_backend
+from backends.clock import Clock, SystemClock
+from backends.embedded import HOST, EmbeddedServer
+from backends.errors import StoreUnavailable
+from backends.link import Link
+from backends.money import usd_text
+from backends.race import Call, CheckTimes, Plan, Progress, RaceResult, Round, Watcher, at_distance, result_of
+from flaskapp.lab.servers import Server, UpstreamAccount, billing_upstream
+
+CHAT = "/api/v1/chat/stream"
+INPUT_NANOUSD, OUTPUT_NANOUSD = 1, 100_000
+"""Of a token. Input is as good as free, so that what is reserved and what is billed are nearly the same."""
+INPUT_ALLOWANCE_NANOUSD = 1_000
+"""More than the input of a request can be reserved at."""
+AMPLE_USD = "900000"
+CALL_SECONDS = 60.0
+TIMED_REQUESTS = 50
+"""At most; a whole chat each."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    is_admitted: bool
+    begun_seconds: float
+    check_ms: float
+
+
+def race_over_http(
+    names: Sequence[str],
+    plan: Plan,
+    *,
+    rtt_ms: float = 0.0,
+    workers: int = 2,
+    progress: Progress = lambda _what, _done, _of: None,
+    watch: Watcher = lambda _: None,
+) -> list[RaceResult]:
+    """Race the strategies `names`, each behind a service of its own with that many workers, on a Redis of its own.
+
+    Raises:
+        ConfigurationError: a name that nobody registered, or a service that did not start.
+        StoreError: the Redis or the upstream of the race failed.
+    """
+    clock = SystemClock()
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tollgate-race-")))
+        store = stack.enter_context(EmbeddedServer(directory / "redis"))
+        promises = _promises(store.url, names, clock)
+        account = stack.enter_context(billing_upstream(INPUT_NANOUSD, OUTPUT_NANOUSD))
+        url = stack.enter_context(at_distance(store.url, rtt_ms))
+        progress("services start", 0, len(names))
+        services = {}
+        for name in names:
+            environment = _environment(name, url, account, plan)
+            services[name] = Server(directory / name, workers, plan.think_ms, environment)
+            stack.enter_context(services[name])
+        for number, server in enumerate(services.values()):
+            server.wait()
+            progress("services start", number + 1, len(names))
+        racers = [_Http(name, server.port, account, plan, clock, rtt_ms) for name, server in services.items()]
+        for racer in racers:
+            racer.warm_up()
+        for number, racer in itertools.product(range(plan.rounds), racers):
+            progress(f"{racer.name}: {plan.requests} callers at once, over HTTP", number, plan.rounds)
+            watch(racer.run_round(number))
+        return [racer.result(progress, promises=promises[racer.name]) for racer in racers]
+
+
+def _promises(url: str, names: Sequence[str], clock: Clock) -> dict[str, bool]:
+    """What each declares; that there is such a strategy is known before any server is started."""
+    link = Link(url, clock=clock)
+    try:
+        return {name: open_backend(name, link, clock).promises_atomicity for name in names}
+    finally:
+        link.close()
+
+
+def _tokens(plan: Plan) -> list[int]:
+    """What each request may generate; over HTTP every round is the same, since the limit is."""
+    return [max(1, round(cost / OUTPUT_NANOUSD)) for cost in plan.costs_nanousd(0)]
+
+
+def _limit_nanousd(plan: Plan) -> int:
+    """Room for any `room` of them, whatever their input is reserved at."""
+    costs_nanousd = [tokens * OUTPUT_NANOUSD for tokens in _tokens(plan)]
+    return plan.limit_nanousd(costs_nanousd) + plan.room * INPUT_ALLOWANCE_NANOUSD
+
+
+def _environment(name: str, redis_url: str, account: UpstreamAccount, plan: Plan) -> dict[str, str]:
+    return {
+        "REDIS_URL": redis_url,
+        "THROTTLE_BACKEND": name,
+        "ENABLE_COST_THROTTLING": "true",
+        "ENABLE_CHALLENGE_RESPONSE": "false",
+        "HIGH_COST_THRESHOLD_USD": usd_text(_limit_nanousd(plan)),
+        "DAILY_COST_LIMIT_USD": AMPLE_USD,
+        "NETWORK_COST_LIMIT_USD": "0",
+        "NETWORK_DAILY_COST_LIMIT_USD": "0",
+        "HOURLY_SPEND_LIMIT_USD": AMPLE_USD,
+        "DAILY_SPEND_LIMIT_USD": AMPLE_USD,
+        "CHAT_RATE_LIMIT": "1000000 per minute",
+        "LLM_BASE_URL": account.base_url,
+        "LLM_PRICE_INPUT_USD_PER_MTOK": f"{INPUT_NANOUSD / 1_000:.3f}",
+        "LLM_PRICE_OUTPUT_USD_PER_MTOK": f"{OUTPUT_NANOUSD / 1_000:.3f}",
+        "LLM_MAX_TOKENS": str(max(_tokens(plan))),
+        # Whatever fails here must be seen: it neither opens the guard nor goes without a word.
+        "THROTTLE_ON_ERROR": "closed",
+    }
+
+
+class _Http:
+    """One service and its callers."""
+
+    def __init__(self, name: str, port: int, account: UpstreamAccount, plan: Plan, clock: Clock, rtt_ms: float) -> None:
+        self.name = name
+        self._rounds: list[Round] = []
+        self._port = port
+        self._account = account
+        self._plan = plan
+        self._clock = clock
+        self._rtt_ms = rtt_ms
+
+    def warm_up(self) -> None:
+        """As many callers as in a round: connections, scripts and vocabularies are there afterwards."""
+        self._at_once("warm")
+
+    def run_round(self, number: int) -> Round:
+        """All callers at once, on an identifier that nobody has used."""
+        who = f"race-{self.name}-{number}"
+        calls = self._at_once(who)
+        billed_nanousd = self._account.billed_nanousd(who)
+        seen = Round(self.name, self._rtt_ms, number, calls, billed_nanousd, _limit_nanousd(self._plan), None)
+        self._rounds.append(seen)
+        return seen
+
+    def result(self, progress: Progress, *, promises: bool) -> RaceResult:
+        """All rounds, and the time of the check."""
+        return result_of(
+            self._rounds,
+            CheckTimes(self._check_times_ms(progress), []),
+            promises_atomicity=promises,
+            was_held=False,
+            round_trips_a_request=None,
+            measured_by="the upstream's bill",
+        )
+
+    def _at_once(self, who: str) -> tuple[Call, ...]:
+        tokens = _tokens(self._plan)
+        started_seconds = 0.0
+
+        def begin() -> None:
+            nonlocal started_seconds
+            started_seconds = self._clock.monotonic_seconds()
+
+        start = threading.Barrier(len(tokens), action=begin)
+
+        def call(number: int) -> Call:
+            with closing(http.client.HTTPConnection(HOST, self._port, timeout=CALL_SECONDS)) as connection:
+                connection.connect()
+                start.wait(CALL_SECONDS)
+                asked_ms = (self._clock.monotonic_seconds() - started_seconds) * 1_000
+                answer = self._ask(connection, who, tokens[number])
+            answered_ms = (answer.begun_seconds - started_seconds) * 1_000
+            cost_nanousd = tokens[number] * OUTPUT_NANOUSD
+            return Call(number, cost_nanousd, asked_ms, None, answered_ms, answer.is_admitted)
+
+        with ThreadPoolExecutor(len(tokens), thread_name_prefix="caller") as callers:
+            return tuple(callers.map(call, range(len(tokens))))
+
+    def _check_times_ms(self, progress: Progress) -> list[float]:
+        """The service's own word (`Server-Timing`), one caller after another, each with a limit of its own."""
+        plan = self._plan
+        is_slow = self._rtt_ms or plan.think_ms
+        of = plan.far_timed_requests if is_slow else min(plan.timed_requests, TIMED_REQUESTS)
+        times_ms = []
+        with closing(http.client.HTTPConnection(HOST, self._port, timeout=CALL_SECONDS)) as connection:
+            for number in range(of):
+                progress(f"{self.name}: the time of the check", number, of)
+                times_ms.append(self._ask(connection, f"timed-{number}", 1).check_ms)
+        return times_ms
+
+    def _ask(self, connection: http.client.HTTPConnection, who: str, tokens: int) -> _Answer:
+        """One chat, read to its end.
+
+        Raises:
+            StoreUnavailable: it was neither admitted nor refused for its cost.
+        """
+        body = json.dumps({"query": f"{who} asks: what is Litecoin?", "chat_history": [], "max_tokens": tokens})
+        headers = {"Content-Type": "application/json", "X-Fingerprint": who}
+        try:
+            connection.request("POST", CHAT, body, headers)
+            response = connection.getresponse()
+            begun_seconds = self._clock.monotonic_seconds()
+            response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise StoreUnavailable(f"{self.name}: the service of the race hung up ({error})") from error
+        if response.status not in {200, 429}:
+            raise StoreUnavailable(f"{self.name}: the service of the race answered {response.status}")
+        timing = response.headers.get("Server-Timing", "")
+        return _Answer(response.status == http.HTTPStatus.OK, begun_seconds, float(timing.partition("dur=")[2] or 0))

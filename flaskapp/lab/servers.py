@@ -1,0 +1,153 @@
+"""Servers of the lab's own: gunicorn as it is deployed, and the upstream. None outlives whoever started it."""
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from backends.clock import SystemClock
+from backends.embedded import HOST, free_port, guardian_of
+from backends.errors import ConfigurationError, StoreUnavailable
+from flaskapp.config import child_environment
+from flaskapp.lab import upstream
+
+ROOT = Path(upstream.__file__).resolve().parents[2]
+START_SECONDS = 60.0
+STOP_SECONDS = 10.0
+
+
+class Server:
+    """One gunicorn with several workers on a free port; a context manager that starts it, and does not wait for it.
+
+    Args:
+        directory: its own; logs and what it keeps.
+        workers: how many processes.
+        think_ms: how long its strategy pauses between check and record, if it has a between; None for not at all.
+        environment: its variables; nothing of ours reaches it but PATH and the like.
+    """
+
+    def __init__(self, directory: Path, workers: int, think_ms: float | None, environment: dict[str, str]) -> None:
+        self.port = free_port()
+        self._directory = directory
+        self._workers = workers
+        self._application = "wsgi:app" if think_ms is None else f"flaskapp.lab.served:thinking({think_ms})"
+        own = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "HOST": HOST, "PORT": str(self.port)}
+        self._environment = child_environment() | own | {"WEB_CONCURRENCY": str(workers)} | environment
+        self._process: subprocess.Popen[bytes] | None = None
+        self._guardian: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        if not (ROOT / "gunicorn.conf.py").is_file():
+            raise ConfigurationError(f"servers are started from a checkout: there is no gunicorn.conf.py in {ROOT}")
+        self._directory.mkdir(parents=True, exist_ok=True)
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(  # noqa: S603 (our own interpreter)
+                [sys.executable, "-m", "gunicorn", "--config", str(ROOT / "gunicorn.conf.py"), self._application],
+                cwd=self._directory,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._guardian = guardian_of(self._process.pid)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        process, guardian = self._process, self._guardian
+        if process is None or guardian is None:
+            return
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            guardian.kill()
+            guardian.communicate()
+
+    @property
+    def _log(self) -> Path:
+        return self._directory / "app.log"
+
+    def wait(self) -> None:
+        """Come back when every worker serves.
+
+        Raises:
+            ConfigurationError: it ended, or took too long; with its last line.
+        """
+        _wait_until(lambda: self._has_ended() or self._are_serving() >= self._workers)
+        if self._are_serving() < self._workers:
+            last = (self._said().splitlines() or ["it said nothing"])[-1]
+            raise ConfigurationError(f"a server of the race did not start: {last}")
+
+    def _has_ended(self) -> bool:
+        return self._process is None or self._process.poll() is not None
+
+    def _are_serving(self) -> int:
+        return self._said().count("Cost throttling is")
+
+    def _said(self) -> str:
+        return self._log.read_text(encoding="utf-8", errors="replace")
+
+
+class UpstreamAccount:
+    """The upstream that bills, and its word about it."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    @property
+    def base_url(self) -> str:
+        """For `LLM_BASE_URL`."""
+        return f"http://{HOST}:{self.port}/v1"
+
+    def billed_nanousd(self, who: str) -> int:
+        """What it has billed for `who`."""
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=STOP_SECONDS)
+        try:
+            connection.request("GET", "/account")
+            account = json.loads(connection.getresponse().read())
+        finally:
+            connection.close()
+        return int(account.get(who, {}).get("billed_nanousd", 0))
+
+
+@contextmanager
+def billing_upstream(input_nanousd: int, output_nanousd: int) -> Iterator[UpstreamAccount]:
+    """An upstream that bills so much a token, in a process of its own.
+
+    Raises:
+        StoreUnavailable: it did not start.
+    """
+    command = [sys.executable, "-P", upstream.__file__, str(input_nanousd), str(output_nanousd)]
+    with subprocess.Popen(  # noqa: S603 (our own program)
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            port = process.stdout.readline() if process.stdout else ""
+            if not port:
+                raise StoreUnavailable("the upstream of the race did not start")
+            yield UpstreamAccount(int(port))
+        finally:
+            process.terminate()
+
+
+def _wait_until(holds: Callable[[], bool]) -> None:
+    clock = SystemClock()
+    end_seconds = clock.monotonic_seconds() + START_SECONDS
+    while not holds() and clock.monotonic_seconds() < end_seconds:
+        time.sleep(0.02)
