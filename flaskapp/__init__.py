@@ -27,7 +27,7 @@ from backends.pricing import PriceBook
 from backends.scripts import load_all
 from backends.sessions import EndedSessions
 from backends.settings import SettingsStore
-from flaskapp.admin import Panel, make_admin
+from flaskapp.admin import Panel, RaceDesk, make_admin
 from flaskapp.api_keys import ApiKeys
 from flaskapp.bounded_request import BoundedRequest
 from flaskapp.challenge_room import make_challenge_room
@@ -259,7 +259,7 @@ def _register_rooms(app: Flask, tollgate: Tollgate, metrics: Metrics, clock: Clo
     visitors = make_challenge_room(challenges, lambda: settings.current.values.throttle_on_error == "closed")
     usage = make_usage(guard, lambda: settings.current.values)
     openai_api = make_openai_api(_openai_room(room, keys, config.llm_provider))
-    admin = make_admin(panel, token)
+    admin = make_admin(panel, token, RaceDesk(config.data_dir) if config.mode == "development" else None)
     for blueprint in (chat, visitors, usage):
         limiter.limit(lambda: settings.current.values.chat_rate_limit)(blueprint)
     limiter.limit(lambda: settings.current.values.chat_rate_limit, key_func=lambda: keys.rate_key(request))(openai_api)

@@ -10,6 +10,7 @@ from werkzeug.wrappers import Response as WsgiResponse
 
 from flaskapp.admin.access import SESSION_SECONDS, Access, Session
 from flaskapp.admin.panel import Panel, Row, SettingsRejected, StoreError, StrictJsonError
+from flaskapp.admin.race_desk import DEFAULTS, FIELDS, RaceDesk, RaceRefused, RaceRuns
 from flaskapp.refusals import INVALID_REQUEST, THROTTLE_UNAVAILABLE, problem
 
 COOKIE = "tollgate_admin"
@@ -17,17 +18,21 @@ MAX_BODY_BYTES = 1_000_000
 _REDIS_SILENT = "Redis could not be asked, so the change may or may not be there: look again when Redis is back."
 
 
-def make_admin(panel: Panel, admin_token: str | None) -> Blueprint:
-    """The blueprint ``admin``; without a token it answers 401 to everything."""
+def make_admin(panel: Panel, admin_token: str | None, desk: RaceDesk | None = None) -> Blueprint:
+    """The blueprint ``admin``; without a token it answers 401 to everything. With `desk` it has the race's page."""
     blueprint = Blueprint("admin", __name__, template_folder="templates")
     access = Access(admin_token, panel.now_seconds)
-    api, dashboard = _Api(panel, access), _Dashboard(panel, access)
+    api, dashboard = _Api(panel, access), _Dashboard(panel, access, has_race=desk is not None)
     blueprint.add_url_rule("/api/v1/admin/settings", "api_show", api.show, methods=["GET"])
     blueprint.add_url_rule("/api/v1/admin/settings", "api_change", api.change, methods=["PATCH"])
     blueprint.add_url_rule("/admin", "dashboard", dashboard.show, methods=["GET"], strict_slashes=False)
     blueprint.add_url_rule("/admin/login", "login", dashboard.log_in, methods=["POST"])
     blueprint.add_url_rule("/admin/logout", "logout", dashboard.log_out, methods=["POST"])
     blueprint.add_url_rule("/admin/settings", "change", dashboard.change, methods=["POST"])
+    if desk is not None:
+        race = _RacePage(panel, access, desk)
+        blueprint.add_url_rule("/admin/race", "race", race.show, methods=["GET"], strict_slashes=False)
+        blueprint.add_url_rule("/admin/race/run", "race_run", race.run, methods=["POST"])
     blueprint.after_request(_never_store)
     return blueprint
 
@@ -64,12 +69,29 @@ class _Api:
         return problem(401, "unauthorized", "token", message, headers={"WWW-Authenticate": 'Bearer realm="admin"'})
 
 
-class _Dashboard:
-    """The same as a page, for whoever logged in."""
+class _BehindLogIn:
+    """A page for whoever logged in."""
 
     def __init__(self, panel: Panel, access: Access) -> None:
         self._panel = panel
         self._access = access
+
+    def _session(self) -> Session | None:
+        session = self._access.session(request.cookies.get(COOKIE))
+        return None if session is None or self._panel.has_ended(session.session_id) else session
+
+    def _log_in_page(self, error: str = "") -> Response:
+        page = _rendered("admin/login.html", 401, error=error, is_configured=self._access.is_configured)
+        page.headers["WWW-Authenticate"] = 'Bearer realm="admin"'
+        return page
+
+
+class _Dashboard(_BehindLogIn):
+    """The settings as a page."""
+
+    def __init__(self, panel: Panel, access: Access, *, has_race: bool) -> None:
+        super().__init__(panel, access)
+        self._has_race = has_race
 
     def show(self) -> WsgiResponse:
         session = self._session()
@@ -116,15 +138,6 @@ class _Dashboard:
             return self._page(session, 503, error=_REDIS_SILENT)
         return redirect(url_for("admin.dashboard", changed=",".join(texts), _anchor=next(iter(texts), None)), 303)
 
-    def _session(self) -> Session | None:
-        session = self._access.session(request.cookies.get(COOKIE))
-        return None if session is None or self._panel.has_ended(session.session_id) else session
-
-    def _log_in_page(self, error: str = "") -> Response:
-        page = _rendered("admin/login.html", 401, error=error, is_configured=self._access.is_configured)
-        page.headers["WWW-Authenticate"] = 'Bearer realm="admin"'
-        return page
-
     def _page(
         self,
         session: Session,
@@ -142,9 +155,48 @@ class _Dashboard:
             panel=self._panel,
             groups=groups,
             csrf_token=session.csrf_token,
+            has_race=self._has_race,
             error=error,
             changed=changed or [],
         )
+
+
+class _RacePage(_BehindLogIn):
+    """The race, run and drawn."""
+
+    def __init__(self, panel: Panel, access: Access, desk: RaceDesk) -> None:
+        super().__init__(panel, access)
+        self._desk = desk
+
+    def show(self) -> WsgiResponse:
+        session = self._session()
+        if session is None:
+            return self._log_in_page()
+        return _rendered(
+            "admin/race.html",
+            200,
+            has_script=True,
+            panel=self._panel,
+            csrf_token=session.csrf_token,
+            fields=FIELDS,
+            defaults=DEFAULTS,
+        )
+
+    def run(self) -> WsgiResponse:
+        """Lines of JSON as they come; the race ends with its reader."""
+        session = self._session()
+        if session is None or not self._access.is_same(request.form.get("csrf_token", ""), session):
+            return problem(403, "unauthorized", "session", "The session has ended. Load the page again.")
+        try:
+            running = self._desk.start(request.form)
+        except RaceRefused as error:
+            return problem(422, INVALID_REQUEST, str(error), f"Nothing was started. {error}.")
+        except RaceRuns:
+            return problem(409, "race_running", "running", "A race is running already. One at a time.")
+        response = Response(running.lines(), mimetype="application/x-ndjson")
+        # Not in the generator: one that is left before its first line never begins, and so never ends.
+        response.call_on_close(running.close)
+        return response
 
 
 def _refused(error: Exception) -> Response:
@@ -175,11 +227,12 @@ def _cookie_terms() -> _CookieTerms:
     return {"path": url_for("admin.dashboard"), "httponly": True, "samesite": "Strict", "secure": request.is_secure}
 
 
-def _rendered(template: str, status: int, **values: object) -> Response:
+def _rendered(template: str, status: int, *, has_script: bool = False, **values: object) -> Response:
     nonce = secrets.token_urlsafe(16)
     response = make_response(render_template(template, nonce=nonce, **values), status)
+    scripts = f"script-src 'nonce-{nonce}'; connect-src 'self'; " if has_script else ""
     response.headers["Content-Security-Policy"] = (
-        f"default-src 'none'; style-src 'nonce-{nonce}'; img-src data:; form-action 'self'; "
+        f"default-src 'none'; {scripts}style-src 'nonce-{nonce}'; img-src data:; form-action 'self'; "
         "base-uri 'none'; frame-ancestors 'none'"
     )
     response.headers["X-Frame-Options"] = "DENY"
