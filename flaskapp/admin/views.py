@@ -185,8 +185,10 @@ class _RacePage(_BehindLogIn):
     def run(self) -> WsgiResponse:
         """Lines of JSON as they come; the race ends with its reader."""
         session = self._session()
-        if session is None or not self._access.is_same(request.form.get("csrf_token", ""), session):
-            return problem(403, "unauthorized", "session", "The session has ended. Load the page again.")
+        if session is None:
+            return problem(401, "unauthorized", "session", "The session has ended. Load the page again.")
+        if not self._access.is_same(request.form.get("csrf_token", ""), session):
+            return problem(403, "unauthorized", "csrf_token", "This form is from another session. Load the page again.")
         try:
             running = self._desk.start(request.form)
         except RaceRefused as error:
