@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -21,6 +21,7 @@ from backends import open_backend
 from backends.clock import Clock
 from backends.contract import Ask, Limits, Reservation
 from backends.errors import StoreBusy
+from backends.explorer import COST_NANOUSD, Step, explore
 from backends.layout import leave_as_after
 from backends.link import Link
 from backends.race import AMPLE_NANOUSD, OPEN_SECONDS, WINDOW_SECONDS, Plan, Progress, RaceResult, at_distance, race
@@ -31,7 +32,6 @@ IN_WINDOW = (10, 100, 1_000, 10_000, 100_000, 1_000_000)
 CALLERS = 16
 THROUGHPUT_SECONDS = 0.6
 BLOCKS, BLOCK = 5, 60
-COST_NANOUSD = 4_050_000
 LIMITS = Limits(
     AMPLE_NANOUSD,
     AMPLE_NANOUSD,
@@ -194,7 +194,7 @@ class Block:
 
     caller: str
     does: str
-    """`check` or `record`."""
+    """`check`: it only looks; `record`: it writes."""
     reads: int
     writes: int
     window_nanousd: int
@@ -206,81 +206,66 @@ class FailingOrder:
     """One order of two callers that overspends; room for one of them."""
 
     backend: str
+    number: int
+    """By which `flask explore --replay` runs it again."""
+    orders: int
+    """So many there are, up to commuting commands."""
+    overspending_orders: int
     blocks: tuple[Block, ...]
     cost_nanousd: int
     limit_nanousd: int
 
 
-_READS = re.compile(r"(?i)(get|mget|zrange|zscore|exists|ttl|pttl|type|time|zrangebyscore|hget|hgetall|zcard)\b")
+_READS = frozenset({"GET", "MGET", "ZRANGE", "ZSCORE", "TTL", "PTTL", "TIME", "EXISTS"})
+_TIES = frozenset({"WATCH", "MULTI", "EXEC"})
+_CHARGE = re.compile(r"ZINCRBY llm:cost:recent:\S+ (-?[0-9]+) ")
 
 
-def failing_order(url: str, name: str, clock: Clock) -> FailingOrder:
-    """Two callers of a strategy with a gap: both check, then both record. What they send is taken from Redis itself."""
-    return _TwoCallers(url, name, clock).run()
+def failing_order(url: str, name: str) -> FailingOrder | None:
+    """Of all orders of two callers that overspend, the one with the fewest turns; None where none does."""
+    found = explore(url, name)
+    if found.shortest is None or found.shortest_number is None:
+        return None
+    return FailingOrder(
+        backend=name,
+        number=found.shortest_number,
+        orders=found.reduced_orders,
+        overspending_orders=found.overspending_orders,
+        blocks=tuple(_blocks(found.shortest)),
+        cost_nanousd=COST_NANOUSD,
+        limit_nanousd=found.limit_nanousd,
+    )
 
 
-class _TwoCallers:
-    """A goes up to its gap, then B; then A records, then B: the order with the fewest turns that overspends."""
+def _blocks(steps: Sequence[Step]) -> Iterator[Block]:
+    """Turns of one caller, without a break; its looks apart from what it writes, unless it has looked before."""
+    window_nanousd, has_looked = 0, set[str]()
+    for caller, turn in itertools.groupby(steps, key=lambda step: step.caller):
+        commands = [_words_of(step) for step in turn]
+        looks = [] if caller in has_looked else list(itertools.takewhile(_only_looks, commands))
+        has_looked.add(caller)
+        for part in (looks, commands[len(looks) :]):
+            if not part:
+                continue
+            flat = [command for commands_of_step in part for command in commands_of_step]
+            writes = [command for command in flat if not _is_look(command)]
+            window_nanousd += sum(int(charge) for command in writes for charge in _CHARGE.findall(f"{command} "))
+            does = "record" if writes else "check"
+            yield Block(caller, does, len(flat) - len(writes), len(writes), window_nanousd)
 
-    def __init__(self, url: str, name: str, clock: Clock) -> None:
-        self._url = url
-        self._name = name
-        self._clock = clock
-        self._blocks: list[Block] = []
-        self._limits = replace(LIMITS, window_nanousd=COST_NANOUSD)
 
-    def run(self) -> FailingOrder:
-        link = Link(self._url, clock=self._clock, timeout_seconds=5.0)
-        try:
-            callers = {who: open_backend(self._name, link, self._clock) for who in "AB"}
-            self._nest(link, callers)
-        finally:
-            link.close()
-        return FailingOrder(self._name, tuple(self._blocks), COST_NANOUSD, COST_NANOUSD)
+def _words_of(step: Step) -> list[str]:
+    """The commands of one step; of a transaction, those in it."""
+    commands = step.command.split("; ")
+    return [command for command in commands if command.partition(" ")[0] not in _TIES] or commands
 
-    def _nest(self, link: Link, callers: dict[str, Any]) -> None:
-        turn = {who: threading.Event() for who in ("A records", "B begins", "B records")}
 
-        def a_in_gap() -> None:
-            self._close(link, "A", "check")
-            turn["B begins"].set()
-            turn["A records"].wait(10)
+def _only_looks(commands: Sequence[str]) -> bool:
+    return all(map(_is_look, commands))
 
-        def b_in_gap() -> None:
-            self._close(link, "B", "check")
-            turn["A records"].set()
-            turn["B records"].wait(10)
 
-        callers["A"].between_check_and_record, callers["B"].between_check_and_record = a_in_gap, b_in_gap
-
-        def call(who: str) -> None:
-            if who == "B":
-                turn["B begins"].wait(10)
-            callers[who].reserve(Ask(f"lane-{who}", "lanes", "net-lanes", COST_NANOUSD, self._limits, OPEN_SECONDS))
-            self._close(link, who, "record")
-            turn["B records"].set()
-
-        self._close(link, "", "")
-        with ThreadPoolExecutor(2) as threads:
-            list(threads.map(call, "AB"))
-
-    def _close(self, link: Link, who: str, does: str) -> None:
-        """What was sent since the last block, by the server's own count of commands; then the count begins anew."""
-
-        def counted(client: Any) -> tuple[dict[str, Any], list[Any]]:
-            stats = client.info("commandstats")
-            window = client.zrange("llm:cost:recent:lanes", 0, -1, withscores=True)
-            client.config_resetstat()
-            return stats, window
-
-        stats, window = link.run(counted)
-        if not who:
-            return
-        calls = {name.removeprefix("cmdstat_"): int(its["calls"]) for name, its in stats.items()}
-        ours = {name: number for name, number in calls.items() if not name.startswith(("config", "info"))}
-        reads = sum(number for name, number in ours.items() if _READS.fullmatch(name))
-        held_nanousd = sum(int(score) for _, score in window)
-        self._blocks.append(Block(who, does, reads, sum(ours.values()) - reads, held_nanousd))
+def _is_look(command: str) -> bool:
+    return command.partition(" ")[0] in _READS | _TIES
 
 
 def about(link: Link, seed: int) -> dict[str, str]:

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import pytest
 from click.testing import CliRunner
 
+from backends.embedded import EmbeddedServer
 from backends.race import RaceResult
 from flaskapp.cli_race import make_race_cli
 from flaskapp.lab import measure
@@ -47,6 +48,12 @@ def report(tmp_path_factory):
 @pytest.fixture(scope="module")
 def figures(report):
     return json.loads((report / "figures.json").read_text())
+
+
+@pytest.fixture
+def race_server(tmp_path):
+    with EmbeddedServer(tmp_path) as server:
+        yield server
 
 
 class Page(HTMLParser):
@@ -121,20 +128,33 @@ def test_the_figures_say_what_the_report_is_for(figures):
     assert all(each["a_second"] > 0 for each in figures["throughput"])
 
 
-def test_the_failing_order_is_two_checks_and_then_two_records(figures):
+def test_the_failing_order_is_the_explorers_in_four_turns(figures):
     order = figures["failing_order"]
     assert order["backend"] == "legacy"
-    cost = order["cost_nanousd"]
-    assert [(each["caller"], each["does"], each["window_nanousd"]) for each in order["blocks"]] == [
-        ("A", "check", 0),
-        ("B", "check", 0),
-        ("A", "record", cost),
-        ("B", "record", 2 * cost),
+    assert 1 <= order["number"] <= order["orders"]
+    assert 0 < order["overspending_orders"] < order["orders"]
+    cost, blocks = order["cost_nanousd"], order["blocks"]
+    assert [(each["does"], each["window_nanousd"]) for each in blocks] == [
+        ("check", 0),
+        ("check", 0),
+        ("record", cost),
+        ("record", 2 * cost),
     ]
     assert order["limit_nanousd"] == cost
-    checks, records = order["blocks"][:2], order["blocks"][2:]
-    assert all(each["writes"] == 0 and each["reads"] >= 5 for each in checks)
-    assert all(each["writes"] >= 5 for each in records)
+    assert blocks[0]["caller"] == blocks[3]["caller"] != blocks[1]["caller"] == blocks[2]["caller"]
+    assert all(each["writes"] == 0 and each["reads"] >= 3 for each in blocks[:2])
+    assert all(each["writes"] >= 5 for each in blocks[2:])
+
+
+def test_of_a_transaction_its_commands_are_counted(race_server):
+    order = measure.failing_order(race_server.url, "multi")
+    assert [each.does for each in order.blocks] == ["check", "check", "record", "record"]
+    assert order.blocks[-1].window_nanousd == 2 * order.cost_nanousd
+    assert all(each.writes >= 5 for each in order.blocks[2:])
+
+
+def test_one_that_keeps_its_promise_has_no_failing_order(race_server):
+    assert measure.failing_order(race_server.url, "atomic") is None
 
 
 def test_the_verdict_is_at_the_top(page):
