@@ -1,7 +1,7 @@
 """The arithmetic of the limits in Python, for the strategies whose decision is not a script.
 
-Pure functions over what was read; `lua/reserve.lua` and `lua/settle.lua` are the same rules in the same order, and the
-conformance suite holds the two to the same answers, books and lives of keys.
+Pure functions over what was read; `lua/reserve.lua`, `lua/extend.lua` and `lua/settle.lua` are the same rules in the
+same order, and the conformance suite holds the two to the same answers, books and lives of keys.
 """
 
 import hashlib
