@@ -85,5 +85,4 @@ def _an_environment_of_its_own(monkeypatch):
 
     for variable in variables():
         monkeypatch.delenv(variable.name, raising=False)
-    for name in ("RESERVATION_POLICY", "DRAIN_SECONDS", "PROMETHEUS_MULTIPROC_DIR"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)

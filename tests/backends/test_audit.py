@@ -257,15 +257,15 @@ def test_it_writes_nothing(link, books, raw):
 def _spend(url, stop, name):
     link = Link(url, clock=SystemClock(), timeout_seconds=10)
     backend, number = open_backend(name, link), 0
-    # Not without pause: where more than `MOST_AT_ONCE` records belong to a total, what moves can only be undecided.
-    while not stop.wait(0.002):
+    while not stop.is_set():
         number += 1
         made = backend.reserve(ask(f"r{number}", COST, ROOMY, identifier=f"who{number % 7}"))
         if number % 2:
             made = backend.extend(made, 2 * COST, ROOMY)
         if number % 5:
             backend.settle(made, 300)
-        # All the time there is would be the auditor's, too.
+        # All the time there is would be the auditor's, too; and where more than `MOST_AT_ONCE` records belong to a
+        # total that moves, it can only be undecided.
         stop.wait(0.005)
     link.close()
 

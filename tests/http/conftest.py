@@ -92,3 +92,26 @@ def _in_front(redis_of, _upstream, tmp_path_factory):
     }
     with Service(tmp_path_factory.mktemp("front"), redis_of("front").url, **environment) as service:
         yield service
+
+
+@pytest.fixture
+def upstream(_upstream):
+    """The upstream, with no memory of other tests."""
+    _upstream.ledger.clear()
+    _upstream.scripts.clear()
+    _upstream.behave()
+    return _upstream
+
+
+@pytest.fixture
+def front(_in_front, upstream):
+    """The service in front of it."""
+    return _in_front
+
+
+@pytest.fixture
+def stored(redis_of, front):
+    """The Redis of that service, emptied."""
+    with client_of(redis_of("front")) as client:
+        client.flushall()
+        yield client

@@ -10,27 +10,7 @@ import pytest
 import requests
 
 from tests.http.test_upstream import bill_of, booked
-from tests.servers import CHAT, LITECOIN, client_of, events, nanousd, wait_until
-
-
-@pytest.fixture
-def upstream(_upstream):
-    _upstream.ledger.clear()
-    _upstream.scripts.clear()
-    _upstream.behave()
-    return _upstream
-
-
-@pytest.fixture
-def front(_in_front, upstream):
-    return _in_front
-
-
-@pytest.fixture
-def stored(redis_of, front):
-    with client_of(redis_of("front")) as client:
-        client.flushall()
-        yield client
+from tests.servers import CHAT, LITECOIN, events, nanousd, wait_until
 
 
 def ask(front, key="one", *, stream=False, fingerprint="hash456", **fields):

@@ -9,7 +9,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from tests.servers import client_of, nanousd, wait_until
+from tests.servers import nanousd, wait_until
 from tests.upstream import WORDS
 
 KEY, OTHER_KEY = "key-of-a-client", "key-of-another"
@@ -24,26 +24,6 @@ TOOL = {
     },
 }
 PICTURE = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
-
-
-@pytest.fixture
-def upstream(_upstream):
-    _upstream.ledger.clear()
-    _upstream.scripts.clear()
-    _upstream.behave()
-    return _upstream
-
-
-@pytest.fixture
-def front(_in_front, upstream):
-    return _in_front
-
-
-@pytest.fixture
-def stored(redis_of, front):
-    with client_of(redis_of("front")) as client:
-        client.flushall()
-        yield client
 
 
 @pytest.fixture

@@ -7,28 +7,8 @@ import time
 import pytest
 
 from backends.embedded import free_port
-from tests.servers import CHAT, LITECOIN, client_of, events, nanousd, parse_events, wait_until
+from tests.servers import CHAT, LITECOIN, events, nanousd, parse_events, wait_until
 from tests.upstream import Script
-
-
-@pytest.fixture
-def upstream(_upstream):
-    _upstream.ledger.clear()
-    _upstream.scripts.clear()
-    _upstream.behave()
-    return _upstream
-
-
-@pytest.fixture
-def front(_in_front, upstream):
-    return _in_front
-
-
-@pytest.fixture
-def stored(redis_of, front):
-    with client_of(redis_of("front")) as client:
-        client.flushall()
-        yield client
 
 
 def booked(stored, identifier="hash456"):
