@@ -1,9 +1,9 @@
 """A Redis whose every reply is late, and none so late that it is a time-out: an answer or refusal begins in time."""
 
 import pytest
-from benchmarks.delay import delayed
 
 from backends import embedded
+from backends.delay import delayed
 from backends.embedded import EmbeddedServer
 from tests.servers import Service, events
 
