@@ -12,7 +12,15 @@ from redis.exceptions import ResponseError
 
 from backends import rules
 from backends.books import ring_of
-from backends.keys import RECORD_PREFIX, SECONDS_PER_DAY, SECONDS_PER_HOUR, BookKeys, KnownKey, known_key
+from backends.keys import (
+    RECORD_PREFIX,
+    SECONDS_PER_DAY,
+    SECONDS_PER_HOUR,
+    BookKeys,
+    KnownKey,
+    known_key,
+    open_bucket_seconds_of,
+)
 from backends.link import Client, Link
 
 PAGE_KEYS = 500
@@ -239,9 +247,14 @@ def places_of(record: rules.Record, *, is_cleared: bool) -> list[tuple[Place, in
     """Where a reservation is booked, and for how long a bucket of it counts past its start (0 for a total)."""
     window = rules.charges(_KINDS, record.window_seconds, record.made_at_us, record.made_at_us, is_cleared=is_cleared)
     opened = rules.open_charges(_KINDS, record.open_seconds, record.made_at_us, is_cleared=is_cleared)
+    # Not the life of its key: once nobody's time is left in a bucket of open money, any settlement may take it out.
+    open_life = record.open_seconds + open_bucket_seconds_of(record.open_seconds)
     return [
-        (Place(charge.key, _owner(charge.key, record), _start(charge, record)), _life(charge))
-        for charge in (*window, *opened)
+        (Place(charge.key, _owner(charge.key, record), _start(charge, record)), life)
+        for charge, life in (
+            *((charge, _life(charge)) for charge in window),
+            *((charge, open_life) for charge in opened),
+        )
     ]
 
 

@@ -186,6 +186,21 @@ def test_what_nobody_ended_in_time_is_told_as_expired_with_its_amount(link, back
     assert (report.records["expired"], report.records["open"], report.expired_nanousd) == (1, 0, COST)
 
 
+def test_what_expired_and_was_swept_is_no_disagreement(link, backend, raw):
+    """The next settlement takes the open money out of all three rings; the record says `open` for an hour more."""
+    now = raw.time()[0]
+    backend.reserve(ask("r0", COST, ROOMY))
+    made_before(raw, "r0", 131)
+    keys = book_keys("r0", WHO, NETWORK, now)
+    for key in (keys.open_identifier, keys.open_network, keys.open_of_all):
+        raw.delete(key)
+        raw.zadd(key, {str((now - 131) // 10 * 10): COST})
+        raw.expire(key, 60)
+    settled = backend.settle(backend.reserve(ask("r1", COST, ROOMY)), COST)
+    assert settled.expired_nanousd == COST
+    assert [each for each in found(link) if "open" in each[1]] == []
+
+
 def made_before(raw, rid, seconds):
     key = f"llm:reservation:{rid}"
     state, nanousd, made, *rest = raw.get(key).split()
