@@ -110,6 +110,11 @@ class Bill:
         """Whether the upstream gave more than it was asked for."""
         return self._deltas > self.most.output_tokens
 
+    @property
+    def unknown_usage(self) -> Usage:
+        """What is told where nobody can know what was used: as much as is booked for it."""
+        return Usage(self.most.input_tokens, max(self._covered_tokens, self._deltas))
+
     def take(self, piece: Piece) -> bool:
         """Count what was generated; False if the answer has to end here, since nothing covers more.
 

@@ -267,8 +267,7 @@ class Stream:
         # Comes back at once where the reader has ended; it settles before it says so.
         self._pump.close()
         usage = self._answer.usage
-        # What nobody can know is booked, and told, as the most that it can be.
-        return usage or self._bill.most, self._bill.settle(usage)
+        return usage or self._bill.unknown_usage, self._bill.settle(usage)
 
     def _drain(self) -> None:
         self._pump.listen_no_more()

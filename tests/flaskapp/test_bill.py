@@ -101,6 +101,24 @@ def test_the_last_room_is_used_to_the_last_token(bill_of, books):
     assert day(books) == INPUT + 73 * TOKEN
 
 
+def test_what_nobody_knows_is_told_as_what_is_booked_for_it(bill_of):
+    bill = bill_of(limit_tokens=100)
+    assert bill.unknown_usage == Usage(100, 60), "the first slice and the cushion"
+    while bill.take(piece()):
+        pass
+    assert bill.unknown_usage == Usage(100, 100)
+    assert bill.settle(None) == bill.unknown_usage.cost_nanousd(PRICE)
+
+
+def test_what_was_seen_beyond_the_most_is_told_as_well(bill_of):
+    bill = bill_of(slices=None, most=Usage(100, 20))
+    assert bill.unknown_usage == Usage(100, 20)
+    for _ in range(25):
+        bill.take(piece())
+    assert bill.unknown_usage == Usage(100, 25)
+    assert bill.settle(None) == bill.unknown_usage.cost_nanousd(PRICE)
+
+
 def test_a_usage_settles_to_what_was_used(bill_of, books):
     bill = bill_of()
     for _ in range(80):

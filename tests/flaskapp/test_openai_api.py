@@ -560,11 +560,14 @@ def test_slices_reserve_little_and_end_the_stream_cleanly_where_the_budget_ends(
     changed = room.patch(reservation_slice_tokens=10, reservation_cushion_tokens=20)
     assert changed.status_code == 200
     upstream.behave(words=tuple(f"word{number} " for number in range(300)), pause_seconds=0.002)
-    answer = ask(room, stream=True)
+    answer = ask(room, stream=True, stream_options={"include_usage": True})
     input_nanousd = reserved(answer) - 30 * 10_000
     assert 0 < input_nanousd < 40 * 2_500
-    *_, end, done = chunks_of(answer)
+    *_, end, last, done = chunks_of(answer)
     assert (end["choices"][0]["finish_reason"], done) == ("length", "[DONE]")
+    # What was generated nobody knows: told is what is booked for it, and not the maximum that was never granted.
+    cost_nanousd = input_nanousd + last["usage"]["completion_tokens"] * 10_000
+    assert cost_nanousd <= room.daily(IDENTIFIER) < cost_nanousd + 10_000
     assert room.daily(IDENTIFIER) <= 1_000_000
     wait_until(upstream.ledger[0].over.is_set, 5, "the upstream has noticed")
     assert bill_of(upstream.ledger[0]) <= room.daily(IDENTIFIER)
