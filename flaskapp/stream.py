@@ -295,9 +295,10 @@ class Stream:
         if self._closed.wait(max(0.0, seconds_left) + HANG_UP_SECONDS):
             return
         self._tell("client_stuck")
-        # Not `close`: this wakes the one that waits until it can send.
-        with suppress(OSError):
-            self._connection.shutdown(socket.SHUT_RDWR)
+        # Not `close`: this wakes the one that waits until it can send. Through a second handle, since gevent would end
+        # that wait with an error that gunicorn takes for an accident; so it finds a broken pipe, as ever.
+        with suppress(OSError), self._connection.dup() as connection:
+            connection.shutdown(socket.SHUT_RDWR)
 
     def _tell(self, name: str, **fields: object) -> None:
         self._terms.observer(Event(name, {"request_id": self._request_id, **fields}))

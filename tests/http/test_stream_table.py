@@ -349,6 +349,8 @@ def test_a_client_that_does_not_read_is_settled_at_the_deadline_and_hung_up_on(s
     # That it woke whoever waited until it could send.
     assert len(service.lines_with(f"The client left before the end of its answer request_id={request_id}")) == 1
     assert upstream.bill_of("I do not read.").over.wait(5)
+    # Whatever a client or an upstream does, it is no accident of ours.
+    assert [line for line in service.log_lines() if "Traceback" in line or "[ERROR]" in line] == []
 
 
 def test_without_a_drain_the_upstream_is_hung_up_on_at_once(service, upstream, stored):
