@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 
 from backends.clock import Clock
 from backends.contract import (
@@ -175,11 +176,12 @@ class Guard:
 
     def settle(self, reservation: Reservation, actual_nanousd: int) -> None:
         """Book what was used in place of what was reserved; now, or as soon as the store is back."""
-        self._end(reservation, actual_nanousd, lambda: self._primary.settle(reservation, actual_nanousd))
+        end = partial(self._primary.settle, reservation, actual_nanousd)
+        self._end(reservation, actual_nanousd, end, Outcome.SETTLED)
 
     def release(self, reservation: Reservation) -> None:
         """It was never used: book nothing, and free its idempotency key; now, or as soon as the store is back."""
-        self._end(reservation, 0, lambda: self._primary.release(reservation))
+        self._end(reservation, 0, partial(self._primary.release, reservation), Outcome.RELEASED)
 
     def books(self, identifier: str, network: str, window_seconds: int) -> Books:
         """What is booked now.
@@ -228,9 +230,12 @@ class Guard:
     def _extend_on_emergency(self, reservation: Reservation, to_nanousd: int) -> Reservation | None:
         policy, more = self._policy(), to_nanousd - reservation.cost_nanousd
         hour = self._emergency.take(more, policy.emergency_nanousd) if policy.is_open and more > 0 else None
+        lent = replace(reservation, backend=EMERGENCY)
         if hour is None:
+            self._tell_extension(lent, None)
             return None
         self._bridged.setdefault(reservation.reservation_id, []).append((hour, more))
+        self._tell_extension(lent, replace(lent, cost_nanousd=to_nanousd))
         return replace(reservation, cost_nanousd=to_nanousd)
 
     def _seconds_to_better_times(self) -> int:
@@ -238,10 +243,12 @@ class Guard:
         seconds_to_next_hour = SECONDS_PER_HOUR - self._clock.now_us() // 1_000_000 % SECONDS_PER_HOUR
         return min(seconds_to_next_hour, _EXHAUSTED_RETRY_SECONDS)
 
-    def _end(self, reservation: Reservation, actual_nanousd: int, end: Callable[[], Settlement]) -> None:
+    def _end(
+        self, reservation: Reservation, actual_nanousd: int, end: Callable[[], Settlement], outcome: Outcome
+    ) -> None:
         bridged = self._bridged.pop(reservation.reservation_id, [])
         if reservation.backend == EMERGENCY:
-            self._settle_emergency(reservation, actual_nanousd, bridged)
+            self._end_emergency(reservation, actual_nanousd, bridged, outcome)
             return
 
         def end_and_give_back() -> None:
@@ -266,8 +273,8 @@ class Guard:
         with self._link.at_least(self._link.timeout_seconds):
             yield
 
-    def _settle_emergency(
-        self, reservation: Reservation, actual_nanousd: int, bridged: Sequence[tuple[int, int]]
+    def _end_emergency(
+        self, reservation: Reservation, actual_nanousd: int, bridged: Sequence[tuple[int, int]], outcome: Outcome
     ) -> None:
         hour = self._hours.pop(reservation.reservation_id, None)
         if hour is None:
@@ -277,7 +284,7 @@ class Guard:
         for its_hour, amount in bridged:
             self._emergency.correct(its_hour, -amount)
         self._emergency.correct(hour, actual_nanousd - (reservation.cost_nanousd - taken_later))
-        self._tell_settled(reservation, Outcome.SETTLED, actual_nanousd, 0)
+        self._tell_settled(reservation, outcome, actual_nanousd, 0)
 
     def _end_now(self, reservation: Reservation, end: Callable[[], Settlement]) -> None:
         try:
@@ -326,6 +333,7 @@ class Guard:
             "request_id": reservation.reservation_id,
             "identifier": reservation.identifier,
             "reserved_nanousd": reservation.cost_nanousd if extended is None else extended.cost_nanousd,
+            "more_nanousd": 0 if extended is None else extended.cost_nanousd - reservation.cost_nanousd,
             "backend": reservation.backend,
         }
         self._observer(Event("extension_refused" if extended is None else "extended", fields))

@@ -53,7 +53,7 @@ class Metrics:
             "duplicate": lambda fields, backend: self._decided(fields, backend, "duplicate"),
             "settled": self._settled,
             "expired": lambda fields, _: self.expired.inc(_amount(fields, "expired_nanousd")),
-            "extended": lambda _, backend: self.extensions.labels(backend, "granted").inc(),
+            "extended": self._extended,
             "extension_refused": lambda _, backend: self.extensions.labels(backend, "refused").inc(),
             "check_failed": lambda fields, _: self.failures.labels(str(fields["is_bug"]).lower()).inc(),
         }
@@ -76,6 +76,11 @@ class Metrics:
         self.reserved.labels(backend).inc(_amount(fields, "cost_nanousd"))
         if backend == EMERGENCY:
             self.emergency.inc(_amount(fields, "cost_nanousd"))
+
+    def _extended(self, fields: dict[str, object], backend: str) -> None:
+        self.extensions.labels(backend, "granted").inc()
+        if backend == EMERGENCY:
+            self.emergency.inc(_amount(fields, "more_nanousd"))
 
     def _refused(self, fields: dict[str, object], backend: str) -> None:
         refusal = fields["refusal"]

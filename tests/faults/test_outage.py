@@ -254,3 +254,55 @@ def test_two_processes_share_one_budget(tmp_path):
     taken.close()
     taken.join_thread()
     assert EmergencyBudget(tmp_path / "emergency", SystemClock()).spent_nanousd() == 98
+
+
+def spent_on_emergency(tmp_path):
+    return EmergencyBudget(tmp_path / "emergency", SystemClock()).spent_nanousd()
+
+
+def test_an_answer_that_runs_when_redis_goes_is_extended_on_the_emergency_budget(own_server, new_guard, told, tmp_path):
+    guard = new_guard(emergency_nanousd=COST)
+    made = guard.reserve(ask("r0", COST))
+    own_server.kill()
+    longer = guard.extend(made, 3 * COST, ROOMY, at_least_nanousd=2 * COST)
+    # What it needs and no more: the emergency budget lends no slices.
+    assert (longer.cost_nanousd, longer.backend) == (2 * COST, "atomic")
+    assert spent_on_emergency(tmp_path) == COST
+    assert guard.extend(longer, 3 * COST, ROOMY, at_least_nanousd=2 * COST + 1) is None
+    [lent] = told.named("extended")
+    assert (lent["backend"], lent["more_nanousd"]) == (EMERGENCY, COST)
+    assert [fields["backend"] for fields in told.named("extension_refused")] == [EMERGENCY]
+
+
+def test_what_was_lent_comes_back_when_the_books_have_it(own_server, new_guard, books, told, tmp_path):
+    guard = new_guard(emergency_nanousd=COST)
+    made = guard.reserve(ask("r0", COST))
+    own_server.kill()
+    longer = guard.extend(made, 2 * COST, ROOMY, at_least_nanousd=2 * COST)
+    guard.settle(longer, 2 * COST - 5)
+    assert spent_on_emergency(tmp_path) == COST
+    own_server.start()
+    wait_for(lambda: told.named("settled"))
+    wait_for(lambda: spent_on_emergency(tmp_path) == 0)
+    assert books().window_nanousd == books().global_day_nanousd == 2 * COST - 5
+    assert [fields["overrun_nanousd"] for fields in told.named("settled")] == [0]
+
+
+def test_closed_lends_nothing_to_an_answer_that_runs(own_server, new_guard, tmp_path):
+    guard = new_guard(is_open=False)
+    made = guard.reserve(ask("r0", COST))
+    own_server.kill()
+    assert guard.extend(made, 2 * COST, ROOMY, at_least_nanousd=2 * COST) is None
+    assert not (tmp_path / "emergency").exists()
+
+
+def test_an_answer_of_the_outage_itself_is_extended_and_released(own_server, new_guard, told, tmp_path):
+    guard = new_guard(emergency_nanousd=3 * COST)
+    own_server.kill()
+    bridged = guard.reserve(ask("r0", COST))
+    longer = guard.extend(bridged, 3 * COST, ROOMY, at_least_nanousd=2 * COST)
+    assert (longer.cost_nanousd, longer.backend) == (3 * COST, EMERGENCY)
+    assert spent_on_emergency(tmp_path) == 3 * COST
+    guard.release(longer)
+    assert spent_on_emergency(tmp_path) == 0
+    assert [fields["outcome"] for fields in told.named("settled")] == ["released"]
