@@ -25,7 +25,7 @@ class StoreUnavailable(StoreError):
 
 
 class StoreBusy(StoreError):
-    """All our own connections are in use. No outage: it must never open the guard (503)."""
+    """All our own connections are in use, or the caller's time is. No outage: it must never open the guard (503)."""
 
 
 class StoreBroken(StoreError):

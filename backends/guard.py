@@ -7,7 +7,7 @@ booked now is booked when Redis is back.
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -95,7 +95,8 @@ class Guard:
         self._observer = observer
         self._policy = policy
         self._hours: dict[str, int] = {}
-        self._bridged: dict[str, list[tuple[int, int]]] = {}
+        self._lent: dict[str, dict[int, int]] = {}
+        """What the emergency budget lent to extensions, by reservation and hour."""
         self._later = _Later(observer)
         self._failing_until_seconds = float("-inf")
 
@@ -123,6 +124,8 @@ class Guard:
             self._failing_until_seconds = float("-inf")
         except StoreBusy as error:
             self._tell_failed(ask, error, started)
+            if error.maybe_done:
+                self._later.add(lambda: self._undo(ask))
             raise ThrottleUnavailable("the service is too busy to ask for its budgets", 1) from error
         except StoreError as error:
             self._tell_failed(ask, error, started)
@@ -156,20 +159,17 @@ class Guard:
         Where the store fails the emergency budget pays for what is asked on top, if it may.
         """
         if reservation.backend == EMERGENCY:
-            return self._extend_on_emergency(reservation, to_nanousd)
+            return self._extend_on_emergency(reservation, to_nanousd, at_least_nanousd)
         try:
             with self._time_to_book():
                 verdict = self._primary.extend(reservation, to_nanousd, limits, at_least_nanousd=at_least_nanousd)
         except (StoreBusy, ReservationConflict):
             verdict = None
         except StoreError as error:
-            self._observer(
-                Event(
-                    "extension_failed",
-                    {"request_id": reservation.reservation_id, "error": str(error), "backend": self._primary.name},
-                )
-            )
-            return self._extend_on_emergency(reservation, at_least_nanousd)
+            if reservation.reservation_id not in self._lent:
+                # Once an answer: it may well ask again before Redis is back.
+                self._tell_extension_failed(reservation, error)
+            return self._extend_on_emergency(reservation, to_nanousd, at_least_nanousd)
         extended = verdict if isinstance(verdict, Reservation) else None
         self._tell_extension(reservation, extended)
         return extended
@@ -227,16 +227,26 @@ class Guard:
         self._hours[ask.reservation_id] = hour
         return replace(verdict, backend=EMERGENCY)
 
-    def _extend_on_emergency(self, reservation: Reservation, to_nanousd: int) -> Reservation | None:
-        policy, more = self._policy(), to_nanousd - reservation.cost_nanousd
-        hour = self._emergency.take(more, policy.emergency_nanousd) if policy.is_open and more > 0 else None
+    def _extend_on_emergency(
+        self, reservation: Reservation, to_nanousd: int, at_least_nanousd: int
+    ) -> Reservation | None:
+        """A whole slice where there is money for it: each one is a write to a file."""
         lent = replace(reservation, backend=EMERGENCY)
-        if hour is None:
-            self._tell_extension(lent, None)
+        for amount_nanousd in dict.fromkeys((to_nanousd, at_least_nanousd)):
+            hour = self._take_from_emergency(amount_nanousd - reservation.cost_nanousd)
+            if hour is not None:
+                hours = self._lent.setdefault(reservation.reservation_id, {})
+                hours[hour] = hours.get(hour, 0) + amount_nanousd - reservation.cost_nanousd
+                self._tell_extension(lent, replace(lent, cost_nanousd=amount_nanousd))
+                return replace(reservation, cost_nanousd=amount_nanousd)
+        self._tell_extension(lent, None)
+        return None
+
+    def _take_from_emergency(self, amount_nanousd: int) -> int | None:
+        policy = self._policy()
+        if not policy.is_open or amount_nanousd <= 0:
             return None
-        self._bridged.setdefault(reservation.reservation_id, []).append((hour, more))
-        self._tell_extension(lent, replace(lent, cost_nanousd=to_nanousd))
-        return replace(reservation, cost_nanousd=to_nanousd)
+        return self._emergency.take(amount_nanousd, policy.emergency_nanousd)
 
     def _seconds_to_better_times(self) -> int:
         # The next hour brings a new budget for certain, but Redis may well be back before.
@@ -246,16 +256,16 @@ class Guard:
     def _end(
         self, reservation: Reservation, actual_nanousd: int, end: Callable[[], Settlement], outcome: Outcome
     ) -> None:
-        bridged = self._bridged.pop(reservation.reservation_id, [])
+        lent = self._lent.pop(reservation.reservation_id, {})
         if reservation.backend == EMERGENCY:
-            self._end_emergency(reservation, actual_nanousd, bridged, outcome)
+            self._end_emergency(reservation, actual_nanousd, lent, outcome)
             return
 
         def end_and_give_back() -> None:
             with self._time_to_book():
                 self._end_now(reservation, end)
             # The store has the whole amount now: what the emergency budget lent comes back.
-            for hour, amount in bridged:
+            for hour, amount in lent.items():
                 self._emergency.correct(hour, -amount)
 
         try:
@@ -274,17 +284,27 @@ class Guard:
             yield
 
     def _end_emergency(
-        self, reservation: Reservation, actual_nanousd: int, bridged: Sequence[tuple[int, int]], outcome: Outcome
+        self, reservation: Reservation, actual_nanousd: int, lent: Mapping[int, int], outcome: Outcome
     ) -> None:
-        hour = self._hours.pop(reservation.reservation_id, None)
-        if hour is None:
+        first_hour = self._hours.pop(reservation.reservation_id, None)
+        if first_hour is None:
             return
         self._fallback.settle(replace(reservation, backend=self._fallback.name), actual_nanousd)
-        taken_later = sum(amount for _, amount in bridged)
-        for its_hour, amount in bridged:
-            self._emergency.correct(its_hour, -amount)
-        self._emergency.correct(hour, actual_nanousd - (reservation.cost_nanousd - taken_later))
+        taken = dict(lent)
+        taken[first_hour] = taken.get(first_hour, 0) + reservation.cost_nanousd - sum(lent.values())
+        self._give_back(taken, reservation.cost_nanousd - actual_nanousd)
         self._tell_settled(reservation, outcome, actual_nanousd, 0)
+
+    def _give_back(self, taken: Mapping[int, int], unused_nanousd: int) -> None:
+        """What an emergency answer did not use, the latest hour first; what it used stays where it was taken.
+
+        An overrun counts in the latest.
+        """
+        for hour in sorted(taken, reverse=True):
+            back = min(unused_nanousd, taken[hour])
+            if back:
+                self._emergency.correct(hour, -back)
+            unused_nanousd -= back
 
     def _end_now(self, reservation: Reservation, end: Callable[[], Settlement]) -> None:
         try:
@@ -327,6 +347,10 @@ class Guard:
         self._tell_expired(verdict.expired_nanousd)
         spent = {"window_nanousd": verdict.window_spent_nanousd, "day_nanousd": verdict.day_spent_nanousd}
         self._tell("reserved", ask, **spent, **decision)
+
+    def _tell_extension_failed(self, reservation: Reservation, error: StoreError) -> None:
+        fields: dict[str, object] = {"request_id": reservation.reservation_id, "error": str(error)}
+        self._observer(Event("extension_failed", {**fields, "backend": self._primary.name}))
 
     def _tell_extension(self, reservation: Reservation, extended: Reservation | None) -> None:
         fields: dict[str, object] = {

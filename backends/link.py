@@ -111,13 +111,16 @@ class _PoolExhausted(redis.ConnectionError):
 
 
 class _Patience(threading.local):
-    """Until when the running thread (greenlet) may wait for Redis.
+    """How long the running thread (greenlet) may still wait for Redis, all its waits together.
 
+    Only waits count: what a client takes to send its body, or a busy worker to get to it, is no word about Redis.
     Not a context variable: gevent hands those on to what a request starts, and a settlement in the background must
     not be cut off by the end of somebody's patience.
     """
 
-    ends_at_seconds = math.inf
+    left_seconds = math.inf
+    asked_at_seconds: float | None = None
+    """Since when it waits; None while it does not."""
 
 
 class _Hurried:
@@ -250,46 +253,61 @@ class Link:
 
     @contextmanager
     def within(self, seconds: float) -> Iterator[None]:
-        """What this thread asks in here has so long in all; then each question is `StoreUnavailable` at once."""
-        before = self._patience.ends_at_seconds
-        self._patience.ends_at_seconds = self._clock.monotonic_seconds() + seconds
+        """What this thread asks in here waits so long in all; then each question is `StoreBusy` at once."""
+        before = self._patience.left_seconds
+        self._patience.left_seconds = seconds
         try:
             yield
         finally:
-            self._patience.ends_at_seconds = before
+            self._patience.left_seconds = before
 
     @contextmanager
     def at_least(self, seconds: float) -> Iterator[None]:
         """What this thread asks in here has so long, also where the time of `within` is nearly over."""
-        before = self._patience.ends_at_seconds
-        self._patience.ends_at_seconds = max(before, self._clock.monotonic_seconds() + seconds)
+        before = self._patience.left_seconds
+        self._patience.left_seconds = max(before, seconds)
         try:
             yield
         finally:
-            self._patience.ends_at_seconds = before
+            self._patience.left_seconds = before
 
     def wait_seconds(self) -> float:
         """The longest that the next wait may take; 0 or less: there is no time left."""
-        ends_at_seconds = self._patience.ends_at_seconds
-        if ends_at_seconds == math.inf:
+        left, asked_at = self._patience.left_seconds, self._patience.asked_at_seconds
+        if left == math.inf:
             return self.timeout_seconds
-        return min(self.timeout_seconds, ends_at_seconds - self._clock.monotonic_seconds())
+        waited = 0.0 if asked_at is None else self._clock.monotonic_seconds() - asked_at
+        return min(self.timeout_seconds, left - waited)
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        patience = self._patience
+        if patience.left_seconds == math.inf:
+            yield
+            return
+        patience.asked_at_seconds = asked_at = self._clock.monotonic_seconds()
+        try:
+            yield
+        finally:
+            patience.asked_at_seconds = None
+            patience.left_seconds -= self._clock.monotonic_seconds() - asked_at
 
     def run(self, command: Callable[[Client], T]) -> T:
         """Do `command` with a client whose replies are bytes.
 
         Raises:
-            StoreUnavailable: Redis is away, or does not answer in time, or may not work now; or the time of `within`
-                is over.
-            StoreBusy: every connection of ours was in use for the whole time-out.
+            StoreUnavailable: Redis is away, or does not answer in time, or may not work now.
+            StoreBusy: every connection of ours was in use for the whole time-out, or the time of `within` is over: no
+                word about Redis, which may have answered everything.
             StoreBroken: Redis answered that the command is wrong.
         """
         if self.wait_seconds() <= 0:
             # What was asked before in this time may be half of a change.
-            raise StoreUnavailable("there was no time left to ask Redis", maybe_done=True)
+            raise StoreBusy("there was no time left to ask Redis", maybe_done=True)
         self._pass_breaker()
         try:
-            answer = self._with_one_repeat(command)
+            with self._waiting():
+                answer = self._with_one_repeat(command)
         except OSError as error:
             raise self._failed(redis.ConnectionError(str(error))) from error
         except (redis.RedisError, RedisClusterException, ValueError) as error:
@@ -388,7 +406,7 @@ class Link:
         was_cut_off = isinstance(error, redis.ConnectionError | redis.TimeoutError)
         if isinstance(error, redis.TimeoutError) and self.wait_seconds() <= 0:
             # No rest: it was not given the time that everybody grants it.
-            return StoreUnavailable("Redis did not answer in the time that was left", maybe_done=True)
+            return StoreBusy("Redis did not answer in the time that was left", maybe_done=True)
         if was_cut_off:
             self._rest(error)
         else:

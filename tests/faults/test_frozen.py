@@ -114,7 +114,7 @@ def test_what_ended_in_a_long_freeze_is_booked_once_and_nothing_used_is_missing(
     thaw = threading.Timer(2.0, own_server.thaw)
     thaw.start()
     extended = [guard.extend(reservation, 3 * COST, ROOMY, at_least_nanousd=2 * COST) for reservation in made]
-    assert [reservation.cost_nanousd for reservation in extended] == [2 * COST] * 10
+    assert [reservation.cost_nanousd for reservation in extended] == [3 * COST] * 10
     told.clear()
     for reservation in extended[:5]:
         guard.settle(reservation, 2 * COST - 1)

@@ -144,7 +144,7 @@ def test_an_answer_goes_on_by_the_emergency_budget_where_its_extension_was_lost(
     made = guard.reserve(ask("r0", COST))
     proxy.lose = is_extension
     bridged = guard.extend(made, 3 * COST, ROOMY, at_least_nanousd=2 * COST)
-    assert bridged.cost_nanousd == 2 * COST
+    assert bridged.cost_nanousd == 3 * COST
     assert books().window_nanousd == 3 * COST, "it was charged, and nobody was told"
     proxy.lose = lambda _request: False
     guard.settle(bridged, 2 * COST - 1)

@@ -1,11 +1,13 @@
 """A caller whose time ends between two questions to Redis: what others spent stays booked, whatever was half done."""
 
+from contextlib import suppress
+
 import pytest
 
 from backends.atomic import AtomicBackend
 from backends.conformance import COST, WHO, ask
-from backends.contract import Reservation
-from backends.guard import EMERGENCY
+from backends.errors import StoreBusy, ThrottleUnavailable
+from backends.guard import Health
 from backends.keys import SETTINGS_KEY
 from backends.legacy import LegacyBackend
 from backends.link import Link
@@ -21,7 +23,7 @@ class Tiring(Link):
 
     def run(self, command):
         if self.last == 0:
-            self._clock.skip(PATIENCE_SECONDS)
+            self._patience.left_seconds = 0.0
         self.last -= 1
         return super().run(command)
 
@@ -46,21 +48,21 @@ def test_half_of_a_charge_is_never_taken_back_as_a_whole(new_guard, link, clock,
     spent = totals(look)
     assert set(spent.values()) == {COST}
     link.last = last
-    with link.within(PATIENCE_SECONDS):
+    verdict = None
+    with link.within(PATIENCE_SECONDS), suppress(ThrottleUnavailable):
         verdict = guard.reserve(ask("second", COST))
-    assert isinstance(verdict, Reservation)
     wait_for(lambda: guard._later._thread is None)
     left = totals(look)
     assert all(left[key] >= held for key, held in spent.items())
-    if verdict.backend != EMERGENCY:
-        assert set(left.values()) == {2 * COST}
+    if verdict is not None:
+        assert (verdict.backend, set(left.values())) == ("legacy", {2 * COST})
 
 
 def test_an_answer_that_ends_after_its_request_has_used_up_its_time_is_booked_at_once(new_guard, link, clock, told):
     guard = new_guard(link)
     with link.within(PATIENCE_SECONDS):
         reservation = guard.reserve(ask("first", COST))
-        clock.skip(PATIENCE_SECONDS)
+        link.run(lambda _: clock.skip(PATIENCE_SECONDS))
         guard.settle(reservation, 1)
     assert told.named("settle_postponed") == []
     assert guard.books(WHO, reservation.network, reservation.window_seconds).day_nanousd == 1
@@ -72,6 +74,28 @@ def test_nothing_runs_after_its_caller_gave_up(own_server, new_link, clock, look
     backend.settle(backend.reserve(ask("first", COST)), 0)
     link.run(lambda client: client.get(SETTINGS_KEY))
     with link.within(1.0):
-        clock.skip(0.9)
+        link.run(lambda _: clock.skip(0.9))
         now_us = link.time_us()
         assert 0 < backend._deadline_us(now_us) - now_us <= 100_000
+
+
+def test_only_waits_for_redis_count(new_guard, new_link, clock):
+    """A client that takes its time over its body has not made Redis slow."""
+    guard = new_guard(link := new_link())
+    with link.within(1.0):
+        clock.skip(1_000)
+        assert guard.reserve(ask("slow upload", COST)).backend == "atomic"
+
+
+def test_a_caller_without_time_is_told_busy_and_never_admitted_without_the_books(new_guard, new_link, clock, told):
+    guard = new_guard(link := new_link())
+    guard.reserve(ask("first", COST))
+    with link.within(1.0):
+        link.run(lambda _: clock.skip(1.0))
+        with pytest.raises(StoreBusy):
+            link.run(lambda client: client.ping())
+        with pytest.raises(ThrottleUnavailable):
+            guard.reserve(ask("second", COST))
+    assert link.is_up
+    assert guard.health() is Health.GOOD
+    assert told.named("reserved")[-1]["request_id"] == "first"

@@ -8,12 +8,13 @@ import pytest
 
 from backends.atomic import AtomicBackend
 from backends.clock import SystemClock
-from backends.conformance import COST, NETWORK, ROOMY, WHO, WINDOW_SECONDS, ask
+from backends.conformance import COST, NETWORK, ROOMY, US, WHO, WINDOW_SECONDS, ManualClock, MemoryHarness, ask
 from backends.contract import Refusal, Reservation
 from backends.emergency import EmergencyBudget
 from backends.errors import StoreBusy, StoreUnavailable, ThrottleUnavailable
-from backends.guard import EMERGENCY, Health
+from backends.guard import EMERGENCY, FailurePolicy, Guard, Health
 from backends.link import REST_SECONDS
+from backends.memory import MemoryBackend
 from tests.faults.wire import wait_for
 
 
@@ -264,8 +265,8 @@ def test_an_answer_that_runs_when_redis_goes_is_extended_on_the_emergency_budget
     guard = new_guard(emergency_nanousd=COST)
     made = guard.reserve(ask("r0", COST))
     own_server.kill()
+    # There is no money for the slice, but for what it needs at least.
     longer = guard.extend(made, 3 * COST, ROOMY, at_least_nanousd=2 * COST)
-    # What it needs and no more: the emergency budget lends no slices.
     assert (longer.cost_nanousd, longer.backend) == (2 * COST, "atomic")
     assert spent_on_emergency(tmp_path) == COST
     assert guard.extend(longer, 3 * COST, ROOMY, at_least_nanousd=2 * COST + 1) is None
@@ -306,3 +307,42 @@ def test_an_answer_of_the_outage_itself_is_extended_and_released(own_server, new
     guard.release(longer)
     assert spent_on_emergency(tmp_path) == 0
     assert [fields["outcome"] for fields in told.named("settled")] == ["released"]
+
+
+def test_an_answer_in_an_outage_is_lent_slices_and_told_once(own_server, new_guard, told, tmp_path):
+    guard = new_guard()
+    made = guard.reserve(ask("r0", COST))
+    own_server.kill()
+    for number in range(2, 12):
+        made = guard.extend(made, number * COST, ROOMY, at_least_nanousd=made.cost_nanousd + 1)
+        assert made.cost_nanousd == number * COST
+    assert len(told.named("extension_failed")) == 1
+    assert spent_on_emergency(tmp_path) == 10 * COST
+    assert list(guard._lent["r0"].values()) == [10 * COST]
+
+
+@pytest.mark.parametrize(
+    ("actual", "left_in_the_second_hour"), [(0, 0), (700, 0), (1_000, 0), (1_400, 400), (1_900, 900), (2_500, 1_500)]
+)
+def test_an_emergency_answer_over_the_turn_of_an_hour_gives_back_only_what_it_did_not_use(
+    tmp_path, actual, left_in_the_second_hour
+):
+    clock = ManualClock()
+    budget = EmergencyBudget(tmp_path / "emergency", clock)
+    away = MemoryHarness()
+    away.reserve = lambda _: (_ for _ in ()).throw(StoreUnavailable("away"))
+    guard = Guard(
+        away,
+        MemoryBackend(clock),
+        link=None,
+        emergency=budget,
+        clock=clock,
+        observer=lambda _: None,
+        policy=lambda: FailurePolicy(is_open=True, emergency_nanousd=1_000),
+    )
+    bridged = guard.reserve(ask("r0", 1_000))
+    clock.us += 3_600 * US
+    longer = guard.extend(bridged, 1_900, ROOMY, at_least_nanousd=1_900)
+    guard.settle(longer, actual)
+    assert budget.spent_nanousd() == left_in_the_second_hour
+    guard.close()
