@@ -84,6 +84,7 @@ class Tollgate:
                 return
             self._started = True
         set_up_logging(self.config.log_format, self.config.log_level)
+        self._tell_of_digests()
         # Here, and not while the first visitor waits.
         with contextlib.suppress(StoreError):
             self.link.run(load_all)
@@ -97,6 +98,11 @@ class Tollgate:
         self.guard.close()
         self.link.close()
         self.model.close()
+
+    def _tell_of_digests(self) -> None:
+        count = self.config.api_keys.listed_digests if self.config.api_keys else 0
+        if count and _once("keys-taken-as-digests").is_first():
+            self.tell("keys_taken_as_digests", keys=count)
 
     def tell(self, name: str, **fields: object) -> None:
         """Tell the observers."""
@@ -121,6 +127,8 @@ def create_app(
     app = Flask(__name__, static_folder=None)
     app.request_class = BoundedRequest
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
+    # A path with two slashes is none of ours: 404 as any other, and no redirect in HTML.
+    app.url_map.merge_slashes = False
     metrics = Metrics(metrics_directory())
 
     def observer(event: Event) -> None:
@@ -206,10 +214,15 @@ def _refuse_old_server(link: Link) -> None:
         return
 
 
+def _once(name: str) -> Once:
+    """Once a start, whatever the number of workers."""
+    shared = metrics_directory()
+    return Once(Path(shared) / f"{name}.told" if shared else None)
+
+
 def _register_requests(app: Flask, tollgate: Tollgate) -> None:
     register_error_handlers(app)
-    shared = metrics_directory()
-    warning = Once(Path(shared) / "forwarded-ignored.told" if shared else None)
+    warning = _once("forwarded-ignored")
 
     @app.before_request
     def begin() -> None:

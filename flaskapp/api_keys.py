@@ -34,12 +34,15 @@ class ApiKeys:
     digests: tuple[bytes, ...] = field(default=(), repr=False)
     """Hex SHA-256, lower case."""
     is_open: bool = False
+    listed_digests: int = field(default=0, compare=False)
+    """How many were taken for a SHA-256 by their looks: a key that looks like one would never be found."""
 
     @classmethod
     def of(cls, keys: Iterable[str]) -> Self:
         """Keys as they are, or as the 64 hex digits of their SHA-256."""
-        digests = (key.lower().encode() if _DIGEST.fullmatch(key) else _digest(key.encode()) for key in keys)
-        return cls(tuple(dict.fromkeys(digests)))
+        listed = tuple(keys)
+        digests = [key.lower().encode() if _DIGEST.fullmatch(key) else _digest(key.encode()) for key in listed]
+        return cls(tuple(dict.fromkeys(digests)), listed_digests=sum(map(bool, map(_DIGEST.fullmatch, listed))))
 
     def identify(self, request: Request) -> Identity:
         """Who asks.

@@ -37,6 +37,7 @@ _WORDS = {
     "client_left": "The client left before the end of its answer",
     "client_stuck": "Hung up on a client that did not read its answer",
     "answer_cut": "Answer cut before its end",
+    "keys_taken_as_digests": "Keys in API_KEYS that are 64 hex digits are taken as the SHA-256 of a key, not as a key",
     "forwarded_ignored": "X-Forwarded-For is ignored, since TRUSTED_PROXY_HOPS is 0",
     "unexpected_error": "Unexpected error",
 }
@@ -53,6 +54,7 @@ _LEVELS = {
     "store_broken": logging.CRITICAL,
     "challenge_skipped": logging.WARNING,
     "upstream_failed": logging.WARNING,
+    "keys_taken_as_digests": logging.WARNING,
     "forwarded_ignored": logging.WARNING,
     "unexpected_error": logging.ERROR,
     "setting_ignored": logging.WARNING,

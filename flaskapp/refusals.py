@@ -104,7 +104,7 @@ def cost_refused(refusal: Refusal) -> Response:
 OTHER_BODY = "other_body"
 _DUPLICATE_MESSAGES = {
     DuplicateState.IN_FLIGHT.value: "A request with this Idempotency-Key is under way: wait for its answer.",
-    DuplicateState.SETTLED.value: "A request with this Idempotency-Key was answered; it is not answered again.",
+    DuplicateState.SETTLED.value: "A request with this Idempotency-Key was charged; it is not sent again.",
     DuplicateState.EXPIRED.value: "A request with this Idempotency-Key broke off; its whole reservation is booked.",
     OTHER_BODY: "This Idempotency-Key came with another body before: take a new key for a new request.",
 }

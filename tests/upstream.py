@@ -60,6 +60,8 @@ class Script:
     hidden_tokens: int = 0
     """Generated and billed, and never sent."""
     ignore_max_tokens: bool = False
+    raw: str = ""
+    """Said as it is: the whole body, or the first event of a stream."""
 
 
 @dataclass
@@ -265,7 +267,7 @@ class _Handler(BaseHTTPRequestHandler):
         for usage in self._last_usages(script, bill):
             whole["usage"] = usage
         text = {"rubbish": "{nonsense", "not_an_object": "[1]", "error_event": '{"error": {"message": "no"}}'}
-        body = text.get(script.ending, json.dumps(whole)).encode()
+        body = (script.raw or text.get(script.ending, json.dumps(whole))).encode()
         self.send_response(200)
         if script.content_type is not None:
             kind = "application/json" if script.content_type == "text/event-stream" else script.content_type
@@ -311,6 +313,8 @@ class _Handler(BaseHTTPRequestHandler):
         deltas, limit = self._deltas(script, bill), self._limit(script, bill)
         envelope = self._envelope(bill, "chat.completion.chunk")
         bill.generated_tokens += script.hidden_tokens
+        if script.raw:
+            self._write(script, f"data: {script.raw}{script.line_end}{script.line_end}")
         choices = range(self._choices(script, bill))
         for index in choices:
             first = {"index": index, "delta": {"role": "assistant", "content": ""}}

@@ -1,14 +1,17 @@
 """What an OpenAI-compatible server streams, event by event: text to show, and what can be known of its usage."""
 
 import json
+import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 from flaskapp.llm import Piece, Usage
 from flaskapp.llm.event_stream import ServerEvent
 
 _MOST_TOKENS = 10**9
 """More than any model takes; a count beyond it is rubbish and would only break the books."""
+_MOST_DEPTH = 64
+"""Of lists and objects in each other. Answers have less than ten; what is deeper would only break who reads it."""
 
 
 class ErrorEvent(Exception):
@@ -77,7 +80,7 @@ class Completion:
             self._usage_is_last = False
         if choice.get("finish_reason") is not None:
             self.ended = True
-            self.finish_reason = "length" if choice["finish_reason"] in {"length", "max_tokens"} else "stop"
+            self.finish_reason = "length" if _finish_reason(choice) in {"length", "max_tokens"} else "stop"
         text = delta.get("content") or delta.get("refusal") or ""
         if not isinstance(text, str):
             raise NotACompletion("a text that is none")
@@ -102,6 +105,10 @@ def read_whole(received: bytes) -> dict[str, Any]:
         raise ErrorEvent(str(body["error"]))
     if not isinstance(body.get("choices"), list):
         raise NotACompletion("no choices")
+    for choice in body["choices"]:
+        if not isinstance(choice, dict) or not isinstance(choice.get("message") or {}, dict):
+            raise NotACompletion("a choice that is none")
+        _finish_reason(choice)
     return body
 
 
@@ -168,12 +175,46 @@ def _strings(value: object) -> Iterator[str]:
 
 def _loads(data: str) -> dict[str, Any]:
     try:
-        loaded = json.loads(data)
+        loaded = json.loads(data, parse_constant=_no_number, parse_float=_finite)
     except RecursionError as error:
         raise NotACompletion("nested too deep") from error
+    # Most of what is streamed has not even so many brackets.
+    if data.count("[") + data.count("{") > _MOST_DEPTH and _is_deep(loaded):
+        raise NotACompletion("nested too deep")
     if not isinstance(loaded, dict):
         raise NotACompletion("no JSON object")
     return loaded
+
+
+def _no_number(word: str) -> NoReturn:
+    # Python takes it, JSON has no such word, and the client would get it from us.
+    raise NotACompletion(f"{word} is not a number")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    return number if math.isfinite(number) else _no_number(digits[:40])
+
+
+def _is_deep(value: object) -> bool:
+    level = [value]
+    for _ in range(_MOST_DEPTH):
+        level = [child for item in level for child in _children(item)]
+        if not level:
+            return False
+    return True
+
+
+def _children(item: object) -> list[object]:
+    children = item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+    return [child for child in children if isinstance(child, dict | list)]
+
+
+def _finish_reason(choice: dict[str, Any]) -> str | None:
+    reason = choice.get("finish_reason")
+    if reason is not None and not isinstance(reason, str):
+        raise NotACompletion("a finish reason that is none")
+    return reason
 
 
 def _object(value: object) -> dict[str, Any]:

@@ -68,7 +68,7 @@ class OpenAICompatibleModel:
             self._headers["Authorization"] = f"Bearer {_checked_key(api_key)}"
         elif url_credentials:
             self._headers["Authorization"] = f"Basic {url_credentials}"
-        self._secrets = [secret for secret in (api_key, url_credentials) if secret]
+        self._secrets = [_any_spelling(secret) for secret in (api_key, url_credentials) if secret]
         self._clock = clock
         self._pool = httpcore2.ConnectionPool(
             ssl_context=httpcore2.default_ssl_context(),
@@ -168,7 +168,7 @@ class OpenAICompatibleModel:
     def _clean(self, text: str) -> str:
         """Fit for one line of the log: short, printable, without our secrets."""
         for secret in self._secrets:
-            text = text.replace(secret, "***")
+            text = secret.sub("***", text)
         printable = "".join(character if character.isprintable() else " " for character in text)
         return " ".join(printable.split())[:_DETAIL_CHARACTERS]
 
@@ -336,3 +336,18 @@ def _checked_key(api_key: str) -> str:
     if not api_key.isascii() or not api_key.isprintable() or " " in api_key:
         raise ConfigurationError("LLM_API_KEY: visible ASCII characters without spaces; got something else")
     return api_key
+
+
+def _any_spelling(secret: str) -> re.Pattern[str]:
+    """Finds it also where each character is escaped, as JSON, Python or a URL does, or the escapes once more.
+
+    Takes as long as the text is long: it begins only where a run of backslashes does, and never gives back any.
+    """
+    # A backslash may be doubled any number of times, so a run of them is like one.
+    return re.compile(r"(?<!\\)" + "".join(map(_any_spelling_of, re.sub(r"\\+", r"\\", secret))))
+
+
+def _any_spelling_of(character: str) -> str:
+    code = f"{ord(character):02x}"
+    escaped = rf"(?<=\\)(?:u00|x)(?i:{code})|%(?i:{code})"
+    return rf"(?:\\|{escaped})++" if character == "\\" else rf"\\*+(?:{re.escape(character)}|{escaped})"

@@ -6,16 +6,17 @@ Counted without a network, and from above:
 * Definitions (tools, functions, schemas, a tool choice) are put into the prompt in a form of the model's own, so every
   byte of their JSON counts as a token, and each has an allowance on top. Where the model is none that we know, its
   template may write them out with line breaks: then the bytes are those of JSON with an indent of four. What a ``$ref``
-  points to counts as often as it is pointed to, in case somebody writes it out.
+  points to counts as often as it is pointed to, in case somebody writes it out, until it leads back to where it is in.
 * An image counts as the most that its model's documentation says of any image. For a model of which no such maximum is
   documented there is no bound, and images are refused.
 """
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 from flaskapp.llm.tokens import InputTooLong, TokenBound, bound_for
 
@@ -23,6 +24,8 @@ _DEFINITIONS = ("tools", "functions", "tool_choice", "function_call", "response_
 _STEERING = ("reasoning_effort", "verbosity", "parallel_tool_calls")
 """They may put words into the prompt of a few models."""
 _TEXT_KEYS = ("name", "tool_call_id", "refusal", "reasoning_content")
+_PLACE = re.compile(r"[0-9]{1,7}")
+"""In a list, in a pointer."""
 _PIECE_TOKENS = 16
 """For what wraps a part of a message, an image or a tool call."""
 _DEFINITION_TOKENS = 32
@@ -142,7 +145,7 @@ class _Counter:
         self.add(self._size(definition))
         if isinstance(definition, dict):
             for schema in _schemas(definition):
-                self.add(_Pointers(schema, self._size).size())
+                _Pointers(schema, self._size).add_to(self.add)
 
     def _add_part(self, part: Mapping[str, Any]) -> None:
         self.add(_PIECE_TOKENS)
@@ -157,33 +160,60 @@ class _Counter:
         return len(json.dumps(value, indent=self._bound.definition_indent, default=str))
 
 
-class _Pointers:
-    """What the ``$ref`` of a schema add where each is written out; one that leads back to itself adds nothing more.
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """What a ``$ref`` points to: its size as it is, and where it points to itself."""
 
-    It is asked only of schemas that fit the input as they are, so that it never has much to walk through.
+    size: int
+    pointers: Sequence[str]
+
+
+class _Pointers:
+    """What the ``$ref`` of a schema add where each is written out; one that leads back into itself adds nothing more.
+
+    Each step adds what it writes, so that whoever counts ends it where there is too much. Nothing is remembered of what
+    a target adds in all: where pointers lead in a circle, that depends on where one comes from.
     """
 
-    def __init__(self, schema: Mapping[str, Any], size: Any) -> None:
+    def __init__(self, schema: Mapping[str, Any], size: Callable[[object], int]) -> None:
         self._schema = schema
         self._size = size
-        self._sizes: dict[str, int] = {}
+        self._targets: dict[str, _Target | None] = {}
 
-    def size(self) -> int:
-        return sum(map(self._target, _pointers(self._schema)))
+    def add_to(self, add: Callable[[int], None]) -> None:
+        """Write it out, as deep as it goes; that may be deeper than Python's stack."""
+        path: dict[str, None] = {}
+        ways = [iter(_pointers(self._schema))]
+        while ways:
+            pointer = next(ways[-1], None)
+            if pointer is None:
+                ways.pop()
+                if path:
+                    path.popitem()
+            elif pointer not in path and (target := self._target(pointer)) is not None:
+                add(target.size)
+                path[pointer] = None
+                ways.append(iter(target.pointers))
 
-    def _target(self, pointer: str) -> int:
-        if pointer not in self._sizes:
-            self._sizes[pointer] = 0
+    def _target(self, pointer: str) -> _Target | None:
+        if pointer not in self._targets:
             node = self._find(pointer)
-            self._sizes[pointer] = 0 if node is None else self._size(node) + sum(map(self._target, _pointers(node)))
-        return self._sizes[pointer]
+            found = None if node is None else _Target(self._size(node), tuple(_pointers(node)))
+            self._targets[pointer] = found
+        return self._targets[pointer]
 
     def _find(self, pointer: str) -> object | None:
         first, *keys = pointer.split("/")
         node: object = self._schema if first == "#" else None
         for key in keys:
-            node = node.get(key) if isinstance(node, dict) else None
+            node = _child(node, unquote(key).replace("~1", "/").replace("~0", "~"))
         return node
+
+
+def _child(node: object, key: str) -> object | None:
+    if isinstance(node, list):
+        return node[int(key)] if _PLACE.fullmatch(key) and int(key) < len(node) else None
+    return node.get(key) if isinstance(node, dict) else None
 
 
 def _definitions(value: object) -> Sequence[object]:

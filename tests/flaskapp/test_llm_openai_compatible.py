@@ -459,3 +459,45 @@ def test_the_scripts_of_the_oracle_can_be_lined_up(upstream, model):
         open_answer(model)
     assert list(open_answer(model)) == ["one"]
     assert "".join(open_answer(model)) == TEXT
+
+
+KEY_WITH_ESCAPES = "sk/ab+cd\\\\ef=='key"
+
+
+@pytest.mark.parametrize(
+    "spell",
+    [
+        str,
+        lambda key: json.dumps(key)[1:-1],
+        lambda key: json.dumps(key)[1:-1].replace("/", "\\/"),
+        lambda key: "".join(f"\\u{ord(character):04X}" for character in key),
+        lambda key: "".join(f"\\u{ord(character):04x}" if character in "/+=" else character for character in key),
+        lambda key: "".join(f"%{ord(character):02X}" for character in key),
+        lambda key: repr(repr(key))[2:-2],
+    ],
+    ids=["plain", "json", "json_slashes", "escapes", "some_escapes", "url", "repr_of_repr"],
+)
+def test_the_key_is_told_in_no_spelling(upstream, spell):
+    client = OpenAICompatibleModel(upstream.base_url, KEY_WITH_ESCAPES, clock=SystemClock())
+    told = f"no such key: {spell(KEY_WITH_ESCAPES)}; that is all"
+    details = []
+    upstream.behave(status=401, body=told)
+    with pytest.raises(UpstreamNotTaken) as refused:
+        client.complete(model_request(TURNS))
+    details.append(refused.value.detail)
+    upstream.behave(raw=json.dumps({"error": told}))
+    with pytest.raises(UpstreamBroken) as whole:
+        client.complete(model_request(TURNS))
+    details.append(whole.value.detail)
+    with pytest.raises(UpstreamBroken) as streamed:
+        list(open_answer(client))
+    details.append(streamed.value.detail)
+    client.close()
+    assert ["no such key: ***; that is all" in detail for detail in details] == [True] * 3
+
+
+def test_a_key_after_many_backslashes_is_found_in_no_time(upstream, model):
+    upstream.behave(raw=json.dumps({"error": "\\" * 500_000 + "sk-secret"}))
+    with pytest.raises(UpstreamBroken) as caught:
+        model.complete(model_request(TURNS))
+    assert "***" in caught.value.detail

@@ -181,6 +181,44 @@ def test_a_pointer_that_leads_back_or_nowhere_ends(pointer):
     assert schema_tokens(schema) < 1_000
 
 
+def test_a_chain_of_pointers_may_be_longer_than_the_stack():
+    links = {f"a{link}": {"$ref": f"#/a{link + 1}"} for link in range(1_100)}
+    schema = {**links, "$ref": "#/a0"}
+    with pytest.raises(InputTooLong):
+        schema_tokens(schema, most=128_000)
+    # Each link is the beginning of a chain of its own.
+    chains = sum(number * len('{"$ref": "#/a1"}') for number in range(1_100))
+    assert schema_tokens(schema, most=10**8) > chains
+
+
+def test_what_is_in_a_circle_counts_wherever_one_comes_into_it():
+    text = "x" * 1_000
+    circle = {
+        "a": {"description": text, "next": {"$ref": "#/$defs/b"}},
+        "b": {"description": text, "next": {"$ref": "#/$defs/a"}},
+    }
+    bare, at_a, at_both = (
+        schema_tokens({"$defs": circle, "items": [{"$ref": f"#/$defs/{name}"} for name in names]})
+        for names in ("", "a", "ab")
+    )
+    assert at_a - bare > 2 * 1_000
+    assert at_both - bare > 4 * 1_000
+
+
+def test_a_schema_whose_parts_all_point_to_each_other_is_too_long():
+    names = [f"a{number}" for number in range(12)]
+    schema = {"$defs": {name: {"anyOf": [{"$ref": f"#/$defs/{each}"} for each in names]} for name in names}}
+    with pytest.raises(InputTooLong):
+        schema_tokens({**schema, "$ref": "#/$defs/a0"}, most=400_000)
+
+
+@pytest.mark.parametrize("pointer", ["#/$defs/0", "#/x~1y/z", "#/x%2Fy/z", "#/~0/0/z"])
+def test_every_spelling_of_a_pointer_is_followed(pointer):
+    big = {"z": "x" * 1_000}
+    schema = {"$defs": [big], "x/y": big, "~": [big]}
+    assert schema_tokens({**schema, "$ref": pointer}) - schema_tokens(schema) > 1_000
+
+
 # --- images
 
 

@@ -870,3 +870,81 @@ def test_a_price_of_the_reservation_covers_cached_input(room, upstream):
     ask(room)
     entry = upstream.ledger[0]
     assert room.daily(IDENTIFIER) == bill_of(entry) - 4 * Decimal(1_250)
+
+
+# --- what an upstream should not say
+
+
+CHOICE = '{"index":0,"%s":{"content":"x"},"finish_reason":%s}'
+NO_ANSWERS = {
+    "not_a_number": '{"choices":[%s],"x":NaN}',
+    "infinity": '{"choices":[%s],"x":[-Infinity]}',
+    "beyond_every_number": '{"choices":[%s],"x":1e999}',
+    "deep": '{"choices":[%s],"x":' + "[" * 940 + "]" * 940 + "}",
+    "deeper_than_any": '{"choices":[%s],"x":' + "[" * 64 + "]" * 64 + "}",
+}
+
+
+def no_answer(name, part):
+    if name == "odd_finish_reason":
+        return '{"choices":[' + CHOICE % (part, '["length"]') + "]}"
+    return NO_ANSWERS[name] % (CHOICE % (part, '"stop"'))
+
+
+@pytest.mark.parametrize("name", [*NO_ANSWERS, "odd_finish_reason"])
+def test_what_is_no_json_or_no_answer_is_the_upstreams_error_and_booked_whole(room, upstream, name):
+    upstream.behave(raw=no_answer(name, "message"))
+    whole = told(ask(room, max_tokens=100), 502)
+    assert whole["code"] == "upstream_error"
+    upstream.behave(raw=no_answer(name, "delta"))
+    last = chunks_of(ask(room, max_tokens=100, stream=True))[-1]
+    assert last["error"]["code"] == "upstream_error"
+    assert last["error"]["cost_usd"] == whole["cost_usd"]
+    assert Decimal(whole["cost_usd"]) >= Decimal("0.001")
+
+
+@pytest.mark.parametrize("raw", ['{"choices":[[1]]}', '{"choices":[{"message":[1]}]}'])
+def test_choices_that_are_none_are_no_answer(room, upstream, raw):
+    upstream.behave(raw=raw)
+    assert told(ask(room), 502)["code"] == "upstream_error"
+
+
+# --- small things that have to be true
+
+
+@pytest.mark.parametrize("path", ["/v1//chat/completions", "/v1/chat//completions", "/v1//models"])
+def test_a_path_with_two_slashes_is_none_of_ours(room, path):
+    error = told(room.client.open(path, method="GET" if "models" in path else "POST", json=ASKED), 404)
+    assert error["code"] == "not_found"
+
+
+@pytest.mark.parametrize("path", ["/api//v1/chat/stream", "//v1/chat/completions"])
+def test_elsewhere_too(room, path):
+    answer = room.client.post("http://localhost" + path, json={"query": "hi"})
+    assert (answer.status_code, answer.mimetype) == (404, "application/problem+json")
+
+
+def test_how_many_keys_look_like_a_digest_is_told_once_at_the_start_and_not_which(make_room, caplog):
+    raw = "0123456789abcdef" * 4
+    room = make_room(API_KEYS=f"{KEY},{raw},{IDENTIFIER}")
+    for _ in range(3):
+        ask(room)
+    (record,) = [record for record in caplog.records if "taken as the SHA-256" in record.message]
+    assert (record.levelname, record.fields) == ("WARNING", {"keys": 2})
+    # And no digest opens anything, which is why such a key is not both.
+    told(ask(room, key=IDENTIFIER), 401)
+    told(ask(room, key=raw), 401)
+
+
+def test_of_keys_that_look_like_keys_nothing_is_told(room, caplog):
+    ask(room)
+    assert [record for record in caplog.records if "taken as the SHA-256" in record.message] == []
+
+
+def test_a_key_whose_first_try_broke_off_is_not_told_that_it_was_answered(room, upstream):
+    upstream.behave(ending="cut")
+    told(ask(room, headers={"Idempotency-Key": "broken"}), 502)
+    error = told(ask(room, headers={"Idempotency-Key": "broken"}), 409)
+    assert "was charged; it is not sent again" in error["message"]
+    assert "answered" not in error["message"]
+    assert Decimal(error["cost_usd"]) > 0
