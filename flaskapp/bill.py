@@ -9,7 +9,10 @@ from backends.guard import Guard
 from backends.pricing import Price
 from backends.settings import LiveSettings
 from flaskapp.llm import Piece, Usage
-from flaskapp.llm.tokens import hides_tokens
+from flaskapp.llm.tokens import shows_its_tokens
+
+_UNREAD_CHARACTERS = 1_048_576
+"""Of a growing reservation's answer, what may wait for its client; who is further behind gets the end of it."""
 
 
 class RunAhead:
@@ -55,20 +58,25 @@ class Slices:
 
     @property
     def cushion_tokens(self) -> int:
-        """The cushion that is held now."""
-        return max(self.least_cushion_tokens, 2 * self.run_ahead.tokens)
+        """The cushion that is held now: a slice, or eight times the least one, is the most that it grows to."""
+        grown = min(2 * self.run_ahead.tokens, max(self.slice_tokens, 8 * self.least_cushion_tokens))
+        return max(self.least_cushion_tokens, grown)
 
     def first(self, most: Usage) -> Usage:
-        """What is reserved before an answer begins."""
-        return Usage(most.input_tokens, min(most.output_tokens, self.slice_tokens + self.cushion_tokens))
+        """What is reserved before an answer begins.
+
+        With the least cushion, whatever was seen elsewhere: nobody's answer may make another's never fit.
+        """
+        return Usage(most.input_tokens, min(most.output_tokens, self.slice_tokens + self.least_cushion_tokens))
 
 
 def slices_of(settings: LiveSettings, model: str) -> Slices | None:
     """How reservations grow, as the settings say; None: all of it is reserved before.
 
-    A model that thinks unseen may be far ahead of what is read: there no cushion is large enough.
+    A model that thinks unseen may be far ahead of what is read: there no cushion is large enough. So it has to be known
+    that it does not.
     """
-    if settings.reservation_policy != "slices" or hides_tokens(model):
+    if settings.reservation_policy != "slices" or not shows_its_tokens(model):
         return None
     return Slices(settings.reservation_slice_tokens, settings.reservation_cushion_tokens)
 
@@ -107,13 +115,25 @@ class Bill:
 
     @property
     def is_exceeded(self) -> bool:
-        """Whether the upstream gave more than it was asked for."""
-        return self._deltas > self.most.output_tokens
+        """Whether the upstream gave more than it was asked for.
+
+        Steps are counted, and tokens where they can be. Text that comes in parts may be counted as a few tokens more
+        than the model made of it whole: an eighth of the maximum, eight at least, is let pass.
+        """
+        most = self.most.output_tokens
+        if self._deltas > most:
+            return True
+        return shows_its_tokens(self._price.model) and self._tokens > most + max(8, most // 8)
+
+    @property
+    def most_unread_characters(self) -> int | None:
+        """How much may wait for a client that reads slowly; None: as all is reserved, the upstream waits for it."""
+        return None if self._slices is None else _UNREAD_CHARACTERS
 
     @property
     def unknown_usage(self) -> Usage:
         """What is told where nobody can know what was used: as much as is booked for it."""
-        return Usage(self.most.input_tokens, max(self._covered_tokens, self._deltas))
+        return Usage(self.most.input_tokens, max(self._covered_tokens, self._seen_tokens))
 
     def take(self, piece: Piece) -> bool:
         """Count what was generated; False if the answer has to end here, since nothing covers more.
@@ -189,7 +209,18 @@ class Bill:
             return usage.cost_nanousd(self._price)
         # The whole reservation; more only where more was seen than it covers.
         held = self._highest(self.most.output_tokens) if self._reservation is None else self._reservation.cost_nanousd
-        return max(held, self._highest(self._deltas))
+        return max(held, self._highest(self._seen_tokens))
+
+    @property
+    def _seen_tokens(self) -> int:
+        """Output that was surely seen.
+
+        Above the maximum the count says so only where the answer is cut for it, or where it is more than twice that: an
+        estimate by bytes may be too high for an honest answer, but not by so much.
+        """
+        most = self.most.output_tokens
+        is_more = self.is_exceeded or self._tokens > 2 * most
+        return self._tokens if is_more else min(self._tokens, most)
 
     def _highest(self, output_tokens: int) -> int:
         return self._price.highest_cost_nanousd(self.most.input_tokens, output_tokens)

@@ -178,6 +178,7 @@ class Stream:
             over=self._over,
             afterwards=self._hang_up_on_who_does_not_read,
             heartbeat_seconds=HEARTBEAT_SECONDS,
+            most_unread_characters=bill.most_unread_characters,
         )
         self._leave = terms.stopping.enter(self._pump.stop)
 
@@ -255,9 +256,14 @@ class Stream:
         usage, cost_nanousd = self._settled()
         was_cut = self._pump.was_cut
         if was_cut:
-            self._tell("answer_cut", cause="maximum" if self._bill.is_exceeded else "budget")
+            self._tell("answer_cut", cause=self._cause_of_cut())
         reason = "length" if was_cut else self._answer.finish_reason
         return self._voice.complete(usage, cost_nanousd, reason, was_cut=was_cut)
+
+    def _cause_of_cut(self) -> str:
+        if self._pump.is_unread:
+            return "unread"
+        return "maximum" if self._bill.is_exceeded else "budget"
 
     def _broken(self, error: str, message: str) -> bytes:
         usage, cost_nanousd = self._settled()

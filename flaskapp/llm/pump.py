@@ -45,7 +45,10 @@ class _End:
 
 
 class Pump:
-    """An answer, read ahead by at most `capacity` pieces.
+    """An answer, read ahead of whoever takes its pieces.
+
+    Either the reader waits where `capacity` pieces are not taken; so may the upstream, with what it generates meanwhile.
+    Or it never waits, and ends the answer where more than `most_unread_characters` are not taken.
 
     The reader ends with the answer, at the deadline, when `take` says so, or at `close` or `stop`; it closes the answer
     in each case and then calls `over`, also when nobody takes the pieces any more.
@@ -68,6 +71,7 @@ class Pump:
         afterwards: Callable[[], None] = lambda: None,
         heartbeat_seconds: float = 1.0,
         capacity: int = 64,
+        most_unread_characters: int | None = None,
     ) -> None:
         self._answer = answer
         self._clock = clock
@@ -76,14 +80,19 @@ class Pump:
         self._over = over
         self._afterwards = afterwards
         self._heartbeat_seconds = heartbeat_seconds
-        self._pieces: queue.SimpleQueue[Piece | _End] = queue.SimpleQueue()
+        self._pieces: queue.SimpleQueue[tuple[Piece, int] | _End] = queue.SimpleQueue()
         self._room = threading.Semaphore(capacity)
+        self._most_unread_characters = most_unread_characters
+        self._unread_characters = 0
+        self._unread_lock = threading.Lock()
         self._ended = threading.Event()
         self._closed = False
         self._stopped = False
         self._nobody_listens = False
         self.was_cut = False
-        """`take` said that it ends: what was handed out is whole, but the answer was not."""
+        """`take` said that it ends, or too much was not read: what was handed out is whole, but the answer was not."""
+        self.is_unread = False
+        """It was cut since more waited than may."""
         self._thread = threading.Thread(target=self._read, name="tollgate-answer", daemon=True)
         self._thread.start()
 
@@ -103,13 +112,16 @@ class Pump:
                 self.close()
                 raise Stopped if self._stopped else DeadlinePassed
             try:
-                piece = self._pieces.get(timeout=min(self._heartbeat_seconds, seconds_left))
+                taken = self._pieces.get(timeout=min(self._heartbeat_seconds, seconds_left))
             except queue.Empty:
                 yield Silence.HEARTBEAT
                 continue
-            if isinstance(piece, _End):
-                self._raise_failure(piece)
+            if isinstance(taken, _End):
+                self._raise_failure(taken)
                 return
+            piece, characters = taken
+            with self._unread_lock:
+                self._unread_characters -= characters
             self._room.release()
             yield piece
 
@@ -166,14 +178,24 @@ class Pump:
     def _read_to_the_end(self) -> Exception | None:
         for piece in self._answer:
             verdict = self._take(piece)
-            if not self._nobody_listens and not self._room.acquire(timeout=self._seconds_left()):
+            characters = 0
+            if self._nobody_listens:
+                pass
+            elif self._most_unread_characters is not None:
+                characters = len(repr(piece))
+                if self._is_too_much(characters, self._most_unread_characters):
+                    self.was_cut = self.is_unread = True
+                    break
+            elif not self._room.acquire(timeout=self._seconds_left()):
                 return DeadlinePassed()
             if self._closed:
                 break
             if not self._seconds_left():
                 return DeadlinePassed()
             if not self._nobody_listens:
-                self._pieces.put(piece)
+                with self._unread_lock:
+                    self._unread_characters += characters
+                self._pieces.put((piece, characters))
             if verdict is not Take.MORE and not self.was_cut:
                 self.was_cut = True
                 if verdict is Take.STOP:
@@ -182,6 +204,11 @@ class Pump:
                 self._nobody_listens = True
                 self._pieces.put(_End(None))
         return None
+
+    def _is_too_much(self, characters: int, most: int) -> bool:
+        # A single piece always has room: how large an event may be is bounded where it is read.
+        with self._unread_lock:
+            return self._unread_characters > 0 and self._unread_characters + characters > most
 
     def _seconds_left(self) -> float:
         return max(0.0, self._deadline_at_seconds - self._clock.monotonic_seconds())

@@ -27,14 +27,17 @@ SYSTEM_PROMPT = (
 
 _O200K = re.compile(r"(ft:)?(gpt-4o|chatgpt-4o|gpt-4\.1|gpt-4\.5|gpt-5|o[134])(?![0-9a-z])")
 _CL100K = re.compile(r"(ft:)?(gpt-4|gpt-3\.5|gpt-35)(-|$)")
+_SHOWN = re.compile(r"(ft:)?((chatgpt-4o|gpt-4o|gpt-4\.1|gpt-4\.5)(?![0-9a-z])|(gpt-4|gpt-3\.5|gpt-35)(-|$))")
+_NOT_ONLY_TEXT = re.compile(r"audio|realtime|search|transcribe|tts|thinking")
 
 
-_HIDDEN = re.compile(r"(ft:)?(o[1-9]|gpt-[5-9]|gpt-[1-9][0-9])(?![0-9a-z])")
+def shows_its_tokens(model: str) -> bool:
+    """Whether each token that it bills is in what it sends, and can be counted: OpenAI's families that do not think.
 
-
-def hides_tokens(model: str) -> bool:
-    """Whether the model thinks before it speaks, and bills for what nobody is shown meanwhile."""
-    return bool(_HIDDEN.match(model.lower().rpartition("/")[2]))
+    Of any other name nobody can say it: many models think before they speak, and bill for what nobody is shown.
+    """
+    name = model.lower().rpartition("/")[2]
+    return bool(_SHOWN.match(name)) and not _NOT_ONLY_TEXT.search(name)
 
 
 class InputTooLong(ValueError):

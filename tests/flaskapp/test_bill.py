@@ -49,13 +49,13 @@ def guard(books, tmp_path):
 def bill_of(guard):
     """`bill_of(limit in tokens)`: a bill under slices, whose identifier's day has room for its input and so much."""
 
-    def make(limit_tokens=10**6, slices=SLICES, most=MOST):
+    def make(limit_tokens=10**6, slices=SLICES, most=MOST, price=PRICE):
         limits = replace(ROOMY, day_nanousd=INPUT + limit_tokens * TOKEN)
         first = slices.first(most) if slices else most
         cost = PRICE.highest_cost_nanousd(first.input_tokens, first.output_tokens)
         made = guard.reserve(ask("r0", cost, limits))
         assert isinstance(made, Reservation)
-        return Bill(guard, made, PRICE, most, slices=slices, limits=lambda: limits)
+        return Bill(guard, made, price, most, slices=slices, limits=lambda: limits)
 
     return make
 
@@ -145,8 +145,9 @@ def test_a_batch_that_jumps_over_the_cushion_is_covered_at_once(bill_of, books):
 def test_or_it_ends_the_answer(bill_of, books):
     bill = bill_of(limit_tokens=60)
     assert not bill.take(piece(tokens=300))
-    # A batch counts as one delta for certain: what was held is booked, and no more is known.
-    assert bill.settle(None) == INPUT + 60 * TOKEN == day(books)
+    # What was seen is booked, also where nothing covered it.
+    assert bill.unknown_usage == Usage(100, 300)
+    assert bill.settle(None) == INPUT + 300 * TOKEN == day(books)
 
 
 def test_the_cushion_grows_with_what_upstreams_are_seen_to_be_ahead(bill_of, books):
@@ -154,7 +155,34 @@ def test_the_cushion_grows_with_what_upstreams_are_seen_to_be_ahead(bill_of, boo
     bill = bill_of(slices=Slices(50, 10, ahead))
     assert bill.take(Piece("x", 1, 1, ahead=30))
     assert (day(books) - INPUT) // TOKEN >= 1 + 2 * 30
-    assert Slices(50, 10, ahead).first(MOST).output_tokens == 50 + 60
+
+
+def test_what_was_seen_elsewhere_raises_no_first_hold_and_no_cushion_beyond_its_cap():
+    ahead = RunAhead()
+    ahead.note(4_000)
+    assert Slices(50, 10, ahead).first(MOST).output_tokens == 50 + 10
+    assert Slices(50, 10, ahead).cushion_tokens == 80
+    assert Slices(256, 16, ahead).cushion_tokens == 256
+
+
+KNOWN = replace(PRICE, model="gpt-4o")
+
+
+@pytest.mark.parametrize(("price", "is_cut"), [(KNOWN, True), (PRICE, False)])
+def test_many_tokens_in_few_events_are_booked_and_cut_where_they_can_be_counted(bill_of, books, price, is_cut):
+    bill = bill_of(slices=None, most=Usage(100, 20), price=price)
+    taken = [bill.take(piece(tokens=10)) for _ in range(9)]
+    assert taken == [True] * 2 + [not is_cut] * 7
+    assert bill.unknown_usage == Usage(100, 90)
+    assert bill.settle(None) == INPUT + 90 * TOKEN == day(books)
+
+
+@pytest.mark.parametrize(("price", "tokens"), [(KNOWN, 450), (PRICE, 800)])
+def test_an_honest_answer_that_is_counted_a_little_too_high_is_neither_cut_nor_an_overrun(bill_of, price, tokens):
+    bill = bill_of(slices=None, price=price)
+    assert bill.take(piece(tokens=tokens, deltas=400))
+    assert bill.unknown_usage == MOST
+    assert bill.settle(None) == INPUT + 400 * TOKEN
 
 
 def test_what_was_seen_is_forgotten_after_a_while():
@@ -187,6 +215,13 @@ def test_without_a_reservation_everything_is_covered(guard):
         ("slices", "gpt-4o", Slices(256, 16)),
         ("slices", "o3-mini", None),
         ("slices", "openai/gpt-5", None),
+        ("slices", "openai/gpt-4.1-mini", Slices(256, 16)),
+        ("slices", "gpt-3.5-turbo", Slices(256, 16)),
+        ("slices", "gpt-4o-audio-preview", None),
+        ("slices", "gpt-4o-search-preview", None),
+        ("slices", "gemini-2.5-pro", None),
+        ("slices", "deepseek-reasoner", None),
+        ("slices", "llama-3.3-70b", None),
     ],
 )
 def test_models_that_think_unseen_are_never_sliced(policy, model, expected):

@@ -60,7 +60,7 @@ class HandClock:
 def pump_of():
     pumps = []
 
-    def make(answer, *, clock=None, deadline_seconds=60.0, heartbeat_seconds=1.0, capacity=64):
+    def make(answer, *, clock=None, deadline_seconds=60.0, heartbeat_seconds=1.0, capacity=64, most_unread=None):
         clock = clock or SystemClock()
         pump = Pump(
             answer,
@@ -68,6 +68,7 @@ def pump_of():
             deadline_at_seconds=clock.monotonic_seconds() + deadline_seconds,
             heartbeat_seconds=heartbeat_seconds,
             capacity=capacity,
+            most_unread_characters=most_unread,
         )
         pumps.append(pump)
         return pump
@@ -158,6 +159,35 @@ def test_a_client_that_stops_reading_does_not_keep_the_upstream_beyond_the_deadl
     assert answer.handed_out == 5  # four in the queue, one in the hand
     with pytest.raises(DeadlinePassed):
         list(pump)
+
+
+def test_where_it_may_not_wait_it_reads_on_while_nobody_takes_what_comes(pump_of):
+    answer = Answer(*["x"] * 100)
+    pump = pump_of(answer, capacity=4, most_unread=10_000)
+    assert pump.wait(5)
+    assert answer.handed_out == 100
+    assert list(pump) == ["x"] * 100
+    assert not pump.was_cut
+
+
+def test_what_waits_is_bounded_and_the_answer_ends_there(pump_of):
+    answer = Answer(*["x" * 98] * 100)  # 100 characters each, as they are written
+    pump = pump_of(answer, most_unread=1_000)
+    assert pump.wait(5)
+    assert answer.handed_out == 11
+    assert list(pump) == ["x" * 98] * 10
+    assert pump.was_cut
+    assert pump.is_unread
+
+
+def test_what_was_taken_makes_room_and_one_piece_always_has_it(pump_of):
+    answer = Answer(*[step for _ in range(20) for step in ("x" * 998, threading.Event())])
+    pump, heard = pump_of(answer, most_unread=1_000), []
+    for piece in pump:
+        heard.append(piece)
+        answer.items[2 * len(heard) - 1].set()
+    assert heard == ["x" * 998] * 20
+    assert not pump.is_unread
 
 
 def test_close_frees_a_reader_that_waits_for_room(pump_of):
