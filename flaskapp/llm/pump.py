@@ -47,8 +47,8 @@ class _End:
 class Pump:
     """An answer, read ahead of whoever takes its pieces.
 
-    Either the reader waits where `capacity` pieces are not taken; so may the upstream, with what it generates meanwhile.
-    Or it never waits, and ends the answer where more than `most_unread_characters` are not taken.
+    Either the reader waits where `capacity` pieces are not taken, and what the upstream generates meanwhile is not
+    seen. Or it never waits, and ends the answer where more than `most_unread_characters` are not taken.
 
     The reader ends with the answer, at the deadline, when `take` says so, or at `close` or `stop`; it closes the answer
     in each case and then calls `over`, also when nobody takes the pieces any more.
@@ -178,24 +178,12 @@ class Pump:
     def _read_to_the_end(self) -> Exception | None:
         for piece in self._answer:
             verdict = self._take(piece)
-            characters = 0
-            if self._nobody_listens:
-                pass
-            elif self._most_unread_characters is not None:
-                characters = len(repr(piece))
-                if self._is_too_much(characters, self._most_unread_characters):
-                    self.was_cut = self.is_unread = True
-                    break
-            elif not self._room.acquire(timeout=self._seconds_left()):
-                return DeadlinePassed()
+            if not self._nobody_listens and not self._hand_out(piece):
+                return None if self.is_unread else DeadlinePassed()
             if self._closed:
                 break
             if not self._seconds_left():
                 return DeadlinePassed()
-            if not self._nobody_listens:
-                with self._unread_lock:
-                    self._unread_characters += characters
-                self._pieces.put((piece, characters))
             if verdict is not Take.MORE and not self.was_cut:
                 self.was_cut = True
                 if verdict is Take.STOP:
@@ -205,10 +193,31 @@ class Pump:
                 self._pieces.put(_End(None))
         return None
 
-    def _is_too_much(self, characters: int, most: int) -> bool:
-        # A single piece always has room: how large an event may be is bounded where it is read.
+    def _hand_out(self, piece: Piece) -> bool:
+        """Wait for room where that may be done; False if the piece has none: it is dropped."""
+        characters = 0
+        if self._most_unread_characters is None:
+            has_room = self._room.acquire(timeout=self._seconds_left())
+            # Whoever closes it makes room as well, and gets nothing more; one that left gets nothing either.
+            if not has_room or self._closed or not self._seconds_left():
+                return has_room
+            if self._nobody_listens:
+                return True
+        else:
+            characters = len(repr(piece))
+            if not self._keep_unread(characters, self._most_unread_characters):
+                self.was_cut = self.is_unread = True
+                return False
+        self._pieces.put((piece, characters))
+        return True
+
+    def _keep_unread(self, characters: int, most: int) -> bool:
         with self._unread_lock:
-            return self._unread_characters > 0 and self._unread_characters + characters > most
+            # A single piece always has room: how large an event may be is bounded where it is read.
+            if self._unread_characters and self._unread_characters + characters > most:
+                return False
+            self._unread_characters += characters
+            return True
 
     def _seconds_left(self) -> float:
         return max(0.0, self._deadline_at_seconds - self._clock.monotonic_seconds())
