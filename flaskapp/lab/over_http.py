@@ -182,7 +182,12 @@ class _Http:
             return Call(number, cost_nanousd, asked_ms, None, answered_ms, answer.is_admitted)
 
         with ThreadPoolExecutor(len(tokens), thread_name_prefix="caller") as callers:
-            return tuple(callers.map(call, range(len(tokens))))
+            try:
+                return tuple(callers.map(call, range(len(tokens))))
+            except BaseException:
+                # Whoever waits for a caller that will not come would hold up the end.
+                start.abort()
+                raise
 
     def _check_times_ms(self, progress: Progress) -> list[float]:
         """The service's own word (`Server-Timing`), one caller after another, each with a limit of its own."""

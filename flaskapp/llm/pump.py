@@ -48,7 +48,8 @@ class Pump:
     """An answer, read ahead of whoever takes its pieces.
 
     Either the reader waits where `capacity` pieces are not taken, and what the upstream generates meanwhile is not
-    seen. Or it never waits, and ends the answer where more than `most_unread_characters` are not taken.
+    seen. Or it never waits: where more than `most_unread_characters` are not taken the answer ends, and is
+    read on for its usage only.
 
     The reader ends with the answer, at the deadline, when `take` says so, or at `close` or `stop`; it closes the answer
     in each case and then calls `over`, also when nobody takes the pieces any more.
@@ -178,38 +179,36 @@ class Pump:
     def _read_to_the_end(self) -> Exception | None:
         for piece in self._answer:
             verdict = self._take(piece)
-            if not self._nobody_listens and not self._hand_out(piece):
-                return None if self.is_unread else DeadlinePassed()
+            if not self._nobody_listens:
+                self._hand_out(piece)
             if self._closed:
                 break
             if not self._seconds_left():
                 return DeadlinePassed()
-            if verdict is not Take.MORE and not self.was_cut:
+            if verdict is Take.STOP:
                 self.was_cut = True
-                if verdict is Take.STOP:
-                    break
+                break
+            if (verdict is Take.ENOUGH or self.is_unread) and not self.was_cut:
+                self.was_cut = True
                 # Whoever takes the pieces has had the last one; what comes now is read for its usage alone.
                 self._nobody_listens = True
                 self._pieces.put(_End(None))
         return None
 
-    def _hand_out(self, piece: Piece) -> bool:
-        """Wait for room where that may be done; False if the piece has none: it is dropped."""
+    def _hand_out(self, piece: Piece) -> None:
+        """Give it to whoever takes the pieces, after a wait for room where that may be done; else drop it."""
         characters = 0
         if self._most_unread_characters is None:
+            # Whoever closes it, or has left, makes room as well, and gets nothing more.
             has_room = self._room.acquire(timeout=self._seconds_left())
-            # Whoever closes it makes room as well, and gets nothing more; one that left gets nothing either.
-            if not has_room or self._closed or not self._seconds_left():
-                return has_room
-            if self._nobody_listens:
-                return True
+            if not has_room or self._closed or self._nobody_listens or not self._seconds_left():
+                return
         else:
             characters = len(repr(piece))
             if not self._keep_unread(characters, self._most_unread_characters):
-                self.was_cut = self.is_unread = True
-                return False
+                self.is_unread = True
+                return
         self._pieces.put((piece, characters))
-        return True
 
     def _keep_unread(self, characters: int, most: int) -> bool:
         with self._unread_lock:
