@@ -221,6 +221,7 @@ def service_at(redis_of, tmp_path_factory):
             tmp_path_factory.mktemp("table"),
             redis_of("table").url,
             LLM_BASE_URL=base_url,
+            LLM_MODELS="gpt-4o,gpt-5-nano",
             ENABLE_COST_THROTTLING="true",
             STREAM_DEADLINE_SECONDS=str(DEADLINE_SECONDS),
             DRAIN_SECONDS=str(DRAIN_SECONDS),
@@ -254,9 +255,9 @@ def stored(redis_of):
 
 @pytest.fixture(scope="module")
 def stuck(service, upstream):
-    """A client that asks for much and reads nothing, while the upstream does not end."""
-    upstream.script_of["I do not read."] = Script(words=("x" * 1_000_000,), ending="stall")
-    body = json.dumps({"query": "I do not read."})
+    """A client that asks for much and reads nothing, of a model of which steps are counted and not tokens."""
+    upstream.script_of["I do not read."] = Script(words=("x" * 200_000,) * 100)
+    body = json.dumps({"query": "I do not read.", "model": "gpt-5-nano"})
     head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nX-Fingerprint: stuck-client\r\n"
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
@@ -344,7 +345,7 @@ def test_a_client_that_does_not_read_is_settled_at_the_deadline_and_hung_up_on(s
     (recorded,) = [line for line in service.lines_with("Cost recorded") if "identifier=stuck-cl…" in line]
     request_id = value(recorded, "request_id")
     (settled,) = service.lines_with(f"Cost settled request_id={request_id}", within_seconds=DEADLINE_SECONDS + 5)
-    # So much text is more than it was asked for: what was seen is booked.
+    # So much text cannot be what it was asked for: what was seen is booked.
     assert nanousd(value(settled, "booked_usd")) > nanousd(value(settled, "reserved_usd"))
     assert len(service.lines_with(f"Hung up on a client that did not read its answer request_id={request_id}")) == 1
     # That it woke whoever waited until it could send.
