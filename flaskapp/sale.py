@@ -46,13 +46,17 @@ class Offer:
         return self.price.highest_cost_nanousd(first.input_tokens, first.output_tokens)
 
 
+SETTLE_SECONDS = 5
+"""Past its deadline an answer is settled, which takes a moment, on a busy machine more; only then has nobody ended it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Till:
     """Where answers are sold; made once by the lobby."""
 
     guard: Guard
     settings: Callable[[], LiveSettings]
-    open_seconds: int
+    stream_deadline_seconds: int
     """The longest that an answer may take."""
     clock: Clock
     observer: Observer
@@ -116,7 +120,7 @@ class Till:
             network=who.network,
             cost_nanousd=cost_nanousd,
             limits=settings.limits,
-            open_seconds=self.open_seconds,
+            open_seconds=self.stream_deadline_seconds + SETTLE_SECONDS,
             idempotency=idempotency,
         )
 

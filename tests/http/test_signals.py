@@ -302,6 +302,6 @@ def test_a_killed_worker_leaves_all_booked_and_what_it_left_is_told_as_expired(h
         lines = [line for line in house.service.log_lines() if "Reservations expired" in line]
         return sum(nanousd(line.partition("expired_usd=")[2].split()[0]) for line in lines)
 
-    wait_until(lambda: expired_nanousd() == left_nanousd, 6, "what the killed worker left is told as expired")
+    wait_until(lambda: expired_nanousd() == left_nanousd, 15, "what the killed worker left is told as expired")
     assert all(house.booked(each) == each.reserved_nanousd for each in killed)
     assert house.redis.zrange("llm:open:global", 0, -1) == []
