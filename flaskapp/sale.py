@@ -47,7 +47,7 @@ class Offer:
 
 
 SETTLE_SECONDS = 5
-"""Past its deadline an answer is settled, which takes a moment, on a busy machine more; only then has nobody ended it."""
+"""An answer that ends at its deadline is settled a moment later, on a busy machine more; then nobody has ended it."""
 
 
 @dataclass(frozen=True, slots=True)

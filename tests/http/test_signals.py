@@ -9,6 +9,7 @@ import socket
 import threading
 from contextlib import suppress
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -104,25 +105,25 @@ class House:
         self.visitors = []
         self.seen = len(service.log_lines())
 
-    def open(self, count, name, *, leaves=False, **script):
-        """Begin `count` answers, and wait until each is under way."""
+    def open(self, size, name, *, leaves=False, **script):
+        """Begin `size` answers, and wait until each is under way."""
         before = len(self.upstream.ledger)
         self.upstream.behave(**script)
-        group = [Visitor(self.service, f"{name}-{number}") for number in range(count)]
+        group = [Visitor(self.service, f"{name}-{number}") for number in range(size)]
         for visitor in group:
             visitor.leaves = leaves
             visitor.start()
-        wait_until(lambda: len(self.upstream.ledger) == before + count, 10, "the upstream has them all")
+        wait_until(lambda: len(self.upstream.ledger) == before + size, 10, "the upstream has them all")
         if "before_headers" not in script:
             assert all(visitor.has_begun.wait(10) for visitor in group)
         self.visitors += group
         return group
 
-    def open_stuck(self, count):
+    def open_stuck(self, size):
         before = len(self.upstream.ledger)
         self.upstream.behave(words=("x" * 200_000,) * 100, wait_for=None)
-        group = [Stuck(self.service, f"stuck-{number}") for number in range(count)]
-        wait_until(lambda: len(self.upstream.ledger) == before + count, 10, "the upstream has them all")
+        group = [Stuck(self.service, f"stuck-{number}") for number in range(size)]
+        wait_until(lambda: len(self.upstream.ledger) == before + size, 10, "the upstream has them all")
         self.visitors += group
         return group
 
@@ -220,7 +221,7 @@ def test_sigterm_gives_each_client_a_last_event_and_settles_all(house):
     soon_over = house.visitors[-5:]
     read_on = [house.entry(each).generated_tokens + 20 for each in leavers]
     wait_until(
-        lambda: all(house.entry(each).generated_tokens > count for each, count in zip(leavers, read_on, strict=True)),
+        lambda: all(house.entry(each).generated_tokens > read for each, read in zip(leavers, read_on, strict=True)),
         10,
         "nobody reads what the leavers asked for, and it was noticed",
     )
@@ -297,8 +298,11 @@ def test_a_killed_worker_leaves_all_booked_and_what_it_left_is_told_as_expired(h
     left_nanousd = sum(each.reserved_nanousd for each in killed)
     house.upstream.behave()
 
+    later = (f"later-{number}" for number in count())
+
     def expired_nanousd():
-        house.service.chat("later", max_tokens=1)
+        # Never one who is out of budget: a refusal sweeps nothing.
+        house.service.chat(next(later), max_tokens=1)
         lines = [line for line in house.service.log_lines() if "Reservations expired" in line]
         return sum(nanousd(line.partition("expired_usd=")[2].split()[0]) for line in lines)
 
