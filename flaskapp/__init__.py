@@ -51,7 +51,7 @@ from flaskapp.openai_api import OpenAIRoom, make_openai_api
 from flaskapp.refusals import register_error_handlers
 from flaskapp.sale import Till
 from flaskapp.stream import Stopping, Terms
-from flaskapp.usage_room import make_usage
+from flaskapp.usage_room import make_usage, usage_rate_key
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -270,12 +270,15 @@ def _register_rooms(app: Flask, tollgate: Tollgate, metrics: Metrics, clock: Clo
     token = config.admin_token.get_secret_value() if config.admin_token else None
     chat = make_chat(room)
     visitors = make_challenge_room(challenges, lambda: settings.current.values.throttle_on_error == "closed")
-    usage = make_usage(guard, lambda: settings.current.values)
+    usage = make_usage(guard, lambda: settings.current.values, keys)
     openai_api = make_openai_api(_openai_room(room, keys, config.llm_provider))
     admin = make_admin(panel, token, RaceDesk(config.data_dir) if config.mode == "development" else None)
-    for blueprint in (chat, visitors, usage):
+    for blueprint in (chat, visitors):
         limiter.limit(lambda: settings.current.values.chat_rate_limit)(blueprint)
     limiter.limit(lambda: settings.current.values.chat_rate_limit, key_func=lambda: keys.rate_key(request))(openai_api)
+    limiter.limit(lambda: settings.current.values.chat_rate_limit, key_func=lambda: usage_rate_key(request, keys))(
+        usage
+    )
     # Each challenge is a key that lives for minutes, and a fresh hash costs nothing.
     limiter.limit(lambda: network_rate(settings.current.values.chat_rate_limit), key_func=network_key)(visitors)
     limiter.limit(ADMIN_RATE_LIMIT, key_func=network_key)(admin)

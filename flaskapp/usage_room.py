@@ -13,7 +13,8 @@ from backends.guard import Guard
 from backends.keys import SECONDS_PER_DAY
 from backends.money import usd_text
 from backends.settings import LiveSettings
-from flaskapp.identity import Identity, identify
+from flaskapp.api_keys import ApiKeys
+from flaskapp.identity import HEADER, Identity, identify, rate_key
 from flaskapp.refusals import THROTTLE_UNAVAILABLE, problem
 
 ROUTE = "/api/v1/usage"
@@ -21,15 +22,13 @@ _US = 1_000_000
 _RETRY_SECONDS = 1
 
 
-def make_usage(
-    guard: Guard, settings: Callable[[], LiveSettings], who_asks: Callable[[Request], Identity] = identify
-) -> Blueprint:
-    """The blueprint ``usage``; `who_asks` finds the caller, and raises `InvalidRequest` where it is nobody."""
+def make_usage(guard: Guard, settings: Callable[[], LiveSettings], keys: ApiKeys) -> Blueprint:
+    """The blueprint ``usage``; with one of `keys` it tells of what was spent with that at ``/v1``."""
     blueprint = Blueprint("usage", __name__)
 
     @blueprint.get(ROUTE)
     def tell() -> Response:
-        who, values = who_asks(request), settings()
+        who, values = _who_asks(request, keys), settings()
         try:
             books = guard.books(who.identifier, who.network, values.limits.window_seconds)
         except StoreError:
@@ -46,6 +45,27 @@ def make_usage(
         return Response(text, mimetype="application/json", headers={"Cache-Control": "no-store"})
 
     return blueprint
+
+
+def usage_rate_key(request: Request, keys: ApiKeys) -> str:
+    """Whose request counter it is; never fails."""
+    return keys.rate_key(request) if _brings_a_key(request, keys) else rate_key(request)
+
+
+def _who_asks(request: Request, keys: ApiKeys) -> Identity:
+    """A visitor, or who holds a key.
+
+    Raises:
+        InvalidRequest: the fingerprint is not one.
+        Unauthorized: the key is not registered.
+    """
+    return keys.identify(request) if _brings_a_key(request, keys) else identify(request)
+
+
+def _brings_a_key(request: Request, keys: ApiKeys) -> bool:
+    """A fingerprint says more: a page may send some other service's token along."""
+    scheme = request.headers.get("Authorization", "").partition(" ")[0].lower()
+    return scheme == "bearer" and HEADER not in request.headers and not keys.is_open
 
 
 def _limits_told(books: Books, values: LiveSettings) -> dict[str, object]:

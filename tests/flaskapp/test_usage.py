@@ -1,5 +1,6 @@
 """How much have I left: what is told, to whom, from which books; and that asking changes nothing."""
 
+import hashlib
 import json
 from datetime import UTC, datetime
 
@@ -189,6 +190,41 @@ def test_everybody_is_told_their_own(room):
     assert amounts(told["other"]["limits"]["day"])["spent"] == 0
     assert told[None]["identifier"] == f"ip:{NETWORK}"
     assert amounts(told[None]["limits"]["day"])["spent"] == booked(room, f"ip:{NETWORK}")[1] > 0
+
+
+def with_key(room, key, **headers):
+    given = {"Authorization": f"Bearer {key}", **headers}
+    return room.client.get(URL, headers=given, environ_base={"REMOTE_ADDR": NETWORK})
+
+
+def test_who_holds_a_key_is_told_what_that_has_spent(make_app):
+    room = make_app(API_KEYS="sk-good")
+    digest = hashlib.sha256(b"sk-good").hexdigest()
+    asked = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
+    headers = {"Authorization": "Bearer sk-good"}
+    assert room.client.post("/v1/chat/completions", json=asked, headers=headers).status_code == 200
+    told = with_key(room, "sk-good").json
+    assert told["identifier"] == digest
+    assert amounts(told["limits"]["window"])["spent"] == booked(room, digest)[0] > 0
+    # A visitor is one whatever token its page sends along.
+    assert with_key(room, "some-other-token", **{"X-Fingerprint": "hash456"}).json["identifier"] == "hash456"
+
+
+def test_a_key_that_is_not_registered_is_a_401_and_not_told_of_its_network(make_app):
+    for room in (make_app(API_KEYS="sk-good"), make_app(ENVIRONMENT="production", ENABLE_CHALLENGE_RESPONSE="false")):
+        refused = with_key(room, "sk-bad")
+        assert (refused.status_code, refused.json["error"]) == (401, "unauthorized")
+        assert usage(room, None).json["identifier"] == f"ip:{NETWORK}"
+
+
+def test_open_to_anyone_no_key_is_looked_at(make_app):
+    assert with_key(make_app(API_KEYS="*"), "anything").json["identifier"] == f"ip:{NETWORK}"
+
+
+def test_a_key_counts_for_itself(make_app):
+    room = make_app(API_KEYS="sk-good", CHAT_RATE_LIMIT="1 per day")
+    assert [with_key(room, "sk-good").status_code for _ in range(2)] == [200, 429]
+    assert usage(room, None).status_code == 200
 
 
 @pytest.mark.parametrize("fingerprint", ["", "a:b", "fp::x", f"ip:{NETWORK}", "x" * 129, "hash 456"])
