@@ -76,8 +76,8 @@ class AtomicBackend:
             if status in rules.REASON_OF_STATUS:
                 _, marker_seconds, now_us, wait_seconds, busy, cause = reply
                 marker_seconds = marker_seconds if status <= rules.LAST_STATUS_WITH_MARKER else 0
-                verdict = rules.Verdict(status, now_us, marker_seconds, wait_seconds, bool(busy), cause)
-                return rules.refusal_of(ask, verdict)
+                decision = rules.Decision(status, now_us, marker_seconds, wait_seconds, bool(busy), cause)
+                return rules.refusal_of(ask, decision)
             if status == rules.DUPLICATE:
                 _, _, _, code, nanousd, same_body, rid = reply
                 return Duplicate(rid.decode(errors="replace"), STATE_OF_CODE[code], nanousd, same_body=bool(same_body))

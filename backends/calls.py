@@ -98,15 +98,15 @@ def reserve(ask: Ask, backend: str, now_us: int) -> Talk[Verdict]:
     duplicate = _duplicate(ask, seen, now_us)
     if duplicate is not None:
         return duplicate
-    verdict = _marker_verdict(ask, keys, seen, now_us)
-    if verdict is not None:
-        return rules.refusal_of(ask, verdict)
+    decision = _decision_of_marker(ask, keys, seen, now_us)
+    if decision is not None:
+        return rules.refusal_of(ask, decision)
     spent = _spent(keys, window, seen, now_us)
-    verdict = rules.decide(ask, spent, keys, lambda key: _ring(seen, key), now_us)
-    if verdict.set_marker is not None:
-        yield Write((_set(keys.marker, verdict.set_marker, verdict.marker_seconds),))
-    if verdict.status != rules.ADMITTED:
-        return rules.refusal_of(ask, verdict)
+    decision = rules.decide(ask, spent, keys, lambda key: _ring(seen, key), now_us)
+    if decision.set_marker is not None:
+        yield Write((_set(keys.marker, decision.set_marker, decision.marker_seconds),))
+    if decision.status != rules.ADMITTED:
+        return rules.refusal_of(ask, decision)
     reservation = rules.reservation_of(
         ask,
         backend,
@@ -254,10 +254,10 @@ def _duplicate(ask: Ask, seen: Seen, now_us: int) -> Duplicate | None:
     return rules.duplicate_of(seen(_get(idempotency_key(ask.idempotency.digest))), ask.idempotency, now_us)
 
 
-def _marker_verdict(ask: Ask, keys: BookKeys, seen: Seen, now_us: int) -> rules.Verdict | None:
+def _decision_of_marker(ask: Ask, keys: BookKeys, seen: Seen, now_us: int) -> rules.Decision | None:
     text = seen(_get(keys.marker))
     left_ms = -1 if text is None else int(seen(("PTTL", keys.marker)))
-    return rules.verdict_of_marker(text, left_ms, ask.limits.throttle_seconds, now_us)
+    return rules.decision_of_marker(text, left_ms, ask.limits.throttle_seconds, now_us)
 
 
 def _was_cleared(reservation: Reservation, seen: Seen) -> bool:

@@ -251,12 +251,12 @@ def _limit(
 
 
 def _marker(read: _Answers) -> Marker | None:
-    verdict = rules.verdict_of_marker(read.marker, read.marker_left_ms, 0, read.now_us)
-    if verdict is None or read.marker is None:
+    decision = rules.decision_of_marker(read.marker, read.marker_left_ms, 0, read.now_us)
+    if decision is None or read.marker is None:
         return None
     cause = read.marker.split(b" ")[0].decode(errors="replace")
     known = cause if cause in rules.STATUS_OF_CAUSE else "by_hand"
-    return Marker(known, verdict.busy, verdict.marker_seconds)
+    return Marker(known, decision.busy, decision.marker_seconds)
 
 
 def _line(key: str, record: rules.Record, now_us: int) -> ReservationLine:

@@ -72,15 +72,15 @@ class MemoryBackend:
             duplicate = None if ask.idempotency is None else self._find_duplicate(ask.idempotency, now_us)
             if duplicate is not None:
                 return duplicate
-            verdict = self._check_marker(ask, keys, now_us)
-            if verdict is not None:
-                return rules.refusal_of(ask, verdict)
+            decision = self._decision_of_marker(ask, keys, now_us)
+            if decision is not None:
+                return rules.refusal_of(ask, decision)
             spent = self._read_spent(keys, ask.limits.window_seconds, now_us)
-            verdict = rules.decide(ask, spent, keys, lambda key: self._ring(key, now_us), now_us)
-            if verdict.set_marker is not None:
-                self._put(keys.marker, verdict.set_marker, verdict.marker_seconds, now_us)
-            if verdict.status != rules.ADMITTED:
-                return rules.refusal_of(ask, verdict)
+            decision = rules.decide(ask, spent, keys, lambda key: self._ring(key, now_us), now_us)
+            if decision.set_marker is not None:
+                self._put(keys.marker, decision.set_marker, decision.marker_seconds, now_us)
+            if decision.status != rules.ADMITTED:
+                return rules.refusal_of(ask, decision)
             return self._admit(ask, keys, spent, now_us)
 
     def find(self, ask: Ask) -> Reservation | None:
@@ -214,10 +214,10 @@ class MemoryBackend:
     def _was_cleared(self, reservation: Reservation, now_us: int) -> bool:
         return rules.was_cleared(self._text(reset_key(reservation.identifier), now_us), reservation.made_at_us)
 
-    def _check_marker(self, ask: Ask, keys: BookKeys, now_us: int) -> rules.Verdict | None:
+    def _decision_of_marker(self, ask: Ask, keys: BookKeys, now_us: int) -> rules.Decision | None:
         text = self._text(keys.marker, now_us)
         left_ms = self._left_ms(keys.marker, now_us)
-        return rules.verdict_of_marker(text, left_ms, ask.limits.throttle_seconds, now_us)
+        return rules.decision_of_marker(text, left_ms, ask.limits.throttle_seconds, now_us)
 
     def _left_ms(self, key: str, now_us: int) -> int:
         return (self._gone_at_us.get(key, now_us) - now_us) // 1_000

@@ -196,7 +196,7 @@ def duplicate_of(text: bytes | None, idempotency: Idempotency, now_us: int) -> D
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Decision:
     """A decision: the reply of `reserve.lua`, with names. `set_marker` is the marker to write, if any."""
 
     status: int
@@ -208,28 +208,28 @@ class Verdict:
     set_marker: str | None = None
 
 
-def verdict_of_marker(text: bytes | None, left_ms: int, throttle_seconds: int, now_us: int) -> Verdict | None:
+def decision_of_marker(text: bytes | None, left_ms: int, throttle_seconds: int, now_us: int) -> Decision | None:
     """The refusal under a living marker; None if there is none. `left_ms` is asked for markers set by hand only."""
     if text is None:
         return None
     match = _MARKER.fullmatch(text)
     if match is None:
         left = -(-left_ms // 1_000) if left_ms >= 0 else throttle_seconds
-        return Verdict(THROTTLED, now_us, left, left, busy=False, cause=3)
+        return Decision(THROTTLED, now_us, left, left, busy=False, cause=3)
     left = -(-(int(match[2]) - now_us) // US)
     if left <= 0:
         return None
     wait = max(left, -(-(int(match[3]) - now_us) // US))
-    return Verdict(THROTTLED, now_us, left, wait, match[4] == b"busy", STATUS_OF_CAUSE.get(match[1].decode(), 3))
+    return Decision(THROTTLED, now_us, left, wait, match[4] == b"busy", STATUS_OF_CAUSE.get(match[1].decode(), 3))
 
 
 def marker_of(text: bytes | None, left_ms: int, now_us: int) -> Marker | None:
     """A living marker as it is told to whom it stops; one without a life of its own (set by hand) has a second left."""
-    verdict = verdict_of_marker(text, left_ms, 1, now_us)
-    if verdict is None:
+    decision = decision_of_marker(text, left_ms, 1, now_us)
+    if decision is None:
         return None
-    seconds = max(1, verdict.marker_seconds)
-    return Marker(REASON_OF_STATUS[verdict.cause], seconds, max(seconds, verdict.wait_seconds), verdict.busy)
+    seconds = max(1, decision.marker_seconds)
+    return Marker(REASON_OF_STATUS[decision.cause], seconds, max(seconds, decision.wait_seconds), decision.busy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,7 +281,7 @@ def _ring_fits_at(ring: Ring, limit: int, cost: int, bucket_seconds: int, window
     return now_us // US + window_seconds + bucket_seconds
 
 
-def decide(ask: Ask, spent: Spent, keys: BookKeys, read_open: Callable[[str], Ring], now_us: int) -> Verdict:
+def decide(ask: Ask, spent: Spent, keys: BookKeys, read_open: Callable[[str], Ring], now_us: int) -> Decision:
     """Whether all limits have room for `ask`; `read_open` is asked only where one has not."""
     window = ask.limits.window_seconds
     bucket = bucket_seconds_of(window)
@@ -295,7 +295,7 @@ def decide(ask: Ask, spent: Spent, keys: BookKeys, read_open: Callable[[str], Ri
         ring_end = _ring_fits_at(each.ring or {}, each.limit, ask.cost_nanousd, bucket, window, now_us)
         ends_at = max(ends_at, each.ends_at_seconds or ring_end)
     if status == ADMITTED:
-        return Verdict(ADMITTED, now_us)
+        return Decision(ADMITTED, now_us)
     # Nothing that was spent stands in the way of what can never fit: its marker ends by itself.
     is_own_fault = can_never_fit(ask)
     wait = 1 if busy or is_own_fault else max(1, -(-(ends_at * US - now_us) // US))
@@ -308,14 +308,14 @@ def _open_since(ring: Ring, open_seconds: int, since_seconds: int, now_us: int) 
     return sum(held for start, held in living.items() if start + bucket > since_seconds)
 
 
-def _refused(limits: Limits, status: int, wait: int, now_us: int, *, busy: bool) -> Verdict:
+def _refused(limits: Limits, status: int, wait: int, now_us: int, *, busy: bool) -> Decision:
     if status not in STATUS_OF_CAUSE.values() or (busy and not limits.mark_when_busy):
-        return Verdict(status, now_us, 0, wait, busy, status)
+        return Decision(status, now_us, 0, wait, busy, status)
     seconds = limits.throttle_seconds * (2 if status == STATUS_OF_CAUSE["daily_limit"] else 1)
     wait = max(wait, seconds)
     cause = REASON_OF_STATUS[status].value
     marker = f"{cause} {now_us + seconds * US} {now_us + wait * US} {'busy' if busy else 'spent'}"
-    return Verdict(status, now_us, seconds, wait, busy, status, marker)
+    return Decision(status, now_us, seconds, wait, busy, status, marker)
 
 
 def limit_of(limits: Limits, reason: Reason) -> int | None:
@@ -336,18 +336,18 @@ def can_never_fit(ask: Ask) -> bool:
     return any(limit is not None and ask.cost_nanousd > limit for limit in amounts)
 
 
-def refusal_of(ask: Ask, verdict: Verdict) -> Refusal:
-    """The refusal that a verdict stands for."""
-    reason, cause = REASON_OF_STATUS[verdict.status], REASON_OF_STATUS[verdict.cause]
+def refusal_of(ask: Ask, decision: Decision) -> Refusal:
+    """The refusal that a decision stands for."""
+    reason, cause = REASON_OF_STATUS[decision.status], REASON_OF_STATUS[decision.cause]
     never_fits = can_never_fit(ask)
     return Refusal(
         reason=reason,
         cause=cause,
         scope=SCOPE_OF_REASON[cause],
-        retry_after_seconds=None if never_fits else max(1, verdict.wait_seconds),
-        in_flight=verdict.busy and not never_fits,
+        retry_after_seconds=None if never_fits else max(1, decision.wait_seconds),
+        in_flight=decision.busy and not never_fits,
         can_never_fit=never_fits,
-        marker_seconds=verdict.marker_seconds,
+        marker_seconds=decision.marker_seconds,
         limit_nanousd=limit_of(ask.limits, reason),
     )
 

@@ -47,8 +47,8 @@ def test_whatever_stands_in_a_record_is_no_error(text):
 
 @given(st.binary(max_size=60), st.integers(-1, 10**6))
 def test_whatever_stands_in_a_marker_throttles_or_is_over(text, left_ms):
-    verdict = rules.verdict_of_marker(text, left_ms, 30, 10**15)
-    assert verdict is None or verdict.status == rules.THROTTLED
+    decision = rules.decision_of_marker(text, left_ms, 30, 10**15)
+    assert decision is None or decision.status == rules.THROTTLED
 
 
 def test_a_bucket_counts_until_its_youngest_content_has_left_the_window():
