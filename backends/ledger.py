@@ -40,8 +40,8 @@ class LimitBooks:
 
 
 @dataclass(frozen=True, slots=True)
-class Marker:
-    """A throttle marker that lives."""
+class MarkerLine:
+    """A throttle marker that lives, as it is listed."""
 
     cause: str
     """daily_limit, window_limit, or by_hand."""
@@ -69,7 +69,7 @@ class IdentifierBooks:
     identifier: str
     as_of_us: int
     limits: tuple[LimitBooks, ...]
-    marker: Marker | None
+    marker: MarkerLine | None
     reset_at_us: int | None
     """When its books were last cleared, if that is remembered still."""
     reservations: tuple[ReservationLine, ...]
@@ -250,13 +250,13 @@ def _limit(
     return LimitBooks(name, limit_nanousd, spent, amounts["open"], amounts["expired"], left, renews)
 
 
-def _marker(read: _Answers) -> Marker | None:
+def _marker(read: _Answers) -> MarkerLine | None:
     decision = rules.decision_of_marker(read.marker, read.marker_left_ms, 0, read.now_us)
     if decision is None or read.marker is None:
         return None
     cause = read.marker.split(b" ")[0].decode(errors="replace")
     known = cause if cause in rules.STATUS_OF_CAUSE else "by_hand"
-    return Marker(known, decision.busy, decision.marker_seconds)
+    return MarkerLine(known, decision.busy, decision.marker_seconds)
 
 
 def _line(key: str, record: rules.Record, now_us: int) -> ReservationLine:
