@@ -239,11 +239,8 @@ class AtomicBackend:
 
 
 def _keys_of(reservation: Reservation) -> tuple[str, ...]:
-    """Of the periods in which it was made, in the order of `settle.lua` and `extend.lua`."""
-    made_seconds = reservation.made_at_us // rules.US
-    record, _, *totals = book_keys(
-        reservation.reservation_id, reservation.identifier, reservation.network, made_seconds
-    )
+    """In the order of `settle.lua` and `extend.lua`."""
+    record, _, *totals = rules.keys_of(reservation)
     return (record, *totals, reset_key(reservation.identifier))
 
 

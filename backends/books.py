@@ -14,12 +14,6 @@ def ring_of(members: list[tuple[bytes, float]]) -> dict[int, int]:
     return {int(start): int(held) for start, held in members}
 
 
-def read_ring(client: Client, key: str) -> dict[int, int]:
-    """A ring, whole: at most as many members as it has buckets."""
-    members: Any = client.zrange(key, 0, -1, withscores=True)
-    return ring_of(members)
-
-
 def read_books(link: Link, clock: Clock | None, identifier: str, network: str, window_seconds: int) -> Books:
     """What is booked now, by Redis' time or by `clock`; one round trip, all of it of one moment."""
     now_us = clock.now_us() if clock else link.time_us()

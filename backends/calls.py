@@ -129,7 +129,7 @@ def extend(
     reservation: Reservation, to_nanousd: int, at_least_nanousd: int, limits: Limits, now_us: int
 ) -> Talk[Reservation | Refusal]:
     """As `contract.Backend.extend`."""
-    keys = _keys_of(reservation)
+    keys = rules.keys_of(reservation)
     seen = yield Look(_looks_of(reservation, keys))
     record = rules.open_record(reservation, rules.parse_record(seen(_get(keys.record))), now_us)
     is_cleared = _was_cleared(reservation, seen)
@@ -149,7 +149,7 @@ def extend(
 
 def end(reservation: Reservation, ending: str, actual_nanousd: int, now_us: int) -> Talk[Settlement]:
     """As `contract.Backend.settle` and `release`; `ending` is ``settled`` or ``released``."""
-    keys = _keys_of(reservation)
+    keys = rules.keys_of(reservation)
     seen = yield Look(_looks_of(reservation, keys))
     record = rules.parse_record(seen(_get(keys.record)))
     ended = rules.end_without_booking(reservation, record, now_us)
@@ -463,9 +463,3 @@ def _forgotten(
         if key == keys.open_of_all:
             expired = rules.expired_in(ring, open_seconds, own, held, now_us)
     return commands, expired
-
-
-def _keys_of(reservation: Reservation) -> BookKeys:
-    """Of the periods in which it was made."""
-    made_seconds = reservation.made_at_us // rules.US
-    return book_keys(reservation.reservation_id, reservation.identifier, reservation.network, made_seconds)

@@ -85,16 +85,16 @@ class BookKeys(NamedTuple):
 def book_keys(reservation_id: str, identifier: str, network: str, at_seconds: int) -> BookKeys:
     """The keys of a reservation that is made at `at_seconds` (unix time)."""
     hour = _hour_text(at_seconds // SECONDS_PER_HOUR)
-    date = hour[:10]
+    day = hour[:10]
     return BookKeys(
         record=f"{RECORD_PREFIX}{reservation_id}",
         marker=f"llm:throttle:{identifier}",
         recent=f"llm:cost:recent:{identifier}",
-        daily=f"llm:cost:daily:{identifier}:{date}",
+        daily=f"llm:cost:daily:{identifier}:{day}",
         network_recent=f"llm:network:recent:{network}",
-        network_daily=f"llm:network:daily:{network}:{date}",
+        network_daily=f"llm:network:daily:{network}:{day}",
         hourly_of_all=f"llm:global:hourly:{hour}",
-        daily_of_all=f"llm:global:daily:{date}",
+        daily_of_all=f"llm:global:daily:{day}",
         open_identifier=f"llm:open:identifier:{identifier}",
         open_network=f"llm:open:network:{network}",
         open_of_all="llm:open:global",

@@ -97,7 +97,7 @@ class MemoryBackend:
     ) -> Reservation | Refusal:
         with self._lock:
             now_us = self._clock.now_us()
-            keys = _keys_of(reservation)
+            keys = rules.keys_of(reservation)
             record = rules.open_record(reservation, rules.parse_record(self._text(keys.record, now_us)), now_us)
             is_cleared = self._was_cleared(reservation, now_us)
             spent = self._read_spent(keys, reservation.window_seconds, now_us)
@@ -183,7 +183,7 @@ class MemoryBackend:
 
     def _end(self, reservation: Reservation, ending: str, actual_nanousd: int) -> Settlement:
         now_us = self._clock.now_us()
-        keys = _keys_of(reservation)
+        keys = rules.keys_of(reservation)
         record = rules.parse_record(self._text(keys.record, now_us))
         ended = rules.end_without_booking(reservation, record, now_us)
         if ended is not None:
@@ -368,12 +368,6 @@ class MemoryBackend:
     def _sweep(self, now_us: int) -> None:
         for key in [key for key, gone_at_us in self._gone_at_us.items() if gone_at_us <= now_us]:
             self._forget(key)
-
-
-def _keys_of(reservation: Reservation) -> BookKeys:
-    """Of the periods in which it was made."""
-    made_seconds = reservation.made_at_us // rules.US
-    return book_keys(reservation.reservation_id, reservation.identifier, reservation.network, made_seconds)
 
 
 def open_memory(link: Link, clock: Clock, *, decide_by_clock: bool = False) -> MemoryBackend:

@@ -31,6 +31,7 @@ from backends.keys import (
     SECONDS_PER_DAY,
     SECONDS_PER_HOUR,
     BookKeys,
+    book_keys,
     bucket_seconds_of,
     open_bucket_seconds_of,
 )
@@ -38,7 +39,9 @@ from backends.keys import (
 US = 1_000_000
 MOST_DIGITS = 16
 """Of an amount: beyond 2^53 Lua's numbers are not exact."""
-ADMITTED, THROTTLED, ENDED, CONFLICT, TOO_LATE, OTHER_PERIOD, DUPLICATE = 0, 1, 8, 9, 10, 11, 12
+# Statuses of the scripts' replies. 10 (too late) and 11 (the turn of an hour) have no name here: only `atomic` sees
+# them, and asks again.
+ADMITTED, THROTTLED, ENDED, CONFLICT, DUPLICATE = 0, 1, 8, 9, 12
 SETTLED, REPEATED, LATE, EXPIRED = 0, 1, 2, 3
 
 REASON_OF_STATUS = {
@@ -94,6 +97,12 @@ def amount(text: bytes | None) -> int:
 def alive(ring: Ring, bucket_seconds: int, life_seconds: int, now_us: int) -> dict[int, int]:
     """The buckets whose youngest possible content still counts."""
     return {start: held for start, held in ring.items() if (start + bucket_seconds + life_seconds) * US > now_us}
+
+
+def keys_of(reservation: Reservation) -> BookKeys:
+    """The keys of the periods in which a reservation was made."""
+    made_seconds = reservation.made_at_us // US
+    return book_keys(reservation.reservation_id, reservation.identifier, reservation.network, made_seconds)
 
 
 @dataclass(frozen=True, slots=True)
