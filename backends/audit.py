@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from backends import rules
 from backends.keys import RECORD_KEEP_SECONDS, SECONDS_PER_DAY, SECONDS_PER_HOUR, BookKeys, book_keys, reset_key
 from backends.link import Client, Link
+from backends.progress import Progress, no_progress
 from backends.snapshot import (
     IDENTIFIER_KINDS,
     NETWORK_KINDS,
@@ -31,11 +32,9 @@ from backends.snapshot import (
     RING_KINDS,
     Booked,
     Place,
-    Progress,
     Snapshot,
     amount_at,
     booked_by,
-    no_progress,
     read_all,
     whole,
 )

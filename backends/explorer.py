@@ -23,15 +23,21 @@ from typing import Any
 
 from backends import open_backend
 from backends.clock import SystemClock
-from backends.contract import Ask, Backend, Limits, Reservation
+from backends.contract import Ask, Backend, Reservation
 from backends.errors import ConfigurationError
 from backends.keys import book_keys
 from backends.link import Link
 from backends.orders import Order, Touches, follow, multinomial, search, switches
-from backends.race import AMPLE_NANOUSD, OPEN_SECONDS, TIMEOUT_SECONDS, WINDOW_SECONDS, refuse_used_database
+from backends.race import (
+    COST_NANOUSD,
+    OPEN_SECONDS,
+    TIMEOUT_SECONDS,
+    WINDOW_SECONDS,
+    refuse_used_database,
+    window_alone,
+)
 from backends.turns import Caller, Gate, Turn
 
-COST_NANOUSD = 4_050_000
 MOST_CALLERS = 3
 MOST_ORDERS = 20_000
 _VISITOR = "visitor"
@@ -218,18 +224,7 @@ class _Stage:
         )
 
     def ask(self, who: str, rid: str) -> Ask:
-        limits = Limits(
-            window_nanousd=self.limit_nanousd,
-            day_nanousd=AMPLE_NANOUSD,
-            network_window_nanousd=AMPLE_NANOUSD,
-            network_day_nanousd=AMPLE_NANOUSD,
-            global_hour_nanousd=AMPLE_NANOUSD,
-            global_day_nanousd=AMPLE_NANOUSD,
-            window_seconds=WINDOW_SECONDS,
-            throttle_seconds=30,
-            mark_when_busy=True,
-        )
-        return Ask(rid, who, who, COST_NANOUSD, limits, OPEN_SECONDS)
+        return Ask(rid, who, who, COST_NANOUSD, window_alone(self.limit_nanousd), OPEN_SECONDS)
 
     def _warm_up(self) -> None:
         """The server learns the scripts: that belongs to no order."""

@@ -13,8 +13,9 @@ from backends.books import ring_of
 from backends.contract import Limits
 from backends.keys import RECORD_PREFIX, RESET_KEEP_SECONDS, SECONDS_PER_DAY, book_keys, bucket_seconds_of, reset_key
 from backends.link import Client, Link
+from backends.progress import Progress, no_progress
 from backends.scripts import Script
-from backends.snapshot import Progress, no_progress, records_of, whole
+from backends.snapshot import records_of, whole
 
 MOST_SHOWN = 20
 _RESET = Script("reset.lua")

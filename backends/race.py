@@ -31,16 +31,15 @@ from backends.delay import HOST, delayed
 from backends.errors import ConfigurationError, StoreBusy
 from backends.keys import SECONDS_PER_HOUR, book_keys
 from backends.link import Link
+from backends.progress import Progress, no_progress
 
 AMPLE_NANOUSD = 10**15
+COST_NANOUSD = 4_050_000
 WINDOW_SECONDS = 600
 OPEN_SECONDS = 120
 TIMEOUT_SECONDS = 5.0
 MAX_SPREAD = 0.9
 _GAP = "between_check_and_record"
-
-Progress = Callable[[str, int, int], None]
-"""Told what is done now, how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,7 @@ class Plan:
     """How many checks, one after another, the time is measured over."""
     far_timed_requests: int = 20
     """The same where Redis is some milliseconds away."""
-    cost_nanousd: int = 4_050_000
+    cost_nanousd: int = COST_NANOUSD
     spread: float = 0.0
     """By which share of `cost_nanousd` a request's cost may be more or less than that."""
     seed: int = 1
@@ -194,7 +193,7 @@ def race(
     *,
     rtt_ms: float = 0.0,
     clock: Clock | None = None,
-    progress: Progress = lambda _what, _done, _of: None,
+    progress: Progress = no_progress,
     watch: Watcher = lambda _: None,
 ) -> list[RaceResult]:
     """Race the strategies registered as `names` on the server at `url`, and clear away what that left.
@@ -229,6 +228,21 @@ def race(
             return _Race(link, its_clock, its_plan, wire, progress, watch, rtt_ms).run(names)
         finally:
             link.close()
+
+
+def window_alone(limit_nanousd: int) -> Limits:
+    """Limits of which only the identifier's window can refuse; the others are out of reach."""
+    return Limits(
+        window_nanousd=limit_nanousd,
+        day_nanousd=AMPLE_NANOUSD,
+        network_window_nanousd=AMPLE_NANOUSD,
+        network_day_nanousd=AMPLE_NANOUSD,
+        global_hour_nanousd=AMPLE_NANOUSD,
+        global_day_nanousd=AMPLE_NANOUSD,
+        window_seconds=WINDOW_SECONDS,
+        throttle_seconds=30,
+        mark_when_busy=True,
+    )
 
 
 @contextmanager
@@ -346,17 +360,7 @@ class _Race:
 
     def _ask(self, identifier: str, number: int, limit_nanousd: int, cost_nanousd: int | None = None) -> Ask:
         """One request; only its window can refuse it, and its network is its own."""
-        limits = Limits(
-            window_nanousd=limit_nanousd,
-            day_nanousd=AMPLE_NANOUSD,
-            network_window_nanousd=AMPLE_NANOUSD,
-            network_day_nanousd=AMPLE_NANOUSD,
-            global_hour_nanousd=AMPLE_NANOUSD,
-            global_day_nanousd=AMPLE_NANOUSD,
-            window_seconds=WINDOW_SECONDS,
-            throttle_seconds=30,
-            mark_when_busy=True,
-        )
+        limits = window_alone(limit_nanousd)
         rid = f"{identifier}-{number}"
         ask = Ask(rid, identifier, identifier, cost_nanousd or self._plan.cost_nanousd, limits, OPEN_SECONDS)
         self._made.append((ask, self._clock.now_us() // 1_000_000))

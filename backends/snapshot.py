@@ -4,7 +4,7 @@ What stands on one page is of one moment, what stands on two is not. `audit` kno
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from backends.keys import (
     open_bucket_seconds_of,
 )
 from backends.link import Client, Link
+from backends.progress import Progress, no_progress
 
 PAGE_KEYS = 500
 WINDOW_KINDS = ("recent", "network_recent")
@@ -35,13 +36,6 @@ GONE, FOR_EVER = -2, -1
 """Words of PTTL."""
 _KINDS = BookKeys(*BookKeys._fields)
 """Keys that are called what they are: where a record is booked is asked of the same code as in production."""
-
-Progress = Callable[[str, int, int], None]
-"""Told what is done now, how much of it is done, and how much there is."""
-
-
-def no_progress(_what: str, _done: int, _of: int) -> None:
-    """For those who do not watch."""
 
 
 class Place(NamedTuple):

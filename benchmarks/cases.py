@@ -9,16 +9,14 @@ from typing import Any
 
 import redis
 
-from backends import Ask, Backend, Limits, Link, Reservation, SystemClock, open_backend
+from backends import Ask, Backend, Link, Reservation, SystemClock, open_backend
 from backends.delay import HOST, delayed
 from backends.keys import RING_BUCKETS, book_keys
 from backends.layout import leave_as_after
+from backends.race import AMPLE_NANOUSD, COST_NANOUSD, OPEN_SECONDS, WINDOW_SECONDS, window_alone
 from benchmarks.measure import Row, at_least, at_most, medians_us, placed, placements
 
-AMPLE = 10**15
-COST_NANOUSD = 4_050_000
-WINDOW_SECONDS, OPEN_SECONDS = 600, 120
-LIMITS = Limits(AMPLE, AMPLE, AMPLE, AMPLE, AMPLE, AMPLE, WINDOW_SECONDS, 30, mark_when_busy=True)
+LIMITS = window_alone(AMPLE_NANOUSD)
 IN_WINDOW = (1, 10, 1_000_000)
 SERVER_BLOCK = 100
 

@@ -13,7 +13,8 @@ import click
 
 from backends.embedded import EmbeddedServer
 from backends.errors import ConfigurationError, TollgateError
-from backends.race import MAX_SPREAD, Plan, Progress, RaceResult, Round, Watcher, race
+from backends.progress import Progress
+from backends.race import MAX_SPREAD, Plan, RaceResult, Round, Watcher, race
 from flaskapp.lab import report
 from flaskapp.lab.over_http import race_over_http
 from flaskapp.lab.tables import live_table, print_table, verdict, verdict_of_all

@@ -19,12 +19,23 @@ from typing import Any
 
 from backends import open_backend
 from backends.clock import Clock
-from backends.contract import Ask, Limits, Reservation
+from backends.contract import Ask, Reservation
 from backends.errors import StoreBusy
-from backends.explorer import COST_NANOUSD, Step, explore
+from backends.explorer import Step, explore
 from backends.layout import leave_as_after
 from backends.link import Link
-from backends.race import AMPLE_NANOUSD, OPEN_SECONDS, WINDOW_SECONDS, Plan, Progress, RaceResult, at_distance, race
+from backends.progress import Progress
+from backends.race import (
+    AMPLE_NANOUSD,
+    COST_NANOUSD,
+    OPEN_SECONDS,
+    WINDOW_SECONDS,
+    Plan,
+    RaceResult,
+    at_distance,
+    race,
+    window_alone,
+)
 
 CONCURRENCIES = (5, 10, 20, 40, 80)
 RTTS_MS = (0.0, 1.0, 5.0)
@@ -32,17 +43,7 @@ IN_WINDOW = (10, 100, 1_000, 10_000, 100_000, 1_000_000)
 CALLERS = 16
 THROUGHPUT_SECONDS = 0.6
 BLOCKS, BLOCK = 5, 60
-LIMITS = Limits(
-    AMPLE_NANOUSD,
-    AMPLE_NANOUSD,
-    AMPLE_NANOUSD,
-    AMPLE_NANOUSD,
-    AMPLE_NANOUSD,
-    AMPLE_NANOUSD,
-    WINDOW_SECONDS,
-    30,
-    mark_when_busy=True,
-)
+LIMITS = window_alone(AMPLE_NANOUSD)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,8 @@ from backends.embedded import HOST, EmbeddedServer
 from backends.errors import StoreUnavailable
 from backends.link import Link
 from backends.money import usd_text
-from backends.race import Call, CheckTimes, Plan, Progress, RaceResult, Round, Watcher, at_distance, result_of
+from backends.progress import Progress, no_progress
+from backends.race import Call, CheckTimes, Plan, RaceResult, Round, Watcher, at_distance, result_of
 from flaskapp.lab.servers import Server, UpstreamAccount, billing_upstream
 
 CHAT = "/api/v1/chat/stream"
@@ -49,7 +50,7 @@ def race_over_http(
     *,
     rtt_ms: float = 0.0,
     workers: int = 2,
-    progress: Progress = lambda _what, _done, _of: None,
+    progress: Progress = no_progress,
     watch: Watcher = lambda _: None,
 ) -> list[RaceResult]:
     """Race the strategies `names`, each behind a service of its own with that many workers, on a Redis of its own.

@@ -15,7 +15,8 @@ from backends.embedded import EmbeddedServer
 from backends.errors import ConfigurationError
 from backends.link import Link
 from backends.money import usd_text
-from backends.race import Plan, Progress, RaceResult
+from backends.progress import Progress
+from backends.race import Plan, RaceResult
 from flaskapp.lab import measure, pictures
 from flaskapp.lab.tables import title_of
 

@@ -13,9 +13,9 @@ from backends.conformance import COST, ROOMY, ManualClock, RedisHarness, ask, pl
 from backends.contract import Reservation
 from backends.embedded import EmbeddedServer
 from backends.errors import ConfigurationError, StoreBusy
-from backends.explorer import COST_NANOUSD, explore, replay
+from backends.explorer import explore, replay
 from backends.link import Link
-from backends.race import Plan, race
+from backends.race import COST_NANOUSD, Plan, race
 from backends.turns import Caller, Gate
 from backends.watch import WatchBackend
 from tests.docs.pages import ROOT
