@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 from backends.audit import audit
 from backends.keys import (
+    RECORD_PREFIX,
     SECONDS_PER_DAY,
     SECONDS_PER_HOUR,
     bucket_seconds_of,
@@ -112,7 +113,7 @@ def _keys_used_once(stories: dict[str, Story]) -> Iterator[str]:
 
 def _bills(stories: dict[str, Story], snapshot: Snapshot) -> Iterator[str]:
     for rid, story in stories.items():
-        record = snapshot.records.get(f"llm:reservation:{rid}")
+        record = snapshot.records.get(f"{RECORD_PREFIX}{rid}")
         if record is None:
             yield f"I4: {rid} has no record"
         elif record.nanousd < story.billed or record.nanousd != story.booked:

@@ -24,7 +24,7 @@ class HistoryTurn(BaseModel):
 
 
 class ChatBody(BaseModel):
-    """What a visitor asks; `model` and `max_tokens` are None where the body leaves them out (and never null in it)."""
+    """What a visitor asks. Where the body leaves `model` or `max_tokens` out, `read_chat_body` fills them in."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 

@@ -1,27 +1,20 @@
 """`flask explore`: every order in which callers' commands can reach Redis, and which of them overspend."""
 
 import json
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import NoReturn
 
 import click
-from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from backends.embedded import EmbeddedServer
 from backends.errors import TollgateError
 from backends.explorer import MOST_CALLERS, Exploration, Replay, Step, explore, replay
 from backends.money import usd_text
+from flaskapp.console import fail, in_options, print_table, server_url
 
 NOT_AS_DECLARED, COULD_NOT_RUN = 1, 2
 DEFAULT_NAMES = "legacy,multi,watch,atomic"
-# Nobody watches the width of a pipe; what is cut there is lost.
-_PIPE_WIDTH = 200
 _MOST_SHOWN = 90
 
 
@@ -60,14 +53,13 @@ def make_explore_cli() -> click.Command:
         if number is not None and len(wanted) != 1:
             raise click.UsageError("--replay runs an order of one strategy: name it with --backends")
         try:
-            with _server_url(url) as its_url:
+            with server_url(url) as its_url:
                 if number is not None:
                     _replay(its_url, wanted[0], number, callers, as_json=as_json)
                     return
                 found = [explore(its_url, name, callers) for name in wanted]
         except TollgateError as error:
-            # The library names the variables by which the service is told; here they are options.
-            _fail(str(error).replace("REDIS_URL", "--redis").replace("THROTTLE_BACKEND", "--backends"))
+            fail(in_options(error), COULD_NOT_RUN)
         status = 0 if all(each.is_as_declared for each in found) else NOT_AS_DECLARED
         if as_json:
             click.echo(json.dumps([asdict(each) | {"is_as_declared": each.is_as_declared} for each in found], indent=2))
@@ -87,22 +79,12 @@ def verdict(found: Exploration) -> str:
     return f"{told}, which it promises never to do" if found.promises_atomicity else told
 
 
-@contextmanager
-def _server_url(url: str | None) -> Iterator[str]:
-    """The address that was asked for, or that of a server which lives as long as this."""
-    if url is not None:
-        yield url
-        return
-    with tempfile.TemporaryDirectory(prefix="tollgate-explore-") as place, EmbeddedServer(Path(place)) as server:
-        yield server.url
-
-
 def _replay(url: str, name: str, number: int, callers: int, *, as_json: bool) -> None:
     told = replay(url, name, number, callers)
     if as_json:
         click.echo(json.dumps(asdict(told) | {"overspends": told.overspends}, indent=2))
         return
-    _console().print(_steps_table(f"{told.backend}, order {number}: {told.schedule}", told.steps))
+    print_table(_steps_table(f"{told.backend}, order {number}: {told.schedule}", told.steps))
     click.echo(_outcome(told))
 
 
@@ -129,12 +111,11 @@ def _print(found: Sequence[Exploration]) -> None:
             "–" if each.shortest_number is None else f"{each.shortest_number}",
             f"{each.seconds:.1f}",
         )
-    console = _console()
-    console.print(table)
+    print_table(table)
     for each in found:
         if each.shortest is not None:
             title = f"{each.backend}, order {each.shortest_number}: the commands that decide"
-            console.print(_steps_table(title, [step for step in each.shortest if step.is_decisive]))
+            print_table(_steps_table(title, [step for step in each.shortest if step.is_decisive]))
     for bound in dict.fromkeys(each.bound for each in found):
         click.echo(f"Explored: {bound}.")
     click.echo("; ".join(verdict(each) for each in found) + ".")
@@ -151,13 +132,3 @@ def _steps_table(title: str, steps: Sequence[Step]) -> Table:
 
 def _cut(text: str) -> str:
     return text if len(text) <= _MOST_SHOWN else text[: _MOST_SHOWN - 1] + "…"
-
-
-def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=_PIPE_WIDTH)
-
-
-def _fail(line: str) -> NoReturn:
-    click.echo(f"Error: {line}", err=True)
-    raise SystemExit(COULD_NOT_RUN)

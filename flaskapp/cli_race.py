@@ -1,20 +1,18 @@
 """`flask race`: strategies side by side, on servers of their own, in one table, with a verdict and an exit status."""
 
 import json
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
-from backends.embedded import EmbeddedServer
 from backends.errors import ConfigurationError, TollgateError
 from backends.progress import Progress
 from backends.race import MAX_SPREAD, Plan, RaceResult, Round, Watcher, race
+from flaskapp.console import fail, in_options, server_url
 from flaskapp.lab import report
 from flaskapp.lab.over_http import race_over_http
 from flaskapp.lab.tables import live_table, print_table, verdict, verdict_of_all
@@ -55,7 +53,7 @@ class Lab:
         if self.http_workers is not None:
             run = partial(race_over_http, self.names, self.plan, workers=self.http_workers)
             return [each for rtt in self.rtts_ms for each in run(rtt_ms=rtt, progress=progress, watch=watch)]
-        with _server_url(self.url) as url:
+        with server_url(self.url) as url:
             run_here = partial(race, url, self.names, self.plan, progress=progress, watch=watch)
             return [each for rtt in self.rtts_ms for each in run_here(rtt_ms=rtt)]
 
@@ -224,27 +222,11 @@ def _run(lab: Lab, tell: Watcher, directory: Path | None) -> tuple[list[RaceResu
             found = report.measured(lab.names, lab.plan, table.progress)
         return results, report.write(directory, lab.plan, results, lab.where, found)
     except TollgateError as error:
-        # The library names the variables of the service; here they are options.
-        _fail(str(error).replace("REDIS_URL", "--redis").replace("THROTTLE_BACKEND", "--backends"))
+        fail(in_options(error), COULD_NOT_RUN)
     except KeyboardInterrupt:
-        _fail("interrupted; all that was started has ended")
+        fail("interrupted; all that was started has ended", COULD_NOT_RUN)
 
 
 def _print_round(seen: Round) -> None:
     told = asdict(seen) | {"admitted": seen.admitted, "overspend_nanousd": seen.overspend_nanousd}
     click.echo(json.dumps({"round": told}))
-
-
-@contextmanager
-def _server_url(url: str | None) -> Iterator[str]:
-    """The address that was asked for, or that of a server which lives as long as this."""
-    if url is not None:
-        yield url
-        return
-    with tempfile.TemporaryDirectory(prefix="tollgate-race-") as directory, EmbeddedServer(Path(directory)) as server:
-        yield server.url
-
-
-def _fail(line: str) -> NoReturn:
-    click.echo(f"Error: {line}", err=True)
-    raise SystemExit(COULD_NOT_RUN)
