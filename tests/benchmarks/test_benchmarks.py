@@ -39,14 +39,14 @@ def test_the_proxy_delays(redis_server):
 
 
 def test_the_proxy_does_not_throttle(redis_server):
-    with delayed(redis_server.port, round_trip_us=20_000) as port, redis.Redis(HOST, port) as far:
+    with delayed(redis_server.port, round_trip_us=200_000) as port, redis.Redis(HOST, port) as far:
         pipe = far.pipeline(transaction=False)
         for _ in range(100):
             pipe.execute_command("ECHO", "x" * 10_000)
         start = time.perf_counter()
         assert len(pipe.execute()) == 100
-        # A hundred delays one after another would be two seconds.
-        assert time.perf_counter() - start < 1.0
+        # A hundred delays one after another would be twenty seconds, on however fast a machine.
+        assert time.perf_counter() - start < 10
 
 
 @pytest.mark.parametrize(("limit", "is_met"), [(2.0, True), (1.9, False), (None, None)])
