@@ -195,9 +195,11 @@ class _Audit:
             return answers
 
         time, stored, reset, *texts = self._link.run(read)
-        reset_us = int(reset) if reset and place.kind in IDENTIFIER_KINDS else -1
+        reset_text = reset if place.kind in IDENTIFIER_KINDS else None
         records = [rules.parse_record(text) for text in (texts[0] if texts else [])]
-        counted = [record for record in records if record is not None and record.made_at_us > reset_us]
+        counted = [
+            record for record in records if record is not None and not rules.was_cleared(reset_text, record.made_at_us)
+        ]
         at_us = int(time[0]) * rules.US + int(time[1])
         return _Reading(
             at_us=at_us,

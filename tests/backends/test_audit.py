@@ -179,6 +179,12 @@ def test_a_record_that_is_none(link, books, raw):
     assert found(link) == [("no_record", "llm:reservation:x")]
 
 
+def test_a_reset_that_is_no_time_clears_nothing_and_stops_no_audit(link, books, raw):
+    raw.set(f"llm:reset:{WHO}", "rubbish", ex=100)
+    raw.decrby(books.daily, 1)
+    assert ("total", books.daily) in found(link)
+
+
 def test_what_nobody_ended_in_time_is_told_as_expired_with_its_amount(link, backend, raw):
     backend.reserve(ask("r0", COST, ROOMY))
     made_before(raw, "r0", 121)
