@@ -10,7 +10,7 @@ from http import HTTPStatus
 
 PREFIX = "/v1"
 MOST_WAIT_SECONDS = 60
-"""The official client waits no longer than this by itself."""
+"""Official clients wait no longer than this by themselves; newer ones up to twice as long."""
 _CODES: dict[str, str | None] = {"invalid_request": None, "unauthorized": "invalid_api_key"}
 _WAITS = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
 _FAILS = {HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT}
