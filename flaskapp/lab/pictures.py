@@ -277,7 +277,7 @@ def _logarithmic(axes: "Axes", label: str) -> None:
     # Room for what is written on the highest bar.
     least, most = axes.get_ylim()
     axes.set_ylim(least, most * 2)
-    axes.set_ylabel(label)
+    axes.set_ylabel(f"{label}, log scale")
 
 
 def _plain_ticks(axes: "Axes", across: Sequence[int], up: Sequence[int]) -> None:
@@ -295,7 +295,7 @@ def _rtts(results: Sequence[RaceResult]) -> list[float]:
 
 
 def _short(number: int) -> str:
-    for size, letter in ((1_000_000, "m"), (1_000, "k")):
+    for size, letter in ((1_000_000, "M"), (1_000, "k")):
         if number >= size:
             return f"{number // size}{letter}"
     return str(number)
