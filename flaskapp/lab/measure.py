@@ -195,7 +195,7 @@ class Block:
 
     caller: str
     does: str
-    """`check`: it only looks; `record`: it writes."""
+    """`check`: it only looks; `check_on`: it looks at the rest, after a break; `record`: it writes."""
     reads: int
     writes: int
     window_nanousd: int
@@ -239,20 +239,20 @@ def failing_order(url: str, name: str) -> FailingOrder | None:
 
 
 def _blocks(steps: Sequence[Step]) -> Iterator[Block]:
-    """Turns of one caller, without a break; its looks apart from what it writes, unless it has looked before."""
-    window_nanousd, has_looked = 0, set[str]()
+    """Turns of one caller, without a break; its looks apart from what it writes, until it has written."""
+    window_nanousd, has_looked, has_written = 0, set[str](), set[str]()
     for caller, turn in itertools.groupby(steps, key=lambda step: step.caller):
         commands = [_words_of(step) for step in turn]
-        looks = [] if caller in has_looked else list(itertools.takewhile(_only_looks, commands))
-        has_looked.add(caller)
+        looks = [] if caller in has_written else list(itertools.takewhile(_only_looks, commands))
         for part in (looks, commands[len(looks) :]):
             if not part:
                 continue
             flat = [command for commands_of_step in part for command in commands_of_step]
             writes = [command for command in flat if not _is_look(command)]
             window_nanousd += sum(int(charge) for command in writes for charge in _CHARGE.findall(f"{command} "))
-            does = "record" if writes else "check"
+            does = "record" if writes else "check_on" if caller in has_looked else "check"
             yield Block(caller, does, len(flat) - len(writes), len(writes), window_nanousd)
+            (has_written if writes else has_looked).add(caller)
 
 
 def _words_of(step: Step) -> list[str]:

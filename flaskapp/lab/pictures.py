@@ -106,6 +106,8 @@ def overspend(found: Sequence[Overspend]) -> bytes:
                 color=colour_of(name, names),
                 linestyle="-" if was_held or not has_both else ":",
                 marker="o",
+                # Hollow, so that one sees it where it lies on the other.
+                markerfacecolor=None if was_held or not has_both else "#ffffff",
                 # Where several lie on one another, each is seen: the later, the thinner.
                 linewidth=2 + 1.5 * (len(names) - 1 - names.index(name)),
                 markersize=6 + 1.5 * (len(names) - 1 - names.index(name)),
@@ -215,14 +217,17 @@ def lanes(order: FailingOrder) -> bytes:
 
 def _block(axes: "Axes", order: FailingOrder, row: int, block: Block) -> None:
     column = "AB".index(block.caller)
-    is_check, is_over = block.does == "check", block.window_nanousd > order.limit_nanousd
+    is_check, is_over = block.does != "record", block.window_nanousd > order.limit_nanousd
     colour = "#1f5fbf" if is_check else COLOURS["legacy"]
     face = "#eaf1fb" if is_check else "#fbe9e4"
     _box(axes, column, row, face, colour)
     cost, limit = _usd(order.cost_nanousd), _usd(order.limit_nanousd)
-    head = "checks" if is_check else "records"
+    head, told = {
+        "check": ("checks", f"sees {_usd(block.window_nanousd)} spent:\n{cost} fits"),
+        "check_on": ("checks on", "and does not look\nat the window again"),
+        "record": ("records", f"adds {cost}"),
+    }[block.does]
     commands = f"{block.reads + block.writes} commands"
-    told = f"sees {_usd(block.window_nanousd)} spent:\n{cost} fits" if is_check else f"adds {cost}"
     axes.text(column + 0.5, row + 0.28, head, ha="center", va="center", weight="bold", color=colour)
     axes.text(column + 0.5, row + 0.56, f"{told}\n{commands}", ha="center", va="center", fontsize=10, color=INK)
     axes.annotate(
