@@ -77,7 +77,7 @@ class Ask:
     cost_nanousd: int
     limits: Limits
     open_seconds: int
-    """The longest that the answer may take: past it an unended reservation counts as expired."""
+    """The longest that the answer may take and be settled: past it an unended reservation counts as expired."""
     idempotency: Idempotency | None = None
 
 

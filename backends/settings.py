@@ -83,7 +83,8 @@ class LiveSettings(BaseModel):
     reservation_cushion_tokens: Annotated[
         int,
         Whole(
-            "Under slices: output held beyond what was read, for what the upstream may be ahead of its reader.",
+            "Under slices: the least output held beyond what was read, for what the upstream may be ahead of its "
+            "reader; it grows with what was seen ahead, to a slice or eight times this at most.",
             unit="tokens",
             maximum=1_000_000,
         ),
