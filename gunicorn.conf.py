@@ -94,8 +94,8 @@ worker_class = "gevent"
 worker_connections = 1000
 # Long enough for most answers to end by themselves; what still runs then is given a last event, and settled.
 graceful_timeout = 8 if _config.mode == "development" else 30
-SETTLING_SECONDS = 5
-"""Before the master's patience ends, answers end."""
+LEAST_SETTLING_SECONDS = 5
+"""Before the master's patience ends, answers end; so long before, or a third of it, for a machine that is busy then."""
 WORKER_KILL_SECONDS = 4
 """Before the master's patience ends, the worker ends what still hangs; it looks once a second and takes up to two."""
 LAST_WORD_SECONDS = 1
@@ -157,7 +157,8 @@ def _end_answers_in_time(worker: "Worker", stopping: "Stopping") -> None:
         time.sleep(0.2)
     # A client that keeps its connection after its answer must not hold up the stop.
     worker.cfg.set("keepalive", 0)
-    time.sleep(max(0, worker.cfg.graceful_timeout + WORKER_KILL_SECONDS - SETTLING_SECONDS))
+    patience_seconds = worker.cfg.graceful_timeout + WORKER_KILL_SECONDS
+    time.sleep(max(0, patience_seconds - max(LEAST_SETTLING_SECONDS, patience_seconds // 3)))
     stopping.begin()
 
 

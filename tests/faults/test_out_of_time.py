@@ -28,6 +28,19 @@ class Tiring(Link):
         return super().run(command)
 
 
+class Late(Link):
+    """Redis does what it is asked, and its next answer comes when the time of its caller is over."""
+
+    is_late = False
+
+    def run(self, command):
+        answer = super().run(command)
+        if self.is_late:
+            self.is_late = False
+            raise StoreBusy("Redis did not answer in the time that was left", maybe_done=True)
+        return answer
+
+
 @pytest.fixture
 def link(own_server, clock, told):
     link = Tiring(own_server.url, clock=clock, observer=told)
@@ -99,3 +112,16 @@ def test_a_caller_without_time_is_told_busy_and_never_admitted_without_the_books
     assert link.is_up
     assert guard.health() is Health.GOOD
     assert told.named("reserved")[-1]["request_id"] == "first"
+
+
+def test_what_was_charged_to_a_caller_who_was_told_busy_is_given_back(own_server, new_guard, clock, told, look):
+    link = Late(own_server.url, clock=clock, observer=told)
+    guard = new_guard(link)
+    guard.release(guard.reserve(ask("early", COST)))
+    link.is_late = True
+    with pytest.raises(ThrottleUnavailable):
+        guard.reserve(ask("late", COST))
+    wait_for(lambda: guard._later._thread is None)
+    link.close()
+    assert look.get("llm:reservation:late").startswith(b"released 0 ")
+    assert set(totals(look).values()) == {0}

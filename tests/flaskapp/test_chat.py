@@ -160,6 +160,14 @@ def test_a_stream_that_breaks_after_its_usage_costs_what_was_used(room, script):
     assert room.daily() == 55_000
 
 
+def test_an_answer_that_ends_at_its_deadline_has_time_to_be_settled(make_app):
+    """Until then nobody takes it for one that nobody ends."""
+    room = make_app(STREAM_DEADLINE_SECONDS="3")
+    answer = room.chat(max_tokens=1)
+    record = room.redis.get(f"llm:reservation:{answer.headers['X-Request-ID']}")
+    assert record.split()[5] == str(3 + 5)
+
+
 def test_an_answer_past_its_deadline_is_cut_and_settled(make_app):
     room = make_app(STREAM_DEADLINE_SECONDS="1", DEMO_TOKENS_PER_SECOND="10")
     *chunks, last = events(room.chat())
