@@ -3,4 +3,4 @@
 # Variables choose how, for example: ENABLE_COST_THROTTLING=true THROTTLE_BACKEND=legacy PORT=8001 ./scripts/run-dev.sh
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 source scripts/python.sh
-exec "$PYTHON" scripts/setup.py scripts/dev.py "$@"
+exec "$PYTHON" -S scripts/setup.py scripts/dev.py "$@"

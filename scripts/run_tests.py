@@ -4,8 +4,15 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 HINT = "For plain `pytest …`, `flask …` and `redis-cli`:  source {venv}/bin/activate\n"
+TOGETHER = (
+    ("tests/backends", "tests/flaskapp"),
+    ("tests/contract", "tests/docs", "tests/house", "tests/lua"),
+)
+"""Two runs at the same time, of about the same length, of tests that work in one process. All else comes after."""
 
 
 def main() -> int:
@@ -15,11 +22,38 @@ def main() -> int:
     arguments = sys.argv[1:]
     if arguments:
         return subprocess.call([sys.executable, "-m", "pytest", *arguments])
-    status = subprocess.call([sys.executable, "-m", "coverage", "run", "-m", "pytest"])
+    status = run_together() | subprocess.call(measured(alone()))
     if status != 0:
         return status
     subprocess.call([sys.executable, "-m", "coverage", "combine", "--quiet"], stderr=subprocess.DEVNULL)
     return subprocess.call([sys.executable, "-m", "coverage", "report"])
+
+
+def run_together() -> int:
+    """The first is seen while it runs; the second's output comes when both are over. Not 0 if one failed."""
+    seen, unseen = TOGETHER
+    print(f"Beside the tests that you see run those of {', '.join(unseen)}.\n", flush=True)
+    with tempfile.TemporaryFile() as output:
+        with subprocess.Popen(measured(unseen), stdin=subprocess.DEVNULL, stdout=output, stderr=output) as beside:
+            status = subprocess.call(measured(seen))
+            status |= beside.wait()
+        output.seek(0)
+        sys.stdout.buffer.write(output.read())
+        sys.stdout.flush()
+    return status
+
+
+def alone() -> list[str]:
+    """What starts services and looks at the clock, and whatever else there is."""
+    files = Path("tests").glob("test_*.py")
+    directories = {path.parent for path in Path("tests").glob("*/test_*.py")}
+    found = {path.as_posix() for path in (*files, *directories)}
+    return sorted(found.difference(*TOGETHER))
+
+
+def measured(places: "tuple[str, ...] | list[str]") -> list[str]:
+    """The command that runs the tests in those places."""
+    return [sys.executable, "-m", "coverage", "run", "--parallel-mode", "-m", "pytest", *places]
 
 
 if __name__ == "__main__":

@@ -4,15 +4,16 @@ Runs on the machine's own Python with nothing installed. What is there already i
 milliseconds. TOLLGATE_VENV names another place than .venv.
 """
 
+import _signal
 import os
-import signal
 
-# Nothing is started yet, and the imports take a moment.
-signal.signal(signal.SIGINT, lambda number, _frame: os._exit(128 + number))
+# Nothing is started yet, and the imports take a moment: that of `signal` too, which has an enum to make.
+_signal.signal(_signal.SIGINT, lambda number, _frame: os._exit(128 + number))
 
 import fcntl
 import hashlib
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path

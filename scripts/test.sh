@@ -4,4 +4,4 @@
 #   ./scripts/test.sh tests/test_abuse_prevention.py::test_cost_throttling
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 source scripts/python.sh
-exec "$PYTHON" scripts/setup.py scripts/run_tests.py "$@"
+exec "$PYTHON" -S scripts/setup.py scripts/run_tests.py "$@"

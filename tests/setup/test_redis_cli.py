@@ -33,7 +33,8 @@ def cli(redis_url):
 @pytest.fixture
 def books(redis_url):
     with redis.Redis.from_url(redis_url) as client:
-        client.set("llm:throttle:hash456", "window_limit", ex=30)
+        # So long that its first digits stay.
+        client.set("llm:throttle:hash456", "window_limit", ex=29_555)
         client.zadd("llm:cost:recent:hash456", {"1700000000": 4050000, "1700000010": 8100000})
         yield client
 
@@ -44,7 +45,7 @@ def books(redis_url):
         (["PING"], "PONG\n", "PONG\n"),
         (["KEYS", "llm:throttle:*"], '1) "llm:throttle:hash456"\n', "llm:throttle:hash456\n"),
         (["KEYS", "nothing:*"], "(empty array)\n", "\n"),
-        (["TTL", "llm:throttle:hash456"], "(integer) 30\n", "30\n"),
+        (["TTL", "llm:throttle:hash456"], "(integer) 295", "295"),
         (["GET", "settings"], "(nil)\n", "\n"),
         (["GET", "llm:throttle:hash456"], '"window_limit"\n', "window_limit\n"),
         (
@@ -131,4 +132,4 @@ def test_somebody_at_a_terminal_gets_a_prompt(books, redis_url):
             os.close(inside)
     assert process.returncode == 0
     assert redis_url.split("/")[2].encode() + b"> " in text
-    assert b"(integer) 30" in text
+    assert b"(integer) 295" in text
