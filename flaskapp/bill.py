@@ -62,6 +62,18 @@ class Slices:
         grown = min(2 * self.run_ahead.tokens, max(self.slice_tokens, 8 * self.least_cushion_tokens))
         return max(self.least_cushion_tokens, grown)
 
+    @property
+    def last_cushion_tokens(self) -> int:
+        """Where no more is to be had, an answer goes on until less than this is left: what was seen ahead, and at most
+        a quarter of a slice. What it wished for beyond that is no reason to end it.
+        """
+        return max(self.least_cushion_tokens, min(self.run_ahead.tokens, self.slice_tokens // 4))
+
+    @property
+    def patience_tokens(self) -> int:
+        """After so many more it asks again; others may have ended meanwhile."""
+        return max(1, self.slice_tokens // 16)
+
     def first(self, most: Usage) -> Usage:
         """What is reserved before an answer begins.
 
@@ -110,6 +122,7 @@ class Bill:
         self._covered_tokens = most.output_tokens if slices is None else self._tokens_within_first(most)
         self._deltas = 0
         self._tokens = 0
+        self._asks_again_at_tokens = 0
         self._lock = threading.Lock()
         self._cost_nanousd: int | None = None
 
@@ -172,22 +185,26 @@ class Bill:
 
     def _cover(self, slices: Slices) -> bool:
         most = self.most.output_tokens
-        needed = min(self._tokens + slices.cushion_tokens, most)
-        if needed <= self._covered_tokens:
+        wished = min(self._tokens + slices.cushion_tokens, most)
+        needed = min(self._tokens + slices.last_cushion_tokens, most)
+        may_go_on = needed <= self._covered_tokens
+        if wished <= self._covered_tokens or (may_go_on and self._tokens < self._asks_again_at_tokens):
             return True
+        at_least = wished if may_go_on else needed
         with self._lock:
             # Once it is settled nothing more is asked for.
             reservation = self._reservation if self._cost_nanousd is None else None
             if reservation is None:
                 return False
-            wanted = min(needed + slices.slice_tokens, most)
+            wanted = min(wished + slices.slice_tokens, most)
             extended = self._guard.extend(
-                reservation, self._highest(wanted), self._limits(), at_least_nanousd=self._highest(needed)
+                reservation, self._highest(wanted), self._limits(), at_least_nanousd=self._highest(at_least)
             )
             if extended is None:
-                return False
+                self._asks_again_at_tokens = self._tokens + slices.patience_tokens
+                return may_go_on
             self._reservation = extended
-            self._covered_tokens = self._tokens_within(extended.cost_nanousd, needed, wanted)
+            self._covered_tokens = self._tokens_within(extended.cost_nanousd, at_least, wanted)
         return True
 
     def _tokens_within_first(self, most: Usage) -> int:

@@ -226,3 +226,13 @@ def test_without_a_reservation_everything_is_covered(guard):
 )
 def test_models_that_think_unseen_are_never_sliced(policy, model, expected):
     assert slices_of(LiveSettings(reservation_policy=policy), model) == expected
+
+
+def test_what_an_answer_only_wishes_for_is_no_reason_to_end_it(bill_of, books):
+    """A full budget, and upstreams seen far ahead: it goes on while its hold covers a quarter of a slice more."""
+    ahead = RunAhead()
+    ahead.note(4_000)
+    bill = bill_of(limit_tokens=60, slices=Slices(50, 10, ahead))
+    # 60 are held; of the cushion a quarter of a slice is the last that it gives up.
+    assert [bill.take(piece()) for _ in range(49)] == [True] * 48 + [False]
+    assert day(books) == INPUT + 60 * TOKEN
