@@ -123,6 +123,8 @@ class Bill:
         self._deltas = 0
         self._tokens = 0
         self._asks_again_at_tokens = 0
+        self._is_used_up = False
+        self._unseen_tokens: int | None = None
         self._lock = threading.Lock()
         self._cost_nanousd: int | None = None
 
@@ -146,7 +148,7 @@ class Bill:
     @property
     def unknown_usage(self) -> Usage:
         """What is told where nobody can know what was used: as much as is booked for it."""
-        return Usage(self.most.input_tokens, max(self._covered_tokens, self._seen_tokens))
+        return Usage(self.most.input_tokens, max(self._highest_unknown_tokens, self._seen_tokens))
 
     def take(self, piece: Piece) -> bool:
         """Count what was generated; False if the answer has to end here, since nothing covers more.
@@ -157,9 +159,18 @@ class Bill:
         self._tokens += piece.tokens
         if self._slices is not None:
             self._slices.run_ahead.note(piece.ahead)
-        if self.is_exceeded:
+        if self.is_exceeded or self._is_used_up:
             return False
-        return self._slices is None or self._cover(self._slices)
+        self._is_used_up = self._slices is not None and not self._cover(self._slices)
+        return not self._is_used_up
+
+    def nothing_is_unread(self) -> None:
+        """All that had come of the answer, when it ended or was hung up on, has been taken.
+
+        Where it ended because no more could be reserved, what the upstream may be ahead of that is all that is unknown.
+        """
+        if self._slices is not None and self._is_used_up:
+            self._unseen_tokens = self._slices.least_cushion_tokens
 
     def settle(self, usage: Usage | None) -> int:
         """Book what was used (None: nobody can know, so all of it); the amount, the first one if said again."""
@@ -226,7 +237,16 @@ class Bill:
             return usage.cost_nanousd(self._price)
         # The whole reservation; more only where more was seen than it covers.
         held = self._highest(self.most.output_tokens) if self._reservation is None else self._reservation.cost_nanousd
+        if self._unseen_tokens is not None:
+            held = min(held, self._highest(self._highest_unknown_tokens))
         return max(held, self._highest(self._seen_tokens))
+
+    @property
+    def _highest_unknown_tokens(self) -> int:
+        """The most output that is covered, and may have been generated."""
+        if self._unseen_tokens is None:
+            return self._covered_tokens
+        return min(self._covered_tokens, self._tokens + self._unseen_tokens)
 
     @property
     def _seen_tokens(self) -> int:

@@ -291,7 +291,9 @@ class Stream:
         # each word more is money that nobody granted.
         return Take.ENOUGH if self._bill.is_exceeded else Take.STOP
 
-    def _over(self) -> None:
+    def _over(self, is_read_out: bool) -> None:  # noqa: FBT001 - the pump's own signature
+        if is_read_out:
+            self._bill.nothing_is_unread()
         self._bill.settle(self._answer.usage)
 
     def _hang_up_on_who_does_not_read(self) -> None:

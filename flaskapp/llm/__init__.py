@@ -80,7 +80,7 @@ class Piece:
     chunk: Mapping[str, Any] | None = None
     """The server's own event, for whoever hands it on."""
     ahead: int = 0
-    """Tokens that had come, this piece's included, since its reader last had to wait for one."""
+    """Tokens that had come, this piece's included, since its reader last had read all that was there."""
 
 
 class Answer(Protocol):
@@ -100,6 +100,9 @@ class Answer(Protocol):
         Raises:
             UpstreamBroken: the answer broke off.
         """
+
+    def hang_up(self) -> None:
+        """Let the upstream generate no more. Whoever iterates gets what has come by now, and then the end."""
 
     def close(self) -> None:
         """End it and drop the connection; may be said twice. A reader that waits is woken and sees the end."""

@@ -170,6 +170,10 @@ class BuiltinAnswer:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
         return {**self.envelope("chat.completion.chunk"), "choices": [choice]}
 
+    def hang_up(self) -> None:
+        """See `Answer.hang_up`: nothing is generated that nobody has asked for."""
+        self.close()
+
     def close(self) -> None:
         """No token is handed out, or counted, after this."""
         with self._lock:

@@ -192,6 +192,7 @@ class StreamedAnswer:
         self._lock = threading.Lock()
         self._reading = False
         self._closed = False
+        self._hung_up = False
 
     @property
     def usage(self) -> Usage | None:
@@ -212,6 +213,13 @@ class StreamedAnswer:
         pieces = self._pieces()
         while (piece := self._next(pieces)) is not None:
             yield piece
+
+    def hang_up(self) -> None:
+        """See `Answer.hang_up`: the upstream sees the end at once; what has come is still there to be read."""
+        with self._lock:
+            if not self._closed:
+                self._hung_up = True
+                self._connection.break_off()
 
     def close(self) -> None:
         """Break the connection off, unless the answer has ended. A reader that waits for it gives it back itself."""
@@ -234,7 +242,7 @@ class StreamedAnswer:
         try:
             piece = next(pieces, None)
         except (ErrorEvent, ValueError, *_TRANSPORT_ERRORS) as error:
-            if not self._closed:
+            if not self._hung_up and not self._closed:
                 raise broken_answer(error, self._clean) from error
         finally:
             with self._lock:
@@ -247,10 +255,10 @@ class StreamedAnswer:
         return None if closed else piece
 
     def _pieces(self) -> Iterator[Piece]:
-        waits, ahead = -1, 0
+        batch, ahead = -1, 0
         for piece in self._parsed():
-            if self._connection.waits != waits:
-                waits, ahead = self._connection.waits, 0
+            if self._connection.batches != batch:
+                batch, ahead = self._connection.batches, 0
             ahead += piece.tokens
             yield replace(piece, ahead=ahead)
 

@@ -28,7 +28,7 @@ class Take(Enum):
     ENOUGH = auto()
     """The answer ends after it; it is read on for its usage only."""
     STOP = auto()
-    """The answer ends after it, and so does the reading."""
+    """The answer ends after it, and the upstream is hung up on; what has come by then is read."""
 
 
 class DeadlinePassed(Exception):
@@ -56,7 +56,8 @@ class Pump:
 
     Args:
         take: called with each piece as it arrives, also with those that nobody gets.
-        over: called once, when the answer has ended and was closed: its usage is final.
+        over: called once, when the answer has ended and was closed: its usage is final. It is told whether all that
+            came was read.
         afterwards: called once, when all is said; it may take its time.
         deadline_at_seconds: a moment of the clock's monotonic time.
     """
@@ -68,7 +69,7 @@ class Pump:
         clock: Clock,
         deadline_at_seconds: float,
         take: Callable[[Piece], Take] = lambda _: Take.MORE,
-        over: Callable[[], None] = lambda: None,
+        over: Callable[[bool], None] = lambda _: None,
         afterwards: Callable[[], None] = lambda: None,
         heartbeat_seconds: float = 1.0,
         capacity: int = 64,
@@ -90,6 +91,8 @@ class Pump:
         self._closed = False
         self._stopped = False
         self._nobody_listens = False
+        self._hung_up = False
+        self._is_read_out = False
         self.was_cut = False
         """`take` said that it ends, or too much was not read: what was handed out is whole, but the answer was not."""
         self.is_unread = False
@@ -171,7 +174,7 @@ class Pump:
             self._answer.close()
         finally:
             try:
-                self._over()
+                self._over(self._is_read_out)
             finally:
                 self._pieces.put(_End(failure))
                 self._ended.set()
@@ -185,14 +188,15 @@ class Pump:
                 break
             if not self._seconds_left():
                 return DeadlinePassed()
-            if verdict is Take.STOP:
-                self.was_cut = True
-                break
-            if (verdict is Take.ENOUGH or self.is_unread) and not self.was_cut:
+            if verdict is Take.STOP and not self._hung_up:
+                self.was_cut = self._nobody_listens = self._hung_up = True
+                self._answer.hang_up()
+            elif (verdict is Take.ENOUGH or self.is_unread) and not self.was_cut:
                 self.was_cut = True
                 # Whoever takes the pieces has had the last one; what comes now is read for its usage alone.
                 self._nobody_listens = True
                 self._pieces.put(_End(None))
+        self._is_read_out = not self._closed
         return None
 
     def _hand_out(self, piece: Piece) -> None:

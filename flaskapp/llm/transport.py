@@ -21,13 +21,15 @@ _AT_ONCE_SECONDS = 0.000_5
 class TimedStream(httpcore2.NetworkStream):
     """A connection; every `timeout` is a moment, not a length."""
 
-    def __init__(self, stream: httpcore2.NetworkStream, clock: Clock) -> None:
+    def __init__(self, stream: httpcore2.NetworkStream, clock: Clock, *, is_encrypted: bool = False) -> None:
         self._stream = stream
         self._clock = clock
+        self._is_encrypted = is_encrypted
         self.hurry_until_seconds: float | None = None
         """If set, reading ends at this moment, if it is earlier."""
-        self.waits = 0
-        """How often a reader had to wait: what it reads between two waits had come before it looked."""
+        self.batches = 0
+        """How often a reader was seen to have caught up; what it reads until the next time had come before it looked."""
+        self._has_caught_up = False
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """What has come, at most `max_bytes`; nothing at the end."""
@@ -38,8 +40,11 @@ class TimedStream(httpcore2.NetworkStream):
             raise httpcore2.ReadTimeout
         asked_at_seconds = self._clock.monotonic_seconds()
         received = self._stream.read(max_bytes, left)
-        if self._clock.monotonic_seconds() - asked_at_seconds > _AT_ONCE_SECONDS:
-            self.waits += 1
+        has_waited = self._clock.monotonic_seconds() - asked_at_seconds > _AT_ONCE_SECONDS
+        if has_waited or self._has_caught_up:
+            self.batches += 1
+        # A plain socket gives all that has come; an encrypted one a record of it.
+        self._has_caught_up = not self._is_encrypted and len(received) < max_bytes
         return received
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
@@ -60,14 +65,14 @@ class TimedStream(httpcore2.NetworkStream):
         left = seconds_until(timeout, self._clock)
         if left == 0:
             raise httpcore2.ConnectTimeout
-        return TimedStream(self._stream.start_tls(ssl_context, server_hostname, left), self._clock)
+        return TimedStream(self._stream.start_tls(ssl_context, server_hostname, left), self._clock, is_encrypted=True)
 
     def get_extra_info(self, info: str) -> Any:
         """See httpcore."""
         return self._stream.get_extra_info(info)
 
     def break_off(self) -> None:
-        """Shut the connection down: whoever reads from it, in whatever thread, sees its end."""
+        """Shut the connection down: whoever reads from it, in whatever thread, sees its end after what has come."""
         # The plain socket's shutdown also under TLS: that of an SSLSocket turns it into a plain one beneath its reader.
         with contextlib.suppress(OSError):
             socket.socket.shutdown(self.get_extra_info("socket"), socket.SHUT_RDWR)

@@ -94,6 +94,40 @@ def test_where_there_is_no_room_the_answer_ends_inside_what_is_held(bill_of, boo
     assert bill.settle(None) == INPUT + 100 * TOKEN == day(books)
 
 
+def test_where_all_that_came_was_read_only_the_cushion_is_unknown(bill_of, books):
+    """The first that is cut gives back what its upstream cannot have generated; it is there for the others."""
+    ahead = RunAhead()
+    ahead.note(40)
+    bill = bill_of(limit_tokens=210, slices=Slices(200, 10, ahead))
+    while bill.take(piece()):
+        pass
+    # It went on until less than 40 were left; 5 more had come, of which nothing is asked for any more.
+    assert not bill.take(piece(tokens=5))
+    assert day(books) == INPUT + 210 * TOKEN
+    bill.nothing_is_unread()
+    assert bill.unknown_usage == Usage(100, 171 + 5 + 10)
+    assert bill.settle(None) == INPUT + 186 * TOKEN == day(books)
+
+
+@pytest.mark.parametrize(("late", "booked"), [(34, 210), (39, 210), (45, 216)])
+def test_what_had_come_beyond_what_is_held_is_booked_as_it_is(bill_of, books, late, booked):
+    ahead = RunAhead()
+    ahead.note(40)
+    bill = bill_of(limit_tokens=210, slices=Slices(200, 10, ahead))
+    while bill.take(piece()):
+        pass
+    bill.take(piece(tokens=late))
+    bill.nothing_is_unread()
+    assert bill.settle(None) == INPUT + booked * TOKEN == day(books)
+
+
+def test_an_answer_that_ends_by_itself_without_a_usage_is_booked_whole(bill_of, books):
+    bill = bill_of()
+    assert bill.take(piece())
+    bill.nothing_is_unread()
+    assert bill.settle(None) == INPUT + 60 * TOKEN == day(books)
+
+
 def test_the_last_room_is_used_to_the_last_token(bill_of, books):
     bill = bill_of(limit_tokens=73)
     while bill.take(piece()):

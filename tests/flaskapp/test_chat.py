@@ -26,6 +26,9 @@ class ScriptedAnswer:
         if self.failure is not None:
             raise self.failure
 
+    def hang_up(self):
+        self.close()
+
     def close(self):
         self.closed += 1
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from backends.clock import SystemClock
 from backends.errors import ConfigurationError
 from flaskapp.llm import Turn, UpstreamBroken, UpstreamNotTaken, Usage
 from flaskapp.llm.openai_compatible import OpenAICompatibleModel
+from flaskapp.llm.tokens import counter_for
 from tests.models import Texts, model_request
 from tests.upstream import WORDS, Script, Upstream
 
@@ -375,6 +377,55 @@ def test_a_connection_serves_one_answer_after_the_other(upstream, model, ending)
         assert "".join(answer) == TEXT
         answer.close()  # after the end: must not hurt the connection
     assert len({bill.connection for bill in upstream.ledger}) == 1
+
+
+def test_hung_up_on_it_gives_what_had_come_and_the_upstream_generates_no_more(upstream, model):
+    upstream.behave(wait_for=threading.Event(), wait_at="end")
+    answer = open_answer(model)
+    pieces = iter(answer)
+    assert next(pieces) == WORDS[0]
+    assert upstream.ledger[0].waits.wait(5)
+    answer.hang_up()
+    assert list(pieces) == list(WORDS[1:])
+    assert answer.usage is None
+    answer.close()
+    assert model._pool.connections == []
+
+
+def test_hung_up_on_after_all_had_come_it_has_its_usage_and_its_connection_is_not_used_again(upstream, model):
+    answer = open_answer(model)
+    pieces = iter(answer)
+    assert next(pieces) == WORDS[0]
+    assert upstream.ledger[0].over.wait(5)
+    answer.hang_up()
+    assert "".join(pieces) == "".join(WORDS[1:])
+    assert answer.usage == billed(upstream.ledger[0])
+    assert "".join(open_answer(model)) == "".join(WORDS)
+    first, second = upstream.ledger
+    assert first.connection != second.connection
+
+
+class StillClock:
+    """By it no read ever takes any time."""
+
+    def monotonic_seconds(self):
+        return 0.0
+
+
+def test_what_comes_in_one_read_is_ahead_of_its_reader_and_the_next_read_begins_anew(upstream):
+    model = OpenAICompatibleModel(upstream.base_url, clock=StillClock())
+    events = [json.dumps({"choices": [{"index": 0, "delta": {"content": word}}]}) for word in WORDS[:10]]
+    go_on = threading.Event()
+    upstream.behave(wait_for=go_on, wait_at="first", words=("x",), raw="\n\ndata: ".join(events))
+    ahead = []
+    for piece in model.open(model_request(TURNS)):
+        if piece.tokens:
+            ahead.append(piece.ahead)
+        if len(ahead) == 10:
+            go_on.set()
+    tokens = [counter_for("gpt-4o")(word) for word in WORDS[:10]]
+    model.close()
+    assert ahead == [*accumulate(tokens), 1]
 
 
 def test_a_refusal_leaves_no_connection_behind_that_is_in_use(upstream, model):

@@ -6,7 +6,7 @@ from backends.clock import SystemClock
 from flaskapp.llm import UpstreamBroken, Usage
 from flaskapp.llm.builtin import BuiltinModel
 from flaskapp.llm.openai_compatible import OpenAICompatibleModel
-from flaskapp.llm.pump import DeadlinePassed, Pump, Silence
+from flaskapp.llm.pump import DeadlinePassed, Pump, Silence, Take
 from tests.models import Texts, model_request
 from tests.upstream import WORDS, Upstream
 
@@ -43,6 +43,9 @@ class Answer:
                 if self.handed_out == 6:
                     self.sixth.set()
                 yield item
+
+    def hang_up(self):
+        self.close()
 
     def close(self):
         self.closed.set()
@@ -247,3 +250,67 @@ def test_hanging_up_on_a_real_upstream(pump_of):
         assert answer.usage is None
         assert model._pool._requests == []
         model.close()
+
+
+class Hung(Answer):
+    """Where it is hung up on, two more had come."""
+
+    def __init__(self, *items):
+        super().__init__(*items)
+        self.hang_ups = 0
+        self.is_hung_up = threading.Event()
+
+    def __iter__(self):
+        for item in super().__iter__():
+            yield item
+            if self.is_hung_up.is_set():
+                yield from ("late", "later")
+                return
+
+    def hang_up(self):
+        self.hang_ups += 1
+        self.is_hung_up.set()
+
+
+def pumped(answer, verdicts):
+    """What was taken, what was handed out, and what was said at its end."""
+    taken, told = [], []
+
+    def take(piece):
+        taken.append(piece)
+        return verdicts.get(piece, Take.MORE)
+
+    clock = SystemClock()
+    pump = Pump(answer, clock=clock, deadline_at_seconds=clock.monotonic_seconds() + 60, take=take, over=told.append)
+    heard = [piece for piece in pump if piece is not HEARTBEAT]
+    assert pump.wait(5)
+    return taken, heard, told
+
+
+def test_who_is_stopped_is_hung_up_on_and_what_had_come_is_counted_and_not_handed_out():
+    answer = Hung("a", "b", "c", "d")
+    stops = dict.fromkeys(("b", "late", "later"), Take.STOP)
+    taken, heard, told = pumped(answer, stops)
+    assert (taken, heard, told) == (["a", "b", "late", "later"], ["a", "b"], [True])
+    assert answer.hang_ups == 1
+    assert answer.closed.is_set()
+
+
+def test_it_tells_that_not_all_was_read_where_the_rest_broke_off():
+    answer = Hung("a", UpstreamBroken("oh"))
+    told = []
+    clock = SystemClock()
+    pump = Pump(answer, clock=clock, deadline_at_seconds=clock.monotonic_seconds() + 60, over=told.append)
+    with pytest.raises(UpstreamBroken):
+        list(pump)
+    assert (pump.wait(5), told) == (True, [False])
+
+
+def test_it_tells_that_not_all_was_read_where_it_was_closed():
+    told = []
+    clock = SystemClock()
+    ends = clock.monotonic_seconds() + 60
+    pump = Pump(Answer("a", threading.Event()), clock=clock, deadline_at_seconds=ends, over=told.append)
+    assert next(iter(pump)) == "a"
+    pump.close()
+    assert (pump.wait(5), told) == (True, [False])

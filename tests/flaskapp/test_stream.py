@@ -46,6 +46,9 @@ class Answer:
                 yield item
         self.usage = self.at_the_end
 
+    def hang_up(self):
+        self.close()
+
     def close(self):
         self.closed.set()
 
