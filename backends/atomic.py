@@ -68,11 +68,12 @@ class AtomicBackend:
         self._clock = clock
 
     def reserve(self, ask: Ask) -> Verdict:
+        terms = rules.terms_of(ask)
         for _ in range(_TRIES):
-            reply = self._ask_redis(ask)
+            reply = self._ask_redis(ask, terms)
             status = reply[0]
             if status == rules.ADMITTED:
-                return self._admitted(ask, reply)
+                return self._admitted(ask, terms, reply)
             if status in rules.REASON_OF_STATUS:
                 _, marker_seconds, now_us, wait_seconds, busy, cause = reply
                 marker_seconds = marker_seconds if status <= rules.LAST_STATUS_WITH_MARKER else 0
@@ -129,22 +130,24 @@ class AtomicBackend:
     def close(self) -> None:
         self._link.close()
 
-    def _admitted(self, ask: Ask, reply: Sequence[Any]) -> Reservation:
+    def _admitted(self, ask: Ask, terms: str, reply: Sequence[Any]) -> Reservation:
         _, open_seconds, _, made_at_us, window_nanousd, day_nanousd, frees_at_seconds, held, expired, window = reply
-        reservation = rules.reservation_of(
+        # Said again, it has the lengths of the first time, whatever the limits say now.
+        return rules.reservation_of(
             ask,
             self.name,
+            terms,
             made_at_us,
             held,
+            window_seconds=window,
+            open_seconds=open_seconds,
             window_nanousd=window_nanousd,
             day_nanousd=day_nanousd,
             window_frees_at_seconds=frees_at_seconds,
             expired_nanousd=expired,
         )
-        # Said again, it has the lengths of the first time, whatever the limits say now.
-        return replace(reservation, window_seconds=window, open_seconds=open_seconds)
 
-    def _ask_redis(self, ask: Ask) -> Sequence[Any]:
+    def _ask_redis(self, ask: Ask, terms: str) -> Sequence[Any]:
         link, limits = self._link, ask.limits
         now_us = self._now_us()
         now_seconds = now_us // rules.US
@@ -154,7 +157,7 @@ class AtomicBackend:
             self._deadline_us(now_us),
             now_seconds // SECONDS_PER_HOUR,
             ask.cost_nanousd,
-            rules.terms_of(ask),
+            terms,
             limits.window_seconds,
             bucket_seconds_of(limits.window_seconds),
             *_amounts(limits),
@@ -222,7 +225,7 @@ class AtomicBackend:
         if status == rules.EXPIRED:
             return rules.settlement_of(reservation, Outcome.EXPIRED, reservation.cost_nanousd)
         outcome = rules.outcome_of(ending, OUTCOME_OF_STATUS[status])
-        return replace(rules.settlement_of(reservation, outcome, booked), expired_nanousd=expired)
+        return rules.settlement_of(reservation, outcome, booked, expired)
 
     def _now_us(self) -> int:
         return self._clock.now_us() if self._clock else self._link.time_us()

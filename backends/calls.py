@@ -110,8 +110,11 @@ def reserve(ask: Ask, backend: str, now_us: int) -> Talk[Verdict]:
     reservation = rules.reservation_of(
         ask,
         backend,
+        rules.terms_of(ask),
         now_us,
         ask.cost_nanousd,
+        window_seconds=window,
+        open_seconds=ask.open_seconds,
         window_nanousd=sum(spent.recent.values()) + ask.cost_nanousd,
         day_nanousd=spent.daily + ask.cost_nanousd,
         window_frees_at_seconds=rules.window_frees_at(spent.recent, window, now_us),
@@ -165,7 +168,7 @@ def end(reservation: Reservation, ending: str, actual_nanousd: int, now_us: int)
     emptied = [_remove_empty(each.charge.key) for each in bookings if each.leaves_nothing]
     forgotten, expired = _forgotten(reservation, keys, held, seen, now_us, is_cleared=is_cleared)
     yield from _book(first, bookings, [*emptied, *forgotten])
-    return replace(rules.settlement_of(reservation, outcome, actual_nanousd), expired_nanousd=expired)
+    return rules.settlement_of(reservation, outcome, actual_nanousd, expired)
 
 
 def find(ask: Ask, backend: str) -> Talk[Reservation | None]:

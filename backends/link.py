@@ -279,19 +279,6 @@ class Link:
         waited = 0.0 if asked_at is None else self._clock.monotonic_seconds() - asked_at
         return min(self.timeout_seconds, left - waited)
 
-    @contextmanager
-    def _waiting(self) -> Iterator[None]:
-        patience = self._patience
-        if patience.left_seconds == math.inf:
-            yield
-            return
-        patience.asked_at_seconds = asked_at = self._clock.monotonic_seconds()
-        try:
-            yield
-        finally:
-            patience.asked_at_seconds = None
-            patience.left_seconds -= self._clock.monotonic_seconds() - asked_at
-
     def run(self, command: Callable[[Client], T]) -> T:
         """Do `command` with a client whose replies are bytes.
 
@@ -304,10 +291,10 @@ class Link:
         if self.wait_seconds() <= 0:
             # What was asked before in this time may be half of a change.
             raise StoreBusy("there was no time left to ask Redis", maybe_done=True)
-        self._pass_breaker()
+        if self._resting_until_seconds is not None:
+            self._pass_breaker()
         try:
-            with self._waiting():
-                answer = self._with_one_repeat(command)
+            answer = self._waited_for(command)
         except OSError as error:
             raise self._failed(redis.ConnectionError(str(error))) from error
         except (redis.RedisError, RedisClusterException, ValueError) as error:
@@ -356,6 +343,16 @@ class Link:
         """Give back every connection."""
         self._client.close()
         self._client.connection_pool.disconnect()
+
+    def _waited_for(self, command: Callable[[Client], T]) -> T:
+        # Not a context manager of its own, which takes as long as all else here: each decision passes.
+        patience = self._patience
+        patience.asked_at_seconds = asked_at = self._clock.monotonic_seconds()
+        try:
+            return self._with_one_repeat(command)
+        finally:
+            patience.asked_at_seconds = None
+            patience.left_seconds -= self._clock.monotonic_seconds() - asked_at
 
     def _with_one_repeat(self, command: Callable[[Client], T]) -> T:
         try:

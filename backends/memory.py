@@ -173,8 +173,11 @@ class MemoryBackend:
         reservation = rules.reservation_of(
             ask,
             self.name,
+            rules.terms_of(ask),
             now_us,
             ask.cost_nanousd,
+            window_seconds=ask.limits.window_seconds,
+            open_seconds=ask.open_seconds,
             window_nanousd=sum(spent.recent.values()) + ask.cost_nanousd,
             day_nanousd=spent.daily + ask.cost_nanousd,
             window_frees_at_seconds=rules.window_frees_at(spent.recent, ask.limits.window_seconds, now_us),
@@ -196,7 +199,7 @@ class MemoryBackend:
         self._end_idempotency(reservation, ending, actual_nanousd, now_us)
         self._record_actual(reservation, keys, actual_nanousd - held, now_us, is_cleared=is_cleared)
         expired = self._forget_open(reservation, keys, held, now_us, is_cleared=is_cleared)
-        return replace(rules.settlement_of(reservation, outcome, actual_nanousd), expired_nanousd=expired)
+        return rules.settlement_of(reservation, outcome, actual_nanousd, expired)
 
     def _end_idempotency(self, reservation: Reservation, ending: str, actual_nanousd: int, now_us: int) -> None:
         idempotency = reservation.idempotency

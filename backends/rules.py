@@ -412,42 +412,44 @@ def known_reservation(
     window_frees_at_seconds: int = 0,
 ) -> Reservation:
     """The reservation that `ask` became before: its lengths are those of then, whatever the limits say now."""
-    return replace(
-        reservation_of(
-            ask,
-            backend,
-            record.made_at_us,
-            record.nanousd,
-            window_nanousd=window_nanousd,
-            day_nanousd=day_nanousd,
-            window_frees_at_seconds=window_frees_at_seconds,
-        ),
+    return reservation_of(
+        ask,
+        backend,
+        record.terms,
+        record.made_at_us,
+        record.nanousd,
         window_seconds=record.window_seconds,
         open_seconds=record.open_seconds,
+        window_nanousd=window_nanousd,
+        day_nanousd=day_nanousd,
+        window_frees_at_seconds=window_frees_at_seconds,
     )
 
 
 def reservation_of(  # noqa: PLR0913 (what only the decision knows)
     ask: Ask,
     backend: str,
+    terms: str,
     made_at_us: int,
     held_nanousd: int,
     *,
+    window_seconds: int,
+    open_seconds: int,
     window_nanousd: int = 0,
     day_nanousd: int = 0,
     window_frees_at_seconds: int = 0,
     expired_nanousd: int = 0,
 ) -> Reservation:
-    """The reservation that an admitted `ask` became."""
+    """The reservation that an admitted `ask` became. The lengths are those of its first time."""
     return Reservation(
         ask.reservation_id,
         ask.identifier,
         ask.network,
         held_nanousd,
-        terms_of(ask),
+        terms,
         made_at_us,
-        ask.limits.window_seconds,
-        ask.open_seconds,
+        window_seconds,
+        open_seconds,
         backend,
         window_nanousd,
         day_nanousd,
@@ -659,7 +661,9 @@ def outcome_of(ending: str, outcome: Outcome) -> Outcome:
     return Outcome.RELEASED if ending == "released" and outcome is Outcome.SETTLED else outcome
 
 
-def settlement_of(reservation: Reservation, outcome: Outcome, booked_nanousd: int) -> Settlement:
+def settlement_of(
+    reservation: Reservation, outcome: Outcome, booked_nanousd: int, expired_nanousd: int = 0
+) -> Settlement:
     """A settlement with its overrun."""
     overrun = max(0, booked_nanousd - reservation.cost_nanousd)
-    return Settlement(reservation.reservation_id, outcome, booked_nanousd, overrun)
+    return Settlement(reservation.reservation_id, outcome, booked_nanousd, overrun, expired_nanousd)
