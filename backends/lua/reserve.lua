@@ -76,7 +76,7 @@ end
 -- {total of the living buckets, the oldest of them, those that are over and their total, all as read}.
 -- Mostly none is over: then one comparison a bucket is enough, which is what a full ring's time goes into.
 local function ring_at(key, over_text)
-  local flat = call('ZRANGE', key, 0, -1, 'WITHSCORES')
+  local flat = call('ZRANGE', key, '0', '-1', 'WITHSCORES')
   local total, oldest = 0, 'none'
   for i = 1, #flat, 2 do
     total = total + flat[i + 1]
@@ -103,18 +103,20 @@ end
 if now_us > tonumber(ARGV[2]) then return { 10, 0, now_us } end
 if hour ~= tonumber(ARGV[3]) then return { 11, 0, now_us } end
 
--- GET, not MGET: MGET would take a key of another kind for a missing one, and the INCRBY below would find out too late.
--- An error names the place and not the key: that holds an identifier, which must not reach a log whole.
-local function amount_at(place)
-  local text = call('GET', KEYS[place])
+-- MGET takes a key of another kind for a missing one: what it calls missing is asked for again by GET, which raises that
+-- before the INCRBY below would. An error names the place and not the key: that holds an identifier, which must not
+-- reach a log whole.
+local totals = call('MGET', KEYS[4], KEYS[6], KEYS[7], KEYS[8])
+local function amount_at(place, text)
+  text = text or call('GET', KEYS[place])
   if not text then return 0 end
   if not find(text, '^%d+$') or #text > 16 then error('KEYS ' .. place .. ' holds no amount') end
   return tonumber(text)
 end
 
 local record, marker = call('GET', KEYS[1]), call('GET', KEYS[2])
-local daily, network_daily = amount_at(4), amount_at(6)
-local hourly_of_all, daily_of_all = amount_at(7), amount_at(8)
+local daily, network_daily = amount_at(4, totals[1]), amount_at(6, totals[2])
+local hourly_of_all, daily_of_all = amount_at(7, totals[3]), amount_at(8, totals[4])
 local over_text = over_after(bucket_s, window_s)
 local recent = ring_at(KEYS[3], over_text)
 
