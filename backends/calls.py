@@ -331,11 +331,14 @@ def _reserved(charge: rules.Charge, nanousd: int, seen: Seen, now_us: int) -> _B
     """A ring lives to see the end of each bucket; it may not where the window has grown since."""
     if not _seen_at(charge, seen):
         return _Booking(charge, nanousd, _Life.GIVEN, _life_of(charge))
-    if charge.bucket_ends_at_seconds is None:
+    if charge.member is None:
         return _Booking(charge, nanousd, _Life.KEPT, _life_of(charge))
-    left_ms = charge.bucket_ends_at_seconds * 1_000 - now_us // 1_000
-    expiry = ("PEXPIRE", charge.key, left_ms)
-    return _Booking(charge, nanousd, _Life.ASKED, expiry, ("PTTL", charge.key), left_ms)
+    how_long, ends_at = ("PTTL", charge.key), charge.bucket_ends_at_seconds
+    if ends_at is None:
+        # Whoever made the bucket may have been stopped before it gave the ring its life.
+        return _Booking(charge, nanousd, _Life.ASKED, _life_of(charge), how_long)
+    left_ms = ends_at * 1_000 - now_us // 1_000
+    return _Booking(charge, nanousd, _Life.ASKED, ("PEXPIRE", charge.key, left_ms), how_long, left_ms)
 
 
 def _changed(charge: rules.Charge, nanousd: int, there: int | None) -> _Booking:
@@ -410,14 +413,14 @@ def _over(ask: Ask, keys: BookKeys, seen: Seen, now_us: int) -> list[Words]:
 
 
 def _sweeps(ask: Ask, keys: BookKeys, seen: Seen, now_us: int) -> tuple[list[Words], int]:
-    """Rings of open money that have grown too long lose what is over; of everybody's, how much that was."""
+    """Rings of open money that a new bucket makes too long lose what is over; of everybody's, how much that was."""
     commands, expired = [], 0
-    for key in (keys.open_identifier, keys.open_network, keys.open_of_all):
-        ring = _ring(seen, key)
-        if len(ring) > LIVING_OPEN_BUCKETS:
+    for charge in rules.open_charges(keys, ask.open_seconds, now_us):
+        ring = _ring(seen, charge.key)
+        if charge.member not in ring and len(ring) > LIVING_OPEN_BUCKETS:
             living = rules.alive(ring, open_bucket_seconds_of(ask.open_seconds), ask.open_seconds, now_us)
-            commands += _remove(key, [start for start in ring if start not in living])
-            if key == keys.open_of_all:
+            commands += _remove(charge.key, [start for start in ring if start not in living])
+            if charge.key == keys.open_of_all:
                 expired = rules.expired_in(ring, ask.open_seconds, None, 0, now_us)
     return commands, expired
 

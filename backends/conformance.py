@@ -1423,6 +1423,23 @@ class Conformance:
             stored = self.harness.stored()
             assert {key: stored[key][1] for key in before} == {key: left - gone for key, left in before.items()}
 
+    def test_a_ring_of_open_money_gets_its_life_with_a_new_bucket_only(self) -> None:
+        self.reserve("r0", open_seconds=30)
+        self.reserve("r1")
+        life = 30 + open_bucket_seconds_of(30)
+        self._assert_open_rings_live(life)
+        self.pass_seconds(OPEN_BUCKET_SECONDS - 1)
+        self.reserve("r2")
+        self._assert_open_rings_live(life - OPEN_BUCKET_SECONDS + 1)
+        self.pass_seconds(1)
+        self.reserve("r3")
+        self._assert_open_rings_live(OPEN_SECONDS + OPEN_BUCKET_SECONDS)
+
+    def _assert_open_rings_live(self, seconds: int) -> None:
+        stored, keys = self.harness.stored(), self.keys()
+        rings = (keys.open_identifier, keys.open_network, keys.open_of_all)
+        assert [stored[key][1] for key in rings] == [seconds, seconds, seconds + RECORD_KEEP_SECONDS]
+
     # --- sizes and lives
 
     def test_a_ring_has_never_more_members_than_buckets_and_one(self) -> None:

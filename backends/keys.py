@@ -42,7 +42,7 @@ RECORD_PREFIX = "llm:reservation:"
 RING_BUCKETS = 20
 OPEN_BUCKETS = 12
 LIVING_OPEN_BUCKETS = OPEN_BUCKETS + 1
-"""So many can be alive at once; a ring of open money with more is swept before it is charged."""
+"""So many can be alive at once; a ring of open money with more is swept when it gets another."""
 RECORD_KEEP_SECONDS = 3_600
 IDEMPOTENCY_KEEP_SECONDS = 86_400
 RESET_KEEP_SECONDS = 172_800

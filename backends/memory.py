@@ -268,12 +268,12 @@ class MemoryBackend:
 
     def _sweep_open(self, keys: BookKeys, open_seconds: int, now_us: int) -> int:
         expired = 0
-        for key in (keys.open_identifier, keys.open_network, keys.open_of_all):
-            ring = self._ring(key, now_us)
-            if len(ring) > LIVING_OPEN_BUCKETS:
+        for charge in rules.open_charges(keys, open_seconds, now_us):
+            ring = self._ring(charge.key, now_us)
+            if charge.member not in ring and len(ring) > LIVING_OPEN_BUCKETS:
                 living = rules.alive(ring, open_bucket_seconds_of(open_seconds), open_seconds, now_us)
-                self._drop(key, [start for start in ring if start not in living])
-                if key == keys.open_of_all:
+                self._drop(charge.key, [start for start in ring if start not in living])
+                if charge.key == keys.open_of_all:
                     expired = rules.expired_in(ring, open_seconds, None, 0, now_us)
         return expired
 

@@ -479,11 +479,15 @@ class Charge:
     member: int | None
     life_seconds: int
     """From now until the key may go, as a reservation sets it."""
+    is_open_money: bool = False
 
     @property
     def bucket_ends_at_seconds(self) -> int | None:
-        """Unix time that a ring must live to see: it may not where the window has grown since. None for a total."""
-        return None if self.member is None else self.member + self.life_seconds
+        """Unix time that a ring of a window must live to see: it may not where the window has grown since.
+
+        None for a total, and for a ring of open money: that length changes with a restart at most, and limits nothing.
+        """
+        return None if self.member is None or self.is_open_money else self.member + self.life_seconds
 
 
 def charges(
@@ -514,12 +518,12 @@ def open_charges(keys: BookKeys, open_seconds: int, made_at_us: int, *, is_clear
     made = made_at_us // US
     start = made - made % bucket
     life = open_seconds + bucket
-    mine = [] if is_cleared else [Charge(keys.open_identifier, start, life)]
+    mine = [] if is_cleared else [Charge(keys.open_identifier, start, life, is_open_money=True)]
     # Everybody's is kept as long as records are: whoever comes after a lull tells what nobody ended before it.
     return [
         *mine,
-        Charge(keys.open_network, start, life),
-        Charge(keys.open_of_all, start, life + RECORD_KEEP_SECONDS),
+        Charge(keys.open_network, start, life, is_open_money=True),
+        Charge(keys.open_of_all, start, life + RECORD_KEEP_SECONDS, is_open_money=True),
     ]
 
 

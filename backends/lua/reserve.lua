@@ -45,8 +45,10 @@ Reply {status, ttl_or_duration, now_us, ...}
 Worked example: window limit 20000000, three open reservations of 4050000 in it, cost 4050000:
 12150000 + 4050000 <= 20000000, so {0, 120, now, now, 16200000, ...}; the fifth gets {3, 30, now, 30, 1, 3}.
 
-Promise: reads and decides first, writes last; whatever can be of the wrong kind has been read before the first write, and
-the first write is one that a full or read-only server refuses. No decision rests on a TTL: those only collect what is over.
+Promise: reads and decides first, writes last. Whatever can be of the wrong kind has been read before the first write,
+but for the rings of open money, which decide nothing: they are charged first, and where one refuses, the others get back
+what they had. A full or read-only server refuses the first write. No decision rests on a TTL: those only collect what is
+over.
 A bucket counts until its youngest possible nano-dollar has left the window (n + 1 buckets), so a true window never exceeds
 the limit. All numbers stay below 2^53; amounts reach Redis as the strings that came in.
 ]]
@@ -160,17 +162,6 @@ end
 
 local network_recent = ring_at(KEYS[5], over_text)
 
--- Settlements sweep the rings of open money; where none come (workers that are killed), reservations do. What is over in
--- everybody's is told, once: reservations that nobody ended.
-local open_over, expired = {}, 0
-for i = 9, 11 do
-  if call('ZCARD', KEYS[i]) > LIVING_OPEN_BUCKETS then
-    local ring = ring_at(KEYS[i], over_after(open_bucket_s, open_s))
-    open_over[i] = ring.over
-    if i == 11 then expired = ring.over_total end
-  end
-end
-
 -- Decide.
 
 local NO_LIMIT = math.huge
@@ -190,6 +181,9 @@ local fits = daily + cost <= day_limit
 -- All of it stands inside the condition: an admitted request does not pay for making these functions.
 
 if not fits then
+  -- An admitted request finds out by its writes whether these are of the wrong kind.
+  for i = 9, 11 do call('ZCARD', KEYS[i]) end
+
   local function open_since(key, since_s)
     local ring = ring_at(key, over_after(open_bucket_s, open_s))
     local total = 0
@@ -243,7 +237,36 @@ if not fits then
   return { status, marker_s, now_us, wait_s, busy and 1 or 0, status }
 end
 
--- Write: the record first, since a server that takes no writes refuses here, before anything has changed.
+-- Write: the open money first. A server that takes no writes refuses here, and whoever refuses, nothing stays changed.
+
+local open_bucket = format('%.0f', now_s - now_s % open_bucket_s)
+local opened = {}
+for i = 9, 11 do
+  local held = redis.pcall('ZINCRBY', KEYS[i], ARGV[4], open_bucket)
+  if type(held) == 'table' then
+    for j = 9, i - 1 do
+      if opened[j] == cost then call('ZREM', KEYS[j], open_bucket) else call('ZINCRBY', KEYS[j], -cost, open_bucket) end
+    end
+    return held
+  end
+  opened[i] = tonumber(held)
+end
+
+-- A ring gets its life with each new bucket. open_s changes with a restart at most, so that outlives the bucket; else
+-- busy may be told as spent for once. Everybody's is kept as long as records are: whoever comes after a lull tells what
+-- nobody ended before it. And only a new bucket makes it longer: settlements sweep it, and where none come (workers that
+-- are killed), reservations do. What is over in everybody's is told, once: reservations that nobody ended.
+local expired = 0
+for i = 9, 11 do
+  if opened[i] == cost then
+    call('EXPIRE', KEYS[i], open_s + open_bucket_s + (i == 11 and tonumber(ARGV[18]) or 0))
+    if call('ZCARD', KEYS[i]) > LIVING_OPEN_BUCKETS + 1 then
+      local ring = ring_at(KEYS[i], over_after(open_bucket_s, open_s))
+      if ring.over then call('ZREM', KEYS[i], unpack(ring.over)) end
+      if i == 11 then expired = ring.over_total end
+    end
+  end
+end
 
 call('SET', KEYS[1], format('open %s %.0f %s %s %s %s %s', ARGV[4], now_us, terms, ARGV[6], ARGV[16], ARGV[19], ARGV[20]),
   'EX', open_s + tonumber(ARGV[18]))
@@ -252,7 +275,7 @@ if KEYS[12] then
   call('SET', KEYS[12], format('open %s %s %s %.0f', ARGV[21], ARGV[22], ARGV[4], until_us), 'EX', ARGV[23])
 end
 
--- A key gets its life with its first amount; a ring, again with each new bucket. Where that ends before the bucket does
+-- A total gets its life with its first amount; a ring, with each new bucket. Where that ends before the bucket does
 -- (the length of the window has grown since), it is lengthened to the bucket's own end: a ring outlives its youngest.
 local function charge_total(key, held_before, ends_at_s)
   call('INCRBY', key, ARGV[4])
@@ -276,11 +299,7 @@ charge_total(KEYS[4], daily, day_ends_s + 86400)
 charge_total(KEYS[6], network_daily, day_ends_s + 86400)
 charge_total(KEYS[7], hourly_of_all, hour_ends_s + 7200)
 charge_total(KEYS[8], daily_of_all, day_ends_s + 86400)
-local open_bucket = format('%.0f', now_s - now_s % open_bucket_s)
--- Everybody's is kept as long as records are: whoever comes after a lull tells what nobody ended before it.
-for i = 9, 11 do charge_ring(KEYS[i], open_bucket, open_s + open_bucket_s + (i == 11 and tonumber(ARGV[18]) or 0)) end
 if recent.over then call('ZREM', KEYS[3], unpack(recent.over)) end
 if network_recent.over then call('ZREM', KEYS[5], unpack(network_recent.over)) end
-for i, over in pairs(open_over) do call('ZREM', KEYS[i], unpack(over)) end
 
 return { 0, open_s, now_us, now_us, recent.total + cost, daily + cost, frees_at_s(recent.oldest), cost, expired, window_s }

@@ -1,12 +1,15 @@
 """The suite can fail: each of these small wrongs in a script is noticed by the case of it that is named beside it."""
 
 import hashlib
+from itertools import product
 
 import pytest
+import redis
 
 from backends import atomic
 from backends.conformance import Conformance, RedisHarness
 from backends.scripts import Script
+from tests.lua import by_hand, test_wrong_kinds
 
 # What stands in the script, what is put in its place, and the case that notices.
 RESERVE = [
@@ -135,14 +138,22 @@ RESERVE = [
         "the_known_layout_of_keys",
     ),
     ("charge_total(KEYS[8], daily_of_all, day_ends_s + 86400)", "", "scopes_are_kept_apart"),
-    ("for i = 9, 11 do charge_ring", "for i = 9, 10 do charge_ring", "the_known_layout_of_keys"),
-    ("if recent.over then", "if false then", "a_ring_has_never_more_members_than_buckets_and_one"),
-    ("if network_recent.over then", "if false then", "a_ring_has_never_more_members_than_buckets_and_one"),
+    ("for i = 9, 11 do\n  local held", "for i = 9, 10 do\n  local held", "the_known_layout_of_keys"),
+    ("if opened[i] == cost then", "if true then", "a_ring_of_open_money_gets_its_life_with_a_new_bucket_only"),
+    ("call('EXPIRE', KEYS[i], open_s + open_bucket_s", "call('EXPIRE', KEYS[i], open_s", "the_known_layout_of_keys"),
     (
-        "for i, over in pairs(open_over) do",
-        "for i, over in pairs({}) do",
+        "> LIVING_OPEN_BUCKETS + 1 then",
+        "> LIVING_OPEN_BUCKETS then",
         "what_killed_workers_leave_open_makes_no_ring_grow",
     ),
+    (
+        "> LIVING_OPEN_BUCKETS + 1 then",
+        "> LIVING_OPEN_BUCKETS + 2 then",
+        "what_killed_workers_leave_open_makes_no_ring_grow",
+    ),
+    ("if recent.over then", "if false then", "a_ring_has_never_more_members_than_buckets_and_one"),
+    ("if network_recent.over then", "if false then", "a_ring_has_never_more_members_than_buckets_and_one"),
+    ("if ring.over then", "if false then", "what_killed_workers_leave_open_makes_no_ring_grow"),
     (
         "if i == 11 then expired = ring.over_total end",
         "",
@@ -463,6 +474,19 @@ SETTLE = [
     ),
     ("now_us), 'EX', ARGV[15])", "now_us), 'EX', keep_s)", "a_key_is_kept_for_a_day_from_its_last_change"),
 ]
+# The case that notices these is `test_reserve_with_a_key_of_another_kind`, for one of the keys.
+OF_ANOTHER_KIND = [
+    ("text = text or call('GET', KEYS[place])", ""),
+    ("for i = 9, 11 do call('ZCARD', KEYS[i]) end", ""),
+    ("redis.pcall('ZINCRBY'", "call('ZINCRBY'"),
+    ("if type(held) == 'table' then", "if false then"),
+    ("for j = 9, i - 1 do", "for j = 9, i - 2 do"),
+    ("for j = 9, i - 1 do", "for j = 10, i - 1 do"),
+    ("call('ZREM', KEYS[j], open_bucket)", ""),
+    ("call('ZINCRBY', KEYS[j], -cost, open_bucket)", ""),
+    ("if opened[j] == cost then", "if false then"),
+    ("    return held\n", ""),
+]
 MUTANTS = [
     *(("reserve.lua", *mutant) for mutant in RESERVE),
     *(("extend.lua", *mutant) for mutant in EXTEND),
@@ -483,15 +507,33 @@ def test_the_scripts_as_they_are_pass(suite, case):
     getattr(suite, f"test_{case}")()
 
 
-@pytest.mark.parametrize(("script", "right", "wrong", "case"), MUTANTS, ids=lambda text: text.strip()[:40])
-def test_a_wrong_in_a_script_is_noticed(monkeypatch, suite, script, right, wrong, case):
+def mutant_of(script, right, wrong):
     mutant = Script(script)
     assert mutant.text.count(right) == 1, "the script has changed: so must this mutant"
     mutant.text = mutant.text.replace(right, wrong)
     mutant.digest = hashlib.sha1(mutant.text.encode(), usedforsecurity=False).hexdigest()
+    return mutant
+
+
+@pytest.mark.parametrize(("script", "right", "wrong", "case"), MUTANTS, ids=lambda text: text.strip()[:40])
+def test_a_wrong_in_a_script_is_noticed(monkeypatch, suite, script, right, wrong, case):
+    mutant = mutant_of(script, right, wrong)
     monkeypatch.setattr(atomic, f"_{script.split('.', maxsplit=1)[0].upper()}", mutant)
     try:
         getattr(suite, f"test_{case}")()
     except Exception:  # noqa: BLE001 (whatever it is, the mutant is noticed)
         return
     pytest.fail(f"{case} does not notice it")
+
+
+@pytest.mark.parametrize(("right", "wrong"), OF_ANOTHER_KIND)
+def test_a_key_of_another_kind_notices_it(monkeypatch, redis_url, right, wrong):
+    monkeypatch.setattr(by_hand, "RESERVE", mutant_of("reserve.lua", right, wrong))
+
+    def every_case():
+        for name, limit, comes_first in product(by_hand.RESERVE_KEYS, (10**12, 0), (False, True)):
+            client.flushdb()
+            test_wrong_kinds.test_reserve_with_a_key_of_another_kind(client, name, limit, comes_first)
+
+    with redis.Redis.from_url(redis_url) as client, pytest.raises((AssertionError, pytest.fail.Exception)):
+        every_case()

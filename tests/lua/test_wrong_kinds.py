@@ -44,10 +44,12 @@ def has_pexpiretime(client):
     return int(client.info("server")["redis_version"].split(".")[0]) >= 7
 
 
+@pytest.mark.parametrize("comes_first", [False, True])
 @pytest.mark.parametrize("limit", [10**12, 0], ids=["admitted", "refused"])
 @pytest.mark.parametrize("name", RESERVE_KEYS)
-def test_reserve_with_a_key_of_another_kind(client, name, limit):
-    reserve(client, "before")
+def test_reserve_with_a_key_of_another_kind(client, name, limit, comes_first):
+    if not comes_first:
+        reserve(client, "before")
     put_other_kind(client, name)
     for of in ("day", "window", "network_window", "network_day", "hour_of_all", "day_of_all"):
         assert_nothing_changes(client, lambda of=of: reserve(client, **{of: limit}))
