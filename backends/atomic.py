@@ -168,6 +168,7 @@ class AtomicBackend:
             RECORD_KEEP_SECONDS,
             rules.digest_of(ask.identifier),
             rules.digest_of(ask.network),
+            "" if ask.at_least_nanousd is None else ask.at_least_nanousd,
         )
         if ask.idempotency is not None:
             keys = (*keys, idempotency_key(ask.idempotency.digest))

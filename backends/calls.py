@@ -112,16 +112,16 @@ def reserve(ask: Ask, backend: str, now_us: int) -> Talk[Verdict]:
         backend,
         rules.terms_of(ask),
         now_us,
-        ask.cost_nanousd,
+        decision.held_nanousd,
         window_seconds=window,
         open_seconds=ask.open_seconds,
-        window_nanousd=sum(spent.recent.values()) + ask.cost_nanousd,
-        day_nanousd=spent.daily + ask.cost_nanousd,
+        window_nanousd=sum(spent.recent.values()) + decision.held_nanousd,
+        day_nanousd=spent.daily + decision.held_nanousd,
         window_frees_at_seconds=rules.window_frees_at(spent.recent, window, now_us),
     )
     swept, expired = _sweeps(ask, keys, seen, now_us)
     charges = rules.charges(keys, window, now_us, now_us) + rules.open_charges(keys, ask.open_seconds, now_us)
-    bookings = [_reserved(charge, ask.cost_nanousd, seen, now_us) for charge in charges]
+    bookings = [_reserved(charge, decision.held_nanousd, seen, now_us) for charge in charges]
     # The record comes last: one that is found says that all was charged, and may be taken back as a whole.
     last = [*_over(ask, keys, seen, now_us), *_remembered(ask, reservation, keys, now_us)]
     yield from _book(swept, bookings, last, is_charge=True)
@@ -385,10 +385,10 @@ def _late_life(booking: _Booking, replies: Sequence[Any]) -> Words | None:
 
 
 def _remembered(ask: Ask, reservation: Reservation, keys: BookKeys, now_us: int) -> list[Words]:
-    record = rules.record_of(reservation, "open", ask.cost_nanousd).text()
+    record = rules.record_of(reservation, "open", reservation.cost_nanousd).text()
     commands = [_set(keys.record, record, ask.open_seconds + RECORD_KEEP_SECONDS)]
     if ask.idempotency is not None:
-        text = rules.in_flight_text(ask, ask.idempotency, now_us)
+        text = rules.in_flight_text(reservation, ask.idempotency, now_us)
         commands.append(_set(idempotency_key(ask.idempotency.digest), text, IDEMPOTENCY_KEEP_SECONDS))
     return commands
 

@@ -329,6 +329,12 @@ class Conformance:
     def books(self) -> Books:
         return self.harness.backend.books(WHO, NETWORK, WINDOW_SECONDS)
 
+    def every_amount(self) -> set[int]:
+        """What the six totals hold."""
+        books = self.books()
+        mine = {books.window_nanousd, books.day_nanousd, books.network_window_nanousd, books.network_day_nanousd}
+        return {*mine, books.global_hour_nanousd, books.global_day_nanousd}
+
     def pass_seconds(self, seconds: float) -> None:
         self.harness.pass_time(int(seconds * US))
 
@@ -569,6 +575,91 @@ class Conformance:
             assert fits.retry_after_seconds == case.marker_seconds
             self.pass_seconds(case.marker_seconds)
             self.reserve("r2", 1, limits)
+
+    # --- the last of a budget
+
+    def test_the_last_of_a_budget_is_set_aside_where_that_will_do(self) -> None:
+        for case in self.each_limit():
+            limits = case.set_to(COST + 300)
+            self.spend("r0", COST, limits)
+            made = self.reserve("r1", COST, limits, at_least_nanousd=300, idempotency=KEY)
+            assert made.cost_nanousd == 300, case
+            assert (made.window_spent_nanousd, made.day_spent_nanousd) == (COST + 300, COST + 300), case
+            assert self.every_amount() == {COST + 300}, case
+            assert self.books().open_nanousd == 300, case
+            known = self.harness.backend.find_duplicate(KEY)
+            assert known is not None, case
+            assert known.cost_nanousd == 300, case
+            assert self.reserve("r1", COST, limits, at_least_nanousd=300, idempotency=KEY).cost_nanousd == 300, case
+            assert self.settle(made, 120).booked_nanousd == 120, case
+            assert self.every_amount() == {COST + 120}, case
+
+    def test_less_than_will_do_is_refused_and_nothing_is_set_aside(self) -> None:
+        for case in self.each_limit():
+            limits = replace(case.set_to(COST + 299), throttle_seconds=1)
+            self.spend("r0", COST, limits)
+            before = unmarked(self.harness.stored())
+            refusal = self.refuse("r1", COST, limits, at_least_nanousd=300)
+            assert (refusal.reason, refusal.in_flight, refusal.can_never_fit) == (case.reason, False, False), case
+            assert unmarked(self.harness.stored()) == before, case
+
+    def test_where_all_of_it_fits_all_of_it_is_set_aside(self) -> None:
+        for case in self.each_limit():
+            assert self.reserve("r0", COST, case.set_to(COST), at_least_nanousd=1).cost_nanousd == COST, case
+
+    def test_the_last_of_the_fullest_budget_is_what_is_left(self) -> None:
+        for case in self.each_limit():
+            for other in LIMITS_IN_ORDER:
+                if other is case:
+                    continue
+                self.harness.clear()
+                limits = case.set_to(COST + 200, other.set_to(COST + 300))
+                self.spend("r0", COST, limits)
+                assert self.reserve("r1", COST, limits, at_least_nanousd=1).cost_nanousd == 200, (case, other)
+
+    def test_while_what_is_under_way_may_make_room_for_all_of_it_no_less_is_set_aside(self) -> None:
+        for case in self.each_limit():
+            limits = replace(case.set_to(COST + 300), mark_when_busy=False)
+            open_one = self.reserve("r0", COST, limits)
+            refusal = self.refuse("r1", COST, limits, at_least_nanousd=300)
+            assert (refusal.reason, refusal.in_flight) == (case.reason, True), case
+            self.settle(open_one, 301)
+            assert self.reserve("r2", COST, limits, at_least_nanousd=300).cost_nanousd == COST - 1, case
+
+    def test_what_is_under_way_may_also_make_room_for_the_least(self) -> None:
+        for case in self.each_limit():
+            limits = replace(case.set_to(COST + 300), mark_when_busy=False)
+            self.spend("r0", COST, limits)
+            open_one = self.reserve("r1", 200, limits)
+            refusal = self.refuse("r2", COST, limits, at_least_nanousd=101)
+            assert (refusal.reason, refusal.in_flight, refusal.retry_after_seconds) == (case.reason, True, 1), case
+            self.settle(open_one, 199)
+            assert self.reserve("r3", COST, limits, at_least_nanousd=101).cost_nanousd == 101, case
+
+    def test_what_exceeds_a_whole_limit_may_still_begin_with_all_of_it(self) -> None:
+        for case in self.each_limit():
+            limits = case.set_to(COST - 1)
+            refusal = self.refuse("r0", COST + 1, limits, at_least_nanousd=COST)
+            assert (refusal.can_never_fit, refusal.retry_after_seconds) == (True, None), case
+            if case.marker_seconds:
+                self.harness.lose(self.keys().marker)
+            assert self.reserve("r1", COST, limits, at_least_nanousd=COST - 1).cost_nanousd == COST - 1, case
+
+    def test_retry_after_is_when_the_least_fits(self) -> None:
+        for case in self.each_limit():
+            limits = replace(case.set_to(COST), throttle_seconds=1)
+            for number in range(3):
+                self.spend(f"s{number}", COST // 4, limits)
+                self.pass_seconds(60)
+            self.pass_seconds(0.5)
+            refusal = self.refuse("r0", COST, limits, at_least_nanousd=COST // 2)
+            assert refusal.retry_after_seconds is not None
+            self.pass_seconds(refusal.retry_after_seconds - 1)
+            assert self.refuse("r1", COST, limits, at_least_nanousd=COST // 2).reason == case.reason
+            if case.marker_seconds:
+                self.harness.lose(self.keys().marker)
+            self.pass_seconds(1)
+            assert self.reserve("r2", COST, limits, at_least_nanousd=COST // 2).cost_nanousd >= COST // 2, case
 
     # --- when to come back
 

@@ -79,6 +79,15 @@ class Ask:
     open_seconds: int
     """The longest that the answer may take and be settled: past it an unended reservation counts as expired."""
     idempotency: Idempotency | None = None
+    at_least_nanousd: int | None = None
+    """The last of a budget: where `cost_nanousd` has no room, and will have none when what is under way has ended, all
+    that is left is set aside, if it is so much. None: all of it or nothing.
+    """
+
+    @property
+    def least_nanousd(self) -> int:
+        """What it takes at least to be admitted."""
+        return self.cost_nanousd if self.at_least_nanousd is None else self.at_least_nanousd
 
 
 @dataclass(frozen=True, slots=True)

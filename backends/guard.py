@@ -219,7 +219,7 @@ class Guard:
             return verdict
         if ask.reservation_id in self._hours:
             return replace(verdict, backend=EMERGENCY)
-        hour = self._emergency.take(ask.cost_nanousd, policy.emergency_nanousd)
+        hour = self._emergency.take(verdict.cost_nanousd, policy.emergency_nanousd)
         if hour is None:
             self._fallback.release(verdict)
             self._tell("emergency_exhausted", ask)
@@ -346,7 +346,7 @@ class Guard:
             return
         self._tell_expired(verdict.expired_nanousd)
         spent = {"window_nanousd": verdict.window_spent_nanousd, "day_nanousd": verdict.day_spent_nanousd}
-        self._tell("reserved", ask, **spent, **decision)
+        self._tell("reserved", ask, cost_nanousd=verdict.cost_nanousd, **spent, **decision)
 
     def _tell_extension_failed(self, reservation: Reservation, error: StoreError) -> None:
         fields: dict[str, object] = {"request_id": reservation.reservation_id, "error": str(error)}

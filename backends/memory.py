@@ -81,7 +81,7 @@ class MemoryBackend:
                 self._put(keys.marker, decision.set_marker, decision.marker_seconds, now_us)
             if decision.status != rules.ADMITTED:
                 return rules.refusal_of(ask, decision)
-            return self._admit(ask, keys, spent, now_us)
+            return self._admit(ask, decision.held_nanousd, keys, spent, now_us)
 
     def find(self, ask: Ask) -> Reservation | None:
         with self._lock:
@@ -169,17 +169,17 @@ class MemoryBackend:
         text = self._text(idempotency_key(idempotency.digest), now_us)
         return rules.duplicate_of(text, idempotency, now_us)
 
-    def _admit(self, ask: Ask, keys: BookKeys, spent: rules.Spent, now_us: int) -> Reservation:
+    def _admit(self, ask: Ask, held_nanousd: int, keys: BookKeys, spent: rules.Spent, now_us: int) -> Reservation:
         reservation = rules.reservation_of(
             ask,
             self.name,
             rules.terms_of(ask),
             now_us,
-            ask.cost_nanousd,
+            held_nanousd,
             window_seconds=ask.limits.window_seconds,
             open_seconds=ask.open_seconds,
-            window_nanousd=sum(spent.recent.values()) + ask.cost_nanousd,
-            day_nanousd=spent.daily + ask.cost_nanousd,
+            window_nanousd=sum(spent.recent.values()) + held_nanousd,
+            day_nanousd=spent.daily + held_nanousd,
             window_frees_at_seconds=rules.window_frees_at(spent.recent, ask.limits.window_seconds, now_us),
         )
         return replace(reservation, expired_nanousd=self._record_reservation(ask, reservation, keys, now_us))
@@ -236,15 +236,16 @@ class MemoryBackend:
         )
 
     def _record_reservation(self, ask: Ask, reservation: Reservation, keys: BookKeys, now_us: int) -> int:
-        record = rules.record_of(reservation, "open", ask.cost_nanousd).text()
+        held = reservation.cost_nanousd
+        record = rules.record_of(reservation, "open", held).text()
         self._put(keys.record, record, ask.open_seconds + RECORD_KEEP_SECONDS, now_us)
         if ask.idempotency is not None:
-            text = rules.in_flight_text(ask, ask.idempotency, now_us)
+            text = rules.in_flight_text(reservation, ask.idempotency, now_us)
             self._put(idempotency_key(ask.idempotency.digest), text, IDEMPOTENCY_KEEP_SECONDS, now_us)
         expired = self._sweep_open(keys, ask.open_seconds, now_us)
         window = ask.limits.window_seconds
         for charge in rules.charges(keys, window, now_us, now_us) + rules.open_charges(keys, ask.open_seconds, now_us):
-            if self._increment(charge, ask.cost_nanousd, now_us) == ask.cost_nanousd:
+            if self._increment(charge, held, now_us) == held:
                 self._gone_at_us[charge.key] = now_us + charge.life_seconds * rules.US
             elif charge.bucket_ends_at_seconds is not None:
                 ends_at_us = charge.bucket_ends_at_seconds * rules.US

@@ -164,10 +164,10 @@ def state_of(record: Record, now_us: int) -> str:
     return "expired" if is_over else record.state
 
 
-def in_flight_text(ask: Ask, idempotency: Idempotency, now_us: int) -> str:
+def in_flight_text(reservation: Reservation, idempotency: Idempotency, now_us: int) -> str:
     """What is remembered of an idempotency key when its request is admitted."""
-    until_us = now_us + ask.open_seconds * US
-    return f"open {idempotency.body_digest} {ask.reservation_id} {ask.cost_nanousd} {until_us}"
+    until_us = now_us + reservation.open_seconds * US
+    return f"open {idempotency.body_digest} {reservation.reservation_id} {reservation.cost_nanousd} {until_us}"
 
 
 def settled_text(reservation: Reservation, idempotency: Idempotency, actual_nanousd: int, now_us: int) -> str:
@@ -215,6 +215,8 @@ class Decision:
     busy: bool = False
     cause: int = 0
     set_marker: str | None = None
+    held_nanousd: int = 0
+    """What is set aside, where it is admitted."""
 
 
 def decision_of_marker(text: bytes | None, left_ms: int, throttle_seconds: int, now_us: int) -> Decision | None:
@@ -292,21 +294,35 @@ def _ring_fits_at(ring: Ring, limit: int, cost: int, bucket_seconds: int, window
 
 def decide(ask: Ask, spent: Spent, keys: BookKeys, read_open: Callable[[str], Ring], now_us: int) -> Decision:
     """Whether all limits have room for `ask`; `read_open` is asked only where one has not."""
+    limits = _limits(ask.limits, spent, keys, now_us)
+    decision = _decide(ask, ask.cost_nanousd, limits, read_open, now_us)
+    if decision.status == ADMITTED or decision.busy or ask.at_least_nanousd is None:
+        return decision
+    room = min(each.limit - each.spent for each in limits if each.limit is not None)
+    if room >= ask.at_least_nanousd:
+        return Decision(ADMITTED, now_us, held_nanousd=room)
+    return _decide(ask, ask.at_least_nanousd, limits, read_open, now_us)
+
+
+def _decide(
+    ask: Ask, cost_nanousd: int, limits: Sequence[_Limit], read_open: Callable[[str], Ring], now_us: int
+) -> Decision:
+    """The same for so much, all of it or nothing."""
     window = ask.limits.window_seconds
     bucket = bucket_seconds_of(window)
     status, busy, ends_at = ADMITTED, True, 0
-    for each in _limits(ask.limits, spent, keys, now_us):
-        if each.limit is None or each.spent + ask.cost_nanousd <= each.limit:
+    for each in limits:
+        if each.limit is None or each.spent + cost_nanousd <= each.limit:
             continue
         status = status or each.status
         held = _open_since(read_open(each.open_key), ask.open_seconds, each.since_seconds, now_us)
-        busy = busy and each.spent - held + ask.cost_nanousd <= each.limit
-        ring_end = _ring_fits_at(each.ring or {}, each.limit, ask.cost_nanousd, bucket, window, now_us)
+        busy = busy and each.spent - held + cost_nanousd <= each.limit
+        ring_end = _ring_fits_at(each.ring or {}, each.limit, cost_nanousd, bucket, window, now_us)
         ends_at = max(ends_at, each.ends_at_seconds or ring_end)
     if status == ADMITTED:
-        return Decision(ADMITTED, now_us)
+        return Decision(ADMITTED, now_us, held_nanousd=cost_nanousd)
     # Nothing that was spent stands in the way of what can never fit: its marker ends by itself.
-    is_own_fault = can_never_fit(ask)
+    is_own_fault = _exceeds_a_limit(ask.limits, cost_nanousd)
     wait = 1 if busy or is_own_fault else max(1, -(-(ends_at * US - now_us) // US))
     return _refused(ask.limits, status, wait, now_us, busy=busy)
 
@@ -341,8 +357,12 @@ def limit_of(limits: Limits, reason: Reason) -> int | None:
 
 def can_never_fit(ask: Ask) -> bool:
     """Whether it asks for more than a whole limit."""
-    amounts = [limit_of(ask.limits, each) for each in SCOPE_OF_REASON]
-    return any(limit is not None and ask.cost_nanousd > limit for limit in amounts)
+    return _exceeds_a_limit(ask.limits, ask.least_nanousd)
+
+
+def _exceeds_a_limit(limits: Limits, cost_nanousd: int) -> bool:
+    amounts = [limit_of(limits, each) for each in SCOPE_OF_REASON]
+    return any(limit is not None and cost_nanousd > limit for limit in amounts)
 
 
 def refusal_of(ask: Ask, decision: Decision) -> Refusal:

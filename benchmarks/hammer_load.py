@@ -78,6 +78,8 @@ class Plan:
     repeats: bool
     idempotency: str | None
     is_shared: bool
+    at_least: int | None
+    """What will do where it is the last of a budget."""
 
 
 def plan_of(population: Population, rid: str, *, is_shared: bool) -> Plan:
@@ -86,15 +88,17 @@ def plan_of(population: Population, rid: str, *, is_shared: bool) -> Plan:
     who = rng.randrange(population.identifiers)
     name = rng.randrange(max(2, population.requests // 20))
     overruns = not is_shared and rng.random() < 0.01
+    cost = rng.randint(1, 2 * COST)
     return Plan(
         who=who,
-        cost=rng.randint(1, 2 * COST),
+        cost=cost,
         extend_by=rng.randint(1, COST) if rng.random() < 0.3 else 0,
         actual_share=1.2 if overruns else rng.random(),
         fate=rng.choices(("settle", "release", "crash"), (85, 10, 5))[0],
         repeats=rng.random() < 0.1,
         idempotency=f"{who}:{name}" if not is_shared and rng.random() < 0.2 else None,
         is_shared=is_shared,
+        at_least=rng.randint(1, cost) if not is_shared and rng.random() < 0.3 else None,
     )
 
 
@@ -111,6 +115,7 @@ def ask_of(population: Population, rid: str, plan: Plan) -> Ask:
         population.limits,
         population.open_seconds,
         idempotency,
+        plan.at_least,
     )
 
 
@@ -246,7 +251,9 @@ class _Hammering:
             return None
         self._told.count("admitted")
         limits = ask.limits
-        if not plan.is_shared and verdict.cost_nanousd != ask.cost_nanousd:
+        if verdict.cost_nanousd < ask.cost_nanousd:
+            self._told.count("admitted on the last of a budget")
+        if not plan.is_shared and not ask.least_nanousd <= verdict.cost_nanousd <= ask.cost_nanousd:
             self._wrong(f"I2: {ask.reservation_id} holds {verdict.cost_nanousd}, asked {ask.cost_nanousd}")
         if not plan.is_shared and verdict.window_spent_nanousd > limits.window_nanousd:
             self._wrong(f"I1: admitted with {verdict.window_spent_nanousd} in the window of {limits.window_nanousd}")

@@ -74,6 +74,11 @@ class Slices:
         """After so many more it asks again; others may have ended meanwhile."""
         return max(1, self.slice_tokens // 16)
 
+    @property
+    def least_first_tokens(self) -> int:
+        """With so much an answer may begin on the last of a budget: an eighth of a slice, and what it ends before."""
+        return self.slice_tokens // 8 + max(self.least_cushion_tokens, self.slice_tokens // 4)
+
     def first(self, most: Usage) -> Usage:
         """What is reserved before an answer begins.
 

@@ -45,6 +45,14 @@ class Offer:
         first = self.most if self.slices is None else self.slices.first(self.most)
         return self.price.highest_cost_nanousd(first.input_tokens, first.output_tokens)
 
+    @property
+    def least_first_cost_nanousd(self) -> int | None:
+        """What of that will do where it is the last of a budget; None: it takes all of it."""
+        if self.slices is None:
+            return None
+        tokens = min(self.slices.least_first_tokens, self.slices.first(self.most).output_tokens)
+        return self.price.highest_cost_nanousd(self.most.input_tokens, tokens)
+
 
 SETTLE_SECONDS = 5
 """An answer that ends at its deadline is settled a moment later, on a busy machine more; then nobody has ended it."""
@@ -122,6 +130,7 @@ class Till:
             limits=settings.limits,
             open_seconds=self.stream_deadline_seconds + SETTLE_SECONDS,
             idempotency=idempotency,
+            at_least_nanousd=offer.least_first_cost_nanousd,
         )
 
     def timed(self, response: Response, started_seconds: float) -> Response:

@@ -27,7 +27,8 @@ ARGV  1  now_us           '' in production: Redis' own TIME; a number in tests
      16  open_s           longest life of an open reservation
      17  open_bucket_s    length of a bucket of it 18  keep_s            life of a record past its end
      19  who              digest of the identifier 20  network           digest of the network
-     21  body             digest of what was asked 22  rid               23  idempotency_keep_s   (these three with KEYS 12)
+     21  at_least         nanousd that will do where it is the last of a budget; '' is all of `cost` or nothing
+     22  body             digest of what was asked 23  rid               24  idempotency_keep_s   (these three with KEYS 12)
 
 Reply {status, ttl_or_duration, now_us, ...}
   0  admitted:            open_s, now_us, made_at_us, window nanousd, day nanousd (both with this one),
@@ -44,6 +45,7 @@ Reply {status, ttl_or_duration, now_us, ...}
 
 Worked example: window limit 20000000, three open reservations of 4050000 in it, cost 4050000:
 12150000 + 4050000 <= 20000000, so {0, 120, now, now, 16200000, ...}; the fifth gets {3, 30, now, 30, 1, 3}.
+Were they settled, and at_least 3000000, the fifth would be admitted with the 3800000 that are left.
 
 Promise: reads and decides first, writes last. Whatever can be of the wrong kind has been read before the first write,
 but for the rings of open money, which decide nothing: they are charged first, and where one refuses, the others get back
@@ -65,7 +67,7 @@ if not now_us then
 end
 local now_s = floor(now_us / SECOND)
 local hour = floor(now_s / 3600)
-local cost, terms = tonumber(ARGV[4]), ARGV[5]
+local cost, cost_text, terms = tonumber(ARGV[4]), ARGV[4], ARGV[5]
 local window_s, bucket_s = tonumber(ARGV[6]), tonumber(ARGV[7])
 local open_s, open_bucket_s = tonumber(ARGV[16]), tonumber(ARGV[17])
 
@@ -141,7 +143,7 @@ if KEYS[12] then
     -- What was set by hand, and says nothing, stands for a request that nobody knows.
     local state, body, rid, nanousd, until_us = string.match(known, '^(%a+) (%x+) (%S+) (%d+) (%d+)$')
     local code = state == 'settled' and 2 or (state and tonumber(until_us) <= now_us) and 3 or 1
-    return { 12, 0, now_us, code, tonumber(nanousd or 0), body == ARGV[21] and 1 or 0, rid or '' }
+    return { 12, 0, now_us, code, tonumber(nanousd or 0), body == ARGV[22] and 1 or 0, rid or '' }
   end
 end
 
@@ -177,7 +179,8 @@ local fits = daily + cost <= day_limit
   and hourly_of_all + cost <= hour_limit_of_all
   and daily_of_all + cost <= day_limit_of_all
 
--- Refuse: every limit is looked at, in the order in which they are told, since the latest end of all that fail counts.
+-- Refuse, or set aside less: every limit is looked at, in the order in which they are told, since the latest end of all
+-- that fail counts.
 -- All of it stands inside the condition: an admitted request does not pay for making these functions.
 
 if not fits then
@@ -210,31 +213,47 @@ if not fits then
   end
 
   local day_s, hour_s = day_ends_s - 86400, hour_ends_s - 3600
-  local status, busy, ends_at_s = 0, true, 0
+  local status, busy, ends_at_s
   local function look_at(its_status, spent, limit, open_key, since_s, its_end_s, ring)
     if spent + cost <= limit then return end
     if status == 0 then status = its_status end
     busy = busy and spent - open_since(open_key, since_s) + cost <= limit
     ends_at_s = math.max(ends_at_s, its_end_s or ring_fits_at_s(ring, limit))
   end
-  look_at(2, daily, day_limit, KEYS[9], day_s, day_ends_s)
-  look_at(3, recent.total, window_limit, KEYS[9], 0, nil, recent)
-  look_at(4, network_recent.total, network_limit, KEYS[10], 0, nil, network_recent)
-  look_at(5, network_daily, network_day_limit, KEYS[10], day_s, day_ends_s)
-  look_at(6, hourly_of_all, hour_limit_of_all, KEYS[11], hour_s, hour_ends_s)
-  look_at(7, daily_of_all, day_limit_of_all, KEYS[11], day_s, day_ends_s)
+  local function look_at_all()
+    status, busy, ends_at_s = 0, true, 0
+    look_at(2, daily, day_limit, KEYS[9], day_s, day_ends_s)
+    look_at(3, recent.total, window_limit, KEYS[9], 0, nil, recent)
+    look_at(4, network_recent.total, network_limit, KEYS[10], 0, nil, network_recent)
+    look_at(5, network_daily, network_day_limit, KEYS[10], day_s, day_ends_s)
+    look_at(6, hourly_of_all, hour_limit_of_all, KEYS[11], hour_s, hour_ends_s)
+    look_at(7, daily_of_all, day_limit_of_all, KEYS[11], day_s, day_ends_s)
+  end
+  look_at_all()
 
-  -- Nothing that was spent stands in the way of what can never fit: its marker ends by itself.
-  local never_fits = cost > day_limit or cost > window_limit or cost > network_limit or cost > network_day_limit
-    or cost > hour_limit_of_all or cost > day_limit_of_all
-  local wait_s = (busy or never_fits) and 1 or math.max(1, math.ceil(ends_at_s - now_us / SECOND))
-  if status > 3 then return { status, wait_s, now_us, wait_s, busy and 1 or 0, status } end
-  if busy and ARGV[15] ~= '1' then return { status, 0, now_us, wait_s, 1, status } end
-  local marker_s = tonumber(ARGV[14]) * (status == 2 and 2 or 1)
-  wait_s = math.max(wait_s, marker_s)
-  call('SET', KEYS[2], format('%s %.0f %.0f %s', REASONS[status], now_us + marker_s * SECOND,
-    now_us + wait_s * SECOND, busy and 'busy' or 'spent'), 'EX', marker_s)
-  return { status, marker_s, now_us, wait_s, busy and 1 or 0, status }
+  -- The last of a budget: what is under way will not make room for all of it by ending, so less may do.
+  local at_least, room = tonumber(ARGV[21]), nil
+  if at_least and not busy then
+    room = math.min(day_limit - daily, window_limit - recent.total, network_limit - network_recent.total,
+      network_day_limit - network_daily, hour_limit_of_all - hourly_of_all, day_limit_of_all - daily_of_all)
+    cost = at_least
+    look_at_all()
+  end
+
+  if status > 0 then
+    -- Nothing that was spent stands in the way of what can never fit: its marker ends by itself.
+    local never_fits = cost > day_limit or cost > window_limit or cost > network_limit or cost > network_day_limit
+      or cost > hour_limit_of_all or cost > day_limit_of_all
+    local wait_s = (busy or never_fits) and 1 or math.max(1, math.ceil(ends_at_s - now_us / SECOND))
+    if status > 3 then return { status, wait_s, now_us, wait_s, busy and 1 or 0, status } end
+    if busy and ARGV[15] ~= '1' then return { status, 0, now_us, wait_s, 1, status } end
+    local marker_s = tonumber(ARGV[14]) * (status == 2 and 2 or 1)
+    wait_s = math.max(wait_s, marker_s)
+    call('SET', KEYS[2], format('%s %.0f %.0f %s', REASONS[status], now_us + marker_s * SECOND,
+      now_us + wait_s * SECOND, busy and 'busy' or 'spent'), 'EX', marker_s)
+    return { status, marker_s, now_us, wait_s, busy and 1 or 0, status }
+  end
+  cost, cost_text = room, format('%.0f', room)
 end
 
 -- Write: the open money first. A server that takes no writes refuses here, and whoever refuses, nothing stays changed.
@@ -242,7 +261,7 @@ end
 local open_bucket = format('%.0f', now_s - now_s % open_bucket_s)
 local opened = {}
 for i = 9, 11 do
-  local held = redis.pcall('ZINCRBY', KEYS[i], ARGV[4], open_bucket)
+  local held = redis.pcall('ZINCRBY', KEYS[i], cost_text, open_bucket)
   if type(held) == 'table' then
     for j = 9, i - 1 do
       if opened[j] == cost then call('ZREM', KEYS[j], open_bucket) else call('ZINCRBY', KEYS[j], -cost, open_bucket) end
@@ -268,22 +287,22 @@ for i = 9, 11 do
   end
 end
 
-call('SET', KEYS[1], format('open %s %.0f %s %s %s %s %s', ARGV[4], now_us, terms, ARGV[6], ARGV[16], ARGV[19], ARGV[20]),
+call('SET', KEYS[1], format('open %s %.0f %s %s %s %s %s', cost_text, now_us, terms, ARGV[6], ARGV[16], ARGV[19], ARGV[20]),
   'EX', open_s + tonumber(ARGV[18]))
 if KEYS[12] then
   local until_us = now_us + open_s * SECOND
-  call('SET', KEYS[12], format('open %s %s %s %.0f', ARGV[21], ARGV[22], ARGV[4], until_us), 'EX', ARGV[23])
+  call('SET', KEYS[12], format('open %s %s %s %.0f', ARGV[22], ARGV[23], cost_text, until_us), 'EX', ARGV[24])
 end
 
 -- A total gets its life with its first amount; a ring, with each new bucket. Where that ends before the bucket does
 -- (the length of the window has grown since), it is lengthened to the bucket's own end: a ring outlives its youngest.
 local function charge_total(key, held_before, ends_at_s)
-  call('INCRBY', key, ARGV[4])
+  call('INCRBY', key, cost_text)
   if held_before == 0 then call('EXPIRE', key, ends_at_s - now_s) end
 end
 
 local function charge_ring(key, start, life_s)
-  local is_new = tonumber(call('ZINCRBY', key, ARGV[4], start)) == cost
+  local is_new = tonumber(call('ZINCRBY', key, cost_text, start)) == cost
   local left_ms = (start + life_s) * 1000 - floor(now_us / 1000)
   if is_new then
     call('EXPIRE', key, life_s)

@@ -28,7 +28,7 @@ class TimedStream(httpcore2.NetworkStream):
         self.hurry_until_seconds: float | None = None
         """If set, reading ends at this moment, if it is earlier."""
         self.batches = 0
-        """How often a reader was seen to have caught up; what it reads until the next time had come before it looked."""
+        """How often a reader was seen to have caught up; what it reads until the next time may have come before."""
         self._has_caught_up = False
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:

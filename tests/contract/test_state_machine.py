@@ -240,19 +240,30 @@ class Books(RuleBasedStateMachine):
         return place.scope is Scope.GLOBAL or held.ask.network == first.network
 
     def expected_verdict(self, ask):
-        """A `Refusal` or `Duplicate`; None: it is admitted."""
+        """A `Refusal` or `Duplicate`; a number: so much is set aside."""
         key = ask.idempotency and self.known_key(ask.idempotency.digest)
         if key:
             return self.duplicate(key, ask.idempotency)
         marker = self.markers.get(ask.identifier)
         if marker and marker.until_us > self.now_us:
             return self.throttled(ask, marker)
-        full = [
+        limited = [
             place
             for place in places(self.every, ask.identifier, ask.network, ask.limits, self.now_us, self.now_us)
-            if place.limit is not None and place.spent() + ask.cost_nanousd > place.limit
+            if place.limit is not None
         ]
-        return self.refusal(ask, full) if full else None
+        cost, least = ask.cost_nanousd, ask.at_least_nanousd
+        full = [place for place in limited if place.spent() + cost > place.limit]
+        if not full:
+            return cost
+        if least is None or self.are_busy(full, cost):
+            return self.refusal(ask, full, cost)
+        room = min(place.limit - place.spent() for place in limited)
+        full = [place for place in limited if place.spent() + least > place.limit]
+        return self.refusal(ask, full, least) if full else room
+
+    def are_busy(self, full, cost):
+        return all(place.spent() - self.open_money(place) + cost <= place.limit for place in full)
 
     def known_key(self, digest):
         key = self.remembered.get(digest)
@@ -281,12 +292,12 @@ class Books(RuleBasedStateMachine):
     @staticmethod
     def can_never_fit(ask):
         amounts = [getattr(ask.limits, name) for name in AMOUNTS_OF]
-        return any(amount is not None and ask.cost_nanousd > amount for amount in amounts)
+        least = ask.cost_nanousd if ask.at_least_nanousd is None else ask.at_least_nanousd
+        return any(amount is not None and least > amount for amount in amounts)
 
-    def refusal(self, ask, full):
-        first, never = full[0], self.can_never_fit(ask)
-        busy = all(place.spent() - self.open_money(place) + ask.cost_nanousd <= place.limit for place in full)
-        end_us = max(place.fits_us(ask.cost_nanousd, self.now_us) for place in full)
+    def refusal(self, ask, full, cost):
+        first, never, busy = full[0], self.can_never_fit(ask), self.are_busy(full, cost)
+        end_us = max(place.fits_us(cost, self.now_us) for place in full)
         # Nothing that was spent stands in the way of what can never fit: its marker ends by itself.
         wait = 1 if busy or never else max(1, math.ceil((end_us - self.now_us) / US))
         marks = first.scope is Scope.IDENTIFIER and (ask.limits.mark_when_busy or not busy)
@@ -308,7 +319,7 @@ class Books(RuleBasedStateMachine):
         )
 
     def admit(self, ask, made):
-        held = Held(ask, self.now_us, ask.cost_nanousd, ask.cost_nanousd, 0, made)
+        held = Held(ask, self.now_us, made.cost_nanousd, made.cost_nanousd, 0, made)
         held.record_gone_us = self.now_us + (OPEN_SECONDS + RECORD_KEEP_SECONDS) * US
         self.every.append(held)
         self.callers.append(held)
@@ -329,7 +340,7 @@ class Books(RuleBasedStateMachine):
             self.remembered[ask.idempotency.digest] = Remembered(
                 ask.reservation_id,
                 ask.idempotency.body_digest,
-                ask.cost_nanousd,
+                made.cost_nanousd,
                 is_settled=False,
                 until_us=self.now_us + OPEN_SECONDS * US,
                 gone_us=self.now_us + IDEMPOTENCY_KEEP_SECONDS * US,
@@ -377,21 +388,23 @@ class Books(RuleBasedStateMachine):
         cost=AMOUNTS,
         key=st.one_of(st.none(), st.none(), st.sampled_from(KEYS)),
         body=st.sampled_from("01"),
+        least=st.one_of(st.none(), AMOUNTS),
     )
-    def reserve(self, who, network, cost, key, body):
+    def reserve(self, who, network, cost, key, body, least):
         self.number += 1
         idempotency = key and Idempotency((f"{ord(who):02x}{key[1]}" * 11)[:32], body * 16)
-        ask = Ask(f"r{self.number}", who, network, cost, self.limits, OPEN_SECONDS, idempotency)
+        at_least = least and min(cost, least)
+        ask = Ask(f"r{self.number}", who, network, cost, self.limits, OPEN_SECONDS, idempotency, at_least)
         expected = self.expected_verdict(ask)
         if idempotency:
             known = self.harness.backend.find_duplicate(idempotency)
             assert known == (expected if isinstance(expected, Duplicate) else None)
         verdict = self.harness.backend.reserve(ask)
-        if expected is not None:
+        if not isinstance(expected, int):
             assert verdict == expected
             return
         assert isinstance(verdict, Reservation), (verdict, "expected to be admitted")
-        assert verdict.cost_nanousd == cost
+        assert verdict.cost_nanousd == expected
         self.told_expired += verdict.expired_nanousd
         self.admit(ask, verdict)
 

@@ -575,6 +575,31 @@ def test_slices_reserve_little_and_end_the_stream_cleanly_where_the_budget_ends(
     assert told(ask(room), 429)["can_never_fit"] is True
 
 
+def test_under_slices_an_answer_may_begin_on_the_last_of_a_budget(make_room, upstream, forget):
+    room = make_room(RESERVATION_POLICY="slices")
+    room.patch(reservation_slice_tokens=40, reservation_cushion_tokens=8)
+    upstream.behave(words=tuple(f"word{number} " for number in range(300)), pause_seconds=0.005)
+    # An eighth of a slice, and a quarter, which is more than the cushion: so many tokens will do.
+    least = 5 + 10
+
+    def ask_with_room_for(tokens):
+        spent_nanousd = room.daily(IDENTIFIER)
+        left_nanousd = input_nanousd + tokens * 10_000
+        changed = room.patch(daily_cost_limit_usd=(spent_nanousd + left_nanousd) / 10**9, throttle_when_busy=False)
+        assert changed.status_code == 200
+        forget()
+        return ask(room, stream=True), spent_nanousd + left_nanousd
+
+    input_nanousd = reserved(ask(room, stream=True, max_tokens=60)) - 48 * 10_000
+    answer, limit_nanousd = ask_with_room_for(least)
+    assert reserved(answer) == input_nanousd + least * 10_000
+    *_, end, done = chunks_of(answer)
+    assert (end["choices"][0]["finish_reason"], done) == ("length", "[DONE]")
+    assert room.daily(IDENTIFIER) <= limit_nanousd
+    refused, _ = ask_with_room_for(least - 1)
+    assert told(refused, 429)["reason"] == "daily_limit"
+
+
 def test_each_choice_has_a_slice_and_a_cushion_of_its_own(make_room, forget):
     room = make_room(RESERVATION_POLICY="slices")
     assert room.patch(reservation_slice_tokens=10, reservation_cushion_tokens=20).status_code == 200

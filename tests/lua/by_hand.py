@@ -60,6 +60,7 @@ def reserve_args(**changes):
         "keep_s": 3600,
         "who": WHO_DIGEST,
         "network_digest": NETWORK_DIGEST,
+        "at_least": "",
     }
     return list({**args, **changes}.values())
 

@@ -81,7 +81,7 @@ RESERVE = [
         "tonumber(until_us) < now_us) and 3",
         "a_key_whose_request_nobody_ended_in_time",
     ),
-    ("body == ARGV[21] and 1 or 0", "1", "a_key_set_by_hand_stands_for_a_request_that_nobody_knows"),
+    ("body == ARGV[22] and 1 or 0", "1", "a_key_set_by_hand_stands_for_a_request_that_nobody_knows"),
     ("tonumber(nanousd or 0), body", "0, body", "a_key_is_answered_under_a_marker_too"),
     ("if marker then", "if false then", "under_a_marker_everything_is_refused_with_what_set_it"),
     (
@@ -90,6 +90,35 @@ RESERVE = [
         "the_oldest_amount_is_the_oldest_not_the_smallest_nor_the_last",
     ),
     ("* (status == 2 and 2 or 1)", "", "only_the_day_and_the_window_set_a_marker_and_the_day_sets_it_twice_as_long"),
+    (
+        "if at_least and not busy then",
+        "if at_least then",
+        "while_what_is_under_way_may_make_room_for_all_of_it_no_less_is_set_aside",
+    ),
+    ("if at_least and not busy then", "if false then", "the_last_of_a_budget_is_set_aside_where_that_will_do"),
+    ("    cost = at_least\n", "", "the_last_of_a_budget_is_set_aside_where_that_will_do"),
+    (
+        "    cost = at_least\n    look_at_all()",
+        "    status = 0",
+        "less_than_will_do_is_refused_and_nothing_is_set_aside",
+    ),
+    ("cost, cost_text = room, format", "cost_text = format", "the_last_of_the_fullest_budget_is_what_is_left"),
+    (
+        "cost, cost_text = room, format('%.0f', room)",
+        "cost = room",
+        "the_last_of_a_budget_is_set_aside_where_that_will_do",
+    ),
+    *[
+        (term, "", "the_last_of_the_fullest_budget_is_what_is_left")
+        for term in (
+            "day_limit - daily, ",
+            "window_limit - recent.total, ",
+            "network_limit - network_recent.total,\n",
+            "network_day_limit - network_daily, ",
+            "hour_limit_of_all - hourly_of_all, ",
+            ", day_limit_of_all - daily_of_all",
+        )
+    ],
     ("if busy and ARGV[15] ~= '1' then", "if false then", "an_open_reservation_past_its_time_is_spent"),
     (
         "if status > 3 then",
@@ -105,8 +134,8 @@ RESERVE = [
         "a_reservation_prolongs_no_life_but_with_a_new_bucket",
     ),
     (
-        "tonumber(call('ZINCRBY', key, ARGV[4], start)) == cost",
-        "call('ZINCRBY', key, ARGV[4], start) == ''",
+        "tonumber(call('ZINCRBY', key, cost_text, start)) == cost",
+        "call('ZINCRBY', key, cost_text, start) == ''",
         "a_ring_lives_as_long_as_its_youngest_bucket_whatever_the_window_was",
     ),
     ("if is_new then", "if true then", "a_reservation_prolongs_no_life_but_with_a_new_bucket"),
@@ -170,7 +199,7 @@ RESERVE = [
         "local until_us = now_us",
         "an_extension_leaves_the_key_of_another_request_alone",
     ),
-    ("'EX', ARGV[23])", "'EX', open_s)", "a_key_whose_request_nobody_ended_in_time"),
+    ("'EX', ARGV[24])", "'EX', open_s)", "a_key_whose_request_nobody_ended_in_time"),
     (
         "if left + cost <= limit then return bucket.start + bucket_s + window_s end",
         "",
