@@ -15,9 +15,7 @@ from backends.race import MAX_SPREAD, Plan, RaceResult, Round, Watcher, race
 from flaskapp.console import fail, in_options, server_url
 from flaskapp.lab import report
 from flaskapp.lab.over_http import race_over_http
-from flaskapp.lab.tables import live_table, print_table, verdict, verdict_of_all
-
-__all__ = ["make_race_cli", "verdict"]
+from flaskapp.lab.tables import live_table, print_table, verdicts
 
 MAX_REQUESTS = 500
 MAX_ROUNDS = 1_000
@@ -193,7 +191,7 @@ def figures(lab: Lab, results: Sequence[RaceResult], status: int) -> dict[str, A
         "think_ms": plan.think_ms,
         "http_workers": lab.http_workers,
         "backends": [asdict(result) | {"is_as_declared": result.is_as_declared} for result in results],
-        "verdict": verdict_of_all(results),
+        "verdict": "\n".join(verdicts(results)),
         "exit_status": status,
     }
 

@@ -13,6 +13,8 @@ from backends.money import usd_text
 from backends.race import Plan, RaceResult, Round
 from flaskapp import console
 
+_DIGITS = 4
+
 
 class LiveTable:
     """A row for each strategy at each distance, growing with its rounds; and, below it, what is done now."""
@@ -66,57 +68,67 @@ def title_of(plan: Plan, where: str = "") -> str:
     return f"{plan.requests} callers at once, room for {plan.room}{rounds}{where}"
 
 
-def verdict(result: RaceResult, where: str = "") -> str:
-    """What one strategy showed, in half a sentence."""
-    if result.overspend_nanousd:
-        told = f"{result.backend} overspent by ${usd_text(result.overspend_nanousd)}{where}"
-        return f"{told}, which it promises never to do" if result.promises_atomicity else told
-    told = f"{result.backend} stayed within its limit{where}"
-    return told if result.is_as_declared else f"{told}, though its callers were held between check and record"
+def verdicts(results: Sequence[RaceResult]) -> list[str]:
+    """What each strategy showed, in a line of its own."""
+    its: dict[str, list[RaceResult]] = {}
+    for result in results:
+        its.setdefault(result.backend, []).append(result)
+    return [verdict(each) for each in its.values()]
 
 
-def verdict_of_all(results: Sequence[RaceResult]) -> str:
-    """What all of them showed; where Redis was, if it was not always at its place."""
-    has_distance = any(result.rtt_ms for result in results)
-    return "; ".join(verdict(each, f" at {each.rtt_ms:g} ms" if has_distance else "") for each in results) + "."
+def verdict(its: Sequence[RaceResult]) -> str:
+    """What one strategy showed, at all distances."""
+    over = [each for each in its if each.overspend_nanousd]
+    within = [each for each in its if not each.overspend_nanousd]
+    told = []
+    if over:
+        where = [f" at {each.rtt_ms:g} ms" if len(its) > 1 else "" for each in over]
+        sums = (f"${usd_text(each.overspend_nanousd)}{at}" for each, at in zip(over, where, strict=True))
+        told.append(f"overspent by {', '.join(sums)}")
+        if its[0].promises_atomicity:
+            told.append("which it promises never to do")
+    if within:
+        where_all = f" at {', '.join(f'{each.rtt_ms:g}' for each in within)} ms" if len(its) > 1 else ""
+        told.append(f"stayed within its limit{where_all}")
+        if not all(each.is_as_declared for each in within):
+            told.append("though its callers were held between check and record")
+    return f"{its[0].backend} {', '.join(told)}."
 
 
 def print_table(plan: Plan, results: Sequence[RaceResult], where: str = "") -> None:
-    """The results, and the verdict."""
+    """The results, and the verdict. Narrow enough for a terminal of eighty columns."""
     has_distance = any(result.rtt_ms for result in results)
+    has_trips = any(result.round_trips_a_request is not None for result in results)
     spent = "spent $" if results[0].measured_by == "books" else "billed $"
     titles = (
         *(["rtt\nms"] if has_distance else []),
         "admitted",
-        "refused",
         spent,
-        "limit $",
         "overspend $",
-        "round trips\na request",
-        "check\np50 ms",
-        "check\np95 ms",
+        *(["round\ntrips"] if has_trips else []),
+        "check\np50\nms",
+        "check\np95\nms",
     )
     table = Table(
         Column("backend", no_wrap=True),
         *(Column(title, justify="right", no_wrap=True) for title in titles),
         title=title_of(plan, where),
+        # Every strategy is given the same.
+        caption=f"limit ${usd_text(results[0].limit_nanousd)}" + (", all rounds together" if plan.rounds > 1 else ""),
     )
     for result in results:
         distance = [f"{result.rtt_ms:g}"] if has_distance else []
         table.add_row(Text(result.backend), *map(Text, [*distance, *_cells(result)]))
     console.print_table(table)
-    click.echo(verdict_of_all(results))
+    for line in verdicts(results):
+        click.echo(line)
 
 
-def _cells(result: RaceResult) -> list[str]:
-    trips = result.round_trips_a_request
-    return [
-        str(result.admitted),
-        str(result.refused),
-        usd_text(result.spent_nanousd),
-        usd_text(result.limit_nanousd),
-        usd_text(result.overspend_nanousd),
-        "not counted" if trips is None else f"{trips:.1f}",
-        f"{result.check_p50_ms:.3f}",
-        f"{result.check_p95_ms:.3f}",
-    ]
+def _cells(result: RaceResult) -> Iterator[str]:
+    yield f"{result.admitted} of {result.admitted + result.refused}"
+    yield usd_text(result.spent_nanousd)
+    yield usd_text(result.overspend_nanousd)
+    if result.round_trips_a_request is not None:
+        yield f"{result.round_trips_a_request:.1f}"
+    for time_ms in (result.check_p50_ms, result.check_p95_ms):
+        yield f"{time_ms:.{max(0, _DIGITS - len(str(int(time_ms))))}f}"

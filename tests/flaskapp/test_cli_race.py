@@ -13,9 +13,11 @@ from backends import scripts
 from backends.clock import SystemClock
 from backends.embedded import EmbeddedServer
 from backends.link import Link
-from backends.race import RaceResult
-from flaskapp.cli_race import make_race_cli, verdict
+from backends.race import Plan, RaceResult
+from flaskapp import console
+from flaskapp.cli_race import make_race_cli
 from flaskapp.cli_scripts import make_scripts_cli, place_of
+from flaskapp.lab.tables import print_table, verdict
 from tests.processes import children_of, is_alive
 from tests.racers import register
 from tests.servers import ROOT, wait_until
@@ -52,11 +54,12 @@ def test_a_race_on_a_server_of_its_own_ends_well_with_a_row_each_and_a_verdict(m
     monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")  # would fail
     result = run()
     assert result.exit_code == 0, result.output
-    *_, last = result.stdout.strip().splitlines()
-    assert last == "legacy overspent by $0.024300000; atomic stayed within its limit."
+    *_, limit, of_legacy, of_atomic = result.stdout.strip().splitlines()
+    assert limit.strip() == "limit $0.016200000"
+    assert (of_legacy, of_atomic) == ("legacy overspent by $0.024300000.", "atomic stayed within its limit.")
     rows = {line.split()[1]: line.split() for line in result.stdout.splitlines() if line.startswith("│")}
-    assert rows["legacy"][3:5] == ["10", "│"]
-    assert rows["atomic"][3:14:2] == ["4", "6", "0.016200000", "0.016200000", "0.000000000", "1.0"]
+    assert rows["legacy"][3:7] == ["10", "of", "10", "│"]
+    assert rows["atomic"][3:12] == ["4", "of", "10", "│", "0.016200000", "│", "0.000000000", "│", "1.0"]
     assert result.stderr == ""
 
 
@@ -84,10 +87,34 @@ def test_one_that_is_not_as_declared_ends_the_race_with_1(monkeypatch, race_serv
 
 
 def test_the_verdict_tells_what_each_showed():
-    assert verdict(GOOD) == "atomic stayed within its limit"
-    assert verdict(BROKEN) == "atomic overspent by $0.004050000, which it promises never to do"
-    assert verdict(RACY) == "legacy overspent by $0.004050000"
-    assert "though its callers were held" in verdict(NOT_RACY)
+    assert verdict([GOOD]) == "atomic stayed within its limit."
+    assert verdict([BROKEN]) == "atomic overspent by $0.004050000, which it promises never to do."
+    assert verdict([RACY]) == "legacy overspent by $0.004050000."
+    assert verdict([NOT_RACY]) == (
+        "legacy stayed within its limit, though its callers were held between check and record."
+    )
+
+
+def test_the_verdict_is_one_line_a_strategy_however_many_distances():
+    by_luck = replace(NOT_RACY, was_held=False)
+    far, farther = replace(RACY, was_held=False, rtt_ms=1.0), replace(RACY, was_held=False, rtt_ms=5.0)
+    assert verdict([by_luck, far, farther]) == (
+        "legacy overspent by $0.004050000 at 1 ms, $0.004050000 at 5 ms, stayed within its limit at 0 ms."
+    )
+    assert verdict([GOOD, replace(GOOD, rtt_ms=1.0)]) == "atomic stayed within its limit at 0, 1 ms."
+
+
+@pytest.mark.parametrize("trips", [28.0, None])
+def test_the_table_fits_eighty_columns_and_counts_only_round_trips_that_were_counted(monkeypatch, capsys, trips):
+    monkeypatch.setattr(console, "_PIPE_WIDTH", 80)
+    far = replace(RACY, rtt_ms=5.0, round_trips_a_request=trips, check_p50_ms=164.007, check_p95_ms=1171.7)
+    print_table(Plan(requests=500, room=4, rounds=3), [far], ", over HTTP, 2 workers each")
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert "164.0" in shown
+    assert "1172" in shown
+    assert ("trips" in shown) == (trips is not None)
+    assert "limit $0.016200000, all rounds together" in shown
 
 
 def test_books_of_somebody_are_refused_in_one_line(race_server):
@@ -175,11 +202,9 @@ def test_each_distance_is_a_row_and_the_verdict_says_which(race_server):
     assert result.exit_code == 0, result.output
     rows = [line.split()[1:4:2] for line in result.stdout.splitlines() if line.startswith("│") and "." in line]
     assert rows == [["atomic", "0"], ["legacy", "0"], ["atomic", "2"], ["legacy", "2"]]
-    *_, last = result.stdout.strip().splitlines()
-    assert last == (
-        "atomic stayed within its limit at 0 ms; legacy overspent by $0.008100000 at 0 ms; "
-        "atomic stayed within its limit at 2 ms; legacy overspent by $0.008100000 at 2 ms."
-    )
+    *_, of_atomic, of_legacy = result.stdout.strip().splitlines()
+    assert of_atomic == "atomic stayed within its limit at 0, 2 ms."
+    assert of_legacy == "legacy overspent by $0.008100000 at 0 ms, $0.008100000 at 2 ms."
 
 
 def test_events_are_a_line_each_round_and_then_the_figures(race_server):
