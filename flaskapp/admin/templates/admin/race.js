@@ -43,19 +43,20 @@ form.addEventListener("submit", async event => {
 
 async function read(reader) {
   const decoder = new TextDecoder();
-  let rest = "";
+  let rest = "", result = null;
   for (;;) {
     const { done, value } = await reader.read();
     if (done) break;
     const lines = (rest + decoder.decode(value, { stream: true })).split("\n");
     rest = lines.pop();
-    lines.filter(Boolean).map(line => JSON.parse(line)).forEach(take);
+    for (const line of lines.filter(Boolean).map(text => JSON.parse(text))) {
+      if (line.round) waiting.push(line.round); else result = line;
+    }
+    next();
   }
-  if (!ended) throw new Error("The race ended before its result.");
-}
-
-function take(line) {
-  if (line.round) waiting.push(line.round); else ended = line;
+  if (!result) throw new Error("The race ended before its result.");
+  // Only now has its process ended, and another race may start.
+  ended = result;
   next();
 }
 
@@ -102,7 +103,7 @@ function draw(round, until, longest) {
     const from = 100 * call.asked_ms / longest, to = 100 * Math.min(until, call.answered_ms) / longest;
     if (to <= from) return;
     const is_over = until >= call.answered_ms;
-    bars.push(bar(from, to - from, row * tall, tall, is_over ? call.kind : "no"));
+    bars.push(bar(from, to - from, row * tall, tall, is_over ? call.kind : "open"));
     if (call.checked_ms !== null && until > call.checked_ms) {
       const record = Math.max(...round.calls.map(each => each.checked_ms || 0));
       const held_to = 100 * Math.min(until, record) / longest, held_from = 100 * call.checked_ms / longest;
@@ -110,9 +111,8 @@ function draw(round, until, longest) {
     }
   });
   svg.replaceChildren(...bars);
-  const spent = round.calls.filter(call => call.is_admitted && call.answered_ms <= until)
-    .reduce((total, call) => total + call.cost_nanousd, 0);
-  show_spent(round, spent);
+  const admitted = round.calls.filter(call => call.is_admitted && call.answered_ms <= until);
+  show_spent(round, admitted.reduce((total, call) => total + call.cost_nanousd, 0), admitted.length);
 }
 
 function bar(x, width, y, tall, kind) {
@@ -123,31 +123,30 @@ function bar(x, width, y, tall, kind) {
   return rect;
 }
 
-function show_spent(round, spent) {
+function show_spent(round, spent, admitted) {
   const side = sides[round.backend];
   const is_over = spent > round.limit_nanousd;
   const strip = side.querySelector(".spent");
   strip.style.width = 100 * spent / round.whole + "%";
   strip.style.setProperty("--share", 100 * round.limit_nanousd / (spent || 1) + "%");
   if (is_over) side.classList.add("is-over");
-  const admitted = round.calls.filter(call => call.is_admitted).length;
   side.querySelector(".key").textContent = usd(spent) + " of " + usd(round.limit_nanousd) + " · " + admitted + " of "
     + round.calls.length + " admitted";
 }
 
 function close(round) {
-  show_spent(round, round.spent_nanousd);
+  show_spent(round, round.spent_nanousd, round.calls.filter(call => call.is_admitted).length);
   overspent[round.backend] += round.overspend_nanousd;
   sides[round.backend].querySelector(".over").textContent = usd(overspent[round.backend]);
 }
 
 function finish() {
   button.disabled = false;
-  for (const side of Object.values(sides)) side.classList.add("is-done");
   if (ended.error) return say(ended.error, "bad");
+  for (const side of Object.values(sides)) side.classList.add("is-done");
   const trips = Object.fromEntries(ended.backends.map(each => [each.backend, each]));
-  say(ended.verdict.replace(/(\.\d*?[1-9])0+(?!\d)/g, "$1").replace(/^./, letter => letter.toUpperCase())
-    + " A check takes " + trips.legacy.check_p50_ms.toFixed(1) + " ms and " + trips.legacy.round_trips_a_request.toFixed(0)
+  say(ended.verdict.replace(/(\.\d*?[1-9])0+(?!\d)/g, "$1").replace(/^./gm, letter => letter.toUpperCase())
+    + " Check and record take " + trips.legacy.check_p50_ms.toFixed(1) + " ms and " + trips.legacy.round_trips_a_request.toFixed(0)
     + " round trips the legacy way, " + trips.atomic.check_p50_ms.toFixed(1) + " ms and "
     + trips.atomic.round_trips_a_request.toFixed(0) + " the atomic way.", ended.exit_status ? "bad" : "good");
 }
