@@ -159,20 +159,16 @@ class AtomicBackend:
             ask.cost_nanousd,
             terms,
             limits.window_seconds,
-            bucket_seconds_of(limits.window_seconds),
             *_amounts(limits),
             limits.throttle_seconds,
             "1" if limits.mark_when_busy else "0",
             ask.open_seconds,
-            open_bucket_seconds_of(ask.open_seconds),
-            RECORD_KEEP_SECONDS,
-            rules.digest_of(ask.identifier),
-            rules.digest_of(ask.network),
+            f"{rules.digest_of(ask.identifier)} {rules.digest_of(ask.network)}",
             "" if ask.at_least_nanousd is None else ask.at_least_nanousd,
         )
         if ask.idempotency is not None:
             keys = (*keys, idempotency_key(ask.idempotency.digest))
-            args = (*args, ask.idempotency.body_digest, ask.reservation_id, IDEMPOTENCY_KEEP_SECONDS)
+            args = (*args, ask.idempotency.body_digest, ask.reservation_id)
         asked_at = link.monotonic_seconds()
         reply: Sequence[Any] = link.run(lambda client: _RESERVE.run(client, keys, args))
         self._learn_time(reply[2], asked_at)

@@ -1545,6 +1545,20 @@ class Conformance:
             self.pass_seconds(BUCKET_SECONDS)
         assert most == RING_BUCKETS + 1
 
+    def test_a_window_that_is_no_multiple_of_its_buckets_is_as_long_as_it_says(self) -> None:
+        for window in (7, 610, 619):
+            self.harness.clear()
+            limits = replace(ROOMY, window_seconds=window, window_nanousd=COST, throttle_seconds=1)
+            self.spend("r0", COST, limits)
+            self.pass_seconds(window)
+            assert self.refuse("r1", 1, limits).reason == Reason.WINDOW_LIMIT, window
+            bucket = -(-window // RING_BUCKETS)
+            self.harness.lose(self.keys().marker)
+            self.pass_seconds(bucket)
+            self.reserve("r2", 1, limits)
+            ring, left = self.harness.stored()[self.keys().recent]
+            assert (len(ring), left) == (1, window + bucket), window
+
     def test_what_killed_workers_leave_open_makes_no_ring_grow(self) -> None:
         most = 0
         for number in range(60):

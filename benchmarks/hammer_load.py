@@ -250,6 +250,10 @@ class _Hammering:
             self._told.count("duplicates")
             return None
         self._told.count("admitted")
+        self._check_admitted(ask, plan, verdict)
+        return verdict
+
+    def _check_admitted(self, ask: Ask, plan: Plan, verdict: Reservation) -> None:
         limits = ask.limits
         if verdict.cost_nanousd < ask.cost_nanousd:
             self._told.count("admitted on the last of a budget")
@@ -259,7 +263,6 @@ class _Hammering:
             self._wrong(f"I1: admitted with {verdict.window_spent_nanousd} in the window of {limits.window_nanousd}")
         if not plan.is_shared and verdict.day_spent_nanousd > limits.day_nanousd:
             self._wrong(f"I1: admitted with {verdict.day_spent_nanousd} in the day of {limits.day_nanousd}")
-        return verdict
 
     def _repeat(self, ask: Ask, made: Reservation) -> None:
         self._told.count("repeats")

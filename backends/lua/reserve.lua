@@ -19,16 +19,16 @@ ARGV  1  now_us           '' in production: Redis' own TIME; a number in tests
       3  hour             unix hour that the dated keys were made for
       4  cost             nanousd, > 0
       5  terms            digest of what the id stands for
-      6  window_s         length of the window      7  bucket_s    length of a bucket of it
-      8  limits, nanousd: window of the identifier  9  its day
-     10  window of the network                     11  its day           ('' is no limit, here only)
-     12  everybody's hour                          13  everybody's day
-     14  throttle_s       life of a marker         15  mark_when_busy    '1' or '0'
-     16  open_s           longest life of an open reservation
-     17  open_bucket_s    length of a bucket of it 18  keep_s            life of a record past its end
-     19  who              digest of the identifier 20  network           digest of the network
-     21  at_least         nanousd that will do where it is the last of a budget; '' is all of `cost` or nothing
-     22  body             digest of what was asked 23  rid               24  idempotency_keep_s   (these three with KEYS 12)
+      6  window_s         length of the window
+      7  limits, nanousd: window of the identifier  8  its day
+      9  window of the network                     10  its day           ('' is no limit, here only)
+     11  everybody's hour                          12  everybody's day
+     13  throttle_s       life of a marker         14  mark_when_busy    '1' or '0'
+     15  open_s           longest life of an open reservation
+     16  whose            digests of the identifier and of the network, as the record has them
+     17  at_least         nanousd that will do where it is the last of a budget; '': all of `cost` or nothing
+     18  body             digest of what was asked 19  rid               (both with KEYS 12)
+     Each word that is sent takes time at both ends, so what follows from others, or never changes, is not.
 
 Reply {status, ttl_or_duration, now_us, ...}
   0  admitted:            open_s, now_us, made_at_us, window nanousd, day nanousd (both with this one),
@@ -57,8 +57,8 @@ the limit. All numbers stay below 2^53; amounts reach Redis as the strings that 
 
 local REASONS = { [2] = 'daily_limit', [3] = 'window_limit' }
 local STATUS_OF = { daily_limit = 2, window_limit = 3 }
-local SECOND, LIVING_OPEN_BUCKETS = 1000000, 13
-local call, tonumber, floor, format, find = redis.call, tonumber, math.floor, string.format, string.find
+local SECOND, LIVING_OPEN_BUCKETS, RECORD_KEEP_S, IDEMPOTENCY_KEEP_S = 1000000, 13, 3600, 86400
+local call, tonumber, floor, ceil, format, find = redis.call, tonumber, math.floor, math.ceil, string.format, string.find
 
 local now_us = tonumber(ARGV[1])
 if not now_us then
@@ -68,8 +68,9 @@ end
 local now_s = floor(now_us / SECOND)
 local hour = floor(now_s / 3600)
 local cost, cost_text, terms = tonumber(ARGV[4]), ARGV[4], ARGV[5]
-local window_s, bucket_s = tonumber(ARGV[6]), tonumber(ARGV[7])
-local open_s, open_bucket_s = tonumber(ARGV[16]), tonumber(ARGV[17])
+local window_s, open_s = tonumber(ARGV[6]), tonumber(ARGV[15])
+-- As in keys.py.
+local bucket_s, open_bucket_s = ceil(window_s / 20), ceil(open_s / 12)
 
 -- Buckets that start up to here are over. A bucket lives until its start + its length + `life_s`.
 -- Starts are ten digits, so they compare as text; that is a third of the time of a full ring.
@@ -143,7 +144,7 @@ if KEYS[12] then
     -- What was set by hand, and says nothing, stands for a request that nobody knows.
     local state, body, rid, nanousd, until_us = string.match(known, '^(%a+) (%x+) (%S+) (%d+) (%d+)$')
     local code = state == 'settled' and 2 or (state and tonumber(until_us) <= now_us) and 3 or 1
-    return { 12, 0, now_us, code, tonumber(nanousd or 0), body == ARGV[22] and 1 or 0, rid or '' }
+    return { 12, 0, now_us, code, tonumber(nanousd or 0), body == ARGV[18] and 1 or 0, rid or '' }
   end
 end
 
@@ -152,12 +153,12 @@ if marker then
   if not cause then
     -- Set by hand: it throttles for as long as it lives.
     local left_ms = call('PTTL', KEYS[2])
-    local left_s = left_ms >= 0 and math.ceil(left_ms / 1000) or tonumber(ARGV[14])
+    local left_s = left_ms >= 0 and ceil(left_ms / 1000) or tonumber(ARGV[13])
     return { 1, left_s, now_us, left_s, 0, 3 }
   end
-  local left_s = math.ceil((until_us - now_us) / SECOND)
+  local left_s = ceil((until_us - now_us) / SECOND)
   if left_s > 0 then
-    local wait_s = math.max(left_s, math.ceil((ends_at_us - now_us) / SECOND))
+    local wait_s = math.max(left_s, ceil((ends_at_us - now_us) / SECOND))
     return { 1, left_s, now_us, wait_s, busy == 'busy' and 1 or 0, STATUS_OF[cause] or 3 }
   end
 end
@@ -167,9 +168,9 @@ local network_recent = ring_at(KEYS[5], over_text)
 -- Decide.
 
 local NO_LIMIT = math.huge
-local day_limit, window_limit = tonumber(ARGV[9]), tonumber(ARGV[8])
-local network_limit, network_day_limit = tonumber(ARGV[10]) or NO_LIMIT, tonumber(ARGV[11]) or NO_LIMIT
-local hour_limit_of_all, day_limit_of_all = tonumber(ARGV[12]), tonumber(ARGV[13])
+local day_limit, window_limit = tonumber(ARGV[8]), tonumber(ARGV[7])
+local network_limit, network_day_limit = tonumber(ARGV[9]) or NO_LIMIT, tonumber(ARGV[10]) or NO_LIMIT
+local hour_limit_of_all, day_limit_of_all = tonumber(ARGV[11]), tonumber(ARGV[12])
 local day_ends_s, hour_ends_s = (floor(now_s / 86400) + 1) * 86400, (hour + 1) * 3600
 
 local fits = daily + cost <= day_limit
@@ -232,7 +233,7 @@ if not fits then
   look_at_all()
 
   -- The last of a budget: what is under way will not make room for all of it by ending, so less may do.
-  local at_least, room = tonumber(ARGV[21]), nil
+  local at_least, room = tonumber(ARGV[17]), nil
   if at_least and not busy then
     room = math.min(day_limit - daily, window_limit - recent.total, network_limit - network_recent.total,
       network_day_limit - network_daily, hour_limit_of_all - hourly_of_all, day_limit_of_all - daily_of_all)
@@ -244,10 +245,10 @@ if not fits then
     -- Nothing that was spent stands in the way of what can never fit: its marker ends by itself.
     local never_fits = cost > day_limit or cost > window_limit or cost > network_limit or cost > network_day_limit
       or cost > hour_limit_of_all or cost > day_limit_of_all
-    local wait_s = (busy or never_fits) and 1 or math.max(1, math.ceil(ends_at_s - now_us / SECOND))
+    local wait_s = (busy or never_fits) and 1 or math.max(1, ceil(ends_at_s - now_us / SECOND))
     if status > 3 then return { status, wait_s, now_us, wait_s, busy and 1 or 0, status } end
-    if busy and ARGV[15] ~= '1' then return { status, 0, now_us, wait_s, 1, status } end
-    local marker_s = tonumber(ARGV[14]) * (status == 2 and 2 or 1)
+    if busy and ARGV[14] ~= '1' then return { status, 0, now_us, wait_s, 1, status } end
+    local marker_s = tonumber(ARGV[13]) * (status == 2 and 2 or 1)
     wait_s = math.max(wait_s, marker_s)
     call('SET', KEYS[2], format('%s %.0f %.0f %s', REASONS[status], now_us + marker_s * SECOND,
       now_us + wait_s * SECOND, busy and 'busy' or 'spent'), 'EX', marker_s)
@@ -278,7 +279,7 @@ end
 local expired = 0
 for i = 9, 11 do
   if opened[i] == cost then
-    call('EXPIRE', KEYS[i], open_s + open_bucket_s + (i == 11 and tonumber(ARGV[18]) or 0))
+    call('EXPIRE', KEYS[i], open_s + open_bucket_s + (i == 11 and RECORD_KEEP_S or 0))
     if call('ZCARD', KEYS[i]) > LIVING_OPEN_BUCKETS + 1 then
       local ring = ring_at(KEYS[i], over_after(open_bucket_s, open_s))
       if ring.over then call('ZREM', KEYS[i], unpack(ring.over)) end
@@ -287,11 +288,11 @@ for i = 9, 11 do
   end
 end
 
-call('SET', KEYS[1], format('open %s %.0f %s %s %s %s %s', cost_text, now_us, terms, ARGV[6], ARGV[16], ARGV[19], ARGV[20]),
-  'EX', open_s + tonumber(ARGV[18]))
+call('SET', KEYS[1], format('open %s %.0f %s %s %s %s', cost_text, now_us, terms, ARGV[6], ARGV[15], ARGV[16]),
+  'EX', open_s + RECORD_KEEP_S)
 if KEYS[12] then
   local until_us = now_us + open_s * SECOND
-  call('SET', KEYS[12], format('open %s %s %s %.0f', ARGV[22], ARGV[23], cost_text, until_us), 'EX', ARGV[24])
+  call('SET', KEYS[12], format('open %s %s %s %.0f', ARGV[18], ARGV[19], cost_text, until_us), 'EX', IDEMPOTENCY_KEEP_S)
 end
 
 -- A total gets its life with its first amount; a ring, with each new bucket. Where that ends before the bucket does

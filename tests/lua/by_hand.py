@@ -46,7 +46,6 @@ def reserve_args(**changes):
         "cost": COST,
         "terms": TERMS,
         "window_s": 600,
-        "bucket_s": BUCKET_S,
         "window": ROOM,
         "day": ROOM,
         "network_window": ROOM,
@@ -56,10 +55,7 @@ def reserve_args(**changes):
         "throttle_s": 30,
         "mark_when_busy": "1",
         "open_s": 120,
-        "open_bucket_s": 10,
-        "keep_s": 3600,
-        "who": WHO_DIGEST,
-        "network_digest": NETWORK_DIGEST,
+        "whose": f"{WHO_DIGEST} {NETWORK_DIGEST}",
         "at_least": "",
     }
     return list({**args, **changes}.values())
@@ -116,8 +112,8 @@ def keys_of_settle(rid=ID):
 
 
 def reserve(client, rid=ID, key=None, **changes):
-    """With `key`, the digest of a caller's own: KEYS 12 and its three arguments too."""
-    keys, args = ([key_of(key)], [BODY, rid, KEY_KEEP_S]) if key else ([], [])
+    """With `key`, the digest of a caller's own: KEYS 12 and its two arguments too."""
+    keys, args = ([key_of(key)], [BODY, rid]) if key else ([], [])
     return RESERVE.run(client, keys_of_reserve(rid) + keys, reserve_args(**changes) + args)
 
 

@@ -13,7 +13,7 @@ from tests.lua import by_hand, test_wrong_kinds
 
 # What stands in the script, what is put in its place, and the case that notices.
 RESERVE = [
-    ("(i == 11 and tonumber(ARGV[18]) or 0)", "0", "open_money_past_its_time_is_told_after_a_lull_too"),
+    ("(i == 11 and RECORD_KEEP_S or 0)", "0", "open_money_past_its_time_is_told_after_a_lull_too"),
     ("if oldest > over_text then", "if oldest >= over_text then", "a_ring_has_never_more_members_than_buckets_and_one"),
     ("if oldest > over_text then", "if true then", "the_oldest_amount_is_one_that_still_counts"),
     (
@@ -81,7 +81,7 @@ RESERVE = [
         "tonumber(until_us) < now_us) and 3",
         "a_key_whose_request_nobody_ended_in_time",
     ),
-    ("body == ARGV[22] and 1 or 0", "1", "a_key_set_by_hand_stands_for_a_request_that_nobody_knows"),
+    ("body == ARGV[18] and 1 or 0", "1", "a_key_set_by_hand_stands_for_a_request_that_nobody_knows"),
     ("tonumber(nanousd or 0), body", "0, body", "a_key_is_answered_under_a_marker_too"),
     ("if marker then", "if false then", "under_a_marker_everything_is_refused_with_what_set_it"),
     (
@@ -119,7 +119,7 @@ RESERVE = [
             ", day_limit_of_all - daily_of_all",
         )
     ],
-    ("if busy and ARGV[15] ~= '1' then", "if false then", "an_open_reservation_past_its_time_is_spent"),
+    ("if busy and ARGV[14] ~= '1' then", "if false then", "an_open_reservation_past_its_time_is_spent"),
     (
         "if status > 3 then",
         "if status > 4 then",
@@ -193,13 +193,20 @@ RESERVE = [
         "expired = expired + ring.over_total",
         "open_money_past_its_time_is_told_by_a_reservation_where_nobody_settles",
     ),
-    ("'EX', open_s + tonumber(ARGV[18])", "'EX', open_s", "the_known_layout_of_keys"),
+    ("'EX', open_s + RECORD_KEEP_S", "'EX', open_s", "the_known_layout_of_keys"),
+    ("ceil(window_s / 20)", "ceil(window_s / 19)", "the_known_layout_of_keys"),
+    (
+        "ceil(window_s / 20)",
+        "floor(window_s / 20)",
+        "a_window_that_is_no_multiple_of_its_buckets_is_as_long_as_it_says",
+    ),
+    ("ceil(open_s / 12)", "ceil(open_s / 11)", "the_known_layout_of_keys"),
     (
         "local until_us = now_us + open_s * SECOND",
         "local until_us = now_us",
         "an_extension_leaves_the_key_of_another_request_alone",
     ),
-    ("'EX', ARGV[24])", "'EX', open_s)", "a_key_whose_request_nobody_ended_in_time"),
+    ("'EX', IDEMPOTENCY_KEEP_S)", "'EX', open_s)", "a_key_whose_request_nobody_ended_in_time"),
     (
         "if left + cost <= limit then return bucket.start + bucket_s + window_s end",
         "",
