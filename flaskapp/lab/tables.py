@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import click
+from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Column, Table
@@ -103,6 +104,7 @@ def print_table(plan: Plan, results: Sequence[RaceResult], where: str = "") -> N
     titles = (
         *(["rtt\nms"] if has_distance else []),
         "admitted",
+        "refused",
         spent,
         "overspend $",
         *(["round\ntrips"] if has_trips else []),
@@ -113,6 +115,9 @@ def print_table(plan: Plan, results: Sequence[RaceResult], where: str = "") -> N
         Column("backend", no_wrap=True),
         *(Column(title, justify="right", no_wrap=True) for title in titles),
         title=title_of(plan, where),
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
         # Every strategy is given the same.
         caption=f"limit ${usd_text(results[0].limit_nanousd)}" + (", all rounds together" if plan.rounds > 1 else ""),
     )
@@ -125,7 +130,8 @@ def print_table(plan: Plan, results: Sequence[RaceResult], where: str = "") -> N
 
 
 def _cells(result: RaceResult) -> Iterator[str]:
-    yield f"{result.admitted} of {result.admitted + result.refused}"
+    yield str(result.admitted)
+    yield str(result.refused)
     yield usd_text(result.spent_nanousd)
     yield usd_text(result.overspend_nanousd)
     if result.round_trips_a_request is not None:
