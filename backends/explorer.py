@@ -28,6 +28,7 @@ from backends.errors import ConfigurationError
 from backends.keys import book_keys
 from backends.link import Link
 from backends.orders import Order, Touches, follow, multinomial, search, switches
+from backends.progress import Progress, no_progress
 from backends.race import (
     COST_NANOUSD,
     OPEN_SECONDS,
@@ -121,7 +122,9 @@ class Replay:
         return self.spent_nanousd > self.limit_nanousd
 
 
-def explore(url: str, name: str, callers: int = 2, *, most_orders: int = MOST_ORDERS) -> Exploration:
+def explore(
+    url: str, name: str, callers: int = 2, *, most_orders: int = MOST_ORDERS, progress: Progress = no_progress
+) -> Exploration:
     """Run every order of `callers` callers of the strategy registered as `name`, on the server at `url`.
 
     Raises:
@@ -136,6 +139,7 @@ def explore(url: str, name: str, callers: int = 2, *, most_orders: int = MOST_OR
         is_exhaustive = False
         for order, run in stage.orders():
             found.append((order, run.spent_nanousd))
+            progress(f"orders of {name}", len(found), None)
             if len(found) == most_orders:
                 break
         else:

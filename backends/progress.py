@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-Progress = Callable[[str, int, int], None]
-"""Told what is done now, how much of it is done, and how much there is."""
+Progress = Callable[[str, int, int | None], None]
+"""Told what is done now, how much of it is done, and how much there is; None: nobody knows yet."""
 
 
-def no_progress(_what: str, _done: int, _of: int) -> None:
+def no_progress(_what: str, _done: int, _of: int | None) -> None:
     """For those who do not watch."""

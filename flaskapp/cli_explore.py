@@ -11,7 +11,7 @@ from rich.text import Text
 from backends.errors import TollgateError
 from backends.explorer import MOST_CALLERS, Exploration, Replay, Step, explore, replay
 from backends.money import usd_text
-from flaskapp.console import fail, in_options, print_table, server_url
+from flaskapp.console import fail, in_options, print_table, server_url, shown_progress
 
 NOT_AS_DECLARED, COULD_NOT_RUN = 1, 2
 DEFAULT_NAMES = "legacy,multi,watch,atomic"
@@ -57,7 +57,8 @@ def make_explore_cli() -> click.Command:
                 if number is not None:
                     _replay(its_url, wanted[0], number, callers, as_json=as_json)
                     return
-                found = [explore(its_url, name, callers) for name in wanted]
+                with shown_progress() as progress:
+                    found = [explore(its_url, name, callers, progress=progress) for name in wanted]
         except TollgateError as error:
             fail(in_options(error), COULD_NOT_RUN)
         status = 0 if all(each.is_as_declared for each in found) else NOT_AS_DECLARED

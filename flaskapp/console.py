@@ -46,13 +46,13 @@ def server_url(url: str | None) -> Iterator[str]:
 
 
 class Shown:
-    """Told what is done now, how much of it is done, and how much there is."""
+    """Told what is done now, how much of it is done, and how much there is; None: nobody knows yet."""
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
         self._task = bars.add_task("", total=None)
 
-    def __call__(self, what: str, done: int, of: int) -> None:
+    def __call__(self, what: str, done: int, of: int | None) -> None:
         """Show it."""
         self._bars.update(self._task, description=what, completed=done, total=of)
 

@@ -26,9 +26,9 @@ class LiveTable:
         self._rounds: dict[tuple[float, str], list[Round]] = {}
         self._doing = "begins"
 
-    def progress(self, what: str, done: int, of: int) -> None:
+    def progress(self, what: str, done: int, of: int | None) -> None:
         """What is done now."""
-        self._doing = f"{what} ({done} of {of})" if of > 1 else what
+        self._doing = f"{what} ({done} of {of})" if of and of > 1 else what
 
     def watch(self, seen: Round) -> None:
         """One more round."""

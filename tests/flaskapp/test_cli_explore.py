@@ -4,6 +4,7 @@ import pytest
 from click.testing import CliRunner
 
 from backends.embedded import EmbeddedServer
+from backends.explorer import explore
 from flaskapp.cli_explore import make_explore_cli
 from tests.racers import register
 
@@ -91,3 +92,9 @@ def test_what_makes_no_sense_is_a_usage_error(run, args):
     result = run(*args)
     assert result.exit_code == 2
     assert "Usage:" in result.stderr
+
+
+def test_it_tells_how_many_orders_it_has_run(server):
+    told = []
+    found = explore(server.url, "multi", progress=lambda *what: told.append(what))
+    assert told == [("orders of multi", number, None) for number in range(1, found.reduced_orders + 1)]
