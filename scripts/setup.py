@@ -5,13 +5,14 @@ milliseconds. TOLLGATE_VENV names another place than .venv.
 """
 
 import _signal
-import os
+import posix
 
-# Nothing is started yet, and the imports take a moment: that of `signal` too, which has an enum to make.
-_signal.signal(_signal.SIGINT, lambda number, _frame: os._exit(128 + number))
+# Nothing is started yet, and the imports take a moment: those of `signal` and `os` too. These two are part of Python.
+_signal.signal(_signal.SIGINT, lambda number, _frame: posix._exit(128 + number))  # noqa: SLF001 - os._exit
 
 import fcntl
 import hashlib
+import os
 import shutil
 import signal
 import subprocess

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from backends import rules
 from backends.conformance import ask
 from backends.errors import StoreBroken
+from backends.keys import IDEMPOTENCY_KEEP_SECONDS, LIVING_OPEN_BUCKETS, OPEN_BUCKETS, RECORD_KEEP_SECONDS, RING_BUCKETS
 from tests.lua.by_hand import RESERVE
 
 
@@ -63,10 +64,7 @@ def test_python_and_lua_say_the_same_words():
     for status, reason in rules.REASON_OF_STATUS.items():
         if status in rules.STATUS_OF_CAUSE.values():
             assert f"{reason.value} = {status}" in RESERVE.text
-    assert f"LIVING_OPEN_BUCKETS = 1000000, {rules_open_buckets()}" in RESERVE.text
-
-
-def rules_open_buckets():
-    from backends.keys import LIVING_OPEN_BUCKETS
-
-    return LIVING_OPEN_BUCKETS
+    names = "SECOND, LIVING_OPEN_BUCKETS, RECORD_KEEP_S, IDEMPOTENCY_KEEP_S"
+    numbers = f"{rules.US}, {LIVING_OPEN_BUCKETS}, {RECORD_KEEP_SECONDS}, {IDEMPOTENCY_KEEP_SECONDS}"
+    assert f"{names} = {numbers}\n" in RESERVE.text
+    assert f"ceil(window_s / {RING_BUCKETS}), ceil(open_s / {OPEN_BUCKETS})" in RESERVE.text
