@@ -110,6 +110,15 @@ def test_what_a_killed_worker_left_open_is_swept(client):
             assert client.zcard(RESERVE_KEYS[name]) <= 14
 
 
+def bytes_after(client, key, *steps):
+    """What a key takes after each step, the median of five tries: now and then the allocator gives another size."""
+    tries = []
+    for _ in range(5):
+        client.flushdb()
+        tries.append([(step(), client.memory_usage(key))[1] for step in steps])
+    return [median(sizes) for sizes in zip(*tries, strict=True)]
+
+
 @pytest.mark.parametrize("length_s", [600, 31 * 86_400], ids=["as usual", "the longest"])
 def test_a_record_fits_in_200_bytes(client, length_s):
     """In every state, with the largest amount that a setting allows, on each kind of server."""
@@ -118,31 +127,35 @@ def test_a_record_fits_in_200_bytes(client, length_s):
     room = dict.fromkeys(LIMITS, 10**15)
     lengths = {"window_s": length_s, "open_s": length_s}
     record = f"llm:reservation:{rid}"
-    assert reserve(client, rid, cost=COST, **room, **lengths)[0] == 0
-    assert extend(client, rid, to=largest, **room, **lengths)[:2] == [0, largest]
-    assert client.memory_usage(record) <= 200
-    settle(client, rid, actual=largest, **lengths)
+    extended = bytes_after(
+        client,
+        record,
+        lambda: reserve(client, rid, cost=COST, **room, **lengths),
+        lambda: extend(client, rid, to=largest, **room, **lengths),
+        lambda: settle(client, rid, actual=largest, **lengths),
+    )
     assert client.get(record).decode().startswith(f"settled {largest} {NOW_US} {TERMS} {length_s} {length_s} ")
-    assert client.memory_usage(record) <= 200
-    client.delete(record)
-    reserve(client, rid, cost=largest - COST, **room, **lengths)
-    settle(client, rid, actual=0, ending="released", **lengths)
-    assert client.memory_usage(record) <= 200
+    released = bytes_after(
+        client,
+        record,
+        lambda: reserve(client, rid, cost=largest - COST, **room, **lengths),
+        lambda: settle(client, rid, actual=0, ending="released", **lengths),
+    )
+    assert client.get(record).decode().startswith("released 0 ")
+    assert max(extended + released) <= 200
 
 
 def test_a_callers_key_fits_in_200_bytes(client):
     rid = "0123456789abcdef0123456789abcdef"
     largest = 10**15 - 1
-    open_bytes, settled_bytes = [], []
-    # Of forty times the allocator gives a place of another size once.
-    for _ in range(5):
-        client.flushdb()
-        reserve(client, rid, key=KEY, cost=largest, **dict.fromkeys(LIMITS, 10**15))
-        open_bytes.append(client.memory_usage(key_of(KEY)))
-        settle(client, rid, key=KEY, actual=largest)
-        settled_bytes.append(client.memory_usage(key_of(KEY)))
-    assert median(open_bytes) <= 200
-    assert median(settled_bytes) <= 200
+    kept = bytes_after(
+        client,
+        key_of(KEY),
+        lambda: reserve(client, rid, key=KEY, cost=largest, **dict.fromkeys(LIMITS, 10**15)),
+        lambda: settle(client, rid, key=KEY, actual=largest),
+    )
+    assert client.get(key_of(KEY)).decode().startswith("settled ")
+    assert max(kept) <= 200
 
 
 def test_the_totals_of_an_identifier_fit_in_2_kb(client):

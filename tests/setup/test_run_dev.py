@@ -15,13 +15,13 @@ import redis
 from backends.embedded import free_port, running_url
 from tests.setup.conftest import processes_of
 
-WARM_START_SECONDS = 5
-
 
 def test_a_warm_start_serves_and_says_where_everything_is(start, clone):
-    before = time.monotonic()
+    installed = {path: path.stat().st_mtime_ns for path in (clone / ".venv").rglob("*")}
     server = start().until("Ctrl-C stops it")
-    assert time.monotonic() - before < WARM_START_SECONDS
+    # How long it takes is a figure of the machine; what would make it long is setting up again.
+    assert "Setting up" not in server.said
+    assert {path: path.stat().st_mtime_ns for path in (clone / ".venv").rglob("*")} == installed
     assert server.get("/healthz") == 200
     base = f"http://127.0.0.1:{server.port}"
     url = running_url(clone / ".data")
