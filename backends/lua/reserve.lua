@@ -52,7 +52,7 @@ but for the rings of open money, which decide nothing: they are charged first, a
 what they had. A full or read-only server refuses the first write. No decision rests on a TTL: those only collect what is
 over.
 A bucket counts until its youngest possible nano-dollar has left the window (n + 1 buckets), so a true window never exceeds
-the limit. All numbers stay below 2^53; amounts reach Redis as the strings that came in.
+the limit. All numbers stay below 2^53; amounts reach Redis as the strings that came in, or with every digit (%.0f).
 ]]
 
 local REASONS = { [2] = 'daily_limit', [3] = 'window_limit' }
