@@ -13,11 +13,13 @@ _signal.signal(_signal.SIGINT, lambda number, _frame: posix._exit(128 + number))
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -30,6 +32,8 @@ STAMP = VENV / ".tollgate-installed"
 SERVED = ("dev", "flaskapp.console", "flaskapp.cli_race", "gunicorn.app.wsgiapp", "gunicorn.workers.ggevent")
 """What a start of the service imports, and what those import."""
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+MOST_INSTALLERS = 4
+"""At the same time: pip works on one processor, and unpacking is most of a first start."""
 
 
 def main() -> NoReturn:
@@ -69,8 +73,10 @@ def _install() -> None:
     print(f"Setting up {os.path.relpath(VENV)} from {LOCK_FILE.name} (once; about half a minute) …", flush=True)
     _run(sys.executable, "-m", "venv", *(["--clear"] if not _works() else []), str(VENV))
     pip = (str(PYTHON), "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--quiet", "--no-compile")
-    # The lock file is complete: pip has nothing to resolve.
-    _run(*pip, "--no-deps", "--require-hashes", "--requirement", str(LOCK_FILE))
+    with tempfile.TemporaryDirectory() as folder:
+        # The lock file is complete: pip has nothing to resolve, and no part needs another to be there first.
+        parts = _parts_of_lock(Path(folder), min(os.cpu_count() or 1, MOST_INSTALLERS))
+        _run_together([[*pip, "--no-deps", "--require-hashes", "--requirement", str(part)] for part in parts])
     _run(*pip, "--no-deps", "--no-index", "--no-build-isolation", "--editable", str(ROOT))
     # Compiled once here, as a part of the installation; all of it would take three times as long. Where the
     # environment forbids to write bytecode, each process of every start would compile it anew.
@@ -80,6 +86,15 @@ def _install() -> None:
     _put_redis_cli()
     STAMP.write_text(_fingerprint(), encoding="utf-8")
     print("Set up.", flush=True)
+
+
+def _parts_of_lock(folder: Path, count: int) -> list[Path]:
+    """The lock file in as many files, each package with all of its hashes in one of them."""
+    packages = re.split(r"\n(?=\S)", LOCK_FILE.read_text(encoding="utf-8").rstrip())
+    parts = [folder / f"{number}.lock" for number in range(count)]
+    for number, part in enumerate(parts):
+        part.write_text("\n".join([*packages[number::count], ""]), encoding="utf-8")
+    return parts
 
 
 def _works() -> bool:
@@ -114,16 +129,25 @@ def _is_installed() -> bool:
 
 
 def _run(*command: str, environment: Mapping[str, str] | None = None) -> None:
-    """A step of the set-up in a process group of its own, which ends with us."""
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, cwd=ROOT, env=environment)
+    _run_together([command], environment=environment)
+
+
+def _run_together(commands: Sequence[Sequence[str]], environment: Mapping[str, str] | None = None) -> None:
+    """Steps of the set-up side by side, each in a process group of its own, which ends with us or when one fails."""
+    running: list[subprocess.Popen[bytes]] = []
     try:
-        status = process.wait()
-    except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        raise
-    if status != 0:
-        raise subprocess.CalledProcessError(status, command)
+        for command in commands:
+            running.append(
+                subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, cwd=ROOT, env=environment)
+            )
+        for process in running:
+            if process.wait() != 0:
+                raise subprocess.CalledProcessError(process.returncode, process.args)
+    finally:
+        for process in running:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
