@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, NoReturn  # noqa: E402
 from backends.clock import SystemClock  # noqa: E402
 from backends.errors import ConfigurationError, StoreError  # noqa: E402
 from backends.link import Link  # noqa: E402
+from backends.pricing import read_price_table  # noqa: E402
 from flaskapp import create_app  # noqa: E402
 from flaskapp.config import load_config  # noqa: E402
 
@@ -84,6 +85,7 @@ try:
     _remark = _remark_on_server(_config.redis_url) if _has_server else None
 except ConfigurationError as _error:
     _give_up(_error)
+read_price_table()
 _rehearse()
 
 _HOST = f"[{_config.host}]" if ":" in _config.host and "[" not in _config.host else _config.host

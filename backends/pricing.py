@@ -202,6 +202,11 @@ def _prices_of(
     )
 
 
+def read_price_table() -> None:
+    """Read the table, once a process. Before a fork it spares each child half a second, and a copy of its own."""
+    get_snapshot()
+
+
 def records_of(info: ModelInfo) -> Sequence[ConditionalPrice]:
     """All price records of a model of the table."""
     return [ConditionalPrice(prices=info.prices)] if isinstance(info.prices, ModelPrice) else info.prices
