@@ -51,6 +51,8 @@ class Outcome:
     """What the upstream billed, of all budgets."""
     booked_percent: float
     """What our books hold in the end, of all budgets."""
+    least_booked_beyond_billed_percent: float | None
+    """Of the tenant whose books are closest to its bill; negative: they show less than was spent. None: a peer's."""
     answers: int
     cut: int
     """Answers that the budget ended."""
@@ -66,7 +68,12 @@ def main() -> int:
     if arguments.json:
         Path(arguments.json).write_text(json.dumps([asdict(each) for each in outcomes], indent=2) + "\n")
     ours = [each for each in outcomes if not each.policy.startswith(PEER)]
-    return 1 if any(each.worst_overshoot_percent > 0 for each in ours) else 0
+    return 1 if any(each.worst_overshoot_percent > 0 or _books_too_little(each) for each in ours) else 0
+
+
+def _books_too_little(outcome: Outcome) -> bool:
+    least = outcome.least_booked_beyond_billed_percent
+    return least is not None and least < 0
 
 
 def _arguments() -> argparse.Namespace:
@@ -110,14 +117,16 @@ def _run(policy: str, arguments: argparse.Namespace) -> Outcome:
         seconds = time.monotonic() - started
         booked = _booked(server)
     is_peer = policy.startswith(PEER)
-    billed = [_cost(bill, input_counts=not is_peer) for bill in bills.values()]
+    billed = {tenant: _cost(bill, input_counts=not is_peer) for tenant, bill in bills.items()}
+    beyond = [booked.get(tenant, 0) - its_bill for tenant, its_bill in billed.items()]
     return Outcome(
         policy=policy,
         tenants=arguments.tenants,
         budget_nanousd=budget_nanousd,
-        worst_overshoot_percent=100 * (max(billed) - budget_nanousd) / budget_nanousd,
-        usable_percent=100 * sum(billed) / (budget_nanousd * arguments.tenants),
-        booked_percent=100 * booked / (budget_nanousd * arguments.tenants),
+        worst_overshoot_percent=100 * (max(billed.values()) - budget_nanousd) / budget_nanousd,
+        usable_percent=100 * sum(billed.values()) / (budget_nanousd * arguments.tenants),
+        booked_percent=100 * sum(booked.values()) / (budget_nanousd * arguments.tenants),
+        least_booked_beyond_billed_percent=None if is_peer else 100 * min(beyond) / budget_nanousd,
         answers=counts.answers,
         cut=counts.cut,
         busy=counts.busy,
@@ -295,13 +304,18 @@ def _peer(port: int, config: Mapping[str, Any], program: str, directory: Path) -
         yield
 
 
-def _booked(server: EmbeddedServer) -> int:
-    with redis.Redis(HOST, server.port) as client:
-        return sum(int(client.get(key) or 0) for key in client.scan_iter("llm:cost:daily:*"))
+def _booked(server: EmbeddedServer) -> dict[str, int]:
+    """Nano-dollars in each tenant's days."""
+    booked: dict[str, int] = {}
+    with redis.Redis(HOST, server.port, decode_responses=True) as client:
+        for key in client.scan_iter("llm:cost:daily:*"):
+            tenant = key.split(":")[3]
+            booked[tenant] = booked.get(tenant, 0) + int(client.get(key) or 0)
+    return booked
 
 
 def _print(outcomes: list[Outcome], arguments: argparse.Namespace) -> None:
-    columns = ("worst overshoot", "usable", "booked", "answers", "cut", "busy", "seconds")
+    columns = ("worst overshoot", "usable", "booked", "least booked - billed", "answers", "cut", "busy", "seconds")
     table = Table("policy", *(Column(title, justify="right") for title in columns))
     for each in outcomes:
         table.add_row(
@@ -309,6 +323,7 @@ def _print(outcomes: list[Outcome], arguments: argparse.Namespace) -> None:
             f"{each.worst_overshoot_percent:+.2f} %",
             f"{each.usable_percent:.2f} %",
             f"{each.booked_percent:.2f} %",
+            "" if (least := each.least_booked_beyond_billed_percent) is None else f"{least:+.2f} %",
             str(each.answers),
             str(each.cut),
             str(each.busy),

@@ -136,10 +136,10 @@ def _run_together(commands: Sequence[Sequence[str]], environment: Mapping[str, s
     """Steps of the set-up side by side, each in a process group of its own, which ends with us or when one fails."""
     running: list[subprocess.Popen[bytes]] = []
     try:
-        for command in commands:
-            running.append(
-                subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, cwd=ROOT, env=environment)
-            )
+        running.extend(
+            subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, cwd=ROOT, env=environment)
+            for command in commands
+        )
         for process in running:
             if process.wait() != 0:
                 raise subprocess.CalledProcessError(process.returncode, process.args)

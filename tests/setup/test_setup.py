@@ -1,0 +1,50 @@
+"""What scripts/setup.py does before there is anything to run."""
+
+import importlib.util
+import re
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def setup_script():
+    spec = importlib.util.spec_from_file_location("setup_script", ROOT / "scripts" / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    # It takes Ctrl-C before it does anything else; here that is for pytest.
+    handler = signal.getsignal(signal.SIGINT)
+    spec.loader.exec_module(module)
+    signal.signal(signal.SIGINT, handler)
+    return module
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_the_parts_of_the_lock_file_are_the_lock_file(setup_script, tmp_path, count):
+    def pins_with_hashes(text):
+        return Counter(re.findall(r"^\S+==\S+.*(?:\n    --hash=sha256:\w+.*)+", text, re.MULTILINE))
+
+    whole = setup_script.LOCK_FILE.read_text()
+    parts = [part.read_text() for part in setup_script._parts_of_lock(tmp_path, count)]
+    # The last line of a part says that no more follows.
+    together = Counter(pin.rstrip("\\ ") for part in parts for pin in pins_with_hashes(part))
+    assert len(parts) == count
+    assert together == Counter(pin.rstrip("\\ ") for pin in pins_with_hashes(whole))
+    assert (
+        sum(together.values())
+        == whole.count("==") - whole.count(" == ")
+        == len(re.findall(r"^\S", whole, re.MULTILINE))
+    )
+
+
+def test_a_step_that_fails_ends_those_beside_it(setup_script):
+    fails = [sys.executable, "-c", "import sys; sys.exit(3)"]
+    lasts = [sys.executable, "-c", "import signal; signal.pause()"]
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        setup_script._run_together([fails, lasts])
+    assert (caught.value.returncode, caught.value.cmd) == (3, fails)
