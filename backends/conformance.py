@@ -553,6 +553,26 @@ class Conformance:
         self.pass_seconds(OPEN_BUCKET_SECONDS + 1)
         assert not self.refuse("r2", COST, limits).in_flight
 
+    def test_an_open_reservation_that_has_left_a_short_window_makes_nothing_busy(self) -> None:
+        """Nobody ended it, so it is in the ring of open money for a moment longer than in a window of that length."""
+        for case in self.each_limit():
+            if case.reason not in RINGS:
+                continue
+            limits = replace(case.set_to(2 * COST), window_seconds=OPEN_SECONDS, mark_when_busy=False)
+            self.reserve("r0", COST, limits)
+            self.pass_seconds(OPEN_SECONDS // 2)
+            held = self.reserve("r1", COST, limits)
+            assert self.refuse("r2", COST, limits).in_flight, case
+            self.settle(held, COST)
+            self.pass_seconds(OPEN_SECONDS // 2 + bucket_seconds_of(OPEN_SECONDS) + 1)
+            held = self.reserve("r3", COST, limits)
+            assert self.refuse("r4", COST, limits).in_flight, case
+            self.settle(held, COST)
+            refusal = self.refuse("r5", COST, limits)
+            assert not refusal.in_flight, case
+            assert refusal.retry_after_seconds is not None, case
+            assert refusal.retry_after_seconds > 1, case
+
     def test_what_can_never_fit_is_said(self) -> None:
         for case in self.each_limit():
             limits = case.set_to(COST)

@@ -262,11 +262,16 @@ class _Limit:
     limit: int | None
     open_key: str
     since_seconds: int
+    """Unix time: what is open in buckets that end later stands in this limit."""
     ends_at_seconds: int | None
     ring: Ring | None = None
 
 
-def _limits(limits: Limits, spent: Spent, keys: BookKeys, now_us: int) -> list[_Limit]:
+def _limits(ask: Ask, spent: Spent, keys: BookKeys, now_us: int) -> list[_Limit]:
+    limits = ask.limits
+    # Where the window is hardly longer than an answer may take, money that nobody ended may leave it before it leaves
+    # the ring of open money: there only what is surely in both is open.
+    window = now_us // US - limits.window_seconds + open_bucket_seconds_of(ask.open_seconds) - 1
     day = now_us // US // SECONDS_PER_DAY * SECONDS_PER_DAY
     hour = now_us // US // SECONDS_PER_HOUR * SECONDS_PER_HOUR
     day_ends, hour_ends = day + SECONDS_PER_DAY, hour + SECONDS_PER_HOUR
@@ -275,8 +280,8 @@ def _limits(limits: Limits, spent: Spent, keys: BookKeys, now_us: int) -> list[_
     network_window = limits.network_window_nanousd
     return [
         _Limit(2, spent.daily, limits.day_nanousd, mine, day, day_ends),
-        _Limit(3, sum(recent.values()), limits.window_nanousd, mine, 0, None, recent),
-        _Limit(4, sum(network_recent.values()), network_window, net, 0, None, network_recent),
+        _Limit(3, sum(recent.values()), limits.window_nanousd, mine, window, None, recent),
+        _Limit(4, sum(network_recent.values()), network_window, net, window, None, network_recent),
         _Limit(5, spent.network_daily, limits.network_day_nanousd, net, day, day_ends),
         _Limit(6, spent.hourly_of_all, limits.global_hour_nanousd, all_, hour, hour_ends),
         _Limit(7, spent.daily_of_all, limits.global_day_nanousd, all_, day, day_ends),
@@ -294,7 +299,7 @@ def _ring_fits_at(ring: Ring, limit: int, cost: int, bucket_seconds: int, window
 
 def decide(ask: Ask, spent: Spent, keys: BookKeys, read_open: Callable[[str], Ring], now_us: int) -> Decision:
     """Whether all limits have room for `ask`; `read_open` is asked only where one has not."""
-    limits = _limits(ask.limits, spent, keys, now_us)
+    limits = _limits(ask, spent, keys, now_us)
     decision = _decide(ask, ask.cost_nanousd, limits, read_open, now_us)
     if decision.status == ADMITTED or decision.busy or ask.at_least_nanousd is None:
         return decision

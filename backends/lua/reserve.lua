@@ -213,7 +213,10 @@ if not fits then
     return now_s + window_s + bucket_s
   end
 
-  local day_s, hour_s = day_ends_s - 86400, hour_ends_s - 3600
+  -- Open money in buckets that end later than these stands in the limit. Where the window is hardly longer than an
+  -- answer may take, money that nobody ended may leave it before it leaves the ring of open money: there only what is
+  -- surely in both counts.
+  local day_s, hour_s, in_window_s = day_ends_s - 86400, hour_ends_s - 3600, now_s - window_s + open_bucket_s - 1
   local status, busy, ends_at_s
   local function look_at(its_status, spent, limit, open_key, since_s, its_end_s, ring)
     if spent + cost <= limit then return end
@@ -224,8 +227,8 @@ if not fits then
   local function look_at_all()
     status, busy, ends_at_s = 0, true, 0
     look_at(2, daily, day_limit, KEYS[9], day_s, day_ends_s)
-    look_at(3, recent.total, window_limit, KEYS[9], 0, nil, recent)
-    look_at(4, network_recent.total, network_limit, KEYS[10], 0, nil, network_recent)
+    look_at(3, recent.total, window_limit, KEYS[9], in_window_s, nil, recent)
+    look_at(4, network_recent.total, network_limit, KEYS[10], in_window_s, nil, network_recent)
     look_at(5, network_daily, network_day_limit, KEYS[10], day_s, day_ends_s)
     look_at(6, hourly_of_all, hour_limit_of_all, KEYS[11], hour_s, hour_ends_s)
     look_at(7, daily_of_all, day_limit_of_all, KEYS[11], day_s, day_ends_s)

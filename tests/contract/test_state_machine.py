@@ -187,11 +187,12 @@ def places(every, who, network, limits, at_us, now_us):
 
     day_us, hour_us = at_us // DAY_US * DAY_US, at_us // HOUR_US * HOUR_US
     day_end_us, hour_end_us = day_us + DAY_US, hour_us + HOUR_US
+    window_us = (now_us // US - WINDOW_SECONDS + OPEN_BUCKET_SECONDS - 1) * US
     r, s = Reason, Scope
     return [
         Place(r.DAILY_LIMIT, s.IDENTIFIER, limits.day_nanousd, period(mine, DAY_US), day_end_us, day_us),
-        Place(r.WINDOW_LIMIT, s.IDENTIFIER, limits.window_nanousd, window(mine), None, 0),
-        Place(r.NETWORK_LIMIT, s.NETWORK, limits.network_window_nanousd, window(nets), None, 0),
+        Place(r.WINDOW_LIMIT, s.IDENTIFIER, limits.window_nanousd, window(mine), None, window_us),
+        Place(r.NETWORK_LIMIT, s.NETWORK, limits.network_window_nanousd, window(nets), None, window_us),
         Place(r.NETWORK_DAILY_LIMIT, s.NETWORK, limits.network_day_nanousd, period(nets, DAY_US), day_end_us, day_us),
         Place(
             r.GLOBAL_HOURLY_LIMIT, s.GLOBAL, limits.global_hour_nanousd, period(every, HOUR_US), hour_end_us, hour_us

@@ -119,6 +119,14 @@ RESERVE = [
             ", day_limit_of_all - daily_of_all",
         )
     ],
+    *[
+        (
+            f"KEYS[{key}], in_window_s,",
+            f"KEYS[{key}], 0,",
+            "an_open_reservation_that_has_left_a_short_window_makes_nothing_busy",
+        )
+        for key in (9, 10)
+    ],
     ("if busy and ARGV[14] ~= '1' then", "if false then", "an_open_reservation_past_its_time_is_spent"),
     (
         "if status > 3 then",
