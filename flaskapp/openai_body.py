@@ -25,11 +25,11 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from flaskapp.json_body import not_usable, read_json_object
+from flaskapp.llm import MAX_CHOICES
 from flaskapp.llm.prompt import ImagesNotBounded, prompt_tokens
 from flaskapp.llm.tokens import InputTooLong
 from flaskapp.refusals import InvalidRequest
 
-MAX_CHOICES = 8
 _MOST_TOKENS = 10**9
 """More than any model gives: whoever asks for more means something else."""
 _MAX_MESSAGES = 2_048

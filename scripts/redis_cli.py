@@ -220,6 +220,26 @@ class Session:
             return False
         return True
 
+    def scan(self, pattern: str) -> bool:
+        """Print the names of all keys that match; False where Redis could not be asked."""
+        if self._connection is None and not self.open():
+            return False
+        cursor: Reply = b"0"
+        try:
+            while self._connection is not None:
+                reply = self._connection.ask([b"SCAN", bytes(cursor), b"MATCH", os.fsencode(pattern)])
+                if not isinstance(reply, list):
+                    self._print(reply)
+                    return False
+                cursor, names = reply
+                for name in names:
+                    self._print(name)
+                if cursor == b"0":
+                    return True
+        except OSError as error:
+            print(f"Error: {error}", file=sys.stderr)
+        return False
+
     def _converse(self, words: Sequence[bytes]) -> None:
         if self._connection is None:
             return
@@ -279,6 +299,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--no-raw", action="store_false", dest="raw")
     parser.add_argument("--no-auth-warning", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("-x", dest="last_from_stdin", action="store_true", help="the last word comes from stdin")
+    parser.add_argument("--scan", action="store_true", help="the names of all keys, or of those like --pattern")
+    parser.add_argument("--pattern", default="*")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     return parser.parse_args()
 
@@ -302,6 +324,8 @@ def main() -> int:
     given = arguments()
     raw = not sys.stdout.isatty() if given.raw is None else given.raw
     session = Session(chosen_address(given), raw=raw)
+    if given.scan:
+        return 0 if session.scan(given.pattern) else 1
     if given.command:
         words = [os.fsencode(word) for word in given.command]
         if given.last_from_stdin:

@@ -95,8 +95,13 @@ class RunningRace:
             return
         yield from self._process.stdout
         if self._process.wait() not in {0, 1}:
-            said = self._process.stderr.read().strip().splitlines()
-            yield json.dumps({"error": said[-1] if said else "The race ended without a word."}) + "\n"
+            yield json.dumps({"error": self._why(self._process.stderr.read())}) + "\n"
+
+    def _why(self, said: str) -> str:
+        if self._process.returncode == -signal.SIGKILL:
+            return f"The race was ended after {MAX_SECONDS:.0f} seconds: let fewer callers run, or fewer rounds."
+        lines = said.strip().splitlines()
+        return lines[-1] if lines else "The race ended without a word."
 
     def close(self) -> None:
         """It ends now, if it has not; and so does all that it started. May be said twice."""

@@ -156,7 +156,8 @@ def _verdict(name: str, its: Sequence[RaceResult]) -> dict[str, object]:
     over_at = [each for each in its if each.overspend_nanousd]
     where = everywhere if len(over_at) == len(its) else f" at {len(over_at)} of {len(its)} distances"
     limit_nanousd = sum(each.limit_nanousd for each in over_at)
-    text = f"{name} overspent{where}: ${_short_usd(over_nanousd)} over limits of ${_short_usd(limit_nanousd)}."
+    limits = f"{'the limit' if len(over_at) == 1 else 'limits'} of ${_short_usd(limit_nanousd)}"
+    text = f"{name} overspent{where}: ${_short_usd(over_nanousd)} over {limits}."
     return {"text": text, "is_over": True}
 
 
@@ -214,8 +215,8 @@ def _lanes(found: Measured) -> Part:
             ),
             (
                 f"It is number {order.number:,} of the {order.orders:,} orders of two callers that differ; "
-                f"{order.overspending_orders:,} of them overspend. See it step by step: flask explore --backends "
-                f"{order.backend} --replay {order.number}"
+                f"{order.overspending_orders:,} of them overspend. See it step by step: flask --app wsgi explore "
+                f"--backends {order.backend} --replay {order.number}"
             ),
         ],
         png=pictures.lanes(order),

@@ -13,6 +13,9 @@ from backends.pricing import Price
 
 Role = Literal["system", "user", "assistant"]
 
+MAX_CHOICES = 8
+"""Of one answer: each may cost `max_tokens`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:

@@ -19,7 +19,7 @@ import httpcore2
 from backends.clock import Clock
 from backends.errors import ConfigurationError
 from backends.strict_json import dumps
-from flaskapp.llm import Completed, ModelRequest, Piece, UpstreamBroken, UpstreamNotTaken, Usage
+from flaskapp.llm import MAX_CHOICES, Completed, ModelRequest, Piece, UpstreamBroken, UpstreamNotTaken, Usage
 from flaskapp.llm.completion import Completion, ErrorEvent, NotACompletion, read_whole, usage_of_whole
 from flaskapp.llm.event_stream import EventStream
 from flaskapp.llm.tokens import counter_for
@@ -36,7 +36,6 @@ _TAIL_SECONDS = 0.2
 _EVENT_STREAM, _JSON = "text/event-stream", "application/json"
 _ANSWER_BYTES = 16_777_216
 """More than any answer of the choices and tokens that can be asked for."""
-_MAX_CHOICES = 8
 _ERROR_BODY_BYTES = 2_048
 _ERROR_BODY_SECONDS = 1.0
 _DETAIL_CHARACTERS = 200
@@ -49,7 +48,7 @@ _TRANSPORT_ERRORS = (httpcore2.TimeoutException, httpcore2.NetworkError, httpcor
 class OpenAICompatibleModel:
     """One server and a pool of connections to it."""
 
-    max_choices = _MAX_CHOICES
+    max_choices = MAX_CHOICES
 
     def __init__(self, base_url: str, api_key: str | None = None, *, clock: Clock) -> None:
         """`base_url` is what comes before ``/chat/completions``; `api_key` is sent as a bearer token.

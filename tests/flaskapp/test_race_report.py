@@ -163,7 +163,7 @@ def test_one_that_keeps_its_promise_has_no_failing_order(race_server):
 def test_the_verdict_is_at_the_top(page):
     verdicts = re.findall(r"<li[^>]*>([^<]*)</li>", page)
     assert verdicts == [
-        "legacy overspent: $0.0243 over limits of $0.0162.",
+        "legacy overspent: $0.0243 over the limit of $0.0162.",
         "atomic stayed within its limit.",
     ]
 

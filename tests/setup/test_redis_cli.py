@@ -73,6 +73,12 @@ def test_a_json_argument_arrives_intact(cli, books):
     assert cli("--no-raw", "GET", "settings") == '"{\\"daily_cost_limit_usd\\": 0.01}"\n'
 
 
+def test_the_names_of_all_keys_or_of_some_can_be_listed(cli, books):
+    assert cli("--scan", "--pattern", "llm:cost:*") == "llm:cost:recent:hash456\n"
+    assert sorted(cli("--scan").split()) == sorted(key.decode() for key in books.keys())  # noqa: SIM118 - a command
+    assert cli("--scan", "--pattern", "nobody:*") == ""
+
+
 def test_commands_come_from_stdin_too(cli, books):
     lines = 'SET settings \'{"a": 1}\'\nGET settings\nSET x "two\\nlines\\x41"\n"open\nTTL settings\nexit\nFLUSHALL\n'
     assert cli(stdin=lines) == 'OK\n{"a": 1}\nOK\nInvalid argument(s)\n-1\n'
