@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from backends import rules
 from backends.books import read_books
-from backends.clock import Clock
+from backends.clock import US_PER_SECOND, Clock
 from backends.contract import (
     Ask,
     Books,
@@ -150,7 +150,7 @@ class AtomicBackend:
     def _ask_redis(self, ask: Ask, terms: str) -> Sequence[Any]:
         link, limits = self._link, ask.limits
         now_us = self._now_us()
-        now_seconds = now_us // rules.US
+        now_seconds = now_us // US_PER_SECOND
         keys: Sequence[str] = book_keys(ask.reservation_id, ask.identifier, ask.network, now_seconds)
         args: Sequence[str | int] = (
             self._now_text(),
@@ -228,7 +228,7 @@ class AtomicBackend:
         return self._clock.now_us() if self._clock else self._link.time_us()
 
     def _deadline_us(self, now_us: int) -> int:
-        return now_us + int(self._link.wait_seconds() * rules.US)
+        return now_us + int(self._link.wait_seconds() * US_PER_SECOND)
 
     def _learn_time(self, redis_now_us: int, asked_at_seconds: float) -> None:
         if not self._clock:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from backends import rules
+from backends.clock import US_PER_SECOND
 from backends.keys import RECORD_KEEP_SECONDS, SECONDS_PER_DAY, SECONDS_PER_HOUR, BookKeys, book_keys, reset_key
 from backends.link import Client, Link
 from backends.progress import Progress, no_progress
@@ -43,7 +44,7 @@ PASSES = 6
 """Full looks, at most."""
 MOST_AT_ONCE = 10_000
 """Keys that are read in one step: about five milliseconds of Redis' time."""
-SETTLED_DOWN_US = 2 * rules.US
+SETTLED_DOWN_US = 2 * US_PER_SECOND
 MARGIN_SECONDS = 2
 """Lives are set in whole seconds, and end where Redis says."""
 _LIFE_PAST_START = {
@@ -200,7 +201,7 @@ class _Audit:
         counted = [
             record for record in records if record is not None and not rules.was_cleared(reset_text, record.made_at_us)
         ]
-        at_us = int(time[0]) * rules.US + int(time[1])
+        at_us = int(time[0]) * US_PER_SECOND + int(time[1])
         return _Reading(
             at_us=at_us,
             stored=int(stored or 0) if isinstance(stored, float) else whole(stored) or 0,
@@ -279,10 +280,10 @@ def _is_same(before: _Look, look: _Look, place: Place) -> bool:
 def _rule(look: _Look, place: Place) -> str:
     """How a place compares to its records: exact, at_least, or not at all ('')."""
     snapshot = look.snapshot
-    now = snapshot.ended_us / rules.US
+    now = snapshot.ended_us / US_PER_SECOND
     begins = float(place.start_seconds)
     if place.kind in IDENTIFIER_KINDS:
-        begins = max(begins, snapshot.reset_us.get(place.owner, 0) / rules.US)
+        begins = max(begins, snapshot.reset_us.get(place.owner, 0) / US_PER_SECOND)
     are_records_whole = begins >= now - RECORD_KEEP_SECONDS + MARGIN_SECONDS
     if place not in look.booked.keys:
         return "exact" if are_records_whole else ""
@@ -313,10 +314,10 @@ def _sums(snapshot: Snapshot) -> list[_Sum]:
             places.setdefault((place.kind, day), []).append(place)
     found = []
     for day in sorted({day for _, day in places}):
-        if day + 2 * SECONDS_PER_DAY - MARGIN_SECONDS <= snapshot.ended_us // rules.US:
+        if day + 2 * SECONDS_PER_DAY - MARGIN_SECONDS <= snapshot.ended_us // US_PER_SECOND:
             continue
         total = Place("daily_of_all", "", day)
-        was_reset = any(at_us >= day * rules.US for at_us in snapshot.reset_us.values())
+        was_reset = any(at_us >= day * US_PER_SECOND for at_us in snapshot.reset_us.values())
         for kind, what, may_be_more in (
             ("daily", "its identifiers", was_reset),
             ("network_daily", "its networks", False),

@@ -3,7 +3,7 @@
 from typing import Any
 
 from backends import rules
-from backends.clock import Clock
+from backends.clock import US_PER_SECOND, Clock
 from backends.contract import Books
 from backends.keys import SECONDS_PER_DAY, book_keys, bucket_seconds_of
 from backends.link import Client, Link
@@ -17,7 +17,7 @@ def ring_of(members: list[tuple[bytes, float]]) -> dict[int, int]:
 def read_books(link: Link, clock: Clock | None, identifier: str, network: str, window_seconds: int) -> Books:
     """What is booked now, by Redis' time or by `clock`; one round trip, all of it of one moment."""
     now_us = clock.now_us() if clock else link.time_us()
-    keys = book_keys("", identifier, network, now_us // rules.US)
+    keys = book_keys("", identifier, network, now_us // US_PER_SECOND)
     rings = (keys.recent, keys.network_recent, keys.open_identifier)
     totals = (keys.daily, keys.network_daily, keys.hourly_of_all, keys.daily_of_all)
 
@@ -35,7 +35,7 @@ def read_books(link: Link, clock: Clock | None, identifier: str, network: str, w
     recent, network_recent, opened = map(ring_of, members)
     bucket = bucket_seconds_of(window_seconds)
     living = rules.alive(recent, bucket, window_seconds, now_us)
-    today = now_us // rules.US // SECONDS_PER_DAY * SECONDS_PER_DAY
+    today = now_us // US_PER_SECOND // SECONDS_PER_DAY * SECONDS_PER_DAY
     return Books(
         window_nanousd=sum(living.values()),
         day_nanousd=rules.amount(daily),

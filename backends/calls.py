@@ -18,6 +18,7 @@ from enum import Enum
 from typing import Any, TypeVar
 
 from backends import rules
+from backends.clock import US_PER_SECOND
 from backends.contract import (
     Ask,
     Duplicate,
@@ -89,7 +90,7 @@ def held(talk: Talk[T], answer: Callable[[Look | Write], Any]) -> T:
 
 def reserve(ask: Ask, backend: str, now_us: int) -> Talk[Verdict]:
     """As `contract.Backend.reserve`."""
-    keys = book_keys(ask.reservation_id, ask.identifier, ask.network, now_us // rules.US)
+    keys = book_keys(ask.reservation_id, ask.identifier, ask.network, now_us // US_PER_SECOND)
     window = ask.limits.window_seconds
     seen = yield Look(_looks_of_reserve(ask, keys))
     record = rules.known_record(ask, rules.parse_record(seen(_get(keys.record))))
@@ -116,7 +117,7 @@ def reserve(ask: Ask, backend: str, now_us: int) -> Talk[Verdict]:
         window_seconds=window,
         open_seconds=ask.open_seconds,
         window_nanousd=sum(spent.recent.values()) + decision.held_nanousd,
-        day_nanousd=spent.daily + decision.held_nanousd,
+        day_nanousd=spent.daily_nanousd + decision.held_nanousd,
         window_frees_at_seconds=rules.window_frees_at(spent.recent, window, now_us),
     )
     swept, expired = _sweeps(ask, keys, seen, now_us)
@@ -235,11 +236,11 @@ def _living(seen: Seen, key: str, window_seconds: int, now_us: int) -> dict[int,
 def _spent(keys: BookKeys, window_seconds: int, seen: Seen, now_us: int) -> rules.Spent:
     return rules.Spent(
         recent=_living(seen, keys.recent, window_seconds, now_us),
-        daily=rules.amount(seen(_get(keys.daily))),
+        daily_nanousd=rules.amount(seen(_get(keys.daily))),
         network_recent=_living(seen, keys.network_recent, window_seconds, now_us),
-        network_daily=rules.amount(seen(_get(keys.network_daily))),
-        hourly_of_all=rules.amount(seen(_get(keys.hourly_of_all))),
-        daily_of_all=rules.amount(seen(_get(keys.daily_of_all))),
+        network_daily_nanousd=rules.amount(seen(_get(keys.network_daily))),
+        hourly_of_all_nanousd=rules.amount(seen(_get(keys.hourly_of_all))),
+        daily_of_all_nanousd=rules.amount(seen(_get(keys.daily_of_all))),
     )
 
 

@@ -3,6 +3,8 @@
 import time
 from typing import Protocol
 
+US_PER_SECOND = 1_000_000
+
 
 class Clock(Protocol):
     """Where the time comes from."""

@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from backends import open_backend
-from backends.clock import SystemClock
+from backends.clock import US_PER_SECOND, SystemClock
 from backends.contract import (
     Ask,
     Backend,
@@ -57,7 +57,7 @@ from backends.keys import (
 from backends.link import Client, Link
 from backends.memory import MemoryBackend
 
-US = 1_000_000
+US = US_PER_SECOND
 START_US = int(datetime(2026, 3, 14, 10, 20, tzinfo=UTC).timestamp()) * US
 WINDOW_SECONDS = 600
 BUCKET_SECONDS = bucket_seconds_of(WINDOW_SECONDS)

@@ -22,7 +22,7 @@ from itertools import count, groupby
 from typing import Any
 
 from backends import open_backend
-from backends.clock import SystemClock
+from backends.clock import US_PER_SECOND, SystemClock
 from backends.contract import Ask, Backend, Reservation
 from backends.errors import ConfigurationError
 from backends.keys import book_keys
@@ -43,7 +43,7 @@ MOST_CALLERS = 3
 MOST_ORDERS = 20_000
 _VISITOR = "visitor"
 # Late in every bucket: a server that is seconds slow must not let a life look too short.
-_NOW_US = int(datetime(2026, 3, 14, 10, 20, 19, tzinfo=UTC).timestamp()) * 1_000_000
+_NOW_US = int(datetime(2026, 3, 14, 10, 20, 19, tzinfo=UTC).timestamp()) * US_PER_SECOND
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ class _StandingClock:
         return _NOW_US
 
     def monotonic_seconds(self) -> float:
-        return _NOW_US / 1_000_000
+        return _NOW_US / US_PER_SECOND
 
 
 @contextmanager
@@ -246,7 +246,7 @@ class _Run:
         self._stage = stage
         self._who = who
         asks = [stage.ask(who, f"{who}-{_letter(number)}") for number in range(stage.callers)]
-        shared = book_keys("", who, who, _NOW_US // 1_000_000)._replace(record="", marker="", recent="")
+        shared = book_keys("", who, who, _NOW_US // US_PER_SECOND)._replace(record="", marker="", recent="")
         self._out_of_reach = set(map(self._plain, shared))
         self._callers = [Caller(stage.gate, partial(stage.backend.reserve, ask)) for ask in asks]
         self.spent_nanousd = 0

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
 
-from backends.clock import Clock
+from backends.clock import US_PER_SECOND, Clock
 from backends.contract import (
     Ask,
     Backend,
@@ -250,7 +250,7 @@ class Guard:
 
     def _seconds_to_better_times(self) -> int:
         # The next hour brings a new budget for certain, but Redis may well be back before.
-        seconds_to_next_hour = SECONDS_PER_HOUR - self._clock.now_us() // 1_000_000 % SECONDS_PER_HOUR
+        seconds_to_next_hour = SECONDS_PER_HOUR - self._clock.now_us() // US_PER_SECOND % SECONDS_PER_HOUR
         return min(seconds_to_next_hour, _EXHAUSTED_RETRY_SECONDS)
 
     def _end(

@@ -10,6 +10,7 @@ from typing import Any
 
 from backends import rules
 from backends.books import ring_of
+from backends.clock import US_PER_SECOND
 from backends.contract import Limits
 from backends.keys import RECORD_PREFIX, RESET_KEEP_SECONDS, SECONDS_PER_DAY, book_keys, bucket_seconds_of, reset_key
 from backends.link import Client, Link
@@ -118,7 +119,7 @@ class Ledger:
             answers = self._read(identifier, read_at_us, keys)
             now_us = answers.now_us
             # At midnight the day that was read is another one than Redis' own.
-            if now_us // rules.US // SECONDS_PER_DAY == read_at_us // rules.US // SECONDS_PER_DAY:
+            if now_us // US_PER_SECOND // SECONDS_PER_DAY == read_at_us // US_PER_SECOND // SECONDS_PER_DAY:
                 return _books_of(identifier, limits, answers, most)
             self._link.learn_time(now_us, self._link.monotonic_seconds())
 
@@ -132,7 +133,7 @@ class Ledger:
             StoreError: Redis could not be asked; whether it was cleared is unknown, and it may be said again.
         """
         at_us = self._link.time_us() if now_us is None else now_us
-        at_seconds = at_us // rules.US
+        at_seconds = at_us // US_PER_SECOND
         days = [
             book_keys("", identifier, "", at_seconds + offset).daily
             for offset in (0, -SECONDS_PER_DAY, SECONDS_PER_DAY)
@@ -153,7 +154,7 @@ class Ledger:
 
     def _read(self, identifier: str, at_us: int, record_keys: Sequence[str]) -> "_Answers":
         """Everything of one moment; only records beyond `_RECORDS_AT_ONCE` are of the moments after."""
-        keys = book_keys("", identifier, "", at_us // rules.US)
+        keys = book_keys("", identifier, "", at_us // US_PER_SECOND)
         first, rest = record_keys[:_RECORDS_AT_ONCE], record_keys[_RECORDS_AT_ONCE:]
 
         def read(client: Client) -> list[Any]:
@@ -174,7 +175,7 @@ class Ledger:
             texts += more
         records = [(key, rules.parse_record(text)) for key, text in zip(record_keys, texts, strict=True)]
         return _Answers(
-            now_us=int(seconds) * rules.US + int(us),
+            now_us=int(seconds) * US_PER_SECOND + int(us),
             marker=marker,
             marker_left_ms=int(left_ms),
             recent=ring_of(recent),
@@ -226,14 +227,14 @@ def _window(limits: Limits, read: _Answers, booked: Sequence[rules.Record]) -> L
 
 
 def _day(limits: Limits, read: _Answers, booked: Sequence[rules.Record]) -> LimitBooks:
-    today = read.now_us // rules.US // SECONDS_PER_DAY
-    counted = [each for each in booked if each.made_at_us // rules.US // SECONDS_PER_DAY == today]
+    today = read.now_us // US_PER_SECOND // SECONDS_PER_DAY
+    counted = [each for each in booked if each.made_at_us // US_PER_SECOND // SECONDS_PER_DAY == today]
     renews = (today + 1) * SECONDS_PER_DAY if read.daily_nanousd else None
     return _limit("day", limits.day_nanousd, read.daily_nanousd, counted, read.now_us, renews)
 
 
 def _is_in_window(record: rules.Record, now_us: int) -> bool:
-    made = record.made_at_us // rules.US
+    made = record.made_at_us // US_PER_SECOND
     start = made - made % bucket_seconds_of(record.window_seconds)
     return rules.bucket_counts(start, record.window_seconds, now_us)
 
@@ -266,5 +267,5 @@ def _line(key: str, record: rules.Record, now_us: int) -> ReservationLine:
         state=rules.state_of(record, now_us),
         nanousd=record.nanousd,
         made_at_us=record.made_at_us,
-        age_seconds=max(0, now_us - record.made_at_us) // rules.US,
+        age_seconds=max(0, now_us - record.made_at_us) // US_PER_SECOND,
     )

@@ -32,7 +32,7 @@ from redis.exceptions import (
 )
 from redis.retry import Retry
 
-from backends.clock import Clock
+from backends.clock import US_PER_SECOND, Clock
 from backends.contract import Event, Observer
 from backends.errors import ConfigurationError, StoreBroken, StoreBusy, StoreError, StoreUnavailable
 from backends.kinds import shown
@@ -312,16 +312,16 @@ class Link:
         if offset is None:
             asked_at = self._clock.monotonic_seconds()
             seconds, us = self.run(lambda client: client.time())
-            self.learn_time(seconds * 1_000_000 + us, asked_at)
+            self.learn_time(seconds * US_PER_SECOND + us, asked_at)
             offset = self._offset
         if offset is None:  # pragma: no cover (learn_time has just set it)
             raise StoreUnavailable("Redis' time is not known")
-        return int(self._clock.monotonic_seconds() * 1_000_000) + offset.us
+        return int(self._clock.monotonic_seconds() * US_PER_SECOND) + offset.us
 
     def learn_time(self, redis_now_us: int, asked_at_seconds: float) -> None:
         """Take in the time that a reply carried, for a question put at `asked_at_seconds` (monotonic)."""
-        answered_us = int(self._clock.monotonic_seconds() * 1_000_000)
-        uncertainty_us = answered_us - int(asked_at_seconds * 1_000_000)
+        answered_us = int(self._clock.monotonic_seconds() * US_PER_SECOND)
+        uncertainty_us = answered_us - int(asked_at_seconds * US_PER_SECOND)
         known = self._offset
         offset_us = redis_now_us - answered_us
         if known is None or uncertainty_us <= known.uncertainty_us or abs(offset_us - known.us) > uncertainty_us:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from backends import rules
-from backends.clock import Clock
+from backends.clock import US_PER_SECOND, Clock
 from backends.contract import (
     Ask,
     Books,
@@ -65,7 +65,7 @@ class MemoryBackend:
         with self._lock:
             now_us = self._clock.now_us()
             self._sweep_sometimes(now_us)
-            keys = book_keys(ask.reservation_id, ask.identifier, ask.network, now_us // rules.US)
+            keys = book_keys(ask.reservation_id, ask.identifier, ask.network, now_us // US_PER_SECOND)
             known = self._known_reservation(ask, keys, now_us)
             if known is not None:
                 return known
@@ -122,7 +122,7 @@ class MemoryBackend:
     def books(self, identifier: str, network: str, window_seconds: int) -> Books:
         with self._lock:
             now_us = self._clock.now_us()
-            keys = book_keys("", identifier, network, now_us // rules.US)
+            keys = book_keys("", identifier, network, now_us // US_PER_SECOND)
             recent, opened = self._living(keys.recent, window_seconds, now_us), self._ring(keys.open_identifier, now_us)
             return Books(
                 window_nanousd=sum(recent.values()),
@@ -132,7 +132,7 @@ class MemoryBackend:
                 global_hour_nanousd=self._total(keys.hourly_of_all, now_us),
                 global_day_nanousd=self._total(keys.daily_of_all, now_us),
                 open_nanousd=sum(opened.values()),
-                open_today_nanousd=rules.since(opened, now_us // rules.US // SECONDS_PER_DAY * SECONDS_PER_DAY),
+                open_today_nanousd=rules.since(opened, now_us // US_PER_SECOND // SECONDS_PER_DAY * SECONDS_PER_DAY),
                 window_frees_at_seconds=rules.window_frees_at(recent, window_seconds, now_us) if recent else None,
                 marker=rules.marker_of(self._text(keys.marker, now_us), self._left_ms(keys.marker, now_us), now_us),
                 as_of_us=now_us,
@@ -147,7 +147,8 @@ class MemoryBackend:
             now_us = self._clock.now_us()
             self._sweep(now_us)
             return {
-                key: (value, -(-(self._gone_at_us[key] - now_us) // rules.US)) for key, value in self._values.items()
+                key: (value, -(-(self._gone_at_us[key] - now_us) // US_PER_SECOND))
+                for key, value in self._values.items()
             }
 
     def _known_reservation(self, ask: Ask, keys: BookKeys, now_us: int) -> Reservation | None:
@@ -179,7 +180,7 @@ class MemoryBackend:
             window_seconds=ask.limits.window_seconds,
             open_seconds=ask.open_seconds,
             window_nanousd=sum(spent.recent.values()) + held_nanousd,
-            day_nanousd=spent.daily + held_nanousd,
+            day_nanousd=spent.daily_nanousd + held_nanousd,
             window_frees_at_seconds=rules.window_frees_at(spent.recent, ask.limits.window_seconds, now_us),
         )
         return replace(reservation, expired_nanousd=self._record_reservation(ask, reservation, keys, now_us))
@@ -228,11 +229,11 @@ class MemoryBackend:
     def _read_spent(self, keys: BookKeys, window: int, now_us: int) -> rules.Spent:
         return rules.Spent(
             recent=self._living(keys.recent, window, now_us),
-            daily=self._total(keys.daily, now_us),
+            daily_nanousd=self._total(keys.daily, now_us),
             network_recent=self._living(keys.network_recent, window, now_us),
-            network_daily=self._total(keys.network_daily, now_us),
-            hourly_of_all=self._total(keys.hourly_of_all, now_us),
-            daily_of_all=self._total(keys.daily_of_all, now_us),
+            network_daily_nanousd=self._total(keys.network_daily, now_us),
+            hourly_of_all_nanousd=self._total(keys.hourly_of_all, now_us),
+            daily_of_all_nanousd=self._total(keys.daily_of_all, now_us),
         )
 
     def _record_reservation(self, ask: Ask, reservation: Reservation, keys: BookKeys, now_us: int) -> int:
@@ -246,9 +247,9 @@ class MemoryBackend:
         window = ask.limits.window_seconds
         for charge in rules.charges(keys, window, now_us, now_us) + rules.open_charges(keys, ask.open_seconds, now_us):
             if self._increment(charge, held, now_us) == held:
-                self._gone_at_us[charge.key] = now_us + charge.life_seconds * rules.US
+                self._gone_at_us[charge.key] = now_us + charge.life_seconds * US_PER_SECOND
             elif charge.bucket_ends_at_seconds is not None:
-                ends_at_us = charge.bucket_ends_at_seconds * rules.US
+                ends_at_us = charge.bucket_ends_at_seconds * US_PER_SECOND
                 self._gone_at_us[charge.key] = max(self._gone_at_us[charge.key], ends_at_us)
         for key in (keys.recent, keys.network_recent):
             self._values[key] = self._living(key, window, now_us)
@@ -310,7 +311,7 @@ class MemoryBackend:
         return expired
 
     def _lengthen(self, charge: rules.Charge, now_us: int) -> None:
-        gone_at_us = now_us + charge.life_seconds * rules.US
+        gone_at_us = now_us + charge.life_seconds * US_PER_SECOND
         if charge.member is None or self._gone_at_us.get(charge.key, 0) < gone_at_us:
             self._gone_at_us[charge.key] = gone_at_us
 
@@ -357,7 +358,7 @@ class MemoryBackend:
 
     def _put(self, key: str, value: Value, life_seconds: int, now_us: int) -> None:
         self._values[key] = value
-        self._gone_at_us[key] = now_us + life_seconds * rules.US
+        self._gone_at_us[key] = now_us + life_seconds * US_PER_SECOND
 
     def _forget(self, key: str) -> None:
         del self._values[key]

@@ -25,7 +25,7 @@ from typing import Protocol, cast
 from urllib.parse import urlsplit
 
 from backends import open_backend
-from backends.clock import Clock, SystemClock
+from backends.clock import US_PER_SECOND, Clock, SystemClock
 from backends.contract import Ask, Backend, Limits, Reservation
 from backends.delay import HOST, delayed
 from backends.errors import ConfigurationError, StoreBusy
@@ -363,7 +363,7 @@ class _Race:
         limits = window_alone(limit_nanousd)
         rid = f"{identifier}-{number}"
         ask = Ask(rid, identifier, identifier, cost_nanousd or self._plan.cost_nanousd, limits, OPEN_SECONDS)
-        self._made.append((ask, self._clock.now_us() // 1_000_000))
+        self._made.append((ask, self._clock.now_us() // US_PER_SECOND))
         return ask
 
     def _clear(self) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from backends.clock import US_PER_SECOND
 from backends.contract import (
     Ask,
     Duplicate,
@@ -36,22 +37,22 @@ from backends.keys import (
     open_bucket_seconds_of,
 )
 
-US = 1_000_000
 MOST_DIGITS = 16
 """Of an amount: beyond 2^53 Lua's numbers are not exact."""
 # Statuses of the scripts' replies. 10 (too late) and 11 (the turn of an hour) have no name here: only `atomic` sees
 # them, and asks again.
 ADMITTED, THROTTLED, ENDED, CONFLICT, DUPLICATE = 0, 1, 8, 9, 12
+DAILY_LIMIT, WINDOW_LIMIT, NETWORK_LIMIT, NETWORK_DAILY_LIMIT, GLOBAL_HOURLY_LIMIT, GLOBAL_DAILY_LIMIT = range(2, 8)
 SETTLED, REPEATED, LATE, EXPIRED = 0, 1, 2, 3
 
 REASON_OF_STATUS = {
     THROTTLED: Reason.THROTTLED,
-    2: Reason.DAILY_LIMIT,
-    3: Reason.WINDOW_LIMIT,
-    4: Reason.NETWORK_LIMIT,
-    5: Reason.NETWORK_DAILY_LIMIT,
-    6: Reason.GLOBAL_HOURLY_LIMIT,
-    7: Reason.GLOBAL_DAILY_LIMIT,
+    DAILY_LIMIT: Reason.DAILY_LIMIT,
+    WINDOW_LIMIT: Reason.WINDOW_LIMIT,
+    NETWORK_LIMIT: Reason.NETWORK_LIMIT,
+    NETWORK_DAILY_LIMIT: Reason.NETWORK_DAILY_LIMIT,
+    GLOBAL_HOURLY_LIMIT: Reason.GLOBAL_HOURLY_LIMIT,
+    GLOBAL_DAILY_LIMIT: Reason.GLOBAL_DAILY_LIMIT,
 }
 SCOPE_OF_REASON = {
     Reason.DAILY_LIMIT: Scope.IDENTIFIER,
@@ -61,8 +62,8 @@ SCOPE_OF_REASON = {
     Reason.GLOBAL_HOURLY_LIMIT: Scope.GLOBAL,
     Reason.GLOBAL_DAILY_LIMIT: Scope.GLOBAL,
 }
-STATUS_OF_CAUSE = {"daily_limit": 2, "window_limit": 3}
-LAST_STATUS_WITH_MARKER = 3
+STATUS_OF_CAUSE = {"daily_limit": DAILY_LIMIT, "window_limit": WINDOW_LIMIT}
+LAST_STATUS_WITH_MARKER = WINDOW_LIMIT
 CONFLICT_TEXT = {ENDED: "has ended", CONFLICT: "stands for another request"}
 
 Ring = Mapping[int, int]
@@ -96,12 +97,14 @@ def amount(text: bytes | None) -> int:
 
 def alive(ring: Ring, bucket_seconds: int, life_seconds: int, now_us: int) -> dict[int, int]:
     """The buckets whose youngest possible content still counts."""
-    return {start: held for start, held in ring.items() if (start + bucket_seconds + life_seconds) * US > now_us}
+    return {
+        start: held for start, held in ring.items() if (start + bucket_seconds + life_seconds) * US_PER_SECOND > now_us
+    }
 
 
 def keys_of(reservation: Reservation) -> BookKeys:
     """The keys of the periods in which a reservation was made."""
-    made_seconds = reservation.made_at_us // US
+    made_seconds = reservation.made_at_us // US_PER_SECOND
     return book_keys(reservation.reservation_id, reservation.identifier, reservation.network, made_seconds)
 
 
@@ -160,13 +163,13 @@ def parse_record(text: bytes | None) -> Record | None:
 
 def state_of(record: Record, now_us: int) -> str:
     """As it is told: open, settled, released, or expired for an open one whose time is over."""
-    is_over = record.state == "open" and record.made_at_us + record.open_seconds * US <= now_us
+    is_over = record.state == "open" and record.made_at_us + record.open_seconds * US_PER_SECOND <= now_us
     return "expired" if is_over else record.state
 
 
 def in_flight_text(reservation: Reservation, idempotency: Idempotency, now_us: int) -> str:
     """What is remembered of an idempotency key when its request is admitted."""
-    until_us = now_us + reservation.open_seconds * US
+    until_us = now_us + reservation.open_seconds * US_PER_SECOND
     return f"open {idempotency.body_digest} {reservation.reservation_id} {reservation.cost_nanousd} {until_us}"
 
 
@@ -226,12 +229,14 @@ def decision_of_marker(text: bytes | None, left_ms: int, throttle_seconds: int, 
     match = _MARKER.fullmatch(text)
     if match is None:
         left = -(-left_ms // 1_000) if left_ms >= 0 else throttle_seconds
-        return Decision(THROTTLED, now_us, left, left, busy=False, cause=3)
-    left = -(-(int(match[2]) - now_us) // US)
+        return Decision(THROTTLED, now_us, left, left, busy=False, cause=WINDOW_LIMIT)
+    left = -(-(int(match[2]) - now_us) // US_PER_SECOND)
     if left <= 0:
         return None
-    wait = max(left, -(-(int(match[3]) - now_us) // US))
-    return Decision(THROTTLED, now_us, left, wait, match[4] == b"busy", STATUS_OF_CAUSE.get(match[1].decode(), 3))
+    wait = max(left, -(-(int(match[3]) - now_us) // US_PER_SECOND))
+    return Decision(
+        THROTTLED, now_us, left, wait, match[4] == b"busy", STATUS_OF_CAUSE.get(match[1].decode(), WINDOW_LIMIT)
+    )
 
 
 def marker_of(text: bytes | None, left_ms: int, now_us: int) -> Marker | None:
@@ -248,18 +253,18 @@ class Spent:
     """What the books hold before this request; rings hold living buckets only."""
 
     recent: Ring
-    daily: int
+    daily_nanousd: int
     network_recent: Ring
-    network_daily: int
-    hourly_of_all: int
-    daily_of_all: int
+    network_daily_nanousd: int
+    hourly_of_all_nanousd: int
+    daily_of_all_nanousd: int
 
 
 @dataclass(frozen=True, slots=True)
 class _Limit:
     status: int
-    spent: int
-    limit: int | None
+    spent_nanousd: int
+    limit_nanousd: int | None
     open_key: str
     since_seconds: int
     """Unix time: what is open in buckets that end later stands in this limit."""
@@ -271,20 +276,20 @@ def _limits(ask: Ask, spent: Spent, keys: BookKeys, now_us: int) -> list[_Limit]
     limits = ask.limits
     # Where the window is hardly longer than an answer may take, money that nobody ended may leave it before it leaves
     # the ring of open money: there only what is surely in both is open.
-    window = now_us // US - limits.window_seconds + open_bucket_seconds_of(ask.open_seconds) - 1
-    day = now_us // US // SECONDS_PER_DAY * SECONDS_PER_DAY
-    hour = now_us // US // SECONDS_PER_HOUR * SECONDS_PER_HOUR
+    window = now_us // US_PER_SECOND - limits.window_seconds + open_bucket_seconds_of(ask.open_seconds) - 1
+    day = now_us // US_PER_SECOND // SECONDS_PER_DAY * SECONDS_PER_DAY
+    hour = now_us // US_PER_SECOND // SECONDS_PER_HOUR * SECONDS_PER_HOUR
     day_ends, hour_ends = day + SECONDS_PER_DAY, hour + SECONDS_PER_HOUR
     mine, net, all_ = keys.open_identifier, keys.open_network, keys.open_of_all
     recent, network_recent = spent.recent, spent.network_recent
     network_window = limits.network_window_nanousd
     return [
-        _Limit(2, spent.daily, limits.day_nanousd, mine, day, day_ends),
-        _Limit(3, sum(recent.values()), limits.window_nanousd, mine, window, None, recent),
-        _Limit(4, sum(network_recent.values()), network_window, net, window, None, network_recent),
-        _Limit(5, spent.network_daily, limits.network_day_nanousd, net, day, day_ends),
-        _Limit(6, spent.hourly_of_all, limits.global_hour_nanousd, all_, hour, hour_ends),
-        _Limit(7, spent.daily_of_all, limits.global_day_nanousd, all_, day, day_ends),
+        _Limit(DAILY_LIMIT, spent.daily_nanousd, limits.day_nanousd, mine, day, day_ends),
+        _Limit(WINDOW_LIMIT, sum(recent.values()), limits.window_nanousd, mine, window, None, recent),
+        _Limit(NETWORK_LIMIT, sum(network_recent.values()), network_window, net, window, None, network_recent),
+        _Limit(NETWORK_DAILY_LIMIT, spent.network_daily_nanousd, limits.network_day_nanousd, net, day, day_ends),
+        _Limit(GLOBAL_HOURLY_LIMIT, spent.hourly_of_all_nanousd, limits.global_hour_nanousd, all_, hour, hour_ends),
+        _Limit(GLOBAL_DAILY_LIMIT, spent.daily_of_all_nanousd, limits.global_day_nanousd, all_, day, day_ends),
     ]
 
 
@@ -294,7 +299,7 @@ def _ring_fits_at(ring: Ring, limit: int, cost: int, bucket_seconds: int, window
         left -= ring[start]
         if left + cost <= limit:
             return start + bucket_seconds + window_seconds
-    return now_us // US + window_seconds + bucket_seconds
+    return now_us // US_PER_SECOND + window_seconds + bucket_seconds
 
 
 def decide(ask: Ask, spent: Spent, keys: BookKeys, read_open: Callable[[str], Ring], now_us: int) -> Decision:
@@ -303,7 +308,7 @@ def decide(ask: Ask, spent: Spent, keys: BookKeys, read_open: Callable[[str], Ri
     decision = _decide(ask, ask.cost_nanousd, limits, read_open, now_us)
     if decision.status == ADMITTED or decision.busy or ask.at_least_nanousd is None:
         return decision
-    room = min(each.limit - each.spent for each in limits if each.limit is not None)
+    room = min(each.limit_nanousd - each.spent_nanousd for each in limits if each.limit_nanousd is not None)
     if room >= ask.at_least_nanousd:
         return Decision(ADMITTED, now_us, held_nanousd=room)
     return _decide(ask, ask.at_least_nanousd, limits, read_open, now_us)
@@ -317,18 +322,18 @@ def _decide(
     bucket = bucket_seconds_of(window)
     status, busy, ends_at = ADMITTED, True, 0
     for each in limits:
-        if each.limit is None or each.spent + cost_nanousd <= each.limit:
+        if each.limit_nanousd is None or each.spent_nanousd + cost_nanousd <= each.limit_nanousd:
             continue
         status = status or each.status
         held = _open_since(read_open(each.open_key), ask.open_seconds, each.since_seconds, now_us)
-        busy = busy and each.spent - held + cost_nanousd <= each.limit
-        ring_end = _ring_fits_at(each.ring or {}, each.limit, cost_nanousd, bucket, window, now_us)
+        busy = busy and each.spent_nanousd - held + cost_nanousd <= each.limit_nanousd
+        ring_end = _ring_fits_at(each.ring or {}, each.limit_nanousd, cost_nanousd, bucket, window, now_us)
         ends_at = max(ends_at, each.ends_at_seconds or ring_end)
     if status == ADMITTED:
         return Decision(ADMITTED, now_us, held_nanousd=cost_nanousd)
     # Nothing that was spent stands in the way of what can never fit: its marker ends by itself.
     is_own_fault = _exceeds_a_limit(ask.limits, cost_nanousd)
-    wait = 1 if busy or is_own_fault else max(1, -(-(ends_at * US - now_us) // US))
+    wait = 1 if busy or is_own_fault else max(1, -(-(ends_at * US_PER_SECOND - now_us) // US_PER_SECOND))
     return _refused(ask.limits, status, wait, now_us, busy=busy)
 
 
@@ -344,7 +349,7 @@ def _refused(limits: Limits, status: int, wait: int, now_us: int, *, busy: bool)
     seconds = limits.throttle_seconds * (2 if status == STATUS_OF_CAUSE["daily_limit"] else 1)
     wait = max(wait, seconds)
     cause = REASON_OF_STATUS[status].value
-    marker = f"{cause} {now_us + seconds * US} {now_us + wait * US} {'busy' if busy else 'spent'}"
+    marker = f"{cause} {now_us + seconds * US_PER_SECOND} {now_us + wait * US_PER_SECOND} {'busy' if busy else 'spent'}"
     return Decision(status, now_us, seconds, wait, busy, status, marker)
 
 
@@ -409,9 +414,9 @@ def open_record(reservation: Reservation, record: Record | None, now_us: int) ->
     """
     if record is not None and record.terms != reservation.terms:
         raise ReservationConflict("the reservation id is known, and " + CONFLICT_TEXT[CONFLICT])
-    window, made = reservation.window_seconds, reservation.made_at_us // US
+    window, made = reservation.window_seconds, reservation.made_at_us // US_PER_SECOND
     start = made - made % bucket_seconds_of(window)
-    is_past_its_time = now_us >= reservation.made_at_us + reservation.open_seconds * US
+    is_past_its_time = now_us >= reservation.made_at_us + reservation.open_seconds * US_PER_SECOND
     is_over = is_past_its_time or not bucket_counts(start, window, now_us)
     if record is None or record.state != "open" or is_over:
         raise ReservationConflict("the reservation id is known, and " + CONFLICT_TEXT[ENDED])
@@ -492,7 +497,7 @@ def since(ring: Ring, since_seconds: int) -> int:
 def window_frees_at(ring: Ring, window_seconds: int, now_us: int) -> int:
     """Unix time at which the oldest amount leaves the window; of an empty one, what is booked now."""
     bucket = bucket_seconds_of(window_seconds)
-    now = now_us // US
+    now = now_us // US_PER_SECOND
     return min(ring, default=now - now % bucket) + bucket + window_seconds
 
 
@@ -522,7 +527,7 @@ def charges(
 
     With `is_cleared` its identifier's books were cleared since: it is not in them any more.
     """
-    made, now = made_at_us // US, now_us // US
+    made, now = made_at_us // US_PER_SECOND, now_us // US_PER_SECOND
     bucket = bucket_seconds_of(window_seconds)
     start, ring_life = made - made % bucket, window_seconds + bucket
     day_life = (made // SECONDS_PER_DAY + 2) * SECONDS_PER_DAY - now
@@ -540,7 +545,7 @@ def charges(
 def open_charges(keys: BookKeys, open_seconds: int, made_at_us: int, *, is_cleared: bool = False) -> list[Charge]:
     """Where its open money is remembered."""
     bucket = open_bucket_seconds_of(open_seconds)
-    made = made_at_us // US
+    made = made_at_us // US_PER_SECOND
     start = made - made % bucket
     life = open_seconds + bucket
     mine = [] if is_cleared else [Charge(keys.open_identifier, start, life, is_open_money=True)]
@@ -581,12 +586,12 @@ def ended_in(
 def places_of(limits: Limits, spent: Spent, *, is_cleared: bool) -> list[tuple[int, int, int | None]]:
     """Of each limit in the order in which they are checked: its status, what is spent, the limit."""
     return [
-        (2, spent.daily, None if is_cleared else limits.day_nanousd),
-        (3, sum(spent.recent.values()), None if is_cleared else limits.window_nanousd),
-        (4, sum(spent.network_recent.values()), limits.network_window_nanousd),
-        (5, spent.network_daily, limits.network_day_nanousd),
-        (6, spent.hourly_of_all, limits.global_hour_nanousd),
-        (7, spent.daily_of_all, limits.global_day_nanousd),
+        (DAILY_LIMIT, spent.daily_nanousd, None if is_cleared else limits.day_nanousd),
+        (WINDOW_LIMIT, sum(spent.recent.values()), None if is_cleared else limits.window_nanousd),
+        (NETWORK_LIMIT, sum(spent.network_recent.values()), limits.network_window_nanousd),
+        (NETWORK_DAILY_LIMIT, spent.network_daily_nanousd, limits.network_day_nanousd),
+        (GLOBAL_HOURLY_LIMIT, spent.hourly_of_all_nanousd, limits.global_hour_nanousd),
+        (GLOBAL_DAILY_LIMIT, spent.daily_of_all_nanousd, limits.global_day_nanousd),
     ]
 
 
@@ -599,7 +604,7 @@ def extended(
         reservation,
         cost_nanousd=held_nanousd,
         window_spent_nanousd=sum(spent.recent.values()) + mine,
-        day_spent_nanousd=spent.daily + mine,
+        day_spent_nanousd=spent.daily_nanousd + mine,
     )
 
 
@@ -646,7 +651,7 @@ def extension_refused(status: int, limits: Limits) -> Refusal:
 
 def bucket_counts(start_seconds: int, window_seconds: int, now_us: int) -> bool:
     """Whether a bucket of the window still counts."""
-    return (start_seconds + bucket_seconds_of(window_seconds) + window_seconds) * US > now_us
+    return (start_seconds + bucket_seconds_of(window_seconds) + window_seconds) * US_PER_SECOND > now_us
 
 
 def is_past_keeping(reservation: Reservation, now_us: int) -> bool:
@@ -655,7 +660,7 @@ def is_past_keeping(reservation: Reservation, now_us: int) -> bool:
     An end, which may come at once, is remembered for `RECORD_KEEP_SECONDS`: from then on a settlement said again must
     not be taken for one whose record was lost, or it would be booked twice.
     """
-    return now_us >= reservation.made_at_us + RECORD_KEEP_SECONDS * US
+    return now_us >= reservation.made_at_us + RECORD_KEEP_SECONDS * US_PER_SECOND
 
 
 def change_of(charge: Charge, held: int | None, delta: int, window_seconds: int, now_us: int) -> int:

@@ -12,6 +12,7 @@ from redis.exceptions import ResponseError
 
 from backends import rules
 from backends.books import ring_of
+from backends.clock import US_PER_SECOND
 from backends.keys import (
     RECORD_PREFIX,
     SECONDS_PER_DAY,
@@ -76,7 +77,7 @@ class Snapshot:
 def redis_now_us(link: Link) -> int:
     """Redis' own time, asked for."""
     seconds, us = link.run(lambda client: client.time())
-    return int(seconds) * rules.US + int(us)
+    return int(seconds) * US_PER_SECOND + int(us)
 
 
 def pages(link: Link, match: str, progress: Progress, what: str) -> Iterator[list[str]]:
@@ -266,5 +267,5 @@ def _start(charge: rules.Charge, record: rules.Record) -> int:
     if charge.member is not None:
         return charge.member
     period = SECONDS_PER_HOUR if charge.key == "hourly_of_all" else SECONDS_PER_DAY
-    made = record.made_at_us // rules.US
+    made = record.made_at_us // US_PER_SECOND
     return made - made % period

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from backends.audit import audit
+from backends.clock import US_PER_SECOND
 from backends.keys import (
     RECORD_PREFIX,
     SECONDS_PER_DAY,
@@ -29,7 +30,7 @@ from backends.keys import (
     open_bucket_seconds_of,
 )
 from backends.link import Link
-from backends.rules import US, digest_of
+from backends.rules import digest_of
 from backends.snapshot import Place, Snapshot, read_all
 from benchmarks.hammer_load import AMPLE, Plan, Population, Told, Trace
 
@@ -131,7 +132,7 @@ def _books(population: Population, stories: dict[str, Story], snapshot: Snapshot
     sums: dict[tuple[str, str], int] = defaultdict(int)
     for place in {*expected, *snapshot.stored}:
         by = snapshot.stored.get(place, 0) - expected[place]
-        if by and _ends_at_us(population, place) > snapshot.ended_us + US:
+        if by and _ends_at_us(population, place) > snapshot.ended_us + US_PER_SECOND:
             off[place] = by
             sums[place.kind, place.owner] += by
     for place, by in off.items():
@@ -156,14 +157,14 @@ def _ends_at_us(population: Population, place: Place) -> float:
     """When it may be swept."""
     window, opened = population.limits.window_seconds, population.open_seconds
     if place.kind.endswith("recent"):
-        return (place.start_seconds + window + bucket_seconds_of(window)) * US
+        return (place.start_seconds + window + bucket_seconds_of(window)) * US_PER_SECOND
     if place.kind.startswith("open"):
-        return (place.start_seconds + opened + open_bucket_seconds_of(opened)) * US
+        return (place.start_seconds + opened + open_bucket_seconds_of(opened)) * US_PER_SECOND
     return float("inf")
 
 
 def _places(population: Population, story: Story, window_seconds: int) -> list[Place]:
-    made = story.made_at_us // US
+    made = story.made_at_us // US_PER_SECOND
     bucket = made - made % bucket_seconds_of(window_seconds)
     day, hour = made - made % SECONDS_PER_DAY, made - made % SECONDS_PER_HOUR
     who, network = _owners(population, story)
@@ -178,7 +179,7 @@ def _places(population: Population, story: Story, window_seconds: int) -> list[P
 
 
 def _open_places(population: Population, story: Story, open_seconds: int) -> list[Place]:
-    made = story.made_at_us // US
+    made = story.made_at_us // US_PER_SECOND
     bucket = made - made % open_bucket_seconds_of(open_seconds)
     who, network = _owners(population, story)
     return [
@@ -195,7 +196,7 @@ def _owners(population: Population, story: Story) -> tuple[str, str]:
 
 def _instants(population: Population, stories: dict[str, Story]) -> Iterator[str]:
     """I1, at every instant."""
-    limits, window_us = population.limits, population.limits.window_seconds * US
+    limits, window_us = population.limits, population.limits.window_seconds * US_PER_SECOND
     amounts = {
         "recent": limits.window_nanousd,
         "daily": limits.day_nanousd,

@@ -5,6 +5,7 @@ import re
 
 from flask import Request
 
+from backends.clock import US_PER_SECOND
 from backends.contract import Idempotency, Limits, Reservation
 from backends.keys import SECONDS_PER_DAY
 from backends.money import usd_text
@@ -55,8 +56,10 @@ def rate_limit_headers(reservation: Reservation, limits: Limits) -> dict[str, st
     Micro-dollars, rounded down; `t` is when the next amount leaves the window, and when the day ends.
     """
     made_at_us = reservation.made_at_us
-    day_seconds_left = SECONDS_PER_DAY - made_at_us // 1_000_000 % SECONDS_PER_DAY
-    window_seconds_left = max(1, -(-(reservation.window_frees_at_seconds * 1_000_000 - made_at_us) // 1_000_000))
+    day_seconds_left = SECONDS_PER_DAY - made_at_us // US_PER_SECOND % SECONDS_PER_DAY
+    window_seconds_left = max(
+        1, -(-(reservation.window_frees_at_seconds * US_PER_SECOND - made_at_us) // US_PER_SECOND)
+    )
     rows = (
         ("window", limits.window_nanousd, reservation.window_spent_nanousd, limits.window_seconds, window_seconds_left),
         ("day", limits.day_nanousd, reservation.day_spent_nanousd, SECONDS_PER_DAY, day_seconds_left),

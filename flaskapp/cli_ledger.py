@@ -12,6 +12,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from backends.audit import AuditReport, audit
+from backends.clock import US_PER_SECOND
 from backends.contract import Limits
 from backends.errors import ConfigurationError, TollgateError
 from backends.ledger import MOST_SHOWN, Cleared, IdentifierBooks, Ledger, LimitBooks
@@ -21,7 +22,6 @@ from flaskapp.console import fail, print_table, shown_progress
 from flaskapp.identity import UNKNOWN_NETWORK, network_of
 
 DISAGREES, COULD_NOT_RUN = 1, 2
-US = 1_000_000
 _IP = "ip:"
 T = TypeVar("T", IdentifierBooks, Cleared, AuditReport)
 
@@ -93,7 +93,7 @@ def _tell(what: T, in_words: Callable[[T], None], *, as_json: bool) -> None:
 
 
 def _print_cleared(cleared: Cleared) -> None:
-    click.echo(f"books of {cleared.identifier} cleared: {_moment(cleared.at_us // US)}")
+    click.echo(f"books of {cleared.identifier} cleared: {_moment(cleared.at_us // US_PER_SECOND)}")
     click.echo(f"window: {usd_text(cleared.window_nanousd)} USD, of it open: {usd_text(cleared.open_nanousd)} USD")
     click.echo(f"today and yesterday: {usd_text(cleared.days_nanousd)} USD")
     click.echo("throttle marker: " + ("cleared" if cleared.marker else "there was none"))
@@ -106,7 +106,7 @@ def _print_books(books: IdentifierBooks) -> None:
     print_table(_limits_table(books))
     click.echo(_marker_line(books))
     if books.reset_at_us is not None:
-        click.echo(f"books cleared: {_moment(books.reset_at_us // US)}")
+        click.echo(f"books cleared: {_moment(books.reset_at_us // US_PER_SECOND)}")
     shown, of = len(books.reservations), books.reservations_in_all
     click.echo(f"reservations: {of}" + (f", the newest {shown}" if shown < of else ""))
     if shown:
@@ -145,7 +145,7 @@ def _reservations_table(books: IdentifierBooks) -> Table:
     columns = (Column("reservation", no_wrap=True), "state", Column("$", justify="right"), "made", "age s")
     table = Table(*columns, box=None, pad_edge=False)
     for line in books.reservations:
-        made = _moment(line.made_at_us // US)
+        made = _moment(line.made_at_us // US_PER_SECOND)
         cells = (line.reservation_id, line.state, usd_text(line.nanousd), made, str(line.age_seconds))
         table.add_row(*map(Text, cells))
     return table

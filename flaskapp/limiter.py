@@ -11,7 +11,7 @@ from flask_limiter import Limiter, RateLimitExceeded, RequestLimit
 from limits import parse_many
 from limits.storage.base import Storage
 
-from backends.clock import Clock
+from backends.clock import US_PER_SECOND, Clock
 from backends.errors import StoreBusy, StoreError
 from backends.keys import RATE_PREFIX
 from backends.link import Client, Link
@@ -60,7 +60,7 @@ class LinkStorage(Storage):
     def get_expiry(self, key: str) -> float:
         """Unix time at which the counter begins anew."""
         left_ms = max(0, int(self._link.run(lambda client: client.pttl(_key(key)))))
-        return self._clock.now_us() / 1_000_000 + left_ms / 1_000
+        return self._clock.now_us() / US_PER_SECOND + left_ms / 1_000
 
     def check(self) -> bool:
         """Whether Redis is back."""
@@ -123,7 +123,7 @@ def _wait_seconds(limit: RequestLimit | None, clock: Clock) -> int:
         ends_at_seconds = limit.window.reset_time
     except StoreError:
         return int(limit.limit.get_expiry())
-    return max(1, math.ceil(ends_at_seconds - clock.now_us() / 1_000_000))
+    return max(1, math.ceil(ends_at_seconds - clock.now_us() / US_PER_SECOND))
 
 
 def network_key() -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from flask import Blueprint, Response, g, request
 
-from backends.clock import Clock
+from backends.clock import US_PER_SECOND, Clock
 from backends.pricing import PriceBook
 from backends.settings import LiveSettings
 from flaskapp.admission import read_idempotency
@@ -93,7 +93,7 @@ class OpenAIRoom:
         deadline_at_seconds = self.clock.monotonic_seconds() + self.stream_deadline_seconds
         asked = self._request(body)
         answer = ask_model(lambda: self.model.open(asked), self.terms.stopping, drop=lambda late: late.close())
-        created_seconds = self.clock.now_us() // 1_000_000
+        created_seconds = self.clock.now_us() // US_PER_SECOND
         voice = CompletionVoice(g.request_id, body.model, created_seconds, include_usage=body.include_usage)
         return Stream(g.request_id, answer, bill, voice, self.terms, deadline_at_seconds=deadline_at_seconds).response()
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from flask import Blueprint, Request, Response, json, request
 
+from backends.clock import US_PER_SECOND
 from backends.contract import Books, Marker
 from backends.errors import StoreError
 from backends.guard import Guard
@@ -18,7 +19,6 @@ from flaskapp.identity import HEADER, Identity, identify, rate_key
 from flaskapp.refusals import THROTTLE_UNAVAILABLE, problem
 
 ROUTE = "/api/v1/usage"
-_US = 1_000_000
 _RETRY_SECONDS = 1
 
 
@@ -37,7 +37,7 @@ def make_usage(guard: Guard, settings: Callable[[], LiveSettings], keys: ApiKeys
         body = {
             "enabled": values.enable_cost_throttling,
             "identifier": who.identifier,
-            "as_of": books.as_of_us // _US,
+            "as_of": books.as_of_us // US_PER_SECOND,
             "limits": _limits_told(books, values),
             "throttled": None if books.marker is None else _marker_told(books.marker),
         }
@@ -70,7 +70,7 @@ def _brings_a_key(request: Request, keys: ApiKeys) -> bool:
 
 def _limits_told(books: Books, values: LiveSettings) -> dict[str, object]:
     limits = values.limits
-    day_ends_at = (books.as_of_us // _US // SECONDS_PER_DAY + 1) * SECONDS_PER_DAY
+    day_ends_at = (books.as_of_us // US_PER_SECOND // SECONDS_PER_DAY + 1) * SECONDS_PER_DAY
     window = _amounts_told(limits.window_nanousd, books.window_nanousd, books.open_nanousd)
     day = _amounts_told(limits.day_nanousd, books.day_nanousd, books.open_today_nanousd)
     return {
@@ -98,7 +98,9 @@ def _renewal_told(at_seconds: int | None, now_us: int) -> dict[str, object]:
     """When the first of it comes back; nothing where nothing is booked."""
     return {
         "renews_at": at_seconds,
-        "renews_in_seconds": None if at_seconds is None else max(1, -(-(at_seconds * _US - now_us) // _US)),
+        "renews_in_seconds": None
+        if at_seconds is None
+        else max(1, -(-(at_seconds * US_PER_SECOND - now_us) // US_PER_SECOND)),
     }
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from backends import strict_json
-from backends.clock import Clock
+from backends.clock import US_PER_SECOND, Clock
 from backends.errors import StoreError
 from backends.kinds import MAX_AMOUNT_USD, Amount, Choice, Switch, Whole
 from backends.sessions import EndedSessions
@@ -110,7 +110,7 @@ class Panel:
 
     def now_seconds(self) -> int:
         """Unix time."""
-        return self._clock.now_us() // 1_000_000
+        return self._clock.now_us() // US_PER_SECOND
 
     def as_json(self) -> str:
         """Mode and all settings, as Redis has them now (or as it last had them, while it is away)."""

@@ -18,7 +18,7 @@ from statistics import median
 from typing import Any
 
 from backends import open_backend
-from backends.clock import Clock
+from backends.clock import US_PER_SECOND, Clock
 from backends.contract import Ask, Reservation
 from backends.errors import StoreBusy
 from backends.explorer import Step, explore
@@ -166,7 +166,7 @@ def _lay_out(link: Link, who: str, in_window: int, its_random: random.Random, cl
             who,
             in_window,
             network=f"net-{who}",
-            now_seconds=clock.now_us() // 1_000_000,
+            now_seconds=clock.now_us() // US_PER_SECOND,
             cost_nanousd=COST_NANOUSD,
             window_seconds=WINDOW_SECONDS,
             open_seconds=OPEN_SECONDS,

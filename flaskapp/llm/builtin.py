@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from backends.clock import Clock
+from backends.clock import US_PER_SECOND, Clock
 from flaskapp.llm import Completed, ModelRequest, Piece, UpstreamBroken, Usage
 
 _TOKEN = re.compile(r"\s*(?:\w+|[^\w\s])")
@@ -129,7 +129,7 @@ class BuiltinAnswer:
         self._input_tokens = request.input_tokens
         self._model = request.model
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
-        self._created_seconds = clock.now_us() // 1_000_000
+        self._created_seconds = clock.now_us() // US_PER_SECOND
         self._output_tokens = 0
         self._seconds_per_token = seconds_per_token
         self._clock = clock

@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends import rules
+from backends.clock import US_PER_SECOND
 from backends.conformance import ask
 from backends.errors import StoreBroken
 from backends.keys import IDEMPOTENCY_KEEP_SECONDS, LIVING_OPEN_BUCKETS, OPEN_BUCKETS, RECORD_KEEP_SECONDS, RING_BUCKETS
@@ -54,7 +55,7 @@ def test_whatever_stands_in_a_marker_throttles_or_is_over(text, left_ms):
 
 def test_a_bucket_counts_until_its_youngest_content_has_left_the_window():
     ring = {100: 5}
-    end_us = (100 + 10 + 600) * rules.US
+    end_us = (100 + 10 + 600) * US_PER_SECOND
     assert rules.alive(ring, 10, 600, end_us - 1) == ring
     assert rules.alive(ring, 10, 600, end_us) == {}
 
@@ -65,6 +66,6 @@ def test_python_and_lua_say_the_same_words():
         if status in rules.STATUS_OF_CAUSE.values():
             assert f"{reason.value} = {status}" in RESERVE.text
     names = "SECOND, LIVING_OPEN_BUCKETS, RECORD_KEEP_S, IDEMPOTENCY_KEEP_S"
-    numbers = f"{rules.US}, {LIVING_OPEN_BUCKETS}, {RECORD_KEEP_SECONDS}, {IDEMPOTENCY_KEEP_SECONDS}"
+    numbers = f"{US_PER_SECOND}, {LIVING_OPEN_BUCKETS}, {RECORD_KEEP_SECONDS}, {IDEMPOTENCY_KEEP_SECONDS}"
     assert f"{names} = {numbers}\n" in RESERVE.text
     assert f"ceil(window_s / {RING_BUCKETS}), ceil(open_s / {OPEN_BUCKETS})" in RESERVE.text
