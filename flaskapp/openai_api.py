@@ -12,7 +12,7 @@ from backends.settings import LiveSettings
 from flaskapp.admission import read_idempotency
 from flaskapp.api_keys import ApiKeys
 from flaskapp.bill import Bill, Slices, slices_of
-from flaskapp.llm import Model, ModelRequest, Usage
+from flaskapp.llm import Model, ModelRequest, Piece, Usage
 from flaskapp.openai_body import Bounds, CompletionBody, read_completion_body
 from flaskapp.openai_errors import PREFIX
 from flaskapp.openai_voice import CompletionVoice
@@ -100,6 +100,8 @@ class OpenAIRoom:
     def _whole(self, body: CompletionBody, bill: Bill) -> Response:
         asked = self._request(body)
         completed = ask_model(lambda: self.model.complete(asked), self.terms.stopping)
+        # All of it is there: what it is more than the maximum cannot be cut any more, but it is counted.
+        bill.take(Piece("", 0, completed.seen_tokens))
         bill.settle(completed.usage)
         return _json(completed.body)
 

@@ -119,6 +119,8 @@ class Completed:
     """The server's own, in OpenAI's words."""
     usage: Usage | None
     """None: cannot be known."""
+    seen_tokens: int = 0
+    """Counted in what was said, where the usage is not known."""
 
 
 class Model(Protocol):

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from flaskapp.llm import Piece, Usage
@@ -26,25 +27,35 @@ class Completion:
     """The state of one streamed completion. Reads `choices[0].delta.content` (or `refusal`), `usage` and the end.
 
     A usage counts only if the server said it at or after the last thing that it generated, since one from before says
-    less than was generated. Of several the highest counts, number by number.
+    less than was generated. Of several the highest counts, number by number; and of fewer tokens than there were steps
+    of generation, the steps.
+
+    Args:
+        count_tokens: of a piece of text.
+        choices: how many were asked for.
     """
 
-    def __init__(self, count_tokens: Callable[[str], int] = len) -> None:
+    def __init__(self, count_tokens: Callable[[str], int] = len, choices: int = 1) -> None:
         self._count_tokens = count_tokens
+        self._choices = choices
+        self._finished: set[int] = set()
         self.done = False
         """The server said ``[DONE]``: nothing follows."""
-        self.ended = False
-        """The answer has a proper end: a finish reason, or ``[DONE]``."""
         self.finish_reason = "stop"
-        self._generated = False
+        self._steps = 0
         self._usage: Usage | None = None
         self._usage_is_last = False
+
+    @property
+    def ended(self) -> bool:
+        """The answer has a proper end: a finish reason of each choice, after all that it says, or ``[DONE]``."""
+        return self.done or len(self._finished) >= self._choices
 
     @property
     def usage(self) -> Usage | None:
         """What was used, or None where the server did not say it, or said what cannot be."""
         usage = self._usage if self.ended and self._usage_is_last else None
-        return _credible(usage, generated=self._generated)
+        return _credible(usage, steps=self._steps)
 
     def take(self, event: ServerEvent) -> Piece | None:
         """Take one event; None where it says only that the stream is over.
@@ -54,10 +65,10 @@ class Completion:
             ValueError: this is no event of a completion.
         """
         if event.data == "[DONE]":
-            self.done = self.ended = True
+            self.done = True
             return None
         chunk = _loads(event.data)
-        if event.name == "error" or chunk.get("error"):
+        if event.name == "error" or _is_error(chunk):
             raise ErrorEvent(event.data)
         text, deltas, tokens = "", 0, 0
         for choice in _objects(chunk.get("choices")):
@@ -65,26 +76,28 @@ class Completion:
             text += its_text
             if generated:
                 deltas += 1
-                tokens += max(1, self._count_tokens("".join(_strings(_object(choice.get("delta"))))))
+                tokens += max(1, self._count_tokens("".join(_strings([choice.get("delta"), choice.get("text")]))))
         if chunk.get("usage") is not None:
             self._take_usage(chunk["usage"])
         return Piece(text, deltas, tokens, chunk)
 
     def _take_choice(self, choice: dict[str, Any]) -> tuple[str, bool]:
         """The text to show, and whether anything was generated."""
-        delta = _object(choice.get("delta"))
-        # Whatever has content was generated and is billed: text, reasoning, tool calls, and kinds yet to come.
-        generated = any(value for key, value in delta.items() if key != "role")
+        delta, index = _object(choice.get("delta")), _index(choice)
+        # Whatever has content was generated and is billed: text, reasoning, tool calls, and kinds yet to come; and what
+        # comes in the words of the older API, which we hand on as it is.
+        generated = any(value for key, value in delta.items() if key != "role") or bool(choice.get("text"))
         if generated:
-            self._generated = True
+            self._steps += 1
             self._usage_is_last = False
+            self._finished.discard(index)
         if choice.get("finish_reason") is not None:
-            self.ended = True
+            self._finished.add(index)
             self.finish_reason = "length" if _finish_reason(choice) in {"length", "max_tokens"} else "stop"
         text = delta.get("content") or delta.get("refusal") or ""
         if not isinstance(text, str):
             raise NotACompletion("a text that is none")
-        return (text if choice.get("index", 0) == 0 else ""), generated
+        return (text if index == 0 else ""), generated
 
     def _take_usage(self, raw: object) -> None:
         usage = _usage_of(raw)
@@ -101,8 +114,8 @@ def read_whole(received: bytes) -> dict[str, Any]:
         ValueError: this is no completion.
     """
     body = _loads(received.decode())
-    if body.get("error"):
-        raise ErrorEvent(str(body["error"]))
+    if _is_error(body):
+        raise ErrorEvent(str(body.get("error") or body))
     if not isinstance(body.get("choices"), list):
         raise NotACompletion("no choices")
     for choice in body["choices"]:
@@ -114,15 +127,29 @@ def read_whole(received: bytes) -> dict[str, Any]:
 
 def usage_of_whole(body: dict[str, Any]) -> Usage | None:
     """What the server says was used for all of it, or None where it did not say it, or said what cannot be."""
-    messages = [_object(choice.get("message")) for choice in _objects(body["choices"])]
-    generated = any(value for message in messages for key, value in message.items() if key != "role")
-    return _credible(_usage_of(body.get("usage")), generated=generated)
+    generated = any(value for message in _messages(body) for key, value in message.items() if key != "role")
+    return _credible(_usage_of(body.get("usage")), steps=int(generated))
 
 
-def _credible(usage: Usage | None, *, generated: bool) -> Usage | None:
-    if usage is None or not usage.input_tokens or (generated and not usage.output_tokens):
+def tokens_of_whole(body: dict[str, Any], count_tokens: Callable[[str], int]) -> int:
+    """What was generated of all of it, as far as it shows."""
+    return sum(count_tokens("".join(_strings(message))) for message in _messages(body))
+
+
+def _messages(body: dict[str, Any]) -> list[dict[str, Any]]:
+    return [_object(choice.get("message")) for choice in _objects(body["choices"])]
+
+
+def _is_error(said: dict[str, Any]) -> bool:
+    """As OpenAI's API says it, or as older servers do."""
+    return bool(said.get("error")) or said.get("object") == "error"
+
+
+def _credible(usage: Usage | None, *, steps: int) -> Usage | None:
+    """A usage that agrees with what was seen: each step is a token at least."""
+    if usage is None or not usage.input_tokens or (steps and not usage.output_tokens):
         return None
-    return usage
+    return replace(usage, output_tokens=max(usage.output_tokens, steps))
 
 
 def _usage_of(raw: object) -> Usage | None:
@@ -149,6 +176,11 @@ def _highest(one: Usage, other: Usage) -> Usage:
         max(one.cache_write_tokens, other.cache_write_tokens),
         max(one.reasoning_tokens, other.reasoning_tokens),
     )
+
+
+def _index(choice: dict[str, Any]) -> int:
+    index = choice.get("index", 0)
+    return index if isinstance(index, int) else 0
 
 
 def _count(value: object) -> int | None:

@@ -20,7 +20,7 @@ from backends.clock import Clock
 from backends.errors import ConfigurationError
 from backends.strict_json import dumps
 from flaskapp.llm import MAX_CHOICES, Completed, ModelRequest, Piece, UpstreamBroken, UpstreamNotTaken, Usage
-from flaskapp.llm.completion import Completion, ErrorEvent, NotACompletion, read_whole, usage_of_whole
+from flaskapp.llm.completion import Completion, ErrorEvent, NotACompletion, read_whole, tokens_of_whole, usage_of_whole
 from flaskapp.llm.event_stream import EventStream
 from flaskapp.llm.tokens import counter_for
 from flaskapp.llm.transport import TimedBackend, TimedStream
@@ -85,7 +85,7 @@ class OpenAICompatibleModel:
         except BaseException:
             response.close()
             raise
-        return StreamedAnswer(response, self._clock, self._clean, counter_for(request.model))
+        return StreamedAnswer(response, self._clock, self._clean, counter_for(request.model), request.choices)
 
     def complete(self, request: ModelRequest) -> Completed:
         """Send the request and wait for the whole answer. See `Model.complete`."""
@@ -97,7 +97,8 @@ class OpenAICompatibleModel:
             raise broken_answer(error, self._clean) from error
         finally:
             response.close()
-        return Completed(body, usage_of_whole(body))
+        usage = usage_of_whole(body)
+        return Completed(body, usage, 0 if usage else tokens_of_whole(body, counter_for(request.model)))
 
     def close(self) -> None:
         """Close every connection."""
@@ -181,12 +182,13 @@ class StreamedAnswer:
         clock: Clock,
         clean: Callable[[str], str],
         count_tokens: Callable[[str], int],
+        choices: int,
     ) -> None:
         self._response = response
         self._connection = cast("TimedStream", response.extensions["network_stream"])
         self._clock = clock
         self._clean = clean
-        self._completion = Completion(count_tokens)
+        self._completion = Completion(count_tokens, choices)
         self._whole = False
         self._lock = threading.Lock()
         self._reading = False
@@ -276,7 +278,8 @@ class StreamedAnswer:
                 yield piece
         if not self._completion.ended:
             raise httpcore2.RemoteProtocolError("the stream ended before the answer did")
-        self._whole = True
+        # What ends because we hung up looks, in a body without a length, as if the server had ended it.
+        self._whole = self._completion.done or not self._hung_up
 
     def _read_tail(self, body: Iterator[bytes]) -> None:
         self._connection.hurry_until_seconds = self._clock.monotonic_seconds() + _TAIL_SECONDS

@@ -645,6 +645,16 @@ def test_a_whole_answer_is_passed_on_as_it_is(room, upstream):
     assert room.redis.keys("llm:open:*") == []
 
 
+@pytest.mark.parametrize(("words", "booked_tokens"), [(20, 20), (29, 29), (90, 90)])
+def test_a_whole_answer_above_its_maximum_is_booked_as_it_is_seen_to_be(room, upstream, words, booked_tokens):
+    upstream.behave(words=(" tok",) * words, usage="none", ignore_max_tokens=True)
+    answer = ask(room, max_tokens=20)
+    (entry,) = upstream.ledger
+    assert entry.generated_tokens == words
+    booked = room.daily(IDENTIFIER)
+    assert booked == reserved(answer) + (booked_tokens - 20) * 10_000 >= bill_of(entry)
+
+
 def test_a_whole_answer_calls_tools(room, upstream):
     upstream.behave(tool_call=True)
     (choice,) = ask(room, tools=[TOOL]).json["choices"]
