@@ -223,7 +223,9 @@ class Guard:
         if hour is None:
             self._fallback.release(verdict)
             self._tell("emergency_exhausted", ask)
-            raise ThrottleUnavailable("the emergency budget is used up", self._seconds_to_better_times())
+            raise ThrottleUnavailable(
+                "the emergency budget is used up, or too little of it is left", self._seconds_to_better_times()
+            )
         self._hours[ask.reservation_id] = hour
         return replace(verdict, backend=EMERGENCY)
 

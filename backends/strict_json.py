@@ -25,6 +25,10 @@ def loads(text: bytes | str) -> object:
     """
     try:
         characters = text.decode() if isinstance(text, bytes) else text
+        if not characters.strip():
+            raise StrictJsonError("empty")
+        if characters.startswith("\ufeff"):
+            raise StrictJsonError("not valid JSON: it begins with a byte order mark")
         value: object = json.loads(
             characters,
             parse_float=Decimal,

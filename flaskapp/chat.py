@@ -23,6 +23,7 @@ from flaskapp.sse import ChatVoice
 from flaskapp.stream import Stream, Terms, ask_model
 
 ROUTE = "/api/v1/chat/stream"
+_GET_CHALLENGE = "GET /api/v1/auth/challenge"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,9 @@ class ChatRoom:
         if not settings.enable_challenge_response:
             return None
         if who.challenge is None:
-            return _challenge_refused("missing", f"Send {HEADER}: fp:<challenge>:<hash> with a fresh challenge.")
+            return _challenge_refused(
+                "missing", f"Send {HEADER}: fp:<challenge>:<hash> with a challenge of {_GET_CHALLENGE}."
+            )
         try:
             result = self.challenges.consume(who.challenge, who.identifier, who.network)
         except StoreError as error:
@@ -132,10 +135,10 @@ def _challenge_refused(reason: str, message: str) -> Response:
 _CHALLENGE_ANSWERS: dict[ChallengeResult, Callable[[], Response | None]] = {
     ChallengeResult.GOOD: lambda: None,
     ChallengeResult.UNKNOWN: lambda: _challenge_refused(
-        "unknown", "This challenge was never given, was used, or is over: get a new one."
+        "unknown", f"This challenge was never given, was used, or is over: get a new one of {_GET_CHALLENGE}."
     ),
     ChallengeResult.MISMATCH: lambda: _challenge_refused(
-        "mismatch", "This challenge was given to somebody else: get your own."
+        "mismatch", f"This challenge was given to somebody else: get your own of {_GET_CHALLENGE}."
     ),
 }
 

@@ -7,6 +7,23 @@ from backends.strict_json import StrictJsonError, loads
 from flaskapp.refusals import InvalidRequest
 
 _PLACE_CHARACTERS = 200
+_WORDS = {
+    "extra_forbidden": "is not known here",
+    "missing": "is missing",
+    "int_type": "has to be a whole number, in digits and at most 18 of them",
+    "string_type": "has to be text",
+    "bool_type": "has to be true or false",
+    "list_type": "has to be a list",
+    "dict_type": "has to be an object",
+    "model_type": "has to be an object",
+    "too_long": "may have at most {max_length} items",
+    "too_short": "needs at least {min_length} items",
+    "string_too_long": "may have at most {max_length} characters",
+    "string_too_short": "needs at least {min_length} characters",
+    "greater_than_equal": "has to be at least {ge}",
+    "less_than_equal": "may be at most {le}",
+}
+"""Where the validation's own words are for who wrote the program, and not for who sent the request."""
 
 
 def read_json_object(request: Request) -> dict[str, object]:
@@ -28,7 +45,9 @@ def read_json_object(request: Request) -> dict[str, object]:
 
 def not_usable(error: ValidationError) -> InvalidRequest:
     """The first thing that is wrong, as a 422. A part of a place in ``<>`` is a choice's name and is left out."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    first = error.errors(include_url=False, include_input=False)[0]
     parts = [part for part in first["loc"] if not str(part).startswith("<")]
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
-    return InvalidRequest(422, place[:_PLACE_CHARACTERS] or "body", first["msg"][:1].lower() + first["msg"][1:200])
+    words = _WORDS.get(first["type"])
+    reason = words.format_map(first.get("ctx", {})) if words else first["msg"][:1].lower() + first["msg"][1:200]
+    return InvalidRequest(422, place[:_PLACE_CHARACTERS] or "body", reason)

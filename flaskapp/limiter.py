@@ -8,7 +8,7 @@ import math
 
 from flask import Flask, Response, g, request
 from flask_limiter import Limiter, RateLimitExceeded, RequestLimit
-from limits import parse_many
+from limits import RateLimitItem, parse_many
 from limits.storage.base import Storage
 
 from backends.clock import US_PER_SECOND, Clock
@@ -107,12 +107,17 @@ def make_limiter(app: Flask, link: Link, clock: Clock) -> Limiter:
     def refused(error: RateLimitExceeded) -> Response:
         current = limiter.current_limit
         wait_seconds = _wait_seconds(current, clock)
-        limit = current.limit if current is not None else "the limit"
-        message = f"Too many requests: {limit} are allowed. Please try again in {wait_seconds} seconds."
+        allowed = f"{_words(current.limit)} are allowed" if current is not None else "no more are allowed now"
+        message = f"Too many requests: {allowed}. Please try again in {wait_seconds} seconds."
         scope = "network" if error.limit.key_func is network_key else "identifier"
         return problem(429, RATE_LIMITED, "rate_limit", message, retry_after_seconds=wait_seconds, scope=scope)
 
     return limiter
+
+
+def _words(limit: RateLimitItem) -> str:
+    times = "" if limit.multiples == 1 else f"{limit.multiples} "
+    return f"{limit.amount} per {times}{limit.GRANULARITY.name}"
 
 
 def _wait_seconds(limit: RequestLimit | None, clock: Clock) -> int:

@@ -1,5 +1,6 @@
 """What the guard tells, as lines of a log: text or JSON, identifiers cut, amounts in dollars."""
 
+import json
 import logging
 import sys
 from collections.abc import Mapping
@@ -119,8 +120,10 @@ class _Text(logging.Formatter):
 
 
 def _word(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "true", False: "false"}[value]
     text = " ".join(str(value).split())
-    return f'"{text}"' if " " in text or not text else text
+    return json.dumps(text, ensure_ascii=False) if " " in text or '"' in text or not text else text
 
 
 class Json(JsonFormatter):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from flask import Flask, Response, current_app, g, has_request_context, json, request
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from werkzeug.exceptions import HTTPException, NotFound, RequestEntityTooLarge
 from werkzeug.http import HTTP_STATUS_CODES
 
 from backends.contract import Duplicate, DuplicateState, Reason, Refusal
@@ -20,6 +20,10 @@ THROTTLE_UNAVAILABLE = "throttle_unavailable"
 DUPLICATE_REQUEST = "duplicate_request"
 INTERNAL_ERROR = "internal_error"
 
+_NOTHING_HERE = (
+    "There is nothing here. The chat is POST /api/v1/chat/stream, for OpenAI's clients POST /v1/chat/completions; "
+    "the dashboard is GET /admin."
+)
 _PASSED_HEADERS = {"Allow", "WWW-Authenticate"}
 _TITLES = {
     COST_THROTTLED: "Cost limit reached",
@@ -188,7 +192,8 @@ def register_error_handlers(app: Flask) -> None:
         name = HTTP_STATUS_CODES.get(status, "Error")
         headers = {name: value for name, value in error.get_headers() if name in _PASSED_HEADERS}
         word = name.lower().replace(" ", "_")
-        return problem(status, word, word, error.description or name, headers=headers)
+        message = _NOTHING_HERE if isinstance(error, NotFound) else error.description or name
+        return problem(status, word, word, message, headers=headers)
 
     @app.errorhandler(Exception)
     def unexpected(error: Exception) -> Response:

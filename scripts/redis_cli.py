@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import os
 import re
+import signal
 import socket
 import ssl
 import sys
@@ -253,8 +254,12 @@ class Session:
 
     def _print(self, reply: Reply) -> None:
         text = for_programs(reply) + b"\n" if self._raw else for_people(reply).encode()
-        sys.stdout.buffer.write(text)
-        sys.stdout.buffer.flush()
+        try:
+            sys.stdout.buffer.write(text)
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            # `| head` has seen enough, and Redis has done nothing wrong.
+            os._exit(128 + signal.SIGPIPE)
 
 
 def run_lines(session: Session, lines: Iterable[str]) -> int:

@@ -68,7 +68,7 @@ class Panel:
         mode: `development` or `production`.
         backend_name: the strategy in use.
         sessions: which were ended by a log-out.
-        is_degraded: whether the guard is failing open now.
+        is_degraded: whether the guard is failing open now; where cost throttling is off, there is nothing to guard.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Panel:
     ) -> None:
         self.mode = mode
         self.backend_name = backend_name
-        self.is_degraded = is_degraded
+        self._is_degraded = is_degraded
         self._store = store
         self._clock = clock
         self._sessions = sessions
@@ -102,6 +102,10 @@ class Panel:
             return self._sessions.has_ended(session_id)
         except StoreError:
             return False
+
+    def is_degraded(self) -> bool:
+        """Whether requests are admitted from the emergency budget now."""
+        return self._store.current.values.enable_cost_throttling and self._is_degraded()
 
     @property
     def is_redis_reachable(self) -> bool:

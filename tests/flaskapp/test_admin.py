@@ -70,8 +70,9 @@ def raw(link):
 
 @pytest.fixture
 def make_client(clock):
-    def make(link, token=TOKEN, **panel):
-        config = load_config({"ENVIRONMENT": "development", "HOURLY_SPEND_LIMIT_USD": "3"})
+    def make(link, token=TOKEN, *, throttling=None, **panel):
+        environment = {"ENVIRONMENT": "development", "HOURLY_SPEND_LIMIT_USD": "3"}
+        config = load_config({**environment, "ENABLE_COST_THROTTLING": throttling} if throttling else environment)
         store = SettingsStore(link, config.live_baseline, [].append)
         app = Flask(__name__)
         panel = {
@@ -454,12 +455,16 @@ def test_without_redis_the_api_shows_what_it_knows_and_changes_nothing(make_clie
 
 
 def test_without_redis_the_page_says_so(make_client, dead_link):
-    client = make_client(dead_link, is_degraded=lambda: True)
+    client = make_client(dead_link, throttling="true", is_degraded=lambda: True)
     client.post("/admin/login", data={"token": TOKEN})
     page = client.get("/admin")
     assert page.status_code == 200
     assert "Redis does not answer: these are the last known values." in page.text
     assert "Degraded." in page.text
+    # Where nothing is throttled, no emergency budget is touched.
+    idle = make_client(dead_link, is_degraded=lambda: True)
+    idle.post("/admin/login", data={"token": TOKEN})
+    assert "Degraded." not in idle.get("/admin").text
     answer = change(client, llm_max_tokens="9")
     assert answer.status_code == 503
     assert "Redis could not be asked" in answer.text

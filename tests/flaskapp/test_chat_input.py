@@ -33,7 +33,9 @@ def is_refused(room, answer, status, field, reason=""):
 
 
 NOT_JSON = {
-    "empty": (b"", "not valid JSON"),
+    "empty": (b"", "empty"),
+    "blank": (b" \r\n", "empty"),
+    "mark": (b"\xef\xbb\xbf{}", "byte order mark"),
     "cut": (b'{"query": "x"', "not valid JSON"),
     "two values": (b'{"query": "x"} {}', "not valid JSON"),
     "a trailing comma": (b'{"query": "x",}', "not valid JSON"),
@@ -243,3 +245,26 @@ def test_bad_input_counts_as_a_request_and_as_nothing_else(make_app):
     assert statuses == [422, 422, 422, 429, 429]
     assert room.stored() == {}
     assert len(room.redis.keys("llm:rate:*")) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({"query": "x", "foo": 1}, "foo: is not known here"),
+        ({}, "query: is missing"),
+        ({"query": 1}, "query: has to be text"),
+        ({"query": "x" * 8_001}, "query: may have at most 8000 characters"),
+        ({"query": "x", "chat_history": {}}, "chat_history: has to be a list"),
+        (
+            {"query": "x", "chat_history": [{"role": "user", "content": "x"}] * 65},
+            "chat_history: may have at most 64 items",
+        ),
+        ({"query": "x", "max_tokens": 0}, "max_tokens: has to be at least 1"),
+        (
+            {"query": "x", "max_tokens": 10**22},
+            "max_tokens: has to be a whole number, in digits and at most 18 of them",
+        ),
+    ],
+)
+def test_the_reason_is_in_words_for_who_sent_it(room, body, reason):
+    assert post(room, json.dumps(body)).json["reason"] == reason

@@ -71,7 +71,7 @@ def test_the_61st_request_of_a_minute_is_refused(make_app):
     assert (
         left_seconds <= int(refused.headers["Retry-After"]) == refused.json["retry_after_seconds"] <= left_seconds + 1.5
     )
-    assert refused.json["message"].startswith("Too many requests: 60 per 1 minute are allowed.")
+    assert refused.json["message"].startswith("Too many requests: 60 per minute are allowed.")
     assert room.chat("somebody-else").status_code == 200
 
 

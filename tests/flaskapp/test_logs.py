@@ -137,7 +137,7 @@ def test_a_script_that_fails_is_told_with_its_cause(make_app, capsys):
     lines = capsys.readouterr().err.splitlines()
     (failed,) = [line for line in lines if FAILED in line]
     assert " ERROR " in failed
-    assert parsed(failed)[1]["is_bug"] == "True"
+    assert parsed(failed)[1]["is_bug"] == "true"
     assert "WRONGTYPE" in failed
     assert [line for line in lines if " CRITICAL " in line]
     (recorded,) = [parsed(line)[1] for line in lines if RECORDED in line]
@@ -183,3 +183,12 @@ def test_an_exception_is_written_with_its_trace_and_an_unknown_event_under_its_n
 def test_an_identifier_is_never_shown_whole(identifier, shown):
     assert cut(identifier) == shown
     assert identifier not in shown
+
+
+def test_what_has_quotes_or_spaces_in_it_is_one_word(make_app, capsys):
+    room = make_app()
+    room.redis.set("settings", '{"llm_max_tokens": "a \\"b\\" c"}')
+    assert room.chat().status_code == 200
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "Setting ignored" in line]
+    shown = line.partition(" got=")[2]
+    assert json.loads(shown) == '"a \\"b\\" c"'
