@@ -36,7 +36,7 @@ from flaskapp.cli_explore import make_explore_cli
 from flaskapp.cli_ledger import make_ledger_cli
 from flaskapp.cli_race import make_race_cli
 from flaskapp.cli_scripts import make_scripts_cli
-from flaskapp.cli_settings import make_settings_cli
+from flaskapp.cli_settings import SettingsView, make_settings_cli
 from flaskapp.config import Config, load_config, metrics_directory
 from flaskapp.health import make_health
 from flaskapp.limiter import ADMIN_RATE_LIMIT, make_limiter, network_key, network_rate
@@ -50,6 +50,7 @@ from flaskapp.once import Once
 from flaskapp.openai_api import OpenAIRoom, make_openai_api
 from flaskapp.refusals import register_error_handlers
 from flaskapp.sale import Till
+from flaskapp.served import served
 from flaskapp.stream import Stopping, Terms
 from flaskapp.usage_room import make_usage, usage_rate_key
 
@@ -310,8 +311,23 @@ def _openai_room(chat: ChatRoom, keys: ApiKeys, owner: str) -> OpenAIRoom:
     )
 
 
+def _settings_view(tollgate: Tollgate) -> SettingsView:
+    """As the service of this clone has them that runs beside this command; where none does, as this shell has them."""
+    config = tollgate.config
+    beside = served(config.data_dir) if config.redis_url is None else []
+    if not beside:
+        return SettingsView(tollgate.settings, config.mode)
+    its_config = load_config(beside[0].variables)
+    whose = f"the environment of the service on port {beside[0].port}"
+    if len(beside) > 1:
+        whose += f", the last started of {len(beside)}"
+    return SettingsView(
+        SettingsStore(tollgate.link, its_config.live_baseline, tollgate.observer), its_config.mode, whose
+    )
+
+
 def _register_commands(app: Flask, tollgate: Tollgate) -> None:
-    app.cli.add_command(make_settings_cli(lambda: tollgate.settings, tollgate.config.mode))
+    app.cli.add_command(make_settings_cli(lambda: _settings_view(tollgate)))
     app.cli.add_command(make_scripts_cli(lambda: tollgate.link))
     app.cli.add_command(
         make_ledger_cli(

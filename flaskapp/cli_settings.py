@@ -1,6 +1,7 @@
 """`flask settings`: the live settings on the command line."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import click
 from rich.table import Column, Table
@@ -10,11 +11,20 @@ from backends.errors import TollgateError
 from backends.settings import Effective, Setting, SettingsStore
 from flaskapp.console import fail, print_table
 
-# A service that run-dev.sh started is in development mode, and this command, with nothing set, in production.
-_ELSEWHERE = "by this shell's environment; a running service has its own, and tells it in its log and on its dashboard"
+OF_THIS_SHELL = "this shell's environment"
 
 
-def make_settings_cli(get_store: Callable[[], SettingsStore], mode: str) -> click.Group:
+@dataclass(frozen=True, slots=True)
+class SettingsView:
+    """The live settings as somebody's environment leaves them."""
+
+    store: SettingsStore
+    mode: str
+    whose: str = OF_THIS_SHELL
+    """By whose environment: the shell's, or a service's that runs beside it."""
+
+
+def make_settings_cli(get_view: Callable[[], SettingsView]) -> click.Group:
     """The group ``settings``; the store is opened only when a command needs it."""
 
     @click.group("settings")
@@ -24,10 +34,12 @@ def make_settings_cli(get_store: Callable[[], SettingsStore], mode: str) -> clic
     @group.command("show")
     def show() -> None:
         """Value, source and bounds of every setting; and the mode."""
-        store = _open(get_store)
+        view = _open(get_view)
+        store = view.store
         now = store.refresh()
         _print_settings(store.table, now)
-        click.echo(f"mode: {mode} ({_ELSEWHERE})")
+        elsewhere = "; a running service has its own, and tells it in its log and on its dashboard"
+        click.echo(f"mode: {view.mode} (by {view.whose}{elsewhere if view.whose == OF_THIS_SHELL else ''})")
         if not store.is_reachable:
             fail("Redis does not answer: these are the environment's values and the defaults")
 
@@ -37,27 +49,27 @@ def make_settings_cli(get_store: Callable[[], SettingsStore], mode: str) -> clic
     @click.argument("value")
     def set_(name: str, value: str) -> None:
         """Set NAME to VALUE, for every worker of every instance."""
-        store = _open(get_store)
-        setting = _setting(store, name)
+        view = _open(get_view)
+        setting = _setting(view.store, name)
         try:
             wanted = setting.kind.read_text(value)
         except ValueError as error:
             fail(f"{name}: {error}; got {setting.kind.shown(value)}")
-        _change(store, setting, wanted)
+        _change(view, setting, wanted)
 
     @group.command("unset")
     @click.argument("name")
     def unset(name: str) -> None:
         """Take NAME back to its environment variable or default."""
-        store = _open(get_store)
-        _change(store, _setting(store, name), None)
+        view = _open(get_view)
+        _change(view, _setting(view.store, name), None)
 
     return group
 
 
-def _open(get_store: Callable[[], SettingsStore]) -> SettingsStore:
+def _open(get_view: Callable[[], SettingsView]) -> SettingsView:
     try:
-        return get_store()
+        return get_view()
     except TollgateError as error:
         fail(str(error))
 
@@ -67,13 +79,13 @@ def _setting(store: SettingsStore, name: str) -> Setting:
     return setting or fail(f"{name}: there is no such setting; `flask settings show` lists them")
 
 
-def _change(store: SettingsStore, setting: Setting, value: object) -> None:
+def _change(view: SettingsView, setting: Setting, value: object) -> None:
     try:
-        now = store.change({setting.name: value})
+        now = view.store.change({setting.name: value})
     except TollgateError as error:
         fail(str(error))
     source = now.sources[setting.name]
-    words = source if source == "redis" else f"{source}, by this shell's environment"
+    words = source if source == "redis" else f"{source}, by {view.whose}"
     click.echo(f"{setting.name} is {_value(setting, now)} now ({words})")
 
 

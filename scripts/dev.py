@@ -19,14 +19,15 @@ import sys
 from contextlib import ExitStack, suppress
 
 from compose import compose_redis, containers, docker_answers
-from dev_redis import embedded_redis
+from dev_redis import Watch, embedded_redis
 from supervision import DATA, ROOT, Interrupted, Journal, StartFailed, Stop, Store, program, stop_or_end
 
 from backends.clock import SystemClock
 from backends.errors import ConfigurationError
 from backends.link import Link
-from backends.settings import SettingsStore
+from backends.settings import Effective, SettingsStore
 from flaskapp.config import Config, load_config
+from flaskapp.served import noted
 
 GUNICORN = (sys.executable, "-m", "gunicorn", "--config", "gunicorn.conf.py", "wsgi:app")
 # gunicorn.conf.py lets the streams of a development server end for less than this.
@@ -37,16 +38,28 @@ INTRODUCTION = """\
   Dashboard       {base}/admin  ({token_hint})
   Redis           {redis}
   Cost throttling {throttling}, backend {backend}
-                  switch it on the dashboard, with `flask --app wsgi settings set enable_cost_throttling true|false`,
-                  or at the start with ENABLE_COST_THROTTLING=true|false ./scripts/run-dev.sh
+                  {switches}
+  Challenges      {challenges}
   Log             tail -f .data/app.log
   In a shell      source {venv}/bin/activate      then pytest, flask and redis-cli work
 
-  Try             curl -N {base}/api/v1/chat/stream -H 'Content-Type: application/json' \\
-                    -H 'X-Fingerprint: fp:test123:hash456' -d '{{"query": "What is Litecoin?", "chat_history": []}}'
+  Try             {example}
 
 Ctrl-C stops it.
 """
+SWITCHES = """\
+switch it on the dashboard, with `flask --app wsgi settings set enable_cost_throttling true|false`,
+                  or at the start with ENABLE_COST_THROTTLING=true|false ./scripts/run-dev.sh"""
+SWITCHES_WHERE_REDIS_DECIDES = """\
+switch it on the dashboard; what is set there beats ENABLE_COST_THROTTLING, until it is given
+                  back with `flask --app wsgi settings unset enable_cost_throttling`"""
+EXAMPLE = """\
+curl -N {base}/api/v1/chat/stream -H 'Content-Type: application/json' \\
+                    -H 'X-Fingerprint: fp:test123:hash456' -d '{{"query": "What is Litecoin?", "chat_history": []}}'"""
+EXAMPLE_WITH_A_CHALLENGE = """\
+challenge=$(curl -s {base}/api/v1/auth/challenge -H 'X-Fingerprint: hash456' | cut -d '"' -f 4)
+                  curl -N {base}/api/v1/chat/stream -H 'Content-Type: application/json' \\
+                    -H "X-Fingerprint: fp:$challenge:hash456" -d '{{"query": "What is Litecoin?"}}'"""
 
 
 def main() -> int:
@@ -80,8 +93,10 @@ def run(stop: Stop, journal: Journal) -> int:
             environment["REDIS_URL"] = store.url
             server = stack.enter_context(program(stop, journal, GUNICORN, environment, GUNICORN_STOP_SECONDS))
         if stop_or_end(stop, server, lambda: is_serving(config)):
+            stack.enter_context(noted(DATA, config.port, environment))
             introduce(journal, config, store)
-            stop_or_end(stop, server, lambda: False)
+            watch = Watch(journal, config.port + 1) if store.is_embedded else None
+            stop_or_end(stop, server, lambda: watch is not None and watch.looks())
         return stop.status or server.wait()
 
 
@@ -146,31 +161,40 @@ def introduce(journal: Journal, config: Config, store: Store) -> None:
     host = reachable(config.host)
     token = os.environ.get("ADMIN_TOKEN")
     hint = "log in with your ADMIN_TOKEN" if token else f"log in with {kept_token()}"
+    base = f"http://{f'[{host}]' if ':' in host else host}:{config.port}"
+    now = settings_now(config, store.url)
+    is_set_live = now.sources["enable_cost_throttling"] == "redis"
+    example = EXAMPLE_WITH_A_CHALLENGE if now.values.enable_challenge_response else EXAMPLE
     text = INTRODUCTION.format(
-        base=f"http://{f'[{host}]' if ':' in host else host}:{config.port}",
+        base=base,
         token_hint=hint,
         redis=store.words,
-        throttling=throttling(config, store.url),
+        throttling=is_on(now, "enable_cost_throttling", config.mode),
+        switches=SWITCHES_WHERE_REDIS_DECIDES if is_set_live else SWITCHES,
+        challenges=is_on(now, "enable_challenge_response", config.mode).replace("is ", "are ", 1),
+        example=example.format(base=base),
         backend=config.throttle_backend,
         venv=os.path.relpath(sys.prefix),
     )
     journal.say(text, secret=None if token else kept_token())
 
 
-def throttling(config: Config, url: str) -> str:
-    """Whether it is on, and by what: Redis, the environment, or the mode."""
+def settings_now(config: Config, url: str) -> Effective:
+    """Redis' settings, or, while it does not answer, the environment's."""
     if url.startswith("fake:"):
-        effective, source = config.live_baseline.values, config.live_baseline.sources["enable_cost_throttling"]
-    else:
-        link = Link(url, clock=SystemClock(), pool_size=1)
-        try:
-            now = SettingsStore(link, config.live_baseline, lambda _event: None).refresh()
-        finally:
-            link.close()
-        effective, source = now.values, now.sources["enable_cost_throttling"]
-    word = "on" if effective.enable_cost_throttling else "off"
-    by = {"redis": "set live, in Redis", "environment": "by the environment", "default": f"{config.mode} mode"}
-    return f"is {word} ({by.get(source, source)})"
+        return Effective(config.live_baseline.values, config.live_baseline.sources)
+    link = Link(url, clock=SystemClock(), pool_size=1)
+    try:
+        return SettingsStore(link, config.live_baseline, lambda _event: None).refresh()
+    finally:
+        link.close()
+
+
+def is_on(now: Effective, name: str, mode: str) -> str:
+    """Whether a switch is on, and by what: Redis, the environment, or the mode."""
+    source = now.sources[name]
+    by = {"redis": "set live, in Redis", "environment": "by the environment", "default": f"{mode} mode"}
+    return f"is {'on' if getattr(now.values, name) else 'off'} ({by.get(source, source)})"
 
 
 def without_password(url: str) -> str:

@@ -12,6 +12,7 @@ from supervision import (
     POLL_SECONDS,
     ROOT,
     Interrupted,
+    Journal,
     StartFailed,
     Stop,
     Store,
@@ -25,6 +26,13 @@ from backends import embedded
 USUAL_PORT = 6379
 REDIS_START_SECONDS = 20.0
 KEEPER_STOP_SECONDS = 12.0
+WATCH_SECONDS = 0.5
+REDIS_HAS_ENDED = (
+    "\nThe embedded Redis has ended; its log is .data/redis/server.log. Until it is back the service does what "
+    "THROTTLE_ON_ERROR says.\nTo bring it back, with all that it held, start another service of this clone: "
+    "PORT={port} ./scripts/run-dev.sh\n"
+)
+REDIS_IS_BACK = "\nThe embedded Redis is back.\n"
 
 
 @contextmanager
@@ -41,7 +49,7 @@ def embedded_redis(stop: Stop) -> Iterator[Store]:
             if url is None:
                 raise StartFailed("The embedded Redis ended again; its log is .data/redis/server.log")
             origin = "another run-dev.sh of this clone started it" if joined else "started here"
-            yield Store(url, f"{url} (embedded, kept in .data/redis; {origin})")
+            yield Store(url, f"{url} (embedded, kept in .data/redis; {origin})", is_embedded=True)
     finally:
         wait_for_keeper()
 
@@ -74,6 +82,27 @@ def start_keeper(stop: Stop, port: int) -> None:
     if keeper.poll() is not None:
         words = said.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         raise StartFailed(f"The embedded Redis did not start: {words[-1] if words else 'it said nothing'}")
+
+
+class Watch:
+    """Says on the terminal when the embedded Redis has ended under the services that use it, and when it is back."""
+
+    def __init__(self, journal: Journal, free_port: int) -> None:
+        self._journal = journal
+        self._has_ended = REDIS_HAS_ENDED.format(port=free_port)
+        self._is_kept = True
+        self._looks_again_at = 0.0
+
+    def looks(self) -> bool:
+        """Now and then; False, so that whoever waits goes on waiting."""
+        if time.monotonic() >= self._looks_again_at:
+            self._looks_again_at = time.monotonic() + WATCH_SECONDS
+            with (DATA / "redis.keeper").open("a") as keeper:
+                is_kept = not locks(keeper, fcntl.LOCK_EX)
+            if is_kept != self._is_kept:
+                self._is_kept = is_kept
+                self._journal.say(REDIS_IS_BACK if is_kept else self._has_ended)
+        return False
 
 
 def wait_for_keeper() -> None:

@@ -100,6 +100,7 @@ class Store:
 
     url: str
     words: str
+    is_embedded: bool = False
     in_container: bool = False
     """Whether the first server runs beside it in a container."""
 

@@ -7,7 +7,7 @@ from backends.clock import SystemClock
 from backends.errors import ConfigurationError
 from backends.link import Link
 from backends.settings import Baseline, LiveSettings, SettingsStore
-from flaskapp.cli_settings import make_settings_cli
+from flaskapp.cli_settings import SettingsView, make_settings_cli
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def raw(link):
 
 def run(link, *words):
     store = SettingsStore(link, Baseline(), [].append)
-    return CliRunner().invoke(make_settings_cli(lambda: store, "production"), list(words))
+    return CliRunner().invoke(make_settings_cli(lambda: SettingsView(store, "production")), list(words))
 
 
 def test_show_prints_value_source_and_bounds_of_each_and_the_mode(link):
@@ -99,5 +99,5 @@ def test_a_store_that_cannot_be_opened_is_one_line():
     def refuse():
         raise ConfigurationError("REDIS_URL: no")
 
-    done = CliRunner().invoke(make_settings_cli(refuse, "production"), ["show"])
+    done = CliRunner().invoke(make_settings_cli(refuse), ["show"])
     assert (done.exit_code, done.stderr) == (1, "Error: REDIS_URL: no\n")

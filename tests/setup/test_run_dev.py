@@ -4,6 +4,7 @@ import re
 import signal
 import socket
 import socketserver
+import subprocess
 import threading
 import time
 import urllib.request
@@ -48,6 +49,48 @@ def test_a_warm_start_serves_and_says_where_everything_is(start, clone):
 def test_throttling_that_is_switched_on_is_said(start):
     server = start(ENABLE_COST_THROTTLING="true").until("Ctrl-C stops it")
     assert "Cost throttling is on (by the environment)" in server.said
+
+
+def test_where_challenges_are_on_what_to_try_gets_one_first(start, clone):
+    server = start(ENVIRONMENT="production").until("Ctrl-C stops it")
+    assert "Challenges      are on (production mode)" in server.said
+    commands = server.said.partition("  Try ")[2].partition("Ctrl-C stops it")[0]
+    assert '"status":"complete"' in in_a_shell(clone, commands)
+
+
+def test_what_is_set_live_is_not_said_to_be_switched_by_the_environment(start, clone):
+    first = start().until("Ctrl-C stops it")
+    assert "or at the start with ENABLE_COST_THROTTLING=true|false" in first.said
+    in_a_shell(clone, "flask --app wsgi settings set enable_cost_throttling true")
+    second = start(ENABLE_COST_THROTTLING="false").until("Ctrl-C stops it")
+    assert "Cost throttling is on (set live, in Redis)" in second.said
+    assert "settings unset enable_cost_throttling" in second.said
+    assert "or at the start with" not in second.said
+
+
+def test_settings_are_shown_as_the_service_has_them_that_was_started_last(start, clone):
+    def shown():
+        lines = in_a_shell(clone, "flask --app wsgi settings show").splitlines()
+        return next(line.split()[1:3] for line in lines if line.startswith("enable_cost_throttling")), lines[-1]
+
+    first = start().until("Ctrl-C stops it")
+    where = f"by the environment of the service on port {first.port}"
+    assert shown() == (["false", "default"], f"mode: development ({where})")
+    second = start(ENABLE_COST_THROTTLING="true").until("Ctrl-C stops it")
+    where = f"by the environment of the service on port {second.port}, the last started of 2"
+    assert shown() == (["true", "environment"], f"mode: development ({where})")
+    second.end()
+    assert shown()[0] == ["false", "default"]
+
+
+def in_a_shell(clone, commands):
+    """What they say to somebody who has activated the clone's environment."""
+    path = f"{clone / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    python = f'flask() {{ python -m flask "$@"; }}\n{commands}'
+    done = subprocess.run(
+        ["bash", "-c", python], cwd=clone, env={"PATH": path}, capture_output=True, text=True, check=True, timeout=60
+    )
+    return done.stdout
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -112,8 +155,10 @@ def test_a_redis_that_was_killed_is_brought_back_by_another_start_where_the_othe
     with redis.Redis.from_url(url) as client:
         client.set("settings", '{"daily_cost_limit_usd": 0.01}')
         client.shutdown(nosave=True)
+    waiting.until("The embedded Redis has ended").until(f"PORT={waiting.port + 1} ./scripts/run-dev.sh")
     assert running_url(clone / ".data") is None
     another = start().until("Ctrl-C stops it")
+    waiting.until("The embedded Redis is back")
     assert f"{url} (embedded, kept in .data/redis; started here)" in another.said
     with redis.Redis.from_url(url) as client:
         assert client.get("settings") == b'{"daily_cost_limit_usd": 0.01}'
