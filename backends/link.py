@@ -240,6 +240,11 @@ class Link:
         self._offset: _Offset | None = None
 
     @property
+    def place(self) -> str:
+        """Where Redis is, for people: the URL without user and password."""
+        return without_password(self.url)
+
+    @property
     def is_up(self) -> bool:
         """Whether Redis answers and does its work: a "not now" (full, read-only, …) is remembered for a moment."""
         if not self._ever_reached or self._resting_until_seconds is not None:
@@ -445,6 +450,12 @@ def ask(client: Client, words: Sequence[str | int]) -> Any:
         raise
     finally:
         pool.give_back(connection)
+
+
+def without_password(url: str) -> str:
+    """The same address, fit for a log."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
 
 
 def check_url(url: str) -> None:

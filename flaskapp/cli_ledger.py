@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from typing import TypeVar
 
 import click
@@ -70,8 +71,10 @@ def make_ledger_cli(get_link: Callable[[], Link], get_limits: Callable[[], Limit
         Exit status 1 if anything disagrees, 2 if it could not be run.
         """
         with _failures(), shown_progress() as progress:
-            report = audit(open_link(), progress)
-        _tell(report, _print_report, as_json=as_json)
+            link = open_link()
+            report = audit(link, progress)
+        # Whoever has several servers sees at a glance whether these are the books that were meant.
+        _tell(report, partial(_print_report, link.place), as_json=as_json)
         raise SystemExit(DISAGREES if report.disagreements else 0)
 
     return group
@@ -151,7 +154,8 @@ def _reservations_table(books: IdentifierBooks) -> Table:
     return table
 
 
-def _print_report(report: AuditReport) -> None:
+def _print_report(place: str, report: AuditReport) -> None:
+    click.echo(f"books in: {place}")
     states = ", ".join(f"{count} {state}" for state, count in report.records.items())
     click.echo(f"keys: {report.keys}")
     click.echo(f"reservations: {sum(report.records.values())} ({states})")

@@ -24,7 +24,7 @@ from supervision import DATA, ROOT, Interrupted, Journal, StartFailed, Stop, Sto
 
 from backends.clock import SystemClock
 from backends.errors import ConfigurationError
-from backends.link import Link
+from backends.link import Link, without_password
 from backends.settings import Effective, SettingsStore
 from flaskapp.config import Config, load_config
 from flaskapp.served import noted
@@ -195,11 +195,6 @@ def is_on(now: Effective, name: str, mode: str) -> str:
     source = now.sources[name]
     by = {"redis": "set live, in Redis", "environment": "by the environment", "default": f"{mode} mode"}
     return f"is {'on' if getattr(now.values, name) else 'off'} ({by.get(source, source)})"
-
-
-def without_password(url: str) -> str:
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"
 
 
 if __name__ == "__main__":

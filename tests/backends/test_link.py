@@ -5,7 +5,7 @@ import redis
 
 from backends import link as link_module
 from backends.errors import ConfigurationError, StoreBusy, StoreUnavailable
-from backends.link import POOL_SIZE, REST_SECONDS, TIMEOUT_SECONDS, UNWILLING_SECONDS, Link
+from backends.link import POOL_SIZE, REST_SECONDS, TIMEOUT_SECONDS, UNWILLING_SECONDS, Link, without_password
 from tests.faults.wire import SkippingClock, Told, server_that_says
 
 NOWHERE = "redis://127.0.0.1:1/0"
@@ -310,3 +310,16 @@ def test_a_cut_wait_is_whole_again_for_the_next_caller(link, clock):
         assert connection._sock.gettimeout() == TIMEOUT_SECONDS
     finally:
         link._client.connection_pool.release(connection)
+
+
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0"),
+        ("rediss://me:p%40ss@example.org:1/2?ssl_password=x", "rediss://example.org:1/2"),
+        ("redis://:secret@localhost", "redis://localhost"),
+        ("unix:///tmp/redis.sock?password=secret", "unix:///tmp/redis.sock"),
+    ],
+)
+def test_where_it_is_can_be_told(url, place):
+    assert without_password(url) == place

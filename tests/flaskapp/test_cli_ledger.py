@@ -99,6 +99,7 @@ def test_books_that_agree_are_status_0(link, backend):
     backend.reserve(ask("r1", COST, LIMITS))
     done = run(link, "audit")
     assert (done.exit_code, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"books in: {link.url}\n")
     assert "reservations: 2 (1 open, 0 expired, 1 settled, 0 released)\n" in done.stdout
     assert "held by open ones: 0.004050000 USD\n" in done.stdout
     assert done.stdout.endswith("disagreements: 0\n")
