@@ -42,7 +42,7 @@ def served(data_dir: Path) -> list[Served]:
     found = []
     for place in sorted(_folder(data_dir).glob("*.json"), key=_started_at, reverse=True):
         # It may end at any moment, and one that was killed has left its note behind.
-        with suppress(OSError, ValueError, KeyError):
+        with suppress(OSError, ValueError, KeyError, TypeError):
             note = json.loads(place.read_text(encoding="utf-8"))
             os.kill(note["pid"], 0)
             found.append(Served(int(place.stem), note["variables"]))

@@ -26,6 +26,7 @@ def test_a_note_that_was_left_behind_or_is_none_is_passed_over(tmp_path):
             "8001": json.dumps({"pid": int(gone.stdout), "variables": {}}),
             "8002": "{",
             "8003": "{}",
+            "8004": "[]",
             "x": json.dumps({"pid": 1, "variables": {}}),
         }.items():
             (tmp_path / "served" / f"{name}.json").write_text(text)
