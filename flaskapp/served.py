@@ -1,6 +1,7 @@
 """What the services of this clone were started with, for the commands that run beside them.
 
-`run-dev.sh` notes it down while they run: a shell beside them has neither their mode nor their variables.
+`run-dev.sh` notes it down while they run on the embedded Redis, where such commands find it: a shell beside them has
+neither their mode nor their variables.
 """
 
 import json
@@ -42,7 +43,7 @@ def served(data_dir: Path) -> list[Served]:
     found = []
     for place in sorted(_folder(data_dir).glob("*.json"), key=_started_at, reverse=True):
         # It may end at any moment, and one that was killed has left its note behind.
-        with suppress(OSError, ValueError, KeyError, TypeError):
+        with suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
             note = json.loads(place.read_text(encoding="utf-8"))
             os.kill(note["pid"], 0)
             found.append(Served(int(place.stem), note["variables"]))

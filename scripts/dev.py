@@ -93,9 +93,10 @@ def run(stop: Stop, journal: Journal) -> int:
             environment["REDIS_URL"] = store.url
             server = stack.enter_context(program(stop, journal, GUNICORN, environment, GUNICORN_STOP_SECONDS))
         if stop_or_end(stop, server, lambda: is_serving(config)):
-            stack.enter_context(noted(DATA, config.port, environment))
+            if store.is_embedded:
+                stack.enter_context(noted(DATA, config.port, environment))
             introduce(journal, config, store)
-            watch = Watch(journal, config.port + 1) if store.is_embedded else None
+            watch = Watch(journal, store.url, config.port + 1) if store.is_embedded else None
             stop_or_end(stop, server, lambda: watch is not None and watch.looks())
         return stop.status or server.wait()
 

@@ -87,8 +87,9 @@ def start_keeper(stop: Stop, port: int) -> None:
 class Watch:
     """Says on the terminal when the embedded Redis has ended under the services that use it, and when it is back."""
 
-    def __init__(self, journal: Journal, free_port: int) -> None:
+    def __init__(self, journal: Journal, url: str, free_port: int) -> None:
         self._journal = journal
+        self._url = url
         self._has_ended = REDIS_HAS_ENDED.format(port=free_port)
         self._is_kept = True
         self._looks_again_at = 0.0
@@ -97,8 +98,12 @@ class Watch:
         """Now and then; False, so that whoever waits goes on waiting."""
         if time.monotonic() >= self._looks_again_at:
             self._looks_again_at = time.monotonic() + WATCH_SECONDS
+            # Shared, so that two who look do not take each other for the keeper.
             with (DATA / "redis.keeper").open("a") as keeper:
-                is_kept = not locks(keeper, fcntl.LOCK_EX)
+                is_kept = not locks(keeper, fcntl.LOCK_SH)
+            if is_kept and not self._is_kept:
+                # A keeper that could not have the port again has another, where this service does not look.
+                is_kept = embedded.running_url(DATA) == self._url
             if is_kept != self._is_kept:
                 self._is_kept = is_kept
                 self._journal.say(REDIS_IS_BACK if is_kept else self._has_ended)

@@ -19,7 +19,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -39,6 +40,10 @@ MOST_INSTALLERS = 4
 def main() -> NoReturn:
     for number in STOP_SIGNALS:
         signal.signal(number, _interrupt)
+    # The terminal was closed; who says nohup wants to go on.
+    outlives_terminal = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    if not outlives_terminal:
+        signal.signal(signal.SIGHUP, _interrupt)
     try:
         install()
     except KeyboardInterrupt:
@@ -47,7 +52,7 @@ def main() -> NoReturn:
         sys.exit(f"Set-up failed: {' '.join(map(str, error.cmd))} ended with status {error.returncode}")
     # While Python starts anew a Ctrl-C would meet an interpreter that is not ready: the script takes it once it is.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    for number in STOP_SIGNALS:
+    for number in (*STOP_SIGNALS, *(() if outlives_terminal else (signal.SIGHUP,))):
         signal.signal(number, signal.SIG_DFL)
     os.environ["PATH"] = f"{VENV / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     os.environ["VIRTUAL_ENV"] = str(VENV)
@@ -70,6 +75,7 @@ def install() -> None:
 
 
 def _install() -> None:
+    _demand_ours()
     print(f"Setting up {os.path.relpath(VENV)} from {LOCK_FILE.name} (once; about half a minute) …", flush=True)
     _run(sys.executable, "-m", "venv", *(["--clear"] if not _works() else []), str(VENV))
     pip = (str(PYTHON), "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--quiet", "--no-compile")
@@ -86,6 +92,14 @@ def _install() -> None:
     _put_redis_cli()
     STAMP.write_text(_fingerprint(), encoding="utf-8")
     print("Set up.", flush=True)
+
+
+def _demand_ours() -> None:
+    """What is cleared has to be an environment, or nothing yet: TOLLGATE_VENV may name any folder."""
+    if VENV.exists() and not (VENV / "pyvenv.cfg").exists() and (not VENV.is_dir() or any(VENV.iterdir())):
+        sys.exit(
+            f"{VENV} is there already and no Python environment: name another place in TOLLGATE_VENV, or remove it."
+        )
 
 
 def _parts_of_lock(folder: Path, count: int) -> list[Path]:
@@ -136,10 +150,12 @@ def _run_together(commands: Sequence[Sequence[str]], environment: Mapping[str, s
     """Steps of the set-up side by side, each in a process group of its own, which ends with us or when one fails."""
     running: list[subprocess.Popen[bytes]] = []
     try:
-        running.extend(
-            subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, cwd=ROOT, env=environment)
-            for command in commands
-        )
+        for command in commands:
+            with _held_back():
+                process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, start_new_session=True, cwd=ROOT, env=environment
+                )
+                running.append(process)
         for process in running:
             if process.wait() != 0:
                 raise subprocess.CalledProcessError(process.returncode, process.args)
@@ -148,6 +164,16 @@ def _run_together(commands: Sequence[Sequence[str]], environment: Mapping[str, s
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """A signal waits until this is over: a process that was started is always one that we know."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (*STOP_SIGNALS, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:

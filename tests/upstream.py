@@ -377,7 +377,7 @@ class _Handler(BaseHTTPRequestHandler):
             "twice_less": [usage, less],
             "zero": [{"prompt_tokens": 0, "completion_tokens": 0}],
             "zero_input": [{**usage, "prompt_tokens": 0}],
-            "zero_output": [{**usage, "completion_tokens": 0}],
+            "zero_output": [{**usage, "completion_tokens": 0, "total_tokens": bill.input_tokens}],
             "absurd": [{**usage, "completion_tokens": 10**30}],
             "rubbish": [{**usage, "completion_tokens": "many"}],
             "negative": [{**usage, "prompt_tokens": -5}],

@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any, NoReturn
 
 from flaskapp.llm import Piece, Usage
@@ -27,8 +26,8 @@ class Completion:
     """The state of one streamed completion. Reads `choices[0].delta.content` (or `refusal`), `usage` and the end.
 
     A usage counts only if the server said it at or after the last thing that it generated, since one from before says
-    less than was generated. Of several the highest counts, number by number; and of fewer tokens than there were steps
-    of generation, the steps.
+    less than was generated. Of several the last counts, unless one before it said more: then the highest, number by
+    number. It is the server's bill: it is believed, also where more was seen, unless it says nothing.
 
     Args:
         count_tokens: of a piece of text.
@@ -39,23 +38,29 @@ class Completion:
         self._count_tokens = count_tokens
         self._choices = choices
         self._finished: set[int] = set()
+        self._open: set[int] = set()
+        self._was_summed_up = False
         self.done = False
         """The server said ``[DONE]``: nothing follows."""
         self.finish_reason = "stop"
-        self._steps = 0
+        self._is_generated = False
         self._usage: Usage | None = None
         self._usage_is_last = False
 
     @property
     def ended(self) -> bool:
-        """The answer has a proper end: a finish reason of each choice, after all that it says, or ``[DONE]``."""
-        return self.done or len(self._finished) >= self._choices
+        """The answer has a proper end: a finish reason of each choice, after all that it says, or ``[DONE]``.
+
+        A server that gave fewer choices than were asked for has ended them all where it sums up what they used.
+        """
+        enough = 1 if self._was_summed_up else self._choices
+        return self.done or (len(self._finished) >= enough and not self._open)
 
     @property
     def usage(self) -> Usage | None:
         """What was used, or None where the server did not say it, or said what cannot be."""
         usage = self._usage if self.ended and self._usage_is_last else None
-        return _credible(usage, steps=self._steps)
+        return _credible(usage, is_generated=self._is_generated)
 
     def take(self, event: ServerEvent) -> Piece | None:
         """Take one event; None where it says only that the stream is over.
@@ -71,39 +76,42 @@ class Completion:
         if event.name == "error" or _is_error(chunk):
             raise ErrorEvent(event.data)
         text, deltas, tokens = "", 0, 0
-        for choice in _objects(chunk.get("choices")):
+        choices = _objects(chunk.get("choices"))
+        for choice in choices:
             its_text, generated = self._take_choice(choice)
             text += its_text
             if generated:
                 deltas += 1
-                tokens += max(1, self._count_tokens("".join(_strings([choice.get("delta"), choice.get("text")]))))
+                tokens += max(1, self._count_tokens(generated))
         if chunk.get("usage") is not None:
-            self._take_usage(chunk["usage"])
+            self._take_usage(chunk["usage"], is_summary=not choices)
         return Piece(text, deltas, tokens, chunk)
 
-    def _take_choice(self, choice: dict[str, Any]) -> tuple[str, bool]:
-        """The text to show, and whether anything was generated."""
+    def _take_choice(self, choice: dict[str, Any]) -> tuple[str, str]:
+        """The text to show, and all that was generated."""
         delta, index = _object(choice.get("delta")), _index(choice)
-        # Whatever has content was generated and is billed: text, reasoning, tool calls, and kinds yet to come; and what
+        # Whatever has text in it was generated and is billed: content, reasoning, tool calls, kinds yet to come, and what
         # comes in the words of the older API, which we hand on as it is.
-        generated = any(value for key, value in delta.items() if key != "role") or bool(choice.get("text"))
+        generated = "".join(_strings([delta, choice.get("text")]))
         if generated:
-            self._steps += 1
+            self._is_generated = True
             self._usage_is_last = False
-            self._finished.discard(index)
-        if choice.get("finish_reason") is not None:
+            self._open.add(index)
+        # Some servers say "" or "null" for none.
+        if _finish_reason(choice) not in {None, "", "null"}:
+            self._open.discard(index)
             self._finished.add(index)
             self.finish_reason = "length" if _finish_reason(choice) in {"length", "max_tokens"} else "stop"
-        text = delta.get("content") or delta.get("refusal") or ""
-        if not isinstance(text, str):
-            raise NotACompletion("a text that is none")
+        text = _text_of(delta.get("content") or delta.get("refusal") or "")
         return (text if index == 0 else ""), generated
 
-    def _take_usage(self, raw: object) -> None:
+    def _take_usage(self, raw: object, *, is_summary: bool) -> None:
         usage = _usage_of(raw)
-        self._usage_is_last = usage is not None
+        # One that says nothing takes nothing back.
         if usage is not None:
-            self._usage = usage if self._usage is None else _highest(self._usage, usage)
+            self._usage_is_last = True
+            self._was_summed_up |= is_summary and bool(self._finished) and not self._open
+            self._usage = usage if self._usage is None else _later(self._usage, usage)
 
 
 def read_whole(received: bytes) -> dict[str, Any]:
@@ -127,8 +135,8 @@ def read_whole(received: bytes) -> dict[str, Any]:
 
 def usage_of_whole(body: dict[str, Any]) -> Usage | None:
     """What the server says was used for all of it, or None where it did not say it, or said what cannot be."""
-    generated = any(value for message in _messages(body) for key, value in message.items() if key != "role")
-    return _credible(_usage_of(body.get("usage")), steps=int(generated))
+    is_generated = any(text for message in _messages(body) for text in _strings(message))
+    return _credible(_usage_of(body.get("usage")), is_generated=is_generated)
 
 
 def tokens_of_whole(body: dict[str, Any], count_tokens: Callable[[str], int]) -> int:
@@ -145,29 +153,36 @@ def _is_error(said: dict[str, Any]) -> bool:
     return bool(said.get("error")) or said.get("object") == "error"
 
 
-def _credible(usage: Usage | None, *, steps: int) -> Usage | None:
-    """A usage that agrees with what was seen: each step is a token at least."""
-    if usage is None or not usage.input_tokens or (steps and not usage.output_tokens):
+def _credible(usage: Usage | None, *, is_generated: bool) -> Usage | None:
+    if usage is None or not usage.input_tokens or (is_generated and not usage.output_tokens):
         return None
-    return replace(usage, output_tokens=max(usage.output_tokens, steps))
+    return usage
 
 
 def _usage_of(raw: object) -> Usage | None:
     counts = _object(raw)
     inputs, outputs = _object(counts.get("prompt_tokens_details")), _object(counts.get("completion_tokens_details"))
-    needed = _count(counts.get("prompt_tokens")), _count(counts.get("completion_tokens"))
-    if needed[0] is None or needed[1] is None:
+    input_tokens, output_tokens = _count(counts.get("prompt_tokens")), _count(counts.get("completion_tokens"))
+    if input_tokens is None or output_tokens is None:
         return None
+    reasoning_tokens = _count(outputs.get("reasoning_tokens")) or 0
+    # Some servers count what was thought beside what was said, and not in it: the total says so, or that more was
+    # thought than there would be of both.
+    total_tokens = input_tokens + output_tokens + reasoning_tokens
+    is_beside = counts.get("total_tokens") == total_tokens or 0 < output_tokens < reasoning_tokens
     return Usage(
-        needed[0],
-        needed[1],
+        input_tokens,
+        output_tokens + reasoning_tokens if is_beside else output_tokens,
         _count(inputs.get("cached_tokens")) or 0,
         _count(inputs.get("cache_write_tokens")) or 0,
-        _count(outputs.get("reasoning_tokens")) or 0,
+        reasoning_tokens,
     )
 
 
-def _highest(one: Usage, other: Usage) -> Usage:
+def _later(one: Usage, other: Usage) -> Usage:
+    """The second, unless the first said more of anything."""
+    if other.input_tokens >= one.input_tokens and other.output_tokens >= one.output_tokens:
+        return other
     # Cached tokens are the cheaper ones: there, less is dearer.
     return Usage(
         max(one.input_tokens, other.input_tokens),
@@ -184,12 +199,14 @@ def _index(choice: dict[str, Any]) -> int:
 
 
 def _count(value: object) -> int | None:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST_TOKENS:
         return None
     return value
 
 
-_NOT_GENERATED = {"role", "id", "type", "index"}
+_NOT_GENERATED = {"role", "id", "type", "index", "provider_specific_fields", "annotations", "citations"}
 
 
 def _strings(value: object) -> Iterator[str]:
@@ -251,6 +268,16 @@ def _finish_reason(choice: dict[str, Any]) -> str | None:
 
 def _object(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
+
+
+def _text_of(content: object) -> str:
+    """What a content shows: a text, or the texts among its parts (others are thoughts)."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise NotACompletion("a text that is none")
+    texts = [part.get("text") for part in _objects(content) if part.get("type") == "text"]
+    return "".join(text for text in texts if isinstance(text, str))
 
 
 def _objects(value: object) -> list[dict[str, Any]]:

@@ -85,7 +85,8 @@ class OpenAICompatibleModel:
         except BaseException:
             response.close()
             raise
-        return StreamedAnswer(response, self._clock, self._clean, counter_for(request.model), request.choices)
+        completion = Completion(counter_for(request.model), request.choices)
+        return StreamedAnswer(response, self._clock, self._clean, completion)
 
     def complete(self, request: ModelRequest) -> Completed:
         """Send the request and wait for the whole answer. See `Model.complete`."""
@@ -181,14 +182,13 @@ class StreamedAnswer:
         response: httpcore2.Response,
         clock: Clock,
         clean: Callable[[str], str],
-        count_tokens: Callable[[str], int],
-        choices: int,
+        completion: Completion,
     ) -> None:
         self._response = response
         self._connection = cast("TimedStream", response.extensions["network_stream"])
         self._clock = clock
         self._clean = clean
-        self._completion = Completion(count_tokens, choices)
+        self._completion = completion
         self._whole = False
         self._lock = threading.Lock()
         self._reading = False
@@ -279,7 +279,7 @@ class StreamedAnswer:
         if not self._completion.ended:
             raise httpcore2.RemoteProtocolError("the stream ended before the answer did")
         # What ends because we hung up looks, in a body without a length, as if the server had ended it.
-        self._whole = self._completion.done or not self._hung_up
+        self._whole = self._completion.done or not (self._hung_up or self._closed)
 
     def _read_tail(self, body: Iterator[bytes]) -> None:
         self._connection.hurry_until_seconds = self._clock.monotonic_seconds() + _TAIL_SECONDS

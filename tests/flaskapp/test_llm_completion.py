@@ -51,10 +51,94 @@ def test_what_is_said_after_its_end_takes_the_end_back():
     assert taken(*more, said(finish="stop", output=2)).usage == Usage(7, 2)
 
 
-def test_a_usage_of_fewer_tokens_than_there_were_steps_is_that_of_the_steps():
+def test_a_usage_is_believed_unless_it_says_nothing():
     words = [said(word) for word in "abcde"]
-    assert taken(*words, said(finish="stop", output=1)).usage == Usage(7, 5)
-    assert taken(*words, said(finish="stop", output=6)).usage == Usage(7, 6)
+    assert taken(*words, said(finish="stop", output=1)).usage == Usage(7, 1)
+    assert taken(*words, said(finish="stop", output=0)).usage is None
+
+
+@pytest.mark.parametrize(
+    ("said_usage", "usage"),
+    [
+        ({"completion_tokens": 5, "total_tokens": 15}, Usage(10, 5)),
+        ({"completion_tokens": 5}, Usage(10, 5)),
+        ({"completion_tokens": 205, "completion_tokens_details": {"reasoning_tokens": 200}}, Usage(10, 205, 0, 0, 200)),
+        # Beside what was said, as some count it.
+        ({"completion_tokens": 5, "completion_tokens_details": {"reasoning_tokens": 200}}, Usage(10, 205, 0, 0, 200)),
+        (
+            {"completion_tokens": 300, "total_tokens": 510, "completion_tokens_details": {"reasoning_tokens": 200}},
+            Usage(10, 500, 0, 0, 200),
+        ),
+        ({"completion_tokens": 5, "total_tokens": 215}, Usage(10, 5)),
+        ({"completion_tokens": 5.0, "total_tokens": 15.0}, Usage(10, 5)),
+    ],
+)
+def test_what_was_thought_is_booked_wherever_it_is_counted(said_usage, usage):
+    body = {"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": 10, **said_usage}}
+    assert usage_of_whole(body) == usage
+
+
+@pytest.mark.parametrize("none", ["", "null"])
+def test_an_empty_finish_reason_is_none(none):
+    assert not taken(said("a", finish=none, output=1)).ended
+    assert taken(said("a", finish=none, output=1), said(finish="stop", output=1)).usage == Usage(7, 1)
+
+
+def test_the_end_may_come_with_the_last_words():
+    assert taken(said("a"), said("b", finish="stop", output=2)).usage == Usage(7, 2)
+
+
+def test_more_choices_than_were_asked_for_have_to_end_too():
+    chunks = [said("a", index=index) for index in range(3)] + [said(index=index, finish="stop") for index in range(2)]
+    assert not taken(*chunks, choices=2).ended
+    assert taken(*chunks, said(index=2, finish="stop"), choices=2).ended
+
+
+SUMMARY = {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 3}}
+
+
+def test_fewer_choices_than_were_asked_for_have_ended_where_they_are_summed_up():
+    assert taken(said("a"), said(finish="stop"), SUMMARY, choices=2).usage == Usage(7, 3)
+    assert not taken(said("a"), said(finish="stop"), choices=2).ended
+    assert not taken(SUMMARY, said("a"), said(finish="stop"), choices=2).ended
+    assert not taken(said("a"), SUMMARY, choices=2).ended
+
+
+def test_of_two_usages_the_later_counts_unless_it_says_less():
+    def last(output, cached=None):
+        details = {} if cached is None else {"prompt_tokens_details": {"cached_tokens": cached}}
+        return {"choices": [], "usage": {"prompt_tokens": 100, "completion_tokens": output, **details}}
+
+    end = said(finish="stop")
+    assert taken(said("a"), end, last(1), last(2, cached=90)).usage == Usage(100, 2, 90)
+    assert taken(said("a"), end, last(2, cached=90), last(2)).usage == Usage(100, 2)
+    assert taken(said("a"), end, last(2), last(1, cached=90)).usage == Usage(100, 2)
+
+
+def test_a_usage_that_says_nothing_takes_nothing_back():
+    assert taken(said("a"), said(finish="stop", output=1), {"choices": [], "usage": {}}).usage == Usage(7, 1)
+
+
+@pytest.mark.parametrize(
+    "delta",
+    [
+        {"role": "assistant", "content": ""},
+        {"content": "", "provider_specific_fields": {"citations": ["u"]}},
+        {"tool_calls": [{"index": 0, "id": "call-1", "type": "function", "function": {"arguments": ""}}]},
+        {"annotations": [{"type": "url_citation", "url": "u"}]},
+    ],
+)
+def test_what_is_no_text_was_not_generated(delta):
+    completion = taken(said("a"), said(finish="stop", output=1))
+    piece = completion.take(ServerEvent("", json.dumps({"choices": [{"index": 0, "delta": delta}]})))
+    assert (piece.deltas, piece.tokens) == (0, 0)
+    assert completion.usage == Usage(7, 1)
+
+
+def test_a_content_in_parts_shows_its_texts():
+    content = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "Yes"}]
+    piece = Completion().take(ServerEvent("", json.dumps({"choices": [{"index": 0, "delta": {"content": content}}]})))
+    assert (piece.text, piece.tokens) == ("Yes", len("hmYes"))
 
 
 def test_the_words_of_the_older_api_are_generated_too():

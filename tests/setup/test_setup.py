@@ -42,6 +42,41 @@ def test_the_parts_of_the_lock_file_are_the_lock_file(setup_script, tmp_path, co
     )
 
 
+@pytest.mark.parametrize("made", ["folder with a file", "file"])
+def test_what_is_no_environment_is_never_cleared(setup_script, tmp_path, monkeypatch, made):
+    place = tmp_path / "place"
+    kept = place if made == "file" else place / "thesis.txt"
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text("years of work")
+    monkeypatch.setattr(setup_script, "VENV", place)
+    with pytest.raises(SystemExit, match="is there already and no Python environment: name another place"):
+        setup_script._install()
+    assert kept.read_text() == "years of work"
+
+
+def test_an_empty_folder_and_an_environment_may_be(setup_script, tmp_path, monkeypatch):
+    monkeypatch.setattr(setup_script, "VENV", tmp_path)
+    setup_script._demand_ours()
+    (tmp_path / "pyvenv.cfg").touch()
+    (tmp_path / "bin").mkdir()
+    setup_script._demand_ours()
+
+
+def test_a_signal_waits_until_a_process_that_was_started_is_known(setup_script):
+    def note(number, _frame):
+        heard.append((number, list(known)))
+
+    heard, known = [], []
+    handler = signal.signal(signal.SIGHUP, note)
+    try:
+        with setup_script._held_back():
+            signal.raise_signal(signal.SIGHUP)
+            known.append("process")
+    finally:
+        signal.signal(signal.SIGHUP, handler)
+    assert heard == [(signal.SIGHUP, ["process"])]
+
+
 def test_a_step_that_fails_ends_those_beside_it(setup_script):
     fails = [sys.executable, "-c", "import sys; sys.exit(3)"]
     lasts = [sys.executable, "-c", "import signal; signal.pause()"]
