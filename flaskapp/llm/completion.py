@@ -90,8 +90,8 @@ class Completion:
     def _take_choice(self, choice: dict[str, Any]) -> tuple[str, str]:
         """The text to show, and all that was generated."""
         delta, index = _object(choice.get("delta")), _index(choice)
-        # Whatever has text in it was generated and is billed: content, reasoning, tool calls, and kinds yet to come. And
-        # what comes in the words of the older API, since we hand it on as it is.
+        # Whatever has text in it was generated and is billed: content, reasoning, tool calls, and kinds yet to come,
+        # also in the words of the older API, since we hand those on as they are.
         generated = "".join(_strings([delta, choice.get("text")]))
         if generated:
             self._is_generated = True
