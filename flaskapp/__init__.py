@@ -5,7 +5,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +36,7 @@ from flaskapp.cli_explore import make_explore_cli
 from flaskapp.cli_ledger import make_ledger_cli
 from flaskapp.cli_race import make_race_cli
 from flaskapp.cli_scripts import make_scripts_cli
-from flaskapp.cli_settings import SettingsView, make_settings_cli
+from flaskapp.cli_settings import OF_THIS_SHELL, SettingsView, make_settings_cli
 from flaskapp.config import Config, load_config, metrics_directory
 from flaskapp.health import make_health
 from flaskapp.limiter import ADMIN_RATE_LIMIT, make_limiter, network_key, network_rate
@@ -317,13 +317,19 @@ def _settings_view(tollgate: Tollgate) -> SettingsView:
     beside = served(config.data_dir) if config.redis_url is None else []
     if not beside:
         return SettingsView(tollgate.settings, config.mode)
-    its_config = load_config(beside[0].variables)
-    whose = f"the environment of the service on port {beside[0].port}"
+    its_config, here = load_config(beside[0].variables), config.live_baseline
+    # What somebody sets for this very command is what they ask about.
+    own = {name: getattr(here.values, name) for name, source in here.sources.items() if source == "environment"}
+    baseline = replace(
+        its_config.live_baseline,
+        values=its_config.live_baseline.values.model_copy(update=own),
+        sources={**its_config.live_baseline.sources, **{name: here.sources[name] for name in own}},
+    )
+    whose = f"{OF_THIS_SHELL} and that" if own else "the environment"
+    whose += f" of the service on port {beside[0].port}"
     if len(beside) > 1:
         whose += f", the last started of {len(beside)}"
-    return SettingsView(
-        SettingsStore(tollgate.link, its_config.live_baseline, tollgate.observer), its_config.mode, whose
-    )
+    return SettingsView(SettingsStore(tollgate.link, baseline, tollgate.observer), its_config.mode, whose)
 
 
 def _register_commands(app: Flask, tollgate: Tollgate) -> None:

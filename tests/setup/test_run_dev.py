@@ -81,6 +81,12 @@ def test_settings_are_shown_as_the_service_has_them_that_was_started_last(start,
     assert shown() == (["true", "environment"], f"mode: development ({where})")
     second.end()
     assert shown()[0] == ["false", "default"]
+    asked = in_a_shell(clone, "ENABLE_COST_THROTTLING=true flask --app wsgi settings show").splitlines()
+    assert next(line.split()[1:3] for line in asked if line.startswith("enable_cost_throttling")) == [
+        "true",
+        "environment",
+    ]
+    assert asked[-1] == f"mode: development (by this shell's environment and that of the service on port {first.port})"
 
 
 def in_a_shell(clone, commands):
