@@ -166,40 +166,68 @@ def test_what_was_generated_of_a_whole_answer_is_counted_in_all_its_choices():
 
 @pytest.fixture
 def without_a_length():
-    """A server whose answer has neither a length nor chunks: it says its events and then waits for the other to go."""
+    """A server whose answer has neither a length nor chunks. It says its events, and closes after them or waits."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        events = []
+        events, may_close = [], threading.Event()
 
         def serve():
             connection, _ = server.accept()
             with connection:
-                connection.recv(65_536)
+                # All of it: to close with something unread is a reset, and no clean end.
+                request = b""
+                while not request.endswith(b"}"):
+                    request += connection.recv(65_536)
                 head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
                 connection.sendall((head + "".join(f"data: {json.dumps(event)}\n\n" for event in events)).encode())
-                if events[-1] != ONE_OF_TWO[-1]:
-                    connection.recv(1)
+                may_close.wait(10)
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         model = OpenAICompatibleModel(f"http://127.0.0.1:{server.getsockname()[1]}/v1", clock=SystemClock())
-        yield model, events
+        yield model, events, may_close
+        may_close.set()
         model.close()
         thread.join(5)
 
 
 def test_a_stream_that_closes_before_its_second_choice_has_ended_broke_off(without_a_length):
-    model, events = without_a_length
+    model, events, may_close = without_a_length
     events += ONE_OF_TWO
+    may_close.set()
     answer = model.open(model_request((), choices=2))
     with pytest.raises(UpstreamBroken, match="broke off"):
         list(answer)
     assert answer.usage is None
 
 
+HARDLY_ENDED = (*ONE_OF_TWO, said(index=1, finish="stop", output=3))
+"""All choices have ended, but the usage for both of them is still to come."""
+
+
+def test_our_closing_is_not_taken_for_the_end_of_the_answer_either(without_a_length):
+    model, events, _ = without_a_length
+    events += HARDLY_ENDED
+    answer = model.open(model_request((), choices=2))
+    pieces, has_all = [], threading.Event()
+
+    def read():
+        for piece in answer:
+            pieces.append(piece)
+            if len(pieces) == len(events):
+                has_all.set()
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    assert has_all.wait(5)
+    answer.close()
+    reader.join(5)
+    assert not reader.is_alive()
+    assert answer.usage is None
+
+
 def test_our_hanging_up_is_not_taken_for_the_end_of_the_answer(without_a_length):
-    model, events = without_a_length
-    # All choices have ended, but the usage for both of them is still to come.
-    events += [*ONE_OF_TWO, said(index=1, finish="stop", output=3)]
+    model, events, _ = without_a_length
+    events += HARDLY_ENDED
     answer = model.open(model_request((), choices=2))
     pieces = iter(answer)
     for _ in events:

@@ -185,10 +185,11 @@ def test_an_identifier_is_never_shown_whole(identifier, shown):
     assert identifier not in shown
 
 
-def test_what_has_quotes_or_spaces_in_it_is_one_word(make_app, capsys):
+@pytest.mark.parametrize("text", ['a \\"b\\" c', 'a\\"b', "ab"])
+def test_what_has_quotes_or_spaces_in_it_is_one_word(make_app, capsys, text):
     room = make_app()
-    room.redis.set("settings", '{"llm_max_tokens": "a \\"b\\" c"}')
+    room.redis.set("settings", f'{{"llm_max_tokens": "{text}"}}')
     assert room.chat().status_code == 200
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "Setting ignored" in line]
     shown = line.partition(" got=")[2]
-    assert json.loads(shown) == '"a \\"b\\" c"'
+    assert json.loads(shown) == f'"{text}"'
