@@ -43,8 +43,9 @@ def service(_service, store):
         client.set("settings", SETTINGS)
         if before != SETTINGS:
             _service.notice()
-    page(_service).unlink(missing_ok=True)
     wait_until(lambda: ask_each_worker(_service) == {"atomic"}, 10, "both workers in touch with Redis")
+    # Only now: a worker that had not noticed yet has spent from it on being asked.
+    page(_service).unlink(missing_ok=True)
     return _service
 
 
