@@ -17,7 +17,15 @@ A key that is missing means that nothing was spent. A refusal is a value; failur
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, TypeVar, dataclass_transform
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def _frozen_for_the_type_checker(cls: type[T]) -> type[T]:
+    """A value that nobody changes. To freeze it at run time as well takes as long as all else that makes an answer."""
+    return dataclass(slots=True, unsafe_hash=True)(cls)
 
 
 class Scope(StrEnum):
@@ -90,7 +98,7 @@ class Ask:
         return self.cost_nanousd if self.at_least_nanousd is None else self.at_least_nanousd
 
 
-@dataclass(frozen=True, slots=True)
+@_frozen_for_the_type_checker
 class Reservation:
     """Money set aside. `made_at_us` names the periods (window bucket, hour, day) that it was booked into."""
 

@@ -86,18 +86,19 @@ def book_keys(reservation_id: str, identifier: str, network: str, at_seconds: in
     """The keys of a reservation that is made at `at_seconds` (unix time)."""
     hour = _hour_text(at_seconds // SECONDS_PER_HOUR)
     day = hour[:10]
+    # By place and not by name: each decision passes here.
     return BookKeys(
-        record=f"{RECORD_PREFIX}{reservation_id}",
-        marker=f"llm:throttle:{identifier}",
-        recent=f"llm:cost:recent:{identifier}",
-        daily=f"llm:cost:daily:{identifier}:{day}",
-        network_recent=f"llm:network:recent:{network}",
-        network_daily=f"llm:network:daily:{network}:{day}",
-        hourly_of_all=f"llm:global:hourly:{hour}",
-        daily_of_all=f"llm:global:daily:{day}",
-        open_identifier=f"llm:open:identifier:{identifier}",
-        open_network=f"llm:open:network:{network}",
-        open_of_all="llm:open:global",
+        f"{RECORD_PREFIX}{reservation_id}",
+        f"llm:throttle:{identifier}",
+        f"llm:cost:recent:{identifier}",
+        f"llm:cost:daily:{identifier}:{day}",
+        f"llm:network:recent:{network}",
+        f"llm:network:daily:{network}:{day}",
+        f"llm:global:hourly:{hour}",
+        f"llm:global:daily:{day}",
+        f"llm:open:identifier:{identifier}",
+        f"llm:open:network:{network}",
+        "llm:open:global",
     )
 
 

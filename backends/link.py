@@ -172,10 +172,16 @@ class _Pool(redis.BlockingConnectionPool):
         """A connection as it was left, or a new one. One that Redis has closed meanwhile fails when it is used."""
         self._checkpid()
         try:
-            connection = self.pool.get(timeout=self.timeout)
+            connection = self.pool.get_nowait()
+        except Empty:
+            connection = self._wait_for_one()
+        return connection or self.make_connection()  # type: ignore[no-untyped-call] # redis-py leaves it untyped
+
+    def _wait_for_one(self) -> Any:
+        try:
+            return self.pool.get(timeout=self.timeout)
         except Empty as error:
             raise _PoolExhausted("No connection available.") from error
-        return connection or self.make_connection()  # type: ignore[no-untyped-call] # redis-py leaves it untyped
 
     def give_back(self, connection: redis.Connection) -> None:
         """To be called once for each `borrow`, with nothing left to read."""
