@@ -1,4 +1,6 @@
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from queue import Empty, Full
 
 import pytest
 import redis
@@ -6,7 +8,7 @@ import redis
 from backends import link as link_module
 from backends.errors import ConfigurationError, StoreBusy, StoreUnavailable
 from backends.link import POOL_SIZE, REST_SECONDS, TIMEOUT_SECONDS, UNWILLING_SECONDS, Link, without_password
-from tests.faults.wire import SkippingClock, Told, server_that_says
+from tests.faults.wire import SkippingClock, Told, server_that_says, wait_for
 
 NOWHERE = "redis://127.0.0.1:1/0"
 
@@ -54,6 +56,71 @@ def test_time_outs_retries_and_pool_are_pinned(link):
     finally:
         pool.release(connection)
     assert link._client.get_retry().get_retries() == 0
+
+
+def free_connections(*those):
+    free = link_module._FreeConnections(2)
+    for each in those:
+        free.put_nowait(each)
+    return free
+
+
+def test_the_connection_given_back_last_is_taken_first():
+    free = free_connections("cold", "warm")
+    assert [free.get_nowait(), free.get(timeout=0)] == ["warm", "cold"]
+
+
+def test_there_are_never_more_free_connections_than_the_pool_is_large():
+    free = free_connections("one", "two")
+    with pytest.raises(Full):
+        free.put_nowait("three")
+    assert free.queue == ["one", "two"]
+
+
+def test_who_finds_no_free_connection_and_may_not_wait_is_told_at_once():
+    free = free_connections()
+    for ask in (free.get_nowait, lambda: free.get(block=False), lambda: free.get(timeout=0)):
+        with pytest.raises(Empty):
+            ask()
+
+
+def test_a_connection_given_back_right_after_somebody_looked_wakes_him():
+    """The moment between the look and the wait: whoever gives back in it must know that somebody will wait."""
+    free = free_connections()
+    givers = []
+
+    class GivenBackAfterTheFirstLook(list):
+        def pop(self):
+            if not givers:
+                givers.append(threading.Thread(target=free.put_nowait, args=["given back"]))
+                givers[0].start()
+                # It is there before the wait begins. Whom it belongs to is told only in the wait.
+                wait_for(lambda: len(self) == 1)
+                raise IndexError
+            return super().pop()
+
+    free.queue = GivenBackAfterTheFirstLook()
+    taken = []
+    waiter = threading.Thread(target=lambda: taken.append(free.get(timeout=None)), daemon=True)
+    waiter.start()
+    waiter.join(10)
+    assert taken == ["given back"]
+    givers[0].join()
+
+
+def test_many_callers_share_few_connections(new_link, redis_url):
+    link = new_link(redis_url, pool_size=2)
+    all_at_once = threading.Barrier(16)
+
+    def ask():
+        all_at_once.wait()
+        return [link.run(lambda client: link_module.ask(client, ("INCR", "count"))) for _ in range(50)]
+
+    with ThreadPoolExecutor(16) as pool:
+        replies = [each for asked in [pool.submit(ask) for _ in range(16)] for each in asked.result()]
+    assert sorted(replies) == list(range(1, 801))
+    assert len(link._client.connection_pool._connections) <= 2
+    assert len(link._client.connection_pool.pool.queue) == 2
 
 
 def test_a_new_connection_says_nothing_of_its_own(new_link, redis_url):
