@@ -24,7 +24,10 @@ _PIPE_WIDTH = 160
 
 def main() -> int:
     arguments = _arguments()
-    with tempfile.TemporaryDirectory(prefix="tollgate-bench-") as directory, EmbeddedServer(Path(directory)) as server:
+    with (
+        tempfile.TemporaryDirectory(prefix="tollgate-bench-") as directory,
+        EmbeddedServer(Path(directory), durable=arguments.durable) as server,
+    ):
         bench = Bench(server.port, server.pid, arguments.seed, QUICK_TURNS if arguments.quick else TURNS)
         about = _about(bench, arguments.seed)
         rows = [row for case in CASES for row in _run(case, bench)]
@@ -42,6 +45,11 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer turns: seconds instead of most of a minute")
+    parser.add_argument(
+        "--durable",
+        action="store_true",
+        help="on a server that writes all down, as run-dev.sh has it; default: in memory",
+    )
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
     parser.add_argument("--seed", type=int, default=SEED, help="of the amounts in the rings (%(default)s)")
     return parser.parse_args()
@@ -56,9 +64,10 @@ def _run(case: Case, bench: Bench) -> list[Row]:
 def _about(bench: Bench, seed: int) -> dict[str, str]:
     server = bench.raw.info("server")
     its_version = server.get("valkey_version") or server["redis_version"]
+    keeps = "append-only file" if bench.raw.info("persistence")["aof_enabled"] else "in memory"
     return {
         "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
-        "server": f"{server.get('server_name', 'redis')} {its_version}",
+        "server": f"{server.get('server_name', 'redis')} {its_version}, {keeps}",
         "python": platform.python_version(),
         "redis-py": version("redis"),
         "hiredis": version("hiredis"),
