@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, TypeVar, dataclass_transform
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
-def _frozen_for_the_type_checker(cls: type[T]) -> type[T]:
+def _frozen_for_the_type_checker(cls: type[_T]) -> type[_T]:
     """A value that nobody changes. To freeze it at run time as well takes as long as all else that makes an answer."""
     return dataclass(slots=True, unsafe_hash=True)(cls)
 
