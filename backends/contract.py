@@ -17,15 +17,9 @@ A key that is missing means that nothing was spent. A refusal is a value; failur
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol, TypeVar, dataclass_transform
+from typing import Protocol
 
-_T = TypeVar("_T")
-
-
-@dataclass_transform(frozen_default=True, field_specifiers=(field,))
-def _frozen_for_the_type_checker(cls: type[_T]) -> type[_T]:
-    """A value that nobody changes. To freeze it at run time as well takes as long as all else that makes an answer."""
-    return dataclass(slots=True, unsafe_hash=True)(cls)
+from backends.frozen import frozen_for_the_type_checker
 
 
 class Scope(StrEnum):
@@ -98,7 +92,7 @@ class Ask:
         return self.cost_nanousd if self.at_least_nanousd is None else self.at_least_nanousd
 
 
-@_frozen_for_the_type_checker
+@frozen_for_the_type_checker
 class Reservation:
     """Money set aside. `made_at_us` names the periods (window bucket, hour, day) that it was booked into."""
 
