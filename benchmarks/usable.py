@@ -86,7 +86,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--budget-tokens", type=int, default=20_000, help="of output, in money (%(default)s)")
     parser.add_argument("--max-tokens", type=int, default=1_024)
     parser.add_argument("--ms-per-token", type=float, default=5.0, help="pace of the upstream (%(default)s)")
-    parser.add_argument("--slice-tokens", type=int, default=256)
+    parser.add_argument("--slice-tokens", type=int, default=384)
     parser.add_argument("--cushion-tokens", type=int, default=4)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
