@@ -9,12 +9,15 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import redis
 import requests
 
 from backends.embedded import EmbeddedServer, free_port, guardian_of
+from tests.processes import children_of
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAT = "/api/v1/chat/stream"
@@ -144,6 +147,27 @@ class Service:
         headers = {"X-Fingerprint": fingerprint} if fingerprint is not None else {}
         content = {**LITECOIN, **fields}
         return requests.post(self.base_url + CHAT, json=content, headers=headers, timeout=30, stream=stream)
+
+    def by_each_worker(self, ask: Callable[[], T]) -> list[T]:
+        """What `ask` comes to when each worker in turn has to answer it: the others are stopped meanwhile.
+
+        Asked without that, however often, all of it may be answered by one. For when they have nothing to do: one that
+        is stopped with a lock in its hand would be waited for.
+        """
+        assert self._process is not None
+        workers = children_of(self._process.pid)
+        assert len(workers) == self.workers
+        answers = []
+        for each in workers:
+            others = [pid for pid in workers if pid != each]
+            try:
+                for pid in others:
+                    os.kill(pid, signal.SIGSTOP)
+                answers.append(ask())
+            finally:
+                for pid in others:
+                    os.kill(pid, signal.SIGCONT)
+        return answers
 
     def patch(self, **changes: object) -> requests.Response:
         return requests.patch(self.base_url + SETTINGS, json=changes, headers=BEARER, timeout=30)
