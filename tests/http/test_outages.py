@@ -12,7 +12,7 @@ from tests.servers import Service, client_of, events, nanousd, wait_until
 
 BUDGET = 10_000_000
 """Two requests at their highest cost, and about ten at what they really use."""
-SETTINGS = '{"enable_cost_throttling": true, "network_cost_limit_usd": 0, "hourly_spend_limit_usd": 1000}'
+SETTINGS = {"enable_cost_throttling": True, "network_cost_limit_usd": 0, "hourly_spend_limit_usd": 1000}
 FIRST_BYTE_SECONDS = 2.0
 BACK_SECONDS = 3.0
 
@@ -38,15 +38,22 @@ def service(_service, store):
     if not store.is_running:
         store.start()
     with client_of(store) as client:
-        before = client.get("settings")
         client.flushall()
-        client.set("settings", SETTINGS)
-        if before != SETTINGS:
-            _service.notice()
+    take_in(_service, store)
     wait_until(lambda: ask_each_worker(_service) == {"atomic"}, 10, "both workers in touch with Redis")
     # Only now: a worker that had not noticed yet has spent from it on being asked.
     page(_service).unlink(missing_ok=True)
     return _service
+
+
+def take_in(service, store, **changes):
+    """Come back when every worker has these settings: each has said that it is off, and then that it is on."""
+    with client_of(store) as client:
+        client.delete("settings")
+        wait_until(lambda: ask_each_worker(service) == {"off"}, 10, "no settings")
+        since = len(service.log_lines())
+        client.set("settings", json.dumps({**SETTINGS, **changes}))
+    service.lines_with("Cost throttling is on (redis)", since, at_least=service.workers, within_seconds=10)
 
 
 def page(service):
@@ -200,8 +207,7 @@ def test_readyz_tells_whether_we_fail_open(service, store):
 
 
 def test_closed_refuses_at_once_and_goes_on_when_redis_is_back(service, store):
-    service.patch(throttle_on_error="closed")
-    service.notice()
+    take_in(service, store, throttle_on_error="closed")
     store.kill()
     for refused in visitors(service, 6):
         assert (refused.status_code, refused.json()["error"]) == (503, "throttle_unavailable")
@@ -215,8 +221,7 @@ def test_closed_refuses_at_once_and_goes_on_when_redis_is_back(service, store):
 
 
 def test_the_operators_room_and_challenges_survive_an_outage(service, store):
-    service.patch(enable_challenge_response=True)
-    service.notice()
+    take_in(service, store, enable_challenge_response=True)
     headers = {"X-Fingerprint": "hash456"}
     given = service.get("/api/v1/auth/challenge", headers=headers).json()["challenge"]
     assert service.chat("fp:unknown:hash456").json()["reason"] == "unknown"
@@ -249,8 +254,7 @@ def misses_its_replicas(client):
 
 @pytest.mark.parametrize("spoil", [takes_no_more, is_a_lonely_replica, misses_its_replicas])
 def test_a_redis_that_takes_no_writes_locks_nobody_out(service, store, spoil):
-    service.patch(enable_challenge_response=True)
-    service.notice()
+    take_in(service, store, enable_challenge_response=True)
     with client_of(store) as client:
         mend = spoil(client)
         try:
