@@ -79,7 +79,7 @@ class LiveSettings(BaseModel):
     ] = "worst_case"
     reservation_slice_tokens: Annotated[
         int, Whole("Under slices: how much output is asked for at a time.", unit="tokens", maximum=1_000_000)
-    ] = 384
+    ] = 256
     reservation_cushion_tokens: Annotated[
         int,
         Whole(

@@ -28,7 +28,6 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from backends.embedded import HOST, EmbeddedServer, free_port
-from backends.settings import LiveSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 INPUT_USD_PER_MTOK, OUTPUT_USD_PER_MTOK = Decimal("2.5"), Decimal(10)
@@ -87,7 +86,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--budget-tokens", type=int, default=20_000, help="of output, in money (%(default)s)")
     parser.add_argument("--max-tokens", type=int, default=1_024)
     parser.add_argument("--ms-per-token", type=float, default=5.0, help="pace of the upstream (%(default)s)")
-    parser.add_argument("--slice-tokens", type=int, default=LiveSettings().reservation_slice_tokens)
+    parser.add_argument("--slice-tokens", type=int, default=384, help="RESERVATION_SLICE_TOKENS (%(default)s)")
     parser.add_argument("--cushion-tokens", type=int, default=4)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(

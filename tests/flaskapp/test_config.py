@@ -61,7 +61,7 @@ def test_the_defaults_are_those_of_the_contract():
         "hourly_spend_limit_usd": Decimal(1),
         "daily_spend_limit_usd": Decimal(5),
         "reservation_policy": "worst_case",
-        "reservation_slice_tokens": 384,
+        "reservation_slice_tokens": 256,
         "reservation_cushion_tokens": 16,
         "drain_seconds": 10,
         "throttle_on_error": "open",
