@@ -269,8 +269,9 @@ def test_a_redis_that_takes_no_writes_locks_nobody_out(service, store, spoil):
 
 def test_plain_development_mode_is_off_and_the_dashboard_switches_it_on(service, store):
     with client_of(store) as client:
-        client.flushall()
+        client.delete("settings")
         wait_until(lambda: ask_each_worker(service) == {"off"}, 10, "no settings")
+        client.flushall()
         answer = service.chat()
         assert (answer.status_code, events(answer)[-1]["status"]) == (200, "complete")
         assert "X-Cost-Reserved-USD" not in answer.headers
