@@ -26,16 +26,16 @@ from typing import TYPE_CHECKING, NoReturn  # noqa: E402
 
 from backends.clock import SystemClock  # noqa: E402
 from backends.errors import ConfigurationError, StoreError  # noqa: E402
-from backends.link import Link  # noqa: E402
-from backends.pricing import read_price_table  # noqa: E402
-from flaskapp import create_app  # noqa: E402
+from backends.pricing.prices import read_price_table  # noqa: E402
+from backends.store.link import Link  # noqa: E402
 from flaskapp.config import load_config  # noqa: E402
+from flaskapp.factory import create_app  # noqa: E402
 
 if TYPE_CHECKING:
     from gunicorn.arbiter import Arbiter
     from gunicorn.workers.base import Worker
 
-    from flaskapp.stream import Stopping
+    from flaskapp.answers.stream import Stopping
 
 
 def _give_up(error: ConfigurationError) -> NoReturn:
@@ -126,7 +126,7 @@ if _config.log_format == "json":
         "handlers": {
             "error_console": {"class": "logging.StreamHandler", "formatter": "json", "stream": "ext://sys.stderr"}
         },
-        "formatters": {"json": {"()": "flaskapp.logs.Json"}},
+        "formatters": {"json": {"()": "flaskapp.ops.logs.Json"}},
     }
 # Nobody here asks for a second way in.
 control_socket_disable = True

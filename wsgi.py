@@ -3,7 +3,7 @@
 import sys
 
 from backends.errors import ConfigurationError
-from flaskapp import create_app
+from flaskapp.factory import create_app
 
 try:
     app = create_app()

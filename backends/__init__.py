@@ -24,7 +24,7 @@ from backends.contract import (
     Verdict,
 )
 from backends.errors import ConfigurationError
-from backends.link import Link
+from backends.store.link import Link
 
 ENTRY_POINT_GROUP = "tollgate.backends"
 

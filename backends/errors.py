@@ -42,3 +42,13 @@ class ThrottleUnavailable(TollgateError):
     def __init__(self, message: str, retry_after_seconds: int) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
+
+
+_SHOWN_CHARACTERS = 80
+
+
+def shown(value: object) -> str:
+    """A value from outside, cut and made harmless for one line of a log or a terminal."""
+    text = value if isinstance(value, str) else repr(value)
+    cut = text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
+    return cut if cut.isprintable() else ascii(cut)

@@ -13,9 +13,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Column, Table
 
-from backends.embedded import EmbeddedServer
 from benchmarks.cases import CASES, Bench, Case
 from benchmarks.measure import Row
+from flaskapp.ops.embedded_redis import EmbeddedServer
 
 TURNS, QUICK_TURNS = 4_000, 600
 SEED = 20_260_101

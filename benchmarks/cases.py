@@ -10,11 +10,11 @@ from typing import Any
 import redis
 
 from backends import Ask, Backend, Link, Reservation, SystemClock, open_backend
-from backends.delay import HOST, delayed
 from backends.keys import RING_BUCKETS, book_keys
-from backends.layout import leave_as_after
-from backends.race import AMPLE_NANOUSD, COST_NANOUSD, OPEN_SECONDS, WINDOW_SECONDS, window_alone
 from benchmarks.measure import Row, at_least, at_most, medians_us, placed, placements
+from flaskapp.lab.delay import HOST, delayed
+from flaskapp.lab.prefilled_books import leave_as_after
+from flaskapp.lab.race import AMPLE_NANOUSD, COST_NANOUSD, OPEN_SECONDS, WINDOW_SECONDS, window_alone
 
 LIMITS = window_alone(AMPLE_NANOUSD)
 IN_WINDOW = (1, 10, 1_000_000)

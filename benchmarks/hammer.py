@@ -19,12 +19,12 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from backends.audit import audit
 from backends.clock import SystemClock
-from backends.embedded import EmbeddedServer
-from backends.link import Link
+from backends.ledger.audit import audit
+from backends.store.link import Link
 from benchmarks.hammer_load import Share, population_of, run_share, set_up
 from benchmarks.hammer_oracle import MOST_TOLD, violations
+from flaskapp.ops.embedded_redis import EmbeddedServer
 
 CALLS = ("requests", "repeats", "extends", "ends")
 TOLD_EVERY = 10

@@ -15,7 +15,7 @@ from backends import open_backend
 from backends.clock import SystemClock
 from backends.contract import Ask, Backend, Duplicate, Idempotency, Limits, Outcome, Refusal, Reservation
 from backends.errors import ReservationConflict
-from backends.link import Link
+from backends.store.link import Link
 
 PATIENCE_SECONDS = 60
 AMPLE = 10**14

@@ -8,19 +8,18 @@
   each admission's own figures of window and day against the limits. A window counts as the true one, without the
   bucket that our rings add.
 * **I2** every total is the sum of its reservations' present amounts: by what the processes were told, from our books
-  read afterwards; and by the records, with `backends.audit`.
+  read afterwards; and by the records, with `backends.ledger.audit`.
 * **I3** one end for a reservation, and each repeat told the first one's amount; one request for an idempotency key that
   was not released.
 * **I4** the upstream's bill ≤ what is booked, for each request, and for all.
 * **I6** each amount stands in the bucket, hour and day in which its reservation was made.
-* **I5, I7, I8** amounts, lives, and what nobody ended: with `backends.audit`.
+* **I5, I7, I8** amounts, lives, and what nobody ended: with `backends.ledger.audit`.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from backends.audit import audit
 from backends.clock import US_PER_SECOND
 from backends.keys import (
     RECORD_PREFIX,
@@ -29,9 +28,10 @@ from backends.keys import (
     bucket_seconds_of,
     open_bucket_seconds_of,
 )
-from backends.link import Link
-from backends.rules import digest_of
-from backends.snapshot import Place, Snapshot, read_all
+from backends.ledger.audit import audit
+from backends.ledger.snapshot import Place, Snapshot, read_all
+from backends.records import digest_of
+from backends.store.link import Link
 from benchmarks.hammer_load import AMPLE, Plan, Population, Told, Trace
 
 MOST_TOLD = 5

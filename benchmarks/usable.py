@@ -27,7 +27,7 @@ import redis
 from rich.console import Console
 from rich.table import Column, Table
 
-from backends.embedded import HOST, EmbeddedServer, free_port
+from flaskapp.ops.embedded_redis import HOST, EmbeddedServer, free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 INPUT_USD_PER_MTOK, OUTPUT_USD_PER_MTOK = Decimal("2.5"), Decimal(10)

@@ -4,8 +4,8 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from backends.kinds import Kind
 from flaskapp.config import Variable, variables
+from flaskapp.value_types import Kind
 
 PAGE = Path(__file__).with_name("SETTINGS.md")
 HEADS = {

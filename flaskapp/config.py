@@ -1,6 +1,6 @@
 """What is fixed at the start: the environment, read once, here and nowhere else.
 
-`Config` is the table of the boot variables, as `backends.settings.LiveSettings` is that of the live ones.
+`Config` is the table of the boot variables, as `flaskapp.settings.LiveSettings` is that of the live ones.
 A value that cannot be used is a `ConfigurationError` of one line: the variable, what is allowed, and the value unless
 it is a secret. An empty variable counts as unset.
 """
@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, SkipValidation
 
-from backends.errors import ConfigurationError
-from backends.kinds import Amount, Choice, Kind, Whole, shown
-from backends.settings import Baseline, LiveSettings, Source, settings_table
-from flaskapp.api_keys import ANYONE, ApiKeys, is_key
+from backends.errors import ConfigurationError, shown
+from flaskapp.http.api_keys import ANYONE, ApiKeys, is_key
+from flaskapp.settings import Baseline, LiveSettings, Source, settings_table
+from flaskapp.value_types import Amount, Choice, Kind, Whole
 
 Mode = Literal["development", "production"]
 

@@ -22,7 +22,7 @@ from supervision import (
     starting_alone,
 )
 
-from backends import embedded
+from flaskapp.ops import embedded_redis as embedded
 
 COMPOSE = ("docker", "compose", "--file", str(ROOT / "docker-compose.dev.yml"))
 USUAL_PORT = 6379

@@ -24,10 +24,10 @@ from supervision import DATA, ROOT, Interrupted, Journal, StartFailed, Stop, Sto
 
 from backends.clock import SystemClock
 from backends.errors import ConfigurationError
-from backends.link import Link, without_password
-from backends.settings import Effective, SettingsStore
+from backends.store.link import Link, without_password
 from flaskapp.config import Config, load_config
-from flaskapp.served import noted
+from flaskapp.ops.running_services import noted
+from flaskapp.settings import Effective, SettingsStore
 
 GUNICORN = (sys.executable, "-m", "gunicorn", "--config", "gunicorn.conf.py", "wsgi:app")
 # gunicorn.conf.py lets the streams of a development server end for less than this.

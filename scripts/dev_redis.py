@@ -21,7 +21,7 @@ from supervision import (
     starting_alone,
 )
 
-from backends import embedded
+from flaskapp.ops import embedded_redis as embedded
 
 USUAL_PORT = 6379
 REDIS_START_SECONDS = 20.0

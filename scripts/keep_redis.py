@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import TextIO
 
-from backends import embedded
 from backends.errors import StoreUnavailable, TollgateError
+from flaskapp.ops import embedded_redis as embedded
 
 POLL_SECONDS = 0.1
 

@@ -30,7 +30,13 @@ VENV = Path(os.environ.get("TOLLGATE_VENV") or ROOT / ".venv").absolute()
 PYTHON = VENV / "bin" / "python"
 LOCK_FILE = ROOT / "requirements-dev.lock"
 STAMP = VENV / ".tollgate-installed"
-SERVED = ("dev", "flaskapp.console", "flaskapp.cli_race", "gunicorn.app.wsgiapp", "gunicorn.workers.ggevent")
+SERVED = (
+    "dev",
+    "flaskapp.cli.console",
+    "flaskapp.lab.race_command",
+    "gunicorn.app.wsgiapp",
+    "gunicorn.workers.ggevent",
+)
 """What a start of the service imports, and what those import."""
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 MOST_INSTALLERS = 4

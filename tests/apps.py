@@ -13,8 +13,8 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from flaskapp import Tollgate, create_app
 from flaskapp.config import load_config
+from flaskapp.factory import Tollgate, create_app
 from tests.servers import ADMIN_TOKEN, BEARER, CHAT, LITECOIN, SETTINGS
 
 NETWORK = "198.51.100.7"

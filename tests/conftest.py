@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from backends import embedded
-from backends.embedded import EmbeddedServer
+from flaskapp.ops import embedded_redis as embedded
+from flaskapp.ops.embedded_redis import EmbeddedServer
 
 # Before any test module imports it: once imported it could not be rewritten any more.
 pytest.register_assert_rewrite("backends.conformance")

@@ -4,7 +4,7 @@ from flaskapp.llm import ModelRequest
 
 
 def model_request(turns=(), *, model="gpt-4o", max_tokens=400, input_tokens=9, deadline_seconds=60.0, **more):
-    return ModelRequest(model, [turn.message() for turn in turns], max_tokens, input_tokens, deadline_seconds, **more)
+    return ModelRequest(model, [turn.as_json() for turn in turns], max_tokens, input_tokens, deadline_seconds, **more)
 
 
 class Texts:

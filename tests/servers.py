@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 import redis
 import requests
 
-from backends.embedded import EmbeddedServer, free_port, guardian_of
+from flaskapp.ops.embedded_redis import EmbeddedServer, free_port, guardian_of
 from tests.processes import children_of
 
 T = TypeVar("T")

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from backends import strict_json
 from backends.clock import US_PER_SECOND, Clock
 from backends.errors import StoreError
-from backends.kinds import MAX_AMOUNT_USD, Amount, Choice, Switch, Whole
-from backends.sessions import EndedSessions
-from backends.settings import Effective, Setting, SettingsRejected, SettingsStore
-from backends.strict_json import StrictJsonError
+from flaskapp import strict_json
+from flaskapp.admin.sessions import EndedSessions
+from flaskapp.settings import Effective, Setting, SettingsRejected, SettingsStore
+from flaskapp.strict_json import StrictJsonError
+from flaskapp.value_types import MAX_AMOUNT_USD, Amount, Choice, Switch, Whole
 
 __all__ = ["Panel", "Row", "SettingsRejected", "StoreError", "StrictJsonError"]
 

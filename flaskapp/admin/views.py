@@ -10,8 +10,8 @@ from werkzeug.wrappers import Response as WsgiResponse
 
 from flaskapp.admin.access import SESSION_SECONDS, Access, Session
 from flaskapp.admin.panel import Panel, Row, SettingsRejected, StoreError, StrictJsonError
-from flaskapp.admin.race_desk import DEFAULTS, FIELDS, RaceDesk, RaceRefused, RaceRuns
-from flaskapp.refusals import INVALID_REQUEST, THROTTLE_UNAVAILABLE, problem
+from flaskapp.http.refusals import INVALID_REQUEST, THROTTLE_UNAVAILABLE, problem
+from flaskapp.lab.race_runner import DEFAULTS, FIELDS, RaceDesk, RaceRefused, RaceRuns
 
 COOKIE = "tollgate_admin"
 MAX_BODY_BYTES = 1_000_000

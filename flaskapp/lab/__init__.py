@@ -1,1 +1,1 @@
-"""The race lab: servers of its own, an upstream that bills, tables and a report. The race is `backends.race`."""
+"""The race lab: servers of its own, an upstream that bills, tables and a report. The race is `flaskapp.lab.race`."""

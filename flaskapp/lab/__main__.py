@@ -1,6 +1,6 @@
 """``python -m flaskapp.lab``: the race as `flask race` runs it, without making the application."""
 
-from flaskapp.cli_race import make_race_cli
+from flaskapp.lab.race_command import make_race_cli
 
 if __name__ == "__main__":
     make_race_cli()()

@@ -21,11 +21,11 @@ from backends import open_backend
 from backends.clock import US_PER_SECOND, Clock
 from backends.contract import Ask, Reservation
 from backends.errors import StoreBusy
-from backends.explorer import Step, explore
-from backends.layout import leave_as_after
-from backends.link import Link
 from backends.progress import Progress
-from backends.race import (
+from backends.store.link import Link
+from flaskapp.lab.explorer import Step, explore
+from flaskapp.lab.prefilled_books import leave_as_after
+from flaskapp.lab.race import (
     AMPLE_NANOUSD,
     COST_NANOUSD,
     OPEN_SECONDS,

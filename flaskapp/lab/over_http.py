@@ -18,13 +18,13 @@ from pathlib import Path
 
 from backends import open_backend
 from backends.clock import Clock, SystemClock
-from backends.embedded import HOST, EmbeddedServer
 from backends.errors import StoreUnavailable
-from backends.link import Link
 from backends.money import usd_text
 from backends.progress import Progress, no_progress
-from backends.race import Call, CheckTimes, Plan, RaceResult, Round, Watcher, at_distance, result_of
+from backends.store.link import Link
+from flaskapp.lab.race import Call, CheckTimes, Plan, RaceResult, Round, Watcher, at_distance, result_of
 from flaskapp.lab.servers import Server, UpstreamAccount, billing_upstream
+from flaskapp.ops.embedded_redis import HOST, EmbeddedServer
 
 CHAT = "/api/v1/chat/stream"
 INPUT_NANOUSD, OUTPUT_NANOUSD = 1, 100_000

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 
 from backends.errors import ConfigurationError
 from backends.money import NANOUSD_PER_USD
-from backends.race import RaceResult
 from flaskapp.lab.measure import Block, FailingOrder, Overspend, ServerTime, Throughput
+from flaskapp.lab.race import RaceResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,14 +11,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from backends import open_backend
 from backends.clock import Clock, SystemClock
-from backends.embedded import EmbeddedServer
 from backends.errors import ConfigurationError
-from backends.link import Link
 from backends.money import usd_text
 from backends.progress import Progress
-from backends.race import Plan, RaceResult
+from backends.store.link import Link
 from flaskapp.lab import measure, pictures
+from flaskapp.lab.race import Plan, RaceResult
 from flaskapp.lab.tables import title_of
+from flaskapp.ops.embedded_redis import EmbeddedServer
 
 PAGE, FIGURES = "index.html", "figures.json"
 

@@ -14,10 +14,10 @@ from types import TracebackType
 from typing import Self
 
 from backends.clock import SystemClock
-from backends.embedded import HOST, free_port, guardian_of
 from backends.errors import ConfigurationError, StoreUnavailable
 from flaskapp.config import child_environment
 from flaskapp.lab import upstream
+from flaskapp.ops.embedded_redis import HOST, free_port, guardian_of
 
 ROOT = Path(upstream.__file__).resolve().parents[2]
 START_SECONDS = 60.0
@@ -38,7 +38,7 @@ class Server:
         self.port = free_port()
         self._directory = directory
         self._workers = workers
-        self._application = "wsgi:app" if think_ms is None else f"flaskapp.lab.served:thinking({think_ms})"
+        self._application = "wsgi:app" if think_ms is None else f"flaskapp.lab.thinking_app:thinking({think_ms})"
         own = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "HOST": HOST, "PORT": str(self.port)}
         self._environment = child_environment() | own | {"WEB_CONCURRENCY": str(workers)} | environment
         self._process: subprocess.Popen[bytes] | None = None

@@ -11,8 +11,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from backends.money import usd_text
-from backends.race import Plan, RaceResult, Round
-from flaskapp import console
+from flaskapp.cli import console
+from flaskapp.lab.race import Plan, RaceResult, Round
 
 _DIGITS = 4
 

@@ -7,26 +7,12 @@ that the whole reservation is what it cost.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-from backends.pricing import Price
-
-Role = Literal["system", "user", "assistant"]
+from backends.pricing.prices import Price
 
 MAX_CHOICES = 8
 """Of one answer: each may cost `max_tokens`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """One message of a conversation."""
-
-    role: Role
-    content: str
-
-    def message(self) -> dict[str, Any]:
-        """As OpenAI's API writes it."""
-        return {"role": self.role, "content": self.content}
 
 
 @dataclass(frozen=True, slots=True)

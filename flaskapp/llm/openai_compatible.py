@@ -18,12 +18,12 @@ import httpcore2
 
 from backends.clock import Clock
 from backends.errors import ConfigurationError
-from backends.strict_json import dumps
+from backends.pricing.token_bounds import counter_for
 from flaskapp.llm import MAX_CHOICES, Completed, ModelRequest, Piece, UpstreamBroken, UpstreamNotTaken, Usage
 from flaskapp.llm.completion import Completion, ErrorEvent, NotACompletion, read_whole, tokens_of_whole, usage_of_whole
 from flaskapp.llm.event_stream import EventStream
-from flaskapp.llm.tokens import counter_for
 from flaskapp.llm.transport import TimedBackend, TimedStream
+from flaskapp.strict_json import dumps
 
 _CONNECT_SECONDS = 5.0
 _POOL_WAIT_SECONDS = 1.0

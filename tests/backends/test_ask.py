@@ -7,8 +7,8 @@ import redis
 
 from backends.clock import SystemClock
 from backends.errors import StoreBroken, StoreBusy
-from backends.link import Link, ask
-from backends.scripts import Script
+from backends.store.link import Link, ask
+from backends.store.scripts import Script
 
 
 class Interrupted(BaseException):

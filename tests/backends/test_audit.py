@@ -8,12 +8,12 @@ import pytest
 import redis
 
 from backends import open_backend
-from backends.audit import audit
 from backends.clock import SystemClock
 from backends.conformance import NETWORK, ROOMY, WHO, ask
 from backends.keys import book_keys, bucket_seconds_of
-from backends.ledger import Ledger
-from backends.link import Link
+from backends.ledger.accounts import Ledger
+from backends.ledger.audit import audit
+from backends.store.link import Link
 
 COST = 1_000
 US = 1_000_000

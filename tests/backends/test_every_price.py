@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backends.errors import ConfigurationError
-from backends.pricing import Price, PriceBook, records_of
+from backends.pricing.prices import Price, PriceBook, records_of
 
 HOURS = [datetime(2026, 3, 1, hour, minute, tzinfo=UTC) for hour in range(24) for minute in (0, 29, 30, 59)]
 A_HAIR = timedelta(microseconds=1)

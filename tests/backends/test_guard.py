@@ -6,10 +6,10 @@ import pytest
 
 from backends.conformance import COST, ROOMY, ManualClock, MemoryHarness, ask
 from backends.contract import Refusal, Reservation
-from backends.emergency import EmergencyBudget
 from backends.errors import ReservationConflict
-from backends.guard import FailurePolicy, Guard, Health
-from backends.memory import MemoryBackend
+from backends.guard.emergency_budget import EmergencyBudget
+from backends.guard.guard import FailurePolicy, Guard, Health
+from backends.strategies.memory import MemoryBackend
 from tests.faults.wire import Told
 
 

@@ -6,14 +6,14 @@ import pytest
 import redis
 
 from backends import open_backend
-from backends.audit import audit
 from backends.clock import SystemClock
 from backends.conformance import NETWORK, ROOMY, WHO, ask
 from backends.contract import Refusal
 from backends.keys import RESET_KEEP_SECONDS, book_keys, reset_key
-from backends.ledger import Ledger
-from backends.link import Link
-from backends.scripts import Script
+from backends.ledger.accounts import Ledger
+from backends.ledger.audit import audit
+from backends.store.link import Link
+from backends.store.scripts import Script
 
 COST = 1_000
 DAY = 86_400

@@ -5,9 +5,9 @@ from queue import Empty, Full
 import pytest
 import redis
 
-from backends import link as link_module
 from backends.errors import ConfigurationError, StoreBusy, StoreUnavailable
-from backends.link import POOL_SIZE, REST_SECONDS, TIMEOUT_SECONDS, UNWILLING_SECONDS, Link, without_password
+from backends.store import link as link_module
+from backends.store.link import POOL_SIZE, REST_SECONDS, TIMEOUT_SECONDS, UNWILLING_SECONDS, Link, without_password
 from tests.faults.wire import SkippingClock, Told, server_that_says, wait_for
 
 NOWHERE = "redis://127.0.0.1:1/0"

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backends.errors import ConfigurationError
-from backends.pricing import Price, PriceBook, records_of
+from backends.pricing.prices import Price, PriceBook, records_of
 
 NOON_US = 1_750_000_000_000_000
 

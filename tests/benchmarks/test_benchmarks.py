@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from backends.delay import HOST, delayed
 from benchmarks.measure import at_least, at_most, medians_us
+from flaskapp.lab.delay import HOST, delayed
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from backends.clock import SystemClock
-from backends.link import Link
+from backends.store.link import Link
 from benchmarks.hammer import Hammer
 from benchmarks.hammer_load import Share, plan_of, population_of, run_share
 from benchmarks.hammer_oracle import violations

@@ -4,11 +4,11 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from backends.atomic import AtomicBackend
 from backends.clock import SystemClock
 from backends.contract import Ask, Reservation
-from backends.legacy import LegacyBackend
-from backends.link import Link
+from backends.store.link import Link
+from backends.strategies.atomic import AtomicBackend
+from backends.strategies.legacy import LegacyBackend
 
 PATIENCE_SECONDS = 30
 

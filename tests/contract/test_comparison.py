@@ -11,13 +11,13 @@ import redis
 from backends.clock import SystemClock
 from backends.conformance import COST, ROOMY, ManualClock, RedisHarness, ask, played, some_operations
 from backends.contract import Reservation
-from backends.embedded import EmbeddedServer
 from backends.errors import ConfigurationError, StoreBusy
-from backends.explorer import explore, replay
-from backends.link import Link
-from backends.race import COST_NANOUSD, Plan, race
-from backends.turns import Caller, Gate
-from backends.watch import WatchBackend
+from backends.store.link import Link
+from backends.strategies.watch import WatchBackend
+from flaskapp.lab.explorer import explore, replay
+from flaskapp.lab.race import COST_NANOUSD, Plan, race
+from flaskapp.lab.stepped_callers import Caller, Gate
+from flaskapp.ops.embedded_redis import EmbeddedServer
 from tests.docs.pages import ROOT
 from tests.racers import register
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from backends.atomic import AtomicBackend
 from backends.clock import SystemClock
 from backends.conformance import COST, NETWORK, ROOMY, WHO, WINDOW_SECONDS, MemoryHarness, ask
 from backends.contract import Books, Outcome, Reservation
-from backends.legacy import LegacyBackend
-from backends.link import Link
+from backends.store.link import Link
+from backends.strategies.atomic import AtomicBackend
+from backends.strategies.legacy import LegacyBackend
 from tests.contract import racers
 
 PROCESSES = 4

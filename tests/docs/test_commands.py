@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 import redis
 
-from backends import embedded
-from backends.embedded import EmbeddedServer
 from flaskapp.config import load_config
+from flaskapp.ops import embedded_redis as embedded
+from flaskapp.ops.embedded_redis import EmbeddedServer
 from tests.docs.pages import PAGES, ROOT, blocks
 from tests.servers import ADMIN_TOKEN, BEARER, SETTINGS, Service, wait_until
 

@@ -18,11 +18,11 @@ from backends.keys import (
     known_key,
     reset_key,
 )
-from backends.settings import LiveSettings
 from docs.settings_page import PAGE, renewed
 from flaskapp.config import variables
-from flaskapp.logs import _WORDS
-from flaskapp.metrics import Metrics
+from flaskapp.ops.logs import _WORDS
+from flaskapp.ops.metrics import Metrics
+from flaskapp.settings import LiveSettings
 from tests.docs.pages import ROOT, rows
 from tests.servers import ADMIN_TOKEN
 

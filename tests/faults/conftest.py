@@ -1,11 +1,11 @@
 import pytest
 import redis
 
-from backends.atomic import AtomicBackend
-from backends.emergency import EmergencyBudget
-from backends.guard import FailurePolicy, Guard
-from backends.link import Link
-from backends.memory import MemoryBackend
+from backends.guard.emergency_budget import EmergencyBudget
+from backends.guard.guard import FailurePolicy, Guard
+from backends.store.link import Link
+from backends.strategies.atomic import AtomicBackend
+from backends.strategies.memory import MemoryBackend
 from tests.faults.wire import Proxy, SkippingClock, Told
 
 

@@ -5,7 +5,7 @@ import redis
 from redis import exceptions
 
 from backends.errors import StoreBroken, StoreError, StoreUnavailable
-from backends.link import Link
+from backends.store.link import Link
 from tests.faults.wire import SkippingClock, Told, server_that_says
 
 SAID_BY_THE_SERVER = {

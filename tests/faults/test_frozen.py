@@ -5,12 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from backends.atomic import AtomicBackend
 from backends.conformance import COST, KEY, NETWORK, ROOMY, WHO, WINDOW_SECONDS, ask
 from backends.contract import Outcome, Reservation
 from backends.errors import StoreUnavailable
-from backends.guard import EMERGENCY, Health
-from backends.link import REST_SECONDS
+from backends.guard.guard import EMERGENCY, Health
+from backends.store.link import REST_SECONDS
+from backends.strategies.atomic import AtomicBackend
 from tests.faults.wire import wait_for
 
 

@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 
-from backends.atomic import AtomicBackend
-from backends.challenges import Challenges
 from backends.conformance import COST, KEY, NETWORK, ROOMY, WHO, WINDOW_SECONDS, ask
 from backends.contract import Duplicate, DuplicateState, Outcome, Refusal, Reservation
 from backends.errors import StoreUnavailable, ThrottleUnavailable
-from backends.guard import EMERGENCY
-from backends.link import REST_SECONDS
-from backends.scripts import Script
+from backends.guard.guard import EMERGENCY
+from backends.store.link import REST_SECONDS
+from backends.store.scripts import Script
+from backends.strategies.atomic import AtomicBackend
+from flaskapp.http.challenges import Challenges
 from tests.faults.wire import wait_for
 
 LOST = 500

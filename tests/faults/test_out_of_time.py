@@ -4,13 +4,13 @@ from contextlib import suppress
 
 import pytest
 
-from backends.atomic import AtomicBackend
 from backends.conformance import COST, WHO, ask
 from backends.errors import StoreBusy, ThrottleUnavailable
-from backends.guard import Health
+from backends.guard.guard import Health
 from backends.keys import SETTINGS_KEY
-from backends.legacy import LegacyBackend
-from backends.link import Link
+from backends.store.link import Link
+from backends.strategies.atomic import AtomicBackend
+from backends.strategies.legacy import LegacyBackend
 from tests.faults.wire import wait_for
 
 PATIENCE_SECONDS = 100.0

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from backends.atomic import AtomicBackend
 from backends.clock import SystemClock
 from backends.conformance import COST, NETWORK, ROOMY, US, WHO, WINDOW_SECONDS, ManualClock, MemoryHarness, ask
 from backends.contract import Refusal, Reservation
-from backends.emergency import EmergencyBudget
 from backends.errors import StoreBusy, StoreUnavailable, ThrottleUnavailable
-from backends.guard import EMERGENCY, FailurePolicy, Guard, Health
-from backends.link import REST_SECONDS
-from backends.memory import MemoryBackend
+from backends.guard.emergency_budget import EmergencyBudget
+from backends.guard.guard import EMERGENCY, FailurePolicy, Guard, Health
+from backends.store.link import REST_SECONDS
+from backends.strategies.atomic import AtomicBackend
+from backends.strategies.memory import MemoryBackend
 from tests.faults.wire import wait_for
 
 

@@ -6,13 +6,13 @@ import pytest
 from flask import Flask
 
 from backends.clock import SystemClock
-from backends.link import Link
-from backends.sessions import EndedSessions
-from backends.settings import LiveSettings, SettingsStore
+from backends.store.link import Link
 from flaskapp.admin import Panel, make_admin
 from flaskapp.admin.access import SESSION_SECONDS
 from flaskapp.admin.panel import _GROUPS
+from flaskapp.admin.sessions import EndedSessions
 from flaskapp.config import load_config
+from flaskapp.settings import LiveSettings, SettingsStore
 
 TOKEN = "geheim-pässword"
 BEARER = {"Authorization": f"Bearer {TOKEN}".encode().decode("latin-1")}

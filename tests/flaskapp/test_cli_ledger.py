@@ -12,10 +12,10 @@ from click.testing import CliRunner
 from backends import open_backend
 from backends.clock import SystemClock
 from backends.conformance import ROOMY, WHO, ask
-from backends.embedded import EmbeddedServer
 from backends.keys import book_keys
-from backends.link import Link
-from flaskapp.cli_ledger import identifier_of, make_ledger_cli
+from backends.store.link import Link
+from flaskapp.cli.ledger import identifier_of, make_ledger_cli
+from flaskapp.ops.embedded_redis import EmbeddedServer
 
 ROOT = Path(__file__).resolve().parents[2]
 COST = 4_050_000

@@ -5,9 +5,9 @@ from click.testing import CliRunner
 
 from backends.clock import SystemClock
 from backends.errors import ConfigurationError
-from backends.link import Link
-from backends.settings import Baseline, LiveSettings, SettingsStore
-from flaskapp.cli_settings import SettingsView, make_settings_cli
+from backends.store.link import Link
+from flaskapp.cli.settings import SettingsView, make_settings_cli
+from flaskapp.settings import Baseline, LiveSettings, SettingsStore
 
 
 @pytest.fixture

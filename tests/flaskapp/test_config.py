@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.errors import ConfigurationError
-from backends.settings import LiveSettings
-from flaskapp.api_keys import ApiKeys
 from flaskapp.config import Config, load_config, variables
+from flaskapp.http.api_keys import ApiKeys
+from flaskapp.settings import LiveSettings
 
 
 def refusal(**environ):

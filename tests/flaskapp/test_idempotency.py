@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from backends.embedded import free_port
-from flaskapp.admission import read_idempotency
+from flaskapp.http.headers import read_idempotency
+from flaskapp.ops.embedded_redis import free_port
 from tests.apps import NETWORK, open_app
 from tests.flaskapp.test_refusals import members_of
 from tests.servers import CHAT, LITECOIN, events, nanousd

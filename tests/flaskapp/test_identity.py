@@ -4,8 +4,8 @@ import pytest
 from werkzeug.test import EnvironBuilder
 from werkzeug.wrappers import Request
 
-from flaskapp.identity import identify, network_of, rate_key
-from flaskapp.refusals import InvalidRequest
+from flaskapp.http.identity import identify, network_of, rate_key
+from flaskapp.http.refusals import InvalidRequest
 from tests.servers import CHAT, LITECOIN
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from backends.clock import SystemClock
 from backends.errors import StoreUnavailable
-from backends.link import Link
-from flaskapp.limiter import LinkStorage
+from backends.store.link import Link
+from flaskapp.http.limiter import LinkStorage
 from tests.servers import BEARER, SETTINGS
 
 CHALLENGE = "/api/v1/auth/challenge"

@@ -3,7 +3,8 @@ import re
 
 import pytest
 
-from flaskapp.llm import Turn, Usage
+from backends.pricing.token_bounds import Message
+from flaskapp.llm import Usage
 from flaskapp.llm.builtin import _ON_LITECOIN, _OVERVIEW, _TOKEN, BuiltinModel, reply
 from tests.models import Texts, model_request
 
@@ -29,7 +30,7 @@ class HandClock:
 def open_answer(query="What is Litecoin?", *, rate=0, clock=None, max_tokens=400, history=()):
     clock = clock or HandClock()
     model = BuiltinModel(rate, clock=clock, wait=clock.wait)
-    turns = [Turn("system", "Be brief."), *history, Turn("user", query)]
+    turns = [Message("system", "Be brief."), *history, Message("user", query)]
     return Texts(model.open(model_request(turns, max_tokens=max_tokens, input_tokens=77)))
 
 
@@ -64,7 +65,7 @@ def test_it_knows_what_litecoin_is():
 
 
 def test_a_question_that_goes_on_about_litecoin():
-    history = (Turn("user", "What is Litecoin?"), Turn("assistant", "A coin."))
+    history = (Message("user", "What is Litecoin?"), Message("assistant", "A coin."))
     assert "MWEB" in "".join(open_answer("And privacy?", history=history))
     assert "MWEB" not in "".join(open_answer("And privacy?"))
 

@@ -11,13 +11,13 @@ import pytest
 
 from backends.clock import SystemClock
 from backends.errors import ConfigurationError
-from flaskapp.llm import Turn, UpstreamBroken, UpstreamNotTaken, Usage
+from backends.pricing.token_bounds import Message, counter_for
+from flaskapp.llm import UpstreamBroken, UpstreamNotTaken, Usage
 from flaskapp.llm.openai_compatible import OpenAICompatibleModel
-from flaskapp.llm.tokens import counter_for
 from tests.models import Texts, model_request
 from tests.upstream import WORDS, Script, Upstream
 
-TURNS = (Turn("system", "Be brief."), Turn("user", "What is Litecoin?"))
+TURNS = (Message("system", "Be brief."), Message("user", "What is Litecoin?"))
 TEXT = "".join(WORDS)
 
 
@@ -463,23 +463,23 @@ def test_under_gevent_streams_run_side_by_side_and_unbuffered(upstream):
 import gevent.monkey; gevent.monkey.patch_all()
 import gevent, json, sys
 from backends.clock import SystemClock
-from flaskapp.llm import Turn
+from backends.pricing.token_bounds import Message
 from flaskapp.llm.openai_compatible import OpenAICompatibleModel
-from flaskapp.llm.pump import Pump
-from flaskapp.llm.tokens import counter_for
+from flaskapp.answers.upstream_reader import Pump
+from backends.pricing.token_bounds import counter_for
 from tests.models import Texts, model_request
 counter_for("gpt-4o")  # as the lobby does: a vocabulary takes a while to load
 clock = SystemClock()
 model = OpenAICompatibleModel(sys.argv[1], clock=clock)
 def one(number):
-    answer = Texts(model.open(model_request([Turn("user", "hi")])))
+    answer = Texts(model.open(model_request([Message("user", "hi")])))
     pump = Pump(answer, clock=clock, deadline_at_seconds=clock.monotonic_seconds() + 20)
     pieces = 0
     for pieces, piece in enumerate(pump, start=1):
         order.append((number, pieces))
     return pieces, answer.usage.output_tokens
 def leave(number):
-    answer = Texts(model.open(model_request([Turn("user", "hi")])))
+    answer = Texts(model.open(model_request([Message("user", "hi")])))
     pump = Pump(answer, clock=clock, deadline_at_seconds=clock.monotonic_seconds() + 20)
     next(iter(pump))
     pump.close()

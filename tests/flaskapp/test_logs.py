@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from backends.contract import Event
-from flaskapp.logs import cut, log_event, set_up_logging
+from flaskapp.ops.logs import cut, log_event, set_up_logging
 from tests.servers import CHAT, LITECOIN
 
 CHECKED = "Cost throttling check called"

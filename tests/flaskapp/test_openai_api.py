@@ -8,9 +8,9 @@ from decimal import Decimal
 
 import pytest
 
-from flaskapp.bill import RUN_AHEAD
+from flaskapp.answers.meter import RUN_AHEAD
 from flaskapp.llm import Piece, Usage
-from flaskapp.openai_voice import CompletionVoice
+from flaskapp.openai.events import CompletionVoice
 from tests.apps import NETWORK
 from tests.servers import nanousd, wait_until
 from tests.upstream import WORDS, Upstream

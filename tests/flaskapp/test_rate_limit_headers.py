@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from backends.conformance import ROOMY, ManualClock
 from backends.contract import Reservation
 from backends.keys import bucket_seconds_of
-from flaskapp.admission import rate_limit_headers
+from flaskapp.http.headers import rate_limit_headers
 from tests.apps import NETWORK
 from tests.servers import events, nanousd
 

@@ -8,9 +8,9 @@ from backends import open_backend
 from backends.clock import SystemClock
 from backends.conformance import COST, NETWORK, ROOMY, WHO, WINDOW_SECONDS, ask
 from backends.contract import Reservation
-from backends.link import Link
-from flaskapp import create_app
+from backends.store.link import Link
 from flaskapp.config import load_config
+from flaskapp.factory import create_app
 from tests.servers import CHAT, LITECOIN
 
 

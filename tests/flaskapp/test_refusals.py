@@ -6,7 +6,7 @@ import re
 import pytest
 
 from backends.contract import Reason, Refusal, Scope
-from flaskapp.refusals import cost_refused
+from flaskapp.http.refusals import cost_refused
 from tests.servers import BEARER, CHAT, SETTINGS
 
 MEMBERS = [

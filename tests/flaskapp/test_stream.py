@@ -5,11 +5,11 @@ import threading
 import pytest
 
 from backends.clock import SystemClock
-from backends.pricing import PriceBook
-from flaskapp.bill import Bill
+from backends.pricing.prices import PriceBook
+from flaskapp.answers.meter import Bill
+from flaskapp.answers.stream import HEARTBEAT, Stopping, Stream, Terms, ask_model
+from flaskapp.chat.events import ChatVoice
 from flaskapp.llm import Piece, UpstreamBroken, UpstreamNotTaken, Usage
-from flaskapp.sse import HEARTBEAT, ChatVoice
-from flaskapp.stream import Stopping, Stream, Terms, ask_model
 from tests.servers import nanousd, parse_events, wait_until
 
 PRICE = PriceBook("openai", ("gpt-4o",), None).price("gpt-4o", 0)

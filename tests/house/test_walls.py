@@ -36,11 +36,11 @@ def ruff(code, path):
 @pytest.mark.parametrize(
     ("code", "allowed", "forbidden"),
     [
-        ("import time\ntime.time()\n", "backends/clock.py", "backends/atomic.py"),
-        ("import time\ntime.monotonic()\n", "backends/clock.py", "flaskapp/chat.py"),
-        ("import datetime\ndatetime.datetime.now()\n", "backends/clock.py", "backends/legacy.py"),
-        ("import os\nos.environ['X']\n", "flaskapp/config.py", "flaskapp/chat.py"),
-        ("import os\nos.getenv('X')\n", "flaskapp/config.py", "backends/pricing.py"),
+        ("import time\ntime.time()\n", "backends/clock.py", "backends/strategies/atomic.py"),
+        ("import time\ntime.monotonic()\n", "backends/clock.py", "flaskapp/chat/routes.py"),
+        ("import datetime\ndatetime.datetime.now()\n", "backends/clock.py", "backends/strategies/legacy.py"),
+        ("import os\nos.environ['X']\n", "flaskapp/config.py", "flaskapp/chat/routes.py"),
+        ("import os\nos.getenv('X')\n", "flaskapp/config.py", "backends/pricing/prices.py"),
     ],
 )
 def test_time_and_environment_are_read_in_one_place(code, allowed, forbidden):
@@ -50,12 +50,12 @@ def test_time_and_environment_are_read_in_one_place(code, allowed, forbidden):
 
 BREACHES = {
     "backends/money.py": "import flask\n",
-    "backends/keys.py": "import flaskapp.chat\n",
-    "backends/legacy.py": "from backends import atomic\n",
-    "flaskapp/sse.py": "import redis\n",
-    "flaskapp/identity.py": "import backends.memory\n",
-    "flaskapp/chat.py": "import flaskapp.admin\n",
-    "flaskapp/llm/tokens.py": "import backends.guard\n",
+    "backends/keys.py": "import flaskapp.chat.routes\n",
+    "backends/strategies/legacy.py": "from backends import atomic\n",
+    "flaskapp/chat/events.py": "import redis\n",
+    "flaskapp/http/identity.py": "import backends.strategies.memory\n",
+    "flaskapp/chat/routes.py": "import flaskapp.admin\n",
+    "backends/pricing/token_bounds.py": "import backends.guard.guard\n",
 }
 
 

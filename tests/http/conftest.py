@@ -2,8 +2,8 @@
 
 import pytest
 
-from backends import embedded
-from backends.embedded import EmbeddedServer
+from flaskapp.ops import embedded_redis as embedded
+from flaskapp.ops.embedded_redis import EmbeddedServer
 from tests.servers import Service, client_of
 from tests.upstream import Upstream
 

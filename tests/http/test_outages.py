@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from backends import embedded
-from backends.embedded import EmbeddedServer
+from flaskapp.ops import embedded_redis as embedded
+from flaskapp.ops.embedded_redis import EmbeddedServer
 from tests.servers import Service, client_of, events, nanousd, wait_until
 
 BUDGET = 10_000_000

@@ -10,12 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from click.testing import CliRunner
 
-from backends.embedded import HOST
 from backends.errors import ConfigurationError
-from backends.race import Plan
-from flaskapp.cli_race import make_race_cli
 from flaskapp.lab.over_http import OUTPUT_NANOUSD, race_over_http
+from flaskapp.lab.race import Plan
+from flaskapp.lab.race_command import make_race_cli
 from flaskapp.lab.servers import Server, billing_upstream
+from flaskapp.ops.embedded_redis import HOST
 from tests.processes import children_of, is_alive
 from tests.servers import ROOT, Service, wait_until
 

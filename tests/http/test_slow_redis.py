@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from backends import embedded
-from backends.delay import delayed
-from backends.embedded import EmbeddedServer
-from flaskapp import REDIS_SECONDS_PER_REQUEST
+from flaskapp.factory import REDIS_SECONDS_PER_REQUEST
+from flaskapp.lab.delay import delayed
+from flaskapp.ops import embedded_redis as embedded
+from flaskapp.ops.embedded_redis import EmbeddedServer
 from tests.servers import CHAT, Service, events
 
 ROUND_TRIP_US = 450_000

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from backends.embedded import free_port
+from flaskapp.ops.embedded_redis import free_port
 from tests.docs.pages import ROOT, rows
 from tests.servers import CHAT, Service, client_of, nanousd, parse_events, wait_until
 from tests.upstream import Script, Upstream, bill_nanousd

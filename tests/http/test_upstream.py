@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from backends.embedded import free_port
+from flaskapp.ops.embedded_redis import free_port
 from tests.servers import CHAT, LITECOIN, events, nanousd, parse_events, wait_until
 from tests.upstream import Script
 

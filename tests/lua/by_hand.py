@@ -3,8 +3,8 @@
 import hashlib
 
 from backends.keys import bucket_seconds_of
-from backends.rules import digest_of
-from backends.scripts import Script
+from backends.records import digest_of
+from backends.store.scripts import Script
 
 RESERVE, EXTEND, SETTLE = Script("reserve.lua"), Script("extend.lua"), Script("settle.lua")
 CONSUME = Script("consume.lua")

@@ -5,7 +5,7 @@ from statistics import median
 import pytest
 
 from backends.keys import RING_BUCKETS
-from backends.scripts import Script, all_scripts
+from backends.store.scripts import Script, all_scripts
 from tests.lua.by_hand import (
     BUCKET_S,
     COST,

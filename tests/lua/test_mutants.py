@@ -6,9 +6,9 @@ from itertools import product
 import pytest
 import redis
 
-from backends import atomic
 from backends.conformance import Conformance, RedisHarness
-from backends.scripts import Script
+from backends.store.scripts import Script
+from backends.strategies import atomic
 from tests.lua import by_hand, test_wrong_kinds
 
 # What stands in the script, what is put in its place, and the case that notices.

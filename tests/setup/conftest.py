@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from backends.embedded import free_port
+from flaskapp.ops.embedded_redis import free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PARTS = ("scripts", "backends", "flaskapp", "wsgi.py", "gunicorn.conf.py", "pyproject.toml", "requirements-dev.lock")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from backends.embedded import EmbeddedServer
+from flaskapp.ops.embedded_redis import EmbeddedServer
 from tests.servers import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent.parent

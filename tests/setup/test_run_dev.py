@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 import pytest
 import redis
 
-from backends.embedded import free_port, running_url
+from flaskapp.ops.embedded_redis import free_port, running_url
 from tests.setup.conftest import processes_of
 
 

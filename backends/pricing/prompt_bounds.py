@@ -1,0 +1,252 @@
+"""How many tokens a whole chat completion's input can have at most: messages, images, tools and schemas.
+
+Counted without a network, and from above:
+
+* Text that the model reads as text (contents, names, arguments of tool calls) is counted as `tokens.bound_for` says.
+* Definitions (tools, functions, schemas, a tool choice) are put into the prompt in a form of the model's own, so every
+  byte of their JSON counts as a token, and each has an allowance on top. Where the model is none that we know, its
+  template may write them out with line breaks: then the bytes are those of JSON with an indent of four. What a ``$ref``
+  points to counts as often as it is pointed to, in case somebody writes it out, until it leads back to where it is in.
+* An image counts as the most that its model's documentation says of any image. For a model of which no such maximum is
+  documented there is no bound, and images are refused.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+from backends.pricing.token_bounds import InputTooLong, TokenBound, bound_for
+
+_DEFINITIONS = ("tools", "functions", "tool_choice", "function_call", "response_format")
+_STEERING = ("reasoning_effort", "verbosity", "parallel_tool_calls")
+"""They may put words into the prompt of a few models."""
+_TEXT_KEYS = ("name", "tool_call_id", "refusal", "reasoning_content")
+_PLACE = re.compile(r"[0-9]{1,7}")
+"""In a list, in a pointer."""
+_PIECE_TOKENS = 16
+"""For what wraps a part of a message, an image or a tool call."""
+_DEFINITION_TOKENS = 32
+"""For what wraps one definition, and for one steering option."""
+
+
+@dataclass(frozen=True, slots=True)
+class _ImageRule:
+    models: re.Pattern[str]
+    low_tokens: int
+    most_tokens: int
+    """Of any image, whatever its size."""
+
+
+def _tiled(models: str, base: int, tile: int) -> _ImageRule:
+    # Scaled down to fit 2048 × 2048 and then to 768 on the shorter side: at most 4 × 2 tiles of 512 × 512.
+    return _ImageRule(re.compile(models), base, base + 8 * tile)
+
+
+def _patched(models: str, per_hundred: int) -> _ImageRule:
+    # At most 1,536 patches of 32 × 32, times the model's factor; `low` saves nothing there.
+    most = -(-1_536 * per_hundred // 100)
+    return _ImageRule(re.compile(models), most, most)
+
+
+_DATED = r"(-\d{4}-\d\d-\d\d)?"
+_IMAGE_RULES = (
+    _tiled(rf"(chatgpt-4o-latest|gpt-4o{_DATED}|gpt-4\.1{_DATED}|gpt-4\.5-preview{_DATED})", 85, 170),
+    _tiled(rf"gpt-4o-mini{_DATED}", 2_833, 5_667),
+    _tiled(rf"gpt-5({_DATED}|-chat-latest)", 70, 140),
+    _tiled(rf"(o1|o3){_DATED}", 75, 150),
+    _patched(rf"(gpt-4\.1-mini|gpt-5-mini){_DATED}", 162),
+    _patched(rf"(gpt-4\.1-nano|gpt-5-nano){_DATED}", 246),
+    _patched(rf"o4-mini{_DATED}", 172),
+)
+
+
+class ImagesNotBounded(ValueError):
+    """Nothing bounds what an image costs with this model."""
+
+
+def image_tokens(model: str, detail: str | None) -> int:
+    """The most tokens of one image; `detail` is `low`, `high`, `auto` or None.
+
+    Raises:
+        ImagesNotBounded: no maximum is documented for this model.
+    """
+    name = model.lower().rpartition("/")[2]
+    for rule in _IMAGE_RULES:
+        if rule.models.fullmatch(name):
+            return _PIECE_TOKENS + (rule.low_tokens if detail == "low" else rule.most_tokens)
+    raise ImagesNotBounded(model)
+
+
+def prompt_tokens(
+    model: str, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any], max_input_tokens: int
+) -> int:
+    """The bound of a request whose shape was checked.
+
+    Raises:
+        InputTooLong: it is above `max_input_tokens`; reading stops there.
+        ImagesNotBounded: there is an image, and nothing bounds it.
+    """
+    counter = _Counter(model, max_input_tokens)
+    for message in messages:
+        counter.add_message(message)
+    for name in _DEFINITIONS:
+        for definition in _definitions(options.get(name)):
+            counter.add_definition(definition)
+    counter.add(_DEFINITION_TOKENS * sum(options.get(name) is not None for name in _STEERING))
+    return counter.tokens
+
+
+class _Counter:
+    """Adds up, and stops as soon as there is too much."""
+
+    def __init__(self, model: str, max_input_tokens: int) -> None:
+        self._model = model
+        self._bound: TokenBound = bound_for(model)
+        self._most = max_input_tokens
+        self._has_definitions = False
+        self.tokens = 0
+        self.add(self._bound.request_tokens)
+
+    def add(self, tokens: int) -> None:
+        self.tokens += tokens
+        if self.tokens > self._most:
+            raise InputTooLong(self._most)
+
+    def add_text(self, text: object) -> None:
+        if isinstance(text, str) and text:
+            tokens = self._bound.count_within(text, self._most - self.tokens)
+            self.add(self._most + 1 if tokens is None else tokens)
+
+    def add_message(self, message: Mapping[str, Any]) -> None:
+        self.add(self._bound.message_tokens)
+        content = message.get("content")
+        self.add_text(content)
+        for part in content if isinstance(content, list) else ():
+            self._add_part(part)
+        for key in _TEXT_KEYS:
+            if message.get(key):
+                self.add(_PIECE_TOKENS)
+                self.add_text(message[key])
+        for call in _calls(message):
+            self.add(_PIECE_TOKENS)
+            for text in _texts(call):
+                self.add_text(text)
+        for annotation in message.get("annotations") or ():
+            self.add_definition(annotation)
+
+    def add_definition(self, definition: object) -> None:
+        if not self._has_definitions:
+            self._has_definitions = True
+            self.add(self._bound.definitions_tokens)
+        self.add(_DEFINITION_TOKENS)
+        self.add(self._size(definition))
+        if isinstance(definition, dict):
+            for schema in _schemas(definition):
+                _Pointers(schema, self._size).add_to(self.add)
+
+    def _add_part(self, part: Mapping[str, Any]) -> None:
+        self.add(_PIECE_TOKENS)
+        if part.get("type") == "image_url":
+            self.add(image_tokens(self._model, part["image_url"].get("detail")))
+        else:
+            self.add_text(part.get("text"))
+            self.add_text(part.get("refusal"))
+
+    def _size(self, value: object) -> int:
+        # Also non-ASCII is counted as JSON may spell it, which is longer than UTF-8.
+        return len(json.dumps(value, indent=self._bound.definition_indent, default=str))
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """What a ``$ref`` points to: its size as it is, and where it points to itself."""
+
+    size: int
+    pointers: Sequence[str]
+
+
+class _Pointers:
+    """What the ``$ref`` of a schema add where each is written out; one that leads back into itself adds nothing more.
+
+    Each step adds what it writes, so that whoever counts ends it where there is too much. Nothing is remembered of what
+    a target adds in all: where pointers lead in a circle, that depends on where one comes from.
+    """
+
+    def __init__(self, schema: Mapping[str, Any], size: Callable[[object], int]) -> None:
+        self._schema = schema
+        self._size = size
+        self._targets: dict[str, _Target | None] = {}
+
+    def add_to(self, add: Callable[[int], None]) -> None:
+        """Write it out, as deep as it goes; that may be deeper than Python's stack."""
+        path: dict[str, None] = {}
+        ways = [iter(_pointers(self._schema))]
+        while ways:
+            pointer = next(ways[-1], None)
+            if pointer is None:
+                ways.pop()
+                if path:
+                    path.popitem()
+            elif pointer not in path and (target := self._target(pointer)) is not None:
+                add(target.size)
+                path[pointer] = None
+                ways.append(iter(target.pointers))
+
+    def _target(self, pointer: str) -> _Target | None:
+        if pointer not in self._targets:
+            node = self._find(pointer)
+            found = None if node is None else _Target(self._size(node), tuple(_pointers(node)))
+            self._targets[pointer] = found
+        return self._targets[pointer]
+
+    def _find(self, pointer: str) -> object | None:
+        first, *keys = pointer.split("/")
+        node: object = self._schema if first == "#" else None
+        for key in keys:
+            node = _child(node, unquote(key).replace("~1", "/").replace("~0", "~"))
+        return node
+
+
+def _child(node: object, key: str) -> object | None:
+    if isinstance(node, list):
+        return node[int(key)] if _PLACE.fullmatch(key) and int(key) < len(node) else None
+    return node.get(key) if isinstance(node, dict) else None
+
+
+def _definitions(value: object) -> Sequence[object]:
+    """A bare word names nothing that the prompt has to hold."""
+    if isinstance(value, list):
+        return value
+    return [value] if isinstance(value, dict) else []
+
+
+def _schemas(definition: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    for holder in (definition, definition.get("function"), definition.get("json_schema")):
+        for key in ("parameters", "schema"):
+            if isinstance(holder, dict) and isinstance(holder.get(key), dict):
+                yield holder[key]
+
+
+def _pointers(value: object) -> Iterator[str]:
+    for node in _nodes(value):
+        if isinstance(node, dict) and isinstance(node.get("$ref"), str):
+            yield node["$ref"]
+
+
+def _nodes(value: object) -> Iterator[object]:
+    yield value
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for child in children:
+        yield from _nodes(child)
+
+
+def _calls(message: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    single = message.get("function_call")
+    return [*(message.get("tool_calls") or ()), *([single] if single else ())]
+
+
+def _texts(value: object) -> Iterator[str]:
+    return (node for node in _nodes(value) if isinstance(node, str))

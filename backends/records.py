@@ -1,0 +1,115 @@
+"""The texts that are stored for a reservation, an idempotency key and a throttle marker, and how they are read."""
+
+import hashlib
+import re
+from base64 import urlsafe_b64encode
+from dataclasses import dataclass
+from functools import lru_cache
+
+from backends.clock import US_PER_SECOND
+from backends.contract import Duplicate, DuplicateState, Idempotency, Reservation
+
+
+@lru_cache(maxsize=4_096)
+def digest_of(text: str) -> str:
+    """8 characters that stand for a text where it would be too long, or must not be read: records are small."""
+    return urlsafe_b64encode(hashlib.blake2b(text.encode(), digest_size=6).digest()).decode()
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is remembered of a reservation id."""
+
+    state: str
+    nanousd: int
+    made_at_us: int
+    terms: str
+    window_seconds: int
+    open_seconds: int
+    who: str
+    """Digest of the identifier."""
+    network: str
+    """Digest of the network."""
+
+    def text(self) -> str:
+        """As it is stored."""
+        return (
+            f"{self.state} {self.nanousd} {self.made_at_us} {self.terms} "
+            f"{self.window_seconds} {self.open_seconds} {self.who} {self.network}"
+        )
+
+
+def record_of(reservation: Reservation, state: str, nanousd: int) -> Record:
+    """What is remembered of a reservation."""
+    return Record(
+        state,
+        nanousd,
+        reservation.made_at_us,
+        reservation.terms,
+        reservation.window_seconds,
+        reservation.open_seconds,
+        digest_of(reservation.identifier),
+        digest_of(reservation.network),
+    )
+
+
+_RECORD = re.compile(rb"([a-z]+) (\d+) (\d+) ([0-9a-f]+) (\d+) (\d+) ([\w-]+) ([\w-]+)")
+_IDEMPOTENCY = re.compile(rb"([a-z]+) ([0-9a-f]+) (\S+) (\d+) (\d+)")
+MARKER = re.compile(rb"([a-z_]+) (\d+) (\d+) (busy|spent)")
+
+
+def parse_record(text: bytes | None) -> Record | None:
+    """The record, or None; what is not one counts as one on other terms."""
+    if text is None:
+        return None
+    match = _RECORD.fullmatch(text)
+    if match is None:
+        return Record("unknown", 0, 0, "", 0, 0, "", "")
+    state, nanousd, made_at_us, terms, window, open_, who, network = (part.decode() for part in match.groups())
+    return Record(state, int(nanousd), int(made_at_us), terms, int(window), int(open_), who, network)
+
+
+def state_of(record: Record, now_us: int) -> str:
+    """As it is told: open, settled, released, or expired for an open one whose time is over."""
+    is_over = record.state == "open" and record.made_at_us + record.open_seconds * US_PER_SECOND <= now_us
+    return "expired" if is_over else record.state
+
+
+def in_flight_text(reservation: Reservation, idempotency: Idempotency, now_us: int) -> str:
+    """What is remembered of an idempotency key when its request is admitted."""
+    until_us = now_us + reservation.open_seconds * US_PER_SECOND
+    return f"open {idempotency.body_digest} {reservation.reservation_id} {reservation.cost_nanousd} {until_us}"
+
+
+def settled_text(reservation: Reservation, idempotency: Idempotency, actual_nanousd: int, now_us: int) -> str:
+    """What is remembered of an idempotency key when its request is settled."""
+    return f"settled {idempotency.body_digest} {reservation.reservation_id} {actual_nanousd} {now_us}"
+
+
+def extended_text(text: bytes | None, reservation_id: str, held_nanousd: int) -> str | None:
+    """What is remembered of an idempotency key when its request was extended; None where it is not this request's."""
+    match = None if text is None else _IDEMPOTENCY.fullmatch(text)
+    if match is None or match[1] != b"open" or match[3] != reservation_id.encode():
+        return None
+    return f"open {match[2].decode()} {reservation_id} {held_nanousd} {match[5].decode()}"
+
+
+def owner_of(text: bytes | None) -> str | None:
+    """The reservation id that an idempotency key stands for; None for a missing key, and for what is none."""
+    match = None if text is None else _IDEMPOTENCY.fullmatch(text)
+    return None if match is None else match[3].decode(errors="replace")
+
+
+def duplicate_of(text: bytes | None, idempotency: Idempotency, now_us: int) -> Duplicate | None:
+    """The first request with an idempotency key; what is set by hand stands for one that nobody knows."""
+    if text is None:
+        return None
+    match = _IDEMPOTENCY.fullmatch(text)
+    if match is None:
+        return Duplicate("", DuplicateState.IN_FLIGHT, 0, same_body=False)
+    state, body, rid, nanousd, until_us = (part.decode(errors="replace") for part in match.groups())
+    if state == "settled":
+        what = DuplicateState.SETTLED
+    else:
+        what = DuplicateState.EXPIRED if int(until_us) <= now_us else DuplicateState.IN_FLIGHT
+    return Duplicate(rid, what, int(nanousd), same_body=body == idempotency.body_digest)

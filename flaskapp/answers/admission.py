@@ -1,0 +1,173 @@
+"""One answer, sold: what it costs at most is reserved, then it is refused, or delivered and its bill ended.
+
+Every route that reaches a model goes through here: a `Bill` is to be had from a `Till` only, and a `Sale` ends it
+whatever happens on the way.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flask import Response, g
+
+from backends.clock import Clock
+from backends.contract import Ask, Duplicate, Event, Idempotency, Observer, Refusal
+from backends.errors import ThrottleUnavailable
+from backends.guard.guard import Guard
+from backends.money import usd_text
+from backends.pricing.prices import Price
+from flaskapp.answers.meter import Bill, Slices
+from flaskapp.http.headers import UNGUARDED, admitted_headers, timing
+from flaskapp.http.identity import Identity
+from flaskapp.http.refusals import (
+    UPSTREAM_ERROR,
+    cost_refused,
+    duplicate_refused,
+    problem,
+    store_unavailable,
+)
+from flaskapp.llm import UpstreamBroken, UpstreamError, Usage
+from flaskapp.settings import LiveSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What an answer can use at most, at one price."""
+
+    price: Price
+    most: Usage
+    """The input's bound, and the most output tokens that the upstream is told, of all choices together."""
+    slices: Slices | None
+    """How the reservation grows; None: all of it is reserved before."""
+
+    @property
+    def first_cost_nanousd(self) -> int:
+        """What is reserved before the model hears a word: the most that it can bill, or a first slice."""
+        first = self.most if self.slices is None else self.slices.first(self.most)
+        return self.price.highest_cost_nanousd(first.input_tokens, first.output_tokens)
+
+    @property
+    def least_first_cost_nanousd(self) -> int | None:
+        """What of that will do where it is the last of a budget; None: it takes all of it."""
+        if self.slices is None:
+            return None
+        tokens = min(self.slices.least_first_tokens, self.slices.first(self.most).output_tokens)
+        return self.price.highest_cost_nanousd(self.most.input_tokens, tokens)
+
+
+SETTLE_SECONDS = 5
+"""An answer that ends at its deadline is settled a moment later, on a busy machine more; then nobody has ended it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Till:
+    """Where answers are sold; made once by the lobby."""
+
+    guard: Guard
+    settings: Callable[[], LiveSettings]
+    stream_deadline_seconds: int
+    """The longest that an answer may take."""
+    clock: Clock
+    observer: Observer
+
+    def reserve(
+        self, who: Identity, offer: Offer, settings: LiveSettings, idempotency: Idempotency | None
+    ) -> "Sale | Response":
+        """Set aside the most that it can cost: a sale to deliver, or the refusal to send instead."""
+        ask = self._ask(who, offer, settings, idempotency)
+        started_seconds = self.clock.monotonic_seconds()
+        try:
+            verdict = None if ask is None else self.guard.reserve(ask)
+        except ThrottleUnavailable as error:
+            return self.timed(store_unavailable(error), started_seconds)
+        if isinstance(verdict, Duplicate):
+            return self.timed(duplicate_refused(verdict), started_seconds)
+        if isinstance(verdict, Refusal):
+            return self.timed(cost_refused(verdict), started_seconds)
+        check_seconds = self.clock.monotonic_seconds() - started_seconds
+        bill = Bill(
+            self.guard,
+            verdict,
+            offer.price,
+            offer.most,
+            slices=offer.slices,
+            limits=lambda: self.settings().limits,
+        )
+        return Sale(bill, admitted_headers(verdict, settings.limits, check_seconds), self.observer)
+
+    def find_duplicate(self, idempotency: Idempotency | None, settings: LiveSettings) -> Response | None:
+        """The refusal of a key that was used, before anything else is used up for it."""
+        if idempotency is None or not settings.enable_cost_throttling:
+            return None
+        started_seconds = self.clock.monotonic_seconds()
+        try:
+            duplicate = self.guard.find_duplicate(idempotency)
+        except ThrottleUnavailable as error:
+            return self.timed(store_unavailable(error), started_seconds)
+        return None if duplicate is None else self.timed(duplicate_refused(duplicate), started_seconds)
+
+    def _ask(self, who: Identity, offer: Offer, settings: LiveSettings, idempotency: Idempotency | None) -> Ask | None:
+        """What the guard is asked; None while cost throttling is off."""
+        is_on = settings.enable_cost_throttling
+        cost_nanousd = offer.first_cost_nanousd
+        self.observer(
+            Event(
+                "check_called",
+                {
+                    "request_id": g.request_id,
+                    "identifier": who.identifier,
+                    "cost_nanousd": cost_nanousd,
+                    "backend": self.guard.backend_name if is_on else UNGUARDED,
+                },
+            )
+        )
+        if not is_on:
+            return None
+        return Ask(
+            reservation_id=g.request_id,
+            identifier=who.identifier,
+            network=who.network,
+            cost_nanousd=cost_nanousd,
+            limits=settings.limits,
+            open_seconds=self.stream_deadline_seconds + SETTLE_SECONDS,
+            idempotency=idempotency,
+            at_least_nanousd=offer.least_first_cost_nanousd,
+        )
+
+    def timed(self, response: Response, started_seconds: float) -> Response:
+        """With `Server-Timing`: the time since `started_seconds`."""
+        response.headers["Server-Timing"] = timing(self.clock.monotonic_seconds() - started_seconds)
+        return response
+
+
+@dataclass(frozen=True, slots=True)
+class Sale:
+    """An answer that was admitted. Deliver it: that ends its bill, unless the response does so itself."""
+
+    bill: Bill
+    headers: dict[str, str]
+    observer: Observer
+
+    def deliver(self, answer: Callable[[Bill], Response]) -> Response:
+        """The answer, or what is to be said of a model that failed; whatever else happens is booked whole."""
+        try:
+            response = answer(self.bill)
+        except UpstreamError as error:
+            response = self._upstream_failed(error)
+        except BaseException:
+            self.bill.settle(None)
+            raise
+        response.headers.extend(self.headers)
+        return response
+
+    def _upstream_failed(self, error: UpstreamError) -> Response:
+        is_broken = isinstance(error, UpstreamBroken)
+        cost_nanousd = self.bill.settle(None) if is_broken else self.bill.release()
+        self.observer(
+            Event("upstream_failed", {"request_id": g.request_id, "error": str(error), "detail": error.detail})
+        )
+        timed_out = isinstance(error, UpstreamBroken) and error.timed_out
+        reason = "timeout" if timed_out else "broken" if is_broken else "not_taken"
+        extra: dict[str, object] = {"cost_usd": usd_text(cost_nanousd)}
+        if error.status is not None:
+            extra["upstream_status"] = error.status
+        return problem(504 if timed_out else 502, UPSTREAM_ERROR, reason, str(error), extra=extra)

@@ -1,0 +1,68 @@
+"""The body of a chat request: strict JSON, nothing coerced, nothing unknown."""
+
+import json
+from typing import Annotated, Literal
+
+from flask import Request
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+
+from backends.pricing.token_bounds import Message
+from flaskapp.http.json_body import not_usable, read_json_object
+from flaskapp.http.refusals import InvalidRequest
+
+_MAX_QUERY_CHARACTERS = 8_000
+_MAX_HISTORY_TURNS = 64
+
+
+class HistoryTurn(BaseModel):
+    """One earlier message."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    role: Literal["user", "assistant"]
+    content: str
+
+
+class ChatBody(BaseModel):
+    """What a visitor asks. Where the body leaves `model` or `max_tokens` out, `read_chat_body` fills them in."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    query: Annotated[str, Field(min_length=1, max_length=_MAX_QUERY_CHARACTERS)]
+    chat_history: Annotated[list[HistoryTurn], Field(max_length=_MAX_HISTORY_TURNS)] = []
+    model: str = ""
+    max_tokens: Annotated[int, Field(ge=1)] = 0
+
+    _sent: str = PrivateAttr("")
+
+    @property
+    def text(self) -> str:
+        """The body as it was sent, without our defaults, in one spelling."""
+        return self._sent
+
+    @property
+    def history(self) -> list[Message]:
+        """The earlier messages, oldest first."""
+        return [Message(turn.role, turn.content) for turn in self.chat_history]
+
+
+def read_chat_body(request: Request, *, default_model: str, models: tuple[str, ...], max_tokens: int) -> ChatBody:
+    """The body of `request` with its defaults filled in.
+
+    Raises:
+        InvalidRequest: 400, 415 or 422, with the field and the reason.
+    """
+    content = read_json_object(request)
+    try:
+        body = ChatBody.model_validate(content)
+    except ValidationError as error:
+        raise not_usable(error) from error
+    given = body.model_fields_set
+    if "model" in given and body.model not in models:
+        raise InvalidRequest(422, "model", f"has to be one of {', '.join(models)}")
+    if "max_tokens" in given and body.max_tokens > max_tokens:
+        raise InvalidRequest(422, "max_tokens", f"may be at most {max_tokens}")
+    defaults: dict[str, object] = {"model": default_model, "max_tokens": max_tokens}
+    filled = body.model_copy(update={name: value for name, value in defaults.items() if name not in given})
+    filled._sent = json.dumps(body.model_dump(exclude_unset=True), sort_keys=True)  # noqa: SLF001 (its own module)
+    return filled

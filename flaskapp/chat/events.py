@@ -1,0 +1,58 @@
+"""Server-sent events of the chat endpoint."""
+
+import json
+
+from backends.money import usd_text
+from flaskapp.answers.stream import HEARTBEAT
+from flaskapp.llm import Piece, Usage
+
+
+class ChatVoice:
+    """How the chat endpoint tells an answer. See `stream.Voice`."""
+
+    def __init__(self, request_id: str) -> None:
+        self._request_id = request_id
+
+    def piece(self, piece: Piece) -> bytes:
+        """The text, where the piece has one."""
+        return _event({"status": "streaming", "chunk": piece.text}) if piece.text else b""
+
+    def heartbeat(self) -> bytes:
+        """A comment."""
+        return HEARTBEAT
+
+    def complete(self, usage: Usage, cost_nanousd: int, finish_reason: str, *, was_cut: bool) -> bytes:
+        """The last event of an answer that ended by itself, or that its budget ended."""
+        del was_cut
+        return _event(
+            {
+                "status": "complete",
+                "request_id": self._request_id,
+                "usage": _usage(usage),
+                "cost_usd": usd_text(cost_nanousd),
+                "finish_reason": finish_reason,
+            }
+        )
+
+    def broken(self, error: str, message: str, usage: Usage, cost_nanousd: int) -> bytes:
+        """The last event of an answer that broke after it had begun."""
+        return _event(
+            {
+                "status": "error",
+                "request_id": self._request_id,
+                "error": error,
+                "message": message,
+                "usage": _usage(usage),
+                "cost_usd": usd_text(cost_nanousd),
+            }
+        )
+
+
+def _usage(usage: Usage) -> dict[str, int]:
+    return {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
+
+
+def _event(body: dict[str, object]) -> bytes:
+    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+    # A model may emit half a surrogate pair; the stream goes on without it.
+    return f"data: {text}\n\n".encode(errors="replace")

@@ -1,0 +1,155 @@
+"""The chat room: who asks, what it may cost at most, reserve, answer, and settle when the answer is over."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flask import Blueprint, Request, Response, g, request
+
+from backends.clock import Clock
+from backends.contract import Event, Idempotency, Observer
+from backends.errors import StoreBusy, StoreError, ThrottleUnavailable
+from backends.pricing.prices import PriceBook
+from backends.pricing.token_bounds import InputTooLong, Message, bound_for
+from flaskapp.answers.admission import Offer, Till
+from flaskapp.answers.meter import Bill, slices_of
+from flaskapp.answers.stream import Stream, Terms, ask_model
+from flaskapp.chat.body import read_chat_body
+from flaskapp.chat.events import ChatVoice
+from flaskapp.http.challenges import ChallengeResult, Challenges
+from flaskapp.http.headers import read_idempotency
+from flaskapp.http.identity import HEADER, Identity, identify
+from flaskapp.http.refusals import INVALID_CHALLENGE, InvalidRequest, problem, store_unavailable
+from flaskapp.llm import Model, ModelRequest, Usage
+from flaskapp.settings import LiveSettings
+
+ROUTE = "/api/v1/chat/stream"
+SYSTEM_PROMPT = (
+    "You are a helpful assistant on a public web page, at home in Litecoin and other digital money. "
+    "Answer briefly, truthfully and in the language of the question; say so when you do not know."
+)
+"""All that the service adds to a prompt; at most 256 bytes."""
+_GET_CHALLENGE = "GET /api/v1/auth/challenge"
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRoom:
+    """What the chat endpoint works with; made once by the lobby."""
+
+    till: Till
+    challenges: Challenges
+    model: Model
+    prices: PriceBook
+    default_model: str
+    stream_deadline_seconds: int
+    settings: Callable[[], LiveSettings]
+    terms: Terms
+    clock: Clock
+    observer: Observer
+
+    def stream(self) -> Response:
+        """``POST /api/v1/chat/stream``."""
+        who = identify(request)
+        settings = self.settings()
+        question = self._question(request, settings)
+        idempotency = read_idempotency(request, who.identifier, ROUTE, question.body_text)
+        refused = self._refused_before(idempotency, who, settings)
+        if refused is not None:
+            return refused
+        sale = self.till.reserve(who, question.offer, settings, idempotency)
+        if isinstance(sale, Response):
+            return sale
+        return sale.deliver(lambda bill: self._answer(question, bill))
+
+    def _question(self, received: Request, settings: LiveSettings) -> "Question":
+        """What is asked, and what it costs at most."""
+        body = read_chat_body(
+            received,
+            default_model=self.default_model,
+            models=self.prices.models,
+            max_tokens=settings.llm_max_tokens,
+        )
+        limit = settings.llm_max_input_tokens
+        try:
+            messages, input_tokens = bound_for(body.model).fit(SYSTEM_PROMPT, body.history, body.query, limit)
+        except InputTooLong as error:
+            raise InvalidRequest(422, "query", f"is longer than the {limit} tokens that an input may have") from error
+        price = self.prices.price(body.model, self.clock.now_us())
+        offer = Offer(price, Usage(input_tokens, body.max_tokens), slices_of(settings, body.model))
+        return Question(messages, body.model, offer, body.text)
+
+    def _refused_before(
+        self, idempotency: Idempotency | None, who: Identity, settings: LiveSettings
+    ) -> Response | None:
+        """A key that was used is told before a challenge is used up for it."""
+        duplicate = self.till.find_duplicate(idempotency, settings)
+        if duplicate is not None:
+            return duplicate
+        started_seconds = self.clock.monotonic_seconds()
+        refused = self._refused_by_challenge(who, settings)
+        return None if refused is None else self.till.timed(refused, started_seconds)
+
+    def _refused_by_challenge(self, who: Identity, settings: LiveSettings) -> Response | None:
+        if not settings.enable_challenge_response:
+            return None
+        if who.challenge is None:
+            return _challenge_refused(
+                "missing", f"Send {HEADER}: fp:<challenge>:<hash> with a challenge of {_GET_CHALLENGE}."
+            )
+        try:
+            result = self.challenges.consume(who.challenge, who.identifier, who.network)
+        except StoreError as error:
+            # Busy is our own doing: were a challenge left out then, a flood could switch them off.
+            if isinstance(error, StoreBusy) or settings.throttle_on_error == "closed":
+                return store_unavailable(ThrottleUnavailable("challenges cannot be checked now", 1))
+            self._tell("challenge_skipped", who, error=str(error))
+            return None
+        return _CHALLENGE_ANSWERS[result]()
+
+    def _answer(self, question: "Question", bill: Bill) -> Response:
+        deadline_at_seconds = self.clock.monotonic_seconds() + self.stream_deadline_seconds
+        model_request = ModelRequest(
+            model=question.model,
+            messages=[message.as_json() for message in question.messages],
+            max_tokens=question.offer.most.output_tokens,
+            input_tokens=question.offer.most.input_tokens,
+            deadline_seconds=self.stream_deadline_seconds,
+        )
+        answer = ask_model(lambda: self.model.open(model_request), self.terms.stopping, drop=lambda late: late.close())
+        voice = ChatVoice(g.request_id)
+        return Stream(g.request_id, answer, bill, voice, self.terms, deadline_at_seconds=deadline_at_seconds).response()
+
+    def _tell(self, name: str, who: Identity, **fields: object) -> None:
+        self.observer(Event(name, {"request_id": g.request_id, "identifier": who.identifier, **fields}))
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of a model, and the most that it can use."""
+
+    messages: tuple[Message, ...]
+    model: str
+    offer: Offer
+    body_text: str
+    """The body as it was sent, in one spelling."""
+
+
+def _challenge_refused(reason: str, message: str) -> Response:
+    return problem(403, INVALID_CHALLENGE, reason, message)
+
+
+_CHALLENGE_ANSWERS: dict[ChallengeResult, Callable[[], Response | None]] = {
+    ChallengeResult.GOOD: lambda: None,
+    ChallengeResult.UNKNOWN: lambda: _challenge_refused(
+        "unknown", f"This challenge was never given, was used, or is over: get a new one of {_GET_CHALLENGE}."
+    ),
+    ChallengeResult.MISMATCH: lambda: _challenge_refused(
+        "mismatch", f"This challenge was given to somebody else: get your own of {_GET_CHALLENGE}."
+    ),
+}
+
+
+def make_chat(room: ChatRoom) -> Blueprint:
+    """The blueprint ``chat``."""
+    blueprint = Blueprint("chat", __name__)
+    blueprint.add_url_rule(ROUTE, "stream", room.stream, methods=["POST"])
+    return blueprint

@@ -1,0 +1,184 @@
+"""`flask ledger`: one identifier's books, and whether all books agree, on the command line."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import partial
+from typing import TypeVar
+
+import click
+from rich.table import Column, Table
+from rich.text import Text
+
+from backends.clock import US_PER_SECOND
+from backends.contract import Limits
+from backends.errors import ConfigurationError, TollgateError
+from backends.ledger.accounts import MOST_SHOWN, Cleared, IdentifierBooks, Ledger, LimitBooks
+from backends.ledger.audit import AuditReport, audit
+from backends.money import usd_text
+from backends.store.link import Link
+from flaskapp.cli.console import fail, print_table, shown_progress
+from flaskapp.http.identity import UNKNOWN_NETWORK, network_of
+
+DISAGREES, COULD_NOT_RUN = 1, 2
+_IP = "ip:"
+T = TypeVar("T", IdentifierBooks, Cleared, AuditReport)
+
+
+def make_ledger_cli(get_link: Callable[[], Link], get_limits: Callable[[], Limits], backend_name: str) -> click.Group:
+    """The group ``ledger``; Redis is asked only when a command needs it."""
+
+    def open_link() -> Link:
+        if backend_name == "memory":
+            raise ConfigurationError(
+                "THROTTLE_BACKEND=memory keeps its books in the process that serves: nothing to read"
+            )
+        return get_link()
+
+    @click.group("ledger")
+    def group() -> None:
+        """Look into the books, clear an identifier's, and recompute them all."""
+
+    @group.command("show")
+    @click.argument("identifier", metavar="ID")
+    @click.option("--most", type=click.IntRange(0), default=MOST_SHOWN, show_default=True, help="Reservations to list.")
+    @click.option("--json", "as_json", is_flag=True, help="The same as JSON, money in nano-dollars.")
+    def show(identifier: str, most: int, *, as_json: bool) -> None:
+        """What ID has spent, holds and has left; changes nothing.
+
+        ID is what stands in the keys: the hash of a fingerprint, ip:NETWORK, or the hash of an API key.
+        """
+        with _failures(), shown_progress() as progress:
+            books = Ledger(open_link()).show(identifier_of(identifier), get_limits(), most=most, progress=progress)
+        _tell(books, _print_books, as_json=as_json)
+
+    @group.command("reset")
+    @click.argument("identifier", metavar="ID")
+    @click.option("--json", "as_json", is_flag=True, help="The same as JSON, money in nano-dollars.")
+    def reset(identifier: str, *, as_json: bool) -> None:
+        """Clear the books of ID: it may spend anew. What its network and everybody have spent stays."""
+        with _failures():
+            cleared = Ledger(open_link()).reset(identifier_of(identifier))
+        _tell(cleared, _print_cleared, as_json=as_json)
+
+    @group.command("audit")
+    @click.option("--json", "as_json", is_flag=True, help="The same as JSON, money in nano-dollars.")
+    def audit_(*, as_json: bool) -> None:
+        """Recompute every total, and list what disagrees; changes nothing, and may run beside traffic.
+
+        Exit status 1 if anything disagrees, 2 if it could not be run.
+        """
+        with _failures(), shown_progress() as progress:
+            link = open_link()
+            report = audit(link, progress)
+        # Whoever has several servers sees at a glance whether these are the books that were meant.
+        _tell(report, partial(_print_report, link.place), as_json=as_json)
+        raise SystemExit(DISAGREES if report.disagreements else 0)
+
+    return group
+
+
+def identifier_of(text: str) -> str:
+    """The identifier that was meant: of an address its network, as the service would name it."""
+    if text.startswith(_IP):
+        network = network_of(text.removeprefix(_IP))
+        return text if network == UNKNOWN_NETWORK else f"{_IP}{network}"
+    return text
+
+
+def _tell(what: T, in_words: Callable[[T], None], *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(asdict(what), indent=2))
+    else:
+        in_words(what)
+
+
+def _print_cleared(cleared: Cleared) -> None:
+    click.echo(f"books of {cleared.identifier} cleared: {_moment(cleared.at_us // US_PER_SECOND)}")
+    click.echo(f"window: {usd_text(cleared.window_nanousd)} USD, of it open: {usd_text(cleared.open_nanousd)} USD")
+    click.echo(f"today and yesterday: {usd_text(cleared.days_nanousd)} USD")
+    click.echo("throttle marker: " + ("cleared" if cleared.marker else "there was none"))
+
+
+def _print_books(books: IdentifierBooks) -> None:
+    if not books.is_known:
+        click.echo(f"nothing is booked for {books.identifier}")
+        return
+    print_table(_limits_table(books))
+    click.echo(_marker_line(books))
+    if books.reset_at_us is not None:
+        click.echo(f"books cleared: {_moment(books.reset_at_us // US_PER_SECOND)}")
+    shown, of = len(books.reservations), books.reservations_in_all
+    click.echo(f"reservations: {of}" + (f", the newest {shown}" if shown < of else ""))
+    if shown:
+        print_table(_reservations_table(books))
+
+
+def _limits_table(books: IdentifierBooks) -> Table:
+    right = [Column(title, justify="right", no_wrap=True) for title in ("limit $", "spent", "held", "expired", "left")]
+    table = Table(Column("limit", no_wrap=True), *right, "renews", box=None, pad_edge=False)
+    for limit in books.limits:
+        table.add_row(*map(Text, _limit_cells(limit)))
+    return table
+
+
+def _limit_cells(limit: LimitBooks) -> list[str]:
+    amounts = (
+        limit.limit_nanousd,
+        limit.spent_nanousd,
+        limit.held_nanousd,
+        limit.expired_nanousd,
+        limit.left_nanousd,
+    )
+    renews = "" if limit.renews_at_seconds is None else _moment(limit.renews_at_seconds)
+    return [limit.name, *map(usd_text, amounts), renews]
+
+
+def _marker_line(books: IdentifierBooks) -> str:
+    marker = books.marker
+    if marker is None:
+        return "throttle marker: none"
+    busy = ", only open reservations stood in the way" if marker.busy else ""
+    return f"throttle marker: {marker.cause}, {marker.left_seconds} s left{busy}"
+
+
+def _reservations_table(books: IdentifierBooks) -> Table:
+    columns = (Column("reservation", no_wrap=True), "state", Column("$", justify="right"), "made", "age s")
+    table = Table(*columns, box=None, pad_edge=False)
+    for line in books.reservations:
+        made = _moment(line.made_at_us // US_PER_SECOND)
+        cells = (line.reservation_id, line.state, usd_text(line.nanousd), made, str(line.age_seconds))
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def _print_report(place: str, report: AuditReport) -> None:
+    click.echo(f"books in: {place}")
+    states = ", ".join(f"{count} {state}" for state, count in report.records.items())
+    click.echo(f"keys: {report.keys}")
+    click.echo(f"reservations: {sum(report.records.values())} ({states})")
+    click.echo(f"held by open ones: {usd_text(report.open_nanousd)} USD")
+    click.echo(f"held by expired ones: {usd_text(report.expired_nanousd)} USD, booked in full")
+    click.echo(
+        f"totals checked: {report.checked_exactly} to be equal, {report.checked_at_least} to be no less than their "
+        f"reservations; {report.sums_checked} sums of days"
+    )
+    for key in report.undecided:
+        click.echo(f"undecided, it moved all the while: {key}")
+    for found in report.disagreements:
+        click.echo(f"{found.kind}: {found.key} {found.told}")
+    click.echo(f"disagreements: {len(report.disagreements)}")
+
+
+def _moment(unix_seconds: int) -> str:
+    return datetime.fromtimestamp(unix_seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    try:
+        yield
+    except TollgateError as error:
+        fail(str(error), COULD_NOT_RUN)

@@ -1,0 +1,102 @@
+"""`flask settings`: the live settings on the command line."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import click
+from rich.table import Column, Table
+from rich.text import Text
+
+from backends.errors import TollgateError
+from flaskapp.cli.console import fail, print_table
+from flaskapp.settings import Effective, Setting, SettingsStore
+
+OF_THIS_SHELL = "this shell's environment"
+
+
+@dataclass(frozen=True, slots=True)
+class SettingsView:
+    """The live settings as somebody's environment leaves them."""
+
+    store: SettingsStore
+    mode: str
+    whose: str = OF_THIS_SHELL
+    """By whose environment: the shell's, or a service's that runs beside it."""
+
+
+def make_settings_cli(get_view: Callable[[], SettingsView]) -> click.Group:
+    """The group ``settings``; the store is opened only when a command needs it."""
+
+    @click.group("settings")
+    def group() -> None:
+        """Show and change the live settings."""
+
+    @group.command("show")
+    def show() -> None:
+        """Value, source and bounds of every setting; and the mode."""
+        view = _open(get_view)
+        store = view.store
+        now = store.refresh()
+        _print_settings(store.table, now)
+        elsewhere = "; a running service has its own, and tells it in its log and on its dashboard"
+        click.echo(f"mode: {view.mode} (by {view.whose}{elsewhere if view.whose == OF_THIS_SHELL else ''})")
+        if not store.is_reachable:
+            fail("Redis does not answer: these are the environment's values and the defaults")
+
+    # So that a value that begins with a minus is a wrong value, and no unknown option.
+    @group.command("set", context_settings={"ignore_unknown_options": True})
+    @click.argument("name")
+    @click.argument("value")
+    def set_(name: str, value: str) -> None:
+        """Set NAME to VALUE, for every worker of every instance."""
+        view = _open(get_view)
+        setting = _setting(view.store, name)
+        try:
+            wanted = setting.kind.read_text(value)
+        except ValueError as error:
+            fail(f"{name}: {error}; got {setting.kind.shown(value)}")
+        _change(view, setting, wanted)
+
+    @group.command("unset")
+    @click.argument("name")
+    def unset(name: str) -> None:
+        """Take NAME back to its environment variable or default."""
+        view = _open(get_view)
+        _change(view, _setting(view.store, name), None)
+
+    return group
+
+
+def _open(get_view: Callable[[], SettingsView]) -> SettingsView:
+    try:
+        return get_view()
+    except TollgateError as error:
+        fail(str(error))
+
+
+def _setting(store: SettingsStore, name: str) -> Setting:
+    setting = store.table.get(name)
+    return setting or fail(f"{name}: there is no such setting; `flask settings show` lists them")
+
+
+def _change(view: SettingsView, setting: Setting, value: object) -> None:
+    try:
+        now = view.store.change({setting.name: value})
+    except TollgateError as error:
+        fail(str(error))
+    source = now.sources[setting.name]
+    words = source if source == "redis" else f"{source}, by {view.whose}"
+    click.echo(f"{setting.name} is {_value(setting, now)} now ({words})")
+
+
+def _print_settings(rows: Mapping[str, Setting], now: Effective) -> None:
+    table = Table(Column("name", no_wrap=True), "value", "source", "bounds", box=None, pad_edge=False)
+    for setting in rows.values():
+        texts = (setting.name, _value(setting, now), now.sources[setting.name], setting.kind.allowed)
+        # As Text: a value is never read as markup.
+        table.add_row(*map(Text, texts))
+    print_table(table)
+
+
+def _value(setting: Setting, now: Effective) -> str:
+    return setting.kind.text(getattr(now.values, setting.name))

@@ -1,0 +1,46 @@
+"""A body that is longer than it may be is refused, also where nothing announced its length; a broken one, too."""
+
+from typing import IO, Any
+
+from flask import Request
+from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.utils import cached_property
+
+from flaskapp.http.refusals import InvalidRequest
+
+
+class BoundedRequest(Request):
+    """`get_data` raises where the library would cut the body off at the maximum and say nothing."""
+
+    @cached_property
+    def stream(self) -> Any:  # the library's own signature
+        """The body as it comes in."""
+        return _Body(super().stream)
+
+    def get_data(self, *args: Any, **options: Any) -> Any:  # the library's own signature
+        """The whole body.
+
+        Raises:
+            RequestEntityTooLarge: it has more than `max_content_length` bytes.
+            InvalidRequest: it broke off, or its chunks are none.
+        """
+        body = super().get_data(*args, **options)
+        ended_by_maximum = self.content_length is None and len(body) == self.max_content_length
+        if ended_by_maximum and _Body(self.environ["wsgi.input"]).read(1):
+            raise RequestEntityTooLarge
+        return body
+
+
+class _Body:
+    """What the server could not read is the caller's fault: each server has errors of its own for that."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return self._stream.read(size)
+        except RequestEntityTooLarge:
+            raise
+        except Exception as error:
+            raise InvalidRequest(400, "body", "broke off, or is not encoded as announced") from error

@@ -1,0 +1,52 @@
+"""Challenges: 32 random bytes, good once, for one hash from one network, for five minutes."""
+
+import re
+import secrets
+from enum import Enum
+
+from backends.keys import CHALLENGE_PREFIX
+from backends.store.link import Link
+from backends.store.scripts import Script
+
+CHALLENGE_SECONDS = 300
+_CONSUME = Script("consume.lua")
+_SHAPE = re.compile(r"[0-9a-f]{64}")
+
+
+class ChallengeResult(Enum):
+    """What became of a challenge that was shown."""
+
+    GOOD = 0
+    UNKNOWN = 1
+    MISMATCH = 2
+
+
+class Challenges:
+    """Gives and takes challenges; both raise `StoreError` where Redis fails."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    @staticmethod
+    def draw() -> str:
+        """64 hex digits that nobody can guess."""
+        return secrets.token_hex(32)
+
+    def give(self, identifier: str, network: str) -> str:
+        """A new challenge, remembered for `CHALLENGE_SECONDS`."""
+        challenge = self.draw()
+        key, owner = CHALLENGE_PREFIX + challenge, _owner(identifier, network)
+        self._link.run(lambda client: client.set(key, owner, ex=CHALLENGE_SECONDS))
+        return challenge
+
+    def consume(self, challenge: str, identifier: str, network: str) -> ChallengeResult:
+        """Check and use up in one step: of a thousand at once, one finds it good."""
+        if not _SHAPE.fullmatch(challenge):
+            return ChallengeResult.UNKNOWN
+        key, owner = CHALLENGE_PREFIX + challenge, _owner(identifier, network)
+        (status,) = self._link.run(lambda client: _CONSUME.run(client, [key], [owner]))
+        return ChallengeResult(status)
+
+
+def _owner(identifier: str, network: str) -> str:
+    return f"{identifier} {network}"

@@ -1,0 +1,73 @@
+"""What every guarded route says around its verdict: an idempotency key read, and the headers of an admitted answer."""
+
+import hashlib
+import re
+
+from flask import Request
+
+from backends.clock import US_PER_SECOND
+from backends.contract import Idempotency, Limits, Reservation
+from backends.keys import SECONDS_PER_DAY
+from backends.money import usd_text
+from flaskapp.http.refusals import InvalidRequest
+
+UNGUARDED = "off"
+IDEMPOTENCY_HEADER = "Idempotency-Key"
+_KEY = re.compile(r"[!-~]{1,128}")
+_NANOUSD_PER_MICROUSD = 1_000
+_UNIT = "tollgate-microusd"
+
+
+def read_idempotency(request: Request, identifier: str, route: str, body_text: str) -> Idempotency | None:
+    """The caller's own name for this request: it belongs to its identifier and to the route.
+
+    Raises:
+        InvalidRequest: the header is not one.
+    """
+    key = request.headers.get(IDEMPOTENCY_HEADER)
+    if key is None:
+        return None
+    if not _KEY.fullmatch(key):
+        raise InvalidRequest(400, IDEMPOTENCY_HEADER, "has to be 1 to 128 visible ASCII characters")
+    whose = hashlib.sha256(f"{identifier}\n{route}\n{key}".encode()).hexdigest()
+    return Idempotency(whose[:32], hashlib.sha256(body_text.encode()).hexdigest()[:16])
+
+
+def timing(seconds: float) -> str:
+    """``Server-Timing``: the time of the check alone."""
+    return f"throttle;dur={seconds * 1_000:.3f}"
+
+
+def admitted_headers(reservation: Reservation | None, limits: Limits, check_seconds: float) -> dict[str, str]:
+    """The headers of an admitted answer; without a reservation only that nothing guards it."""
+    if reservation is None:
+        return {"X-Throttle-Backend": UNGUARDED}
+    return {
+        "X-Throttle-Backend": reservation.backend,
+        "X-Cost-Reserved-USD": usd_text(reservation.cost_nanousd),
+        "Server-Timing": timing(check_seconds),
+        **rate_limit_headers(reservation, limits),
+    }
+
+
+def rate_limit_headers(reservation: Reservation, limits: Limits) -> dict[str, str]:
+    """``RateLimit-Policy`` and ``RateLimit`` after draft-ietf-httpapi-ratelimit-headers, from the decision's own reply.
+
+    Micro-dollars, rounded down; `t` is when the next amount leaves the window, and when the day ends.
+    """
+    made_at_us = reservation.made_at_us
+    day_seconds_left = SECONDS_PER_DAY - made_at_us // US_PER_SECOND % SECONDS_PER_DAY
+    window_seconds_left = max(
+        1, -(-(reservation.window_frees_at_seconds * US_PER_SECOND - made_at_us) // US_PER_SECOND)
+    )
+    rows = (
+        ("window", limits.window_nanousd, reservation.window_spent_nanousd, limits.window_seconds, window_seconds_left),
+        ("day", limits.day_nanousd, reservation.day_spent_nanousd, SECONDS_PER_DAY, day_seconds_left),
+    )
+    policies = [f'"{name}";q={_micro(limit)};w={length};qu="{_UNIT}"' for name, limit, _, length, _ in rows]
+    left = [f'"{name}";r={_micro(max(0, limit - spent))};t={until}' for name, limit, spent, _, until in rows]
+    return {"RateLimit-Policy": ", ".join(policies), "RateLimit": ", ".join(left)}
+
+
+def _micro(nanousd: int) -> int:
+    return nanousd // _NANOUSD_PER_MICROUSD

@@ -1,0 +1,53 @@
+"""What every body of JSON has in common: read strictly, and refused with the place and the reason."""
+
+from flask import Request
+from pydantic import ValidationError
+
+from flaskapp.http.refusals import InvalidRequest
+from flaskapp.strict_json import StrictJsonError, loads
+
+_PLACE_CHARACTERS = 200
+_WORDS = {
+    "extra_forbidden": "is not known here",
+    "missing": "is missing",
+    "int_type": "has to be a whole number, in digits and at most 18 of them",
+    "string_type": "has to be text",
+    "bool_type": "has to be true or false",
+    "list_type": "has to be a list",
+    "dict_type": "has to be an object",
+    "model_type": "has to be an object",
+    "too_long": "may have at most {max_length} items",
+    "too_short": "needs at least {min_length} items",
+    "string_too_long": "may have at most {max_length} characters",
+    "string_too_short": "needs at least {min_length} characters",
+    "greater_than_equal": "has to be at least {ge}",
+    "less_than_equal": "may be at most {le}",
+}
+"""Where the validation's own words are for who wrote the program, and not for who sent the request."""
+
+
+def read_json_object(request: Request) -> dict[str, object]:
+    """The body of `request`; numbers with a fraction are `Decimal`.
+
+    Raises:
+        InvalidRequest: 400, 415 or 422: no strict JSON, of another type, or no object.
+    """
+    if request.mimetype != "application/json":
+        raise InvalidRequest(415, "Content-Type", "has to be application/json")
+    try:
+        content = loads(request.get_data(cache=False))
+    except StrictJsonError as error:
+        raise InvalidRequest(400, "body", str(error)) from error
+    if not isinstance(content, dict):
+        raise InvalidRequest(422, "body", "has to be a JSON object")
+    return content
+
+
+def not_usable(error: ValidationError) -> InvalidRequest:
+    """The first thing that is wrong, as a 422. A part of a place in ``<>`` is a choice's name and is left out."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    parts = [part for part in first["loc"] if not str(part).startswith("<")]
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
+    words = _WORDS.get(first["type"])
+    reason = words.format_map(first.get("ctx", {})) if words else first["msg"][:1].lower() + first["msg"][1:200]
+    return InvalidRequest(422, place[:_PLACE_CHARACTERS] or "body", reason)

@@ -1,0 +1,144 @@
+"""Requests per minute: flask-limiter on the same Redis, through the same door as everything else.
+
+Its loss of Redis never becomes a 500: it goes on in the worker's own memory until Redis is back. Too busy to ask Redis
+is no loss: who cannot be counted is refused, or a flood would give everybody a second, empty counter.
+"""
+
+import math
+
+from flask import Flask, Response, g, request
+from flask_limiter import Limiter, RateLimitExceeded, RequestLimit
+from limits import RateLimitItem, parse_many
+from limits.storage.base import Storage
+
+from backends.clock import US_PER_SECOND, Clock
+from backends.errors import StoreBusy, StoreError
+from backends.keys import RATE_PREFIX
+from backends.store.link import Client, Link
+from flaskapp.http.identity import network_of, rate_key
+from flaskapp.http.refusals import RATE_LIMITED, THROTTLE_UNAVAILABLE, problem
+
+ADMIN_RATE_LIMIT = "60 per minute"
+IDENTIFIERS_PER_NETWORK = 10
+"""A network may ask for as many challenges as so many identifiers may."""
+
+
+class LinkStorage(Storage):
+    """Counters of `limits` in Redis, behind our own time-outs and breaker."""
+
+    STORAGE_SCHEME = ["tollgate"]  # noqa: RUF012 (the library's own way to register)
+
+    def __init__(self, uri: str, *, wrap_exceptions: bool = False, link: Link, clock: Clock) -> None:
+        super().__init__(uri, wrap_exceptions=wrap_exceptions)
+        self._link = link
+        self._clock = clock
+
+    @property
+    def base_exceptions(self) -> type[Exception]:
+        """What a failure of the store looks like."""
+        return StoreError
+
+    def incr(self, key: str, expiry: int, amount: int = 1) -> int:
+        """Count, and give a new counter its life, in one transaction."""
+
+        def count(client: Client) -> int:
+            transaction = client.pipeline(transaction=True)
+            transaction.set(_key(key), 0, ex=expiry, nx=True)
+            transaction.incrby(_key(key), amount)
+            return int(transaction.execute()[1])
+
+        try:
+            return self._link.run(count)
+        except StoreBusy:
+            g.was_not_counted = True
+            return 0
+
+    def get(self, key: str) -> int:
+        """The counter; 0 without one."""
+        return int(self._link.run(lambda client: client.get(_key(key))) or 0)
+
+    def get_expiry(self, key: str) -> float:
+        """Unix time at which the counter begins anew."""
+        left_ms = max(0, int(self._link.run(lambda client: client.pttl(_key(key)))))
+        return self._clock.now_us() / US_PER_SECOND + left_ms / 1_000
+
+    def check(self) -> bool:
+        """Whether Redis is back."""
+        try:
+            return bool(self._link.run(lambda client: client.ping()))
+        except StoreError:
+            return False
+
+    def reset(self) -> int | None:
+        """Not offered: it would have to search the whole database."""
+        return None
+
+    def clear(self, key: str) -> None:
+        """Forget one counter."""
+        self._link.run(lambda client: client.delete(_key(key)))
+
+
+def _key(key: str) -> str:
+    return f"{RATE_PREFIX}:{key}"
+
+
+def make_limiter(app: Flask, link: Link, clock: Clock) -> Limiter:
+    """The limiter of `app`, and its refusal."""
+    limiter = Limiter(
+        lambda: rate_key(request),
+        app=app,
+        storage_uri="tollgate://",
+        storage_options={"link": link, "clock": clock},  # type: ignore[dict-item] # handed through to LinkStorage
+        strategy="fixed-window",
+        swallow_errors=True,
+        in_memory_fallback_enabled=True,
+        headers_enabled=False,
+        key_prefix="",
+    )
+
+    @app.before_request
+    def refuse_uncounted() -> Response | None:
+        if not g.get("was_not_counted"):
+            return None
+        message = "This service is too busy to count requests. Please try again."
+        return problem(503, THROTTLE_UNAVAILABLE, "busy", message, retry_after_seconds=1)
+
+    @app.errorhandler(RateLimitExceeded)
+    def refused(error: RateLimitExceeded) -> Response:
+        current = limiter.current_limit
+        wait_seconds = _wait_seconds(current, clock)
+        allowed = f"{_words(current.limit)} are allowed" if current is not None else "no more are allowed now"
+        message = f"Too many requests: {allowed}. Please try again in {wait_seconds} seconds."
+        scope = "network" if error.limit.key_func is network_key else "identifier"
+        return problem(429, RATE_LIMITED, "rate_limit", message, retry_after_seconds=wait_seconds, scope=scope)
+
+    return limiter
+
+
+def _words(limit: RateLimitItem) -> str:
+    times = "" if limit.multiples == 1 else f"{limit.multiples} "
+    return f"{limit.amount} per {times}{limit.GRANULARITY.name}"
+
+
+def _wait_seconds(limit: RequestLimit | None, clock: Clock) -> int:
+    """Until the counter begins anew; its whole life where Redis was lost since it was counted."""
+    if limit is None:
+        return 1
+    try:
+        ends_at_seconds = limit.window.reset_time
+    except StoreError:
+        return int(limit.limit.get_expiry())
+    return max(1, math.ceil(ends_at_seconds - clock.now_us() / US_PER_SECOND))
+
+
+def network_key() -> str:
+    """For routes that have no visitor: the network counts."""
+    return f"ip:{network_of(request.remote_addr)}"
+
+
+def network_rate(rate: str) -> str:
+    """What a whole network may do where `rate` is what one identifier may."""
+    return "; ".join(
+        f"{item.amount * IDENTIFIERS_PER_NETWORK} per {item.multiples} {item.GRANULARITY.name}"
+        for item in parse_many(rate)
+    )

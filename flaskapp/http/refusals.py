@@ -1,0 +1,202 @@
+"""Every answer that is not what was asked for: RFC 9457 problems, with the words of HTTP in one place."""
+
+from collections.abc import Mapping
+
+from flask import Flask, Response, current_app, g, has_request_context, json, request
+from werkzeug.exceptions import HTTPException, NotFound, RequestEntityTooLarge
+from werkzeug.http import HTTP_STATUS_CODES
+
+from backends.contract import Duplicate, DuplicateState, Reason, Refusal
+from backends.errors import ThrottleUnavailable
+from backends.money import usd_text
+from flaskapp.http.openai_errors import error_object, retry_headers, speaks_openai
+
+COST_THROTTLED = "cost_throttled"
+RATE_LIMITED = "rate_limited"
+INVALID_CHALLENGE = "invalid_challenge"
+INVALID_REQUEST = "invalid_request"
+UPSTREAM_ERROR = "upstream_error"
+THROTTLE_UNAVAILABLE = "throttle_unavailable"
+DUPLICATE_REQUEST = "duplicate_request"
+INTERNAL_ERROR = "internal_error"
+
+_NOTHING_HERE = (
+    "There is nothing here. The chat is POST /api/v1/chat/stream, for OpenAI's clients POST /v1/chat/completions; "
+    "the dashboard is GET /admin."
+)
+_PASSED_HEADERS = {"Allow", "WWW-Authenticate"}
+_TITLES = {
+    COST_THROTTLED: "Cost limit reached",
+    RATE_LIMITED: "Too many requests",
+    INVALID_CHALLENGE: "Challenge not accepted",
+    "unauthorized": "Not authorized",
+    INVALID_REQUEST: "Request not usable",
+    UPSTREAM_ERROR: "The model did not answer",
+    THROTTLE_UNAVAILABLE: "Budgets cannot be asked",
+    DUPLICATE_REQUEST: "Request sent before",
+}
+_MESSAGES = {
+    Reason.DAILY_LIMIT: "Daily usage limit reached.",
+    Reason.WINDOW_LIMIT: "High usage detected.",
+    Reason.NETWORK_LIMIT: "High usage detected from your network.",
+    Reason.NETWORK_DAILY_LIMIT: "Your network has reached its daily usage limit.",
+    Reason.GLOBAL_HOURLY_LIMIT: "This service has reached its usage limit for this hour.",
+    Reason.GLOBAL_DAILY_LIMIT: "This service has reached its usage limit for today.",
+}
+
+
+def problem(  # noqa: PLR0913 (each is a field of RFC 9457 or a header)
+    status: int,
+    error: str,
+    reason: str,
+    message: str,
+    *,
+    retry_after_seconds: int | None = None,
+    scope: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    extra: Mapping[str, object] | None = None,
+) -> Response:
+    """An ``application/problem+json`` response; `retry_after_seconds` also becomes ``Retry-After``.
+
+    On the routes that speak OpenAI's language the same is told in OpenAI's shape.
+    """
+    if has_request_context() and speaks_openai(request.path):
+        details = {"reason": reason, "scope": scope, "retry_after_seconds": retry_after_seconds, **(extra or {})}
+        told = error_object(status, error, message, request_id=g.get("request_id"), details=details)
+        response = Response(json.dumps({"error": told}, sort_keys=False) + "\n", status, mimetype="application/json")
+        response.headers.extend(retry_headers(status, retry_after_seconds, details))
+        return _with_headers(response, retry_after_seconds, headers)
+    body = {
+        "error": error,
+        "message": message,
+        "reason": reason,
+        "retry_after_seconds": retry_after_seconds,
+        "scope": scope,
+        "request_id": g.get("request_id"),
+        "type": f"urn:tollgate:problem:{error}",
+        "title": _TITLES.get(error, HTTP_STATUS_CODES.get(status, "Error")),
+        "status": status,
+        "detail": message,
+        **(extra or {}),
+    }
+    response = Response(json.dumps(body, sort_keys=False) + "\n", status, mimetype="application/problem+json")
+    return _with_headers(response, retry_after_seconds, headers)
+
+
+def _with_headers(response: Response, retry_after_seconds: int | None, headers: Mapping[str, str] | None) -> Response:
+    response.headers["Cache-Control"] = "no-store"
+    response.headers.extend(headers or {})
+    if retry_after_seconds is not None:
+        response.headers["Retry-After"] = str(retry_after_seconds)
+    return response
+
+
+def cost_refused(refusal: Refusal) -> Response:
+    """429 for a refusal of the guard."""
+    flags = {"can_never_fit": refusal.can_never_fit, "in_flight": refusal.in_flight}
+    return problem(
+        429,
+        COST_THROTTLED,
+        refusal.reason.value,
+        _cost_message(refusal),
+        retry_after_seconds=refusal.retry_after_seconds,
+        scope=refusal.scope.value,
+        extra={name: True for name, is_set in flags.items() if is_set},
+    )
+
+
+OTHER_BODY = "other_body"
+_DUPLICATE_MESSAGES = {
+    DuplicateState.IN_FLIGHT.value: "A request with this Idempotency-Key is under way: wait for its answer.",
+    DuplicateState.SETTLED.value: "A request with this Idempotency-Key was charged; it is not sent again.",
+    DuplicateState.EXPIRED.value: "A request with this Idempotency-Key broke off; its whole reservation is booked.",
+    OTHER_BODY: "This Idempotency-Key came with another body before: take a new key for a new request.",
+}
+
+
+def duplicate_reason(duplicate: Duplicate) -> str:
+    """Which of the ways in which a request can have been sent before."""
+    return duplicate.state.value if duplicate.same_body else OTHER_BODY
+
+
+def duplicate_message(duplicate: Duplicate) -> str:
+    """The same in a sentence."""
+    return _DUPLICATE_MESSAGES[duplicate_reason(duplicate)]
+
+
+def duplicate_refused(duplicate: Duplicate) -> Response:
+    """409 for a request that was sent before; `first_request_id` and `cost_usd` are the first one's."""
+    extra = {
+        "first_request_id": duplicate.reservation_id,
+        "first_state": duplicate.state.value,
+        "cost_usd": usd_text(duplicate.cost_nanousd),
+    }
+    return problem(409, DUPLICATE_REQUEST, duplicate_reason(duplicate), duplicate_message(duplicate), extra=extra)
+
+
+def store_unavailable(error: ThrottleUnavailable) -> Response:
+    """503: nobody may say yes."""
+    message = f"This service cannot check its budgets: {error}. Please try again later."
+    return problem(503, THROTTLE_UNAVAILABLE, "store", message, retry_after_seconds=error.retry_after_seconds)
+
+
+def _cost_message(refusal: Refusal) -> str:
+    message = _MESSAGES[refusal.cause]
+    if refusal.can_never_fit:
+        limit = "" if refusal.limit_nanousd is None else f" of {usd_text(refusal.limit_nanousd)} USD"
+        return f"{message} This request alone is larger than the whole limit{limit}: ask for less."
+    if refusal.in_flight:
+        message += " Answers that are still under way hold the rest of it."
+    return f"{message} Please try again in {_duration(refusal.retry_after_seconds or 1)}."
+
+
+def _duration(seconds: int) -> str:
+    for size, unit in ((3_600, "hour"), (60, "minute")):
+        if seconds >= 2 * size:
+            return f"{-(-seconds // size)} {unit}s"
+    return f"{seconds} second{'' if seconds == 1 else 's'}"
+
+
+class InvalidRequest(Exception):
+    """The request cannot be used: what is wrong, and where."""
+
+    def __init__(self, status: int, field: str, reason: str, *, code: str | None = None) -> None:
+        super().__init__(f"{field}: {reason}")
+        self.code = code
+        """OpenAI's word for it, where it has one."""
+        self.status = status
+        self.field = field
+        self.reason = reason
+
+
+def register_error_handlers(app: Flask) -> None:
+    """No traceback ever reaches a client."""
+
+    @app.errorhandler(InvalidRequest)
+    def invalid(error: InvalidRequest) -> Response:
+        message = f"The request cannot be used: {error}."
+        extra = {"field": error.field} | ({} if error.code is None else {"code": error.code})
+        return problem(error.status, INVALID_REQUEST, f"{error.field}: {error.reason}", message, extra=extra)
+
+    @app.errorhandler(RequestEntityTooLarge)
+    def too_large(_: RequestEntityTooLarge) -> Response:
+        limit = current_app.config["MAX_CONTENT_LENGTH"]
+        message = f"The body may have at most {limit} bytes."
+        return problem(413, INVALID_REQUEST, "body: too large", message, extra={"field": "body"})
+
+    @app.errorhandler(HTTPException)
+    def http(error: HTTPException) -> Response:
+        status = error.code or 500
+        if status == 400:  # noqa: PLR2004 (a status of HTTP)
+            return problem(400, INVALID_REQUEST, "request: cannot be read", "The request cannot be read.")
+        name = HTTP_STATUS_CODES.get(status, "Error")
+        headers = {name: value for name, value in error.get_headers() if name in _PASSED_HEADERS}
+        word = name.lower().replace(" ", "_")
+        message = _NOTHING_HERE if isinstance(error, NotFound) else error.description or name
+        return problem(status, word, word, message, headers=headers)
+
+    @app.errorhandler(Exception)
+    def unexpected(error: Exception) -> Response:
+        current_app.extensions["tollgate"].tell("unexpected_error", error=type(error).__name__, exception=error)
+        message = "Something went wrong on our side; the request id helps to find it in the log."
+        return problem(500, INTERNAL_ERROR, INTERNAL_ERROR, message)

@@ -1,0 +1,100 @@
+"""A network in front of Redis: every byte arrives later by a fixed time, and none waits for another.
+
+``python -m flaskapp.lab.delay HOST PORT DELAY_US`` listens on a free port of 127.0.0.1, prints it, and passes on to
+HOST:PORT until its standard input ends, however whoever started it ends. It delays and does not throttle: what was read
+is passed on `DELAY_US` after it was read, each way, while the next is being read already. A process of its own, so that
+it takes no time from whoever measures.
+"""
+
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from queue import SimpleQueue
+
+from backends.clock import SystemClock
+from backends.errors import StoreUnavailable
+
+HOST = "127.0.0.1"
+_CLOCK = SystemClock()
+_Late = SimpleQueue[tuple[float, bytes]]
+
+
+@contextmanager
+def delayed(port: int, round_trip_us: int, host: str = HOST) -> Iterator[int]:
+    """The port of this machine behind which the server at `host`:`port` is `round_trip_us` farther away.
+
+    Raises:
+        StoreUnavailable: the proxy did not start.
+    """
+    command = [sys.executable, "-m", "flaskapp.lab.delay", host, str(port), str(round_trip_us // 2)]
+    with subprocess.Popen(  # noqa: S603 (this module)
+        # A session of its own: a Ctrl-C is for whoever started it, and what that one does needs the network still.
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as proxy:
+        try:
+            its_port = proxy.stdout.readline() if proxy.stdout else ""
+            if not its_port:
+                raise StoreUnavailable("the proxy that delays did not start")
+            yield int(its_port)
+        finally:
+            proxy.terminate()
+
+
+def serve(target: tuple[str, int], delay_us: int) -> None:
+    """Until standard input ends."""
+    listener = socket.create_server((HOST, 0))
+    print(listener.getsockname()[1], flush=True)  # noqa: T201 (that is how it is found)
+    threading.Thread(target=_accept, args=(listener, target, delay_us / 1e6), daemon=True).start()
+    sys.stdin.read()
+
+
+def _accept(listener: socket.socket, target: tuple[str, int], delay_seconds: float) -> None:
+    while True:
+        client, _ = listener.accept()
+        try:
+            server = socket.create_connection(target)
+        except OSError:
+            client.close()
+            continue
+        for one, other in ((client, server), (server, client)):
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            late: _Late = SimpleQueue()
+            threading.Thread(target=_read, args=(one, late, delay_seconds), daemon=True).start()
+            threading.Thread(target=_write, args=(other, late), daemon=True).start()
+
+
+def _read(source: socket.socket, late: _Late, delay_seconds: float) -> None:
+    chunk = b"-"
+    while chunk:
+        try:
+            chunk = source.recv(65_536)
+        except OSError:
+            chunk = b""
+        late.put((_CLOCK.monotonic_seconds() + delay_seconds, chunk))
+
+
+def _write(sink: socket.socket, late: _Late) -> None:
+    while True:
+        due_seconds, chunk = late.get()
+        time.sleep(max(0.0, due_seconds - _CLOCK.monotonic_seconds()))
+        if not chunk:
+            break
+        try:
+            sink.sendall(chunk)
+        except OSError:
+            break
+    with suppress(OSError):
+        sink.shutdown(socket.SHUT_RDWR)
+    sink.close()
+
+
+if __name__ == "__main__":
+    serve((sys.argv[1], int(sys.argv[2])), int(sys.argv[3]))

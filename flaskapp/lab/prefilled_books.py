@@ -1,0 +1,57 @@
+"""Books as many reservations would have left them, laid out at once: for measuring, never in a database in use."""
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from backends.keys import (
+    OPEN_BUCKETS,
+    RING_BUCKETS,
+    SECONDS_PER_DAY,
+    BookKeys,
+    book_keys,
+    bucket_seconds_of,
+    open_bucket_seconds_of,
+)
+from backends.store.link import Client
+
+
+def leave_as_after(  # noqa: PLR0913 (a book has that many sides)
+    client: Client,
+    who: str,
+    requests: int,
+    *,
+    network: str,
+    now_seconds: int,
+    cost_nanousd: int,
+    window_seconds: int,
+    open_seconds: int,
+    its_random: random.Random,
+) -> None:
+    """Books of `who` after `requests` reservations of about `cost_nanousd`, spread over the window that ends now."""
+    keys = book_keys("", who, network, now_seconds)
+    bucket_seconds = bucket_seconds_of(window_seconds)
+
+    def ring(each_seconds: int, buckets: int) -> dict[int, int]:
+        """`requests` amounts over at most `buckets` buckets, none of them alike."""
+        filled = min(requests, buckets)
+        newest = now_seconds - now_seconds % each_seconds
+        each = requests // filled * cost_nanousd
+        return {newest - each_seconds * age: each - its_random.randrange(cost_nanousd) for age in range(filled)}
+
+    spent = ring(bucket_seconds, RING_BUCKETS + 1)
+    opened = ring(open_bucket_seconds_of(open_seconds), OPEN_BUCKETS + 1)
+    for key, members in _rings(keys, spent, opened):
+        client.delete(key)
+        client.zadd(key, members)
+        client.expire(key, window_seconds + bucket_seconds)
+    for key in (keys.daily, keys.network_daily, keys.hourly_of_all, keys.daily_of_all):
+        client.set(key, sum(spent.values()), ex=SECONDS_PER_DAY)
+
+
+def _rings(keys: BookKeys, spent: dict[int, int], opened: dict[int, int]) -> Iterator[tuple[str, dict[Any, int]]]:
+    yield keys.recent, spent
+    yield keys.network_recent, spent
+    yield keys.open_identifier, opened
+    yield keys.open_network, opened
+    yield keys.open_of_all, opened

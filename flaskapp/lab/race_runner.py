@@ -1,0 +1,127 @@
+"""The race as the dashboard runs it: a process of its own, on a Redis of its own, one at a time and bounded.
+
+What it prints, a line of JSON each round, is passed on as it comes.
+"""
+
+import fcntl
+import json
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from flaskapp.config import child_environment
+from flaskapp.value_types import Whole
+
+ROOT = Path(__file__).resolve().parents[2]
+BACKENDS = "legacy,atomic"
+MAX_SECONDS = 120.0
+STOP_SECONDS = 10.0
+FIELDS = {
+    "requests": Whole("Callers at once", minimum=2, maximum=40),
+    "room": Whole("Room for", minimum=1, maximum=39),
+    "rounds": Whole("Rounds", minimum=1, maximum=20),
+    "rtt": Whole("Redis farther away by", unit="milliseconds", minimum=0, maximum=10),
+}
+"""What may be asked for: enough to see it, and little enough to be over in a minute."""
+DEFAULTS = {"requests": 10, "room": 4, "rounds": 5, "rtt": 1}
+
+
+class RaceRefused(ValueError):
+    """What was asked for is no race; the text says what is allowed."""
+
+
+class RaceRuns(Exception):
+    """Another one runs."""
+
+
+class RaceDesk:
+    """Starts races, one at a time for all workers of this instance.
+
+    Args:
+        data_dir: where the lock is.
+    """
+
+    def __init__(self, data_dir: Path) -> None:
+        self._lock_file = data_dir / "race.lock"
+
+    def start(self, form: Mapping[str, str]) -> "RunningRace":
+        """Begin.
+
+        Raises:
+            RaceRefused: the form is no race.
+            RaceRuns: one runs already.
+        """
+        asked = {name: _number(name, form.get(name, "")) for name in FIELDS}
+        if asked["room"] >= asked["requests"]:
+            raise RaceRefused("room: fewer than the callers, or there is no race")
+        self._lock_file.parent.mkdir(parents=True, exist_ok=True)
+        # A lock that ends with whoever holds it, however that one ends.
+        lock = self._lock_file.open("w", encoding="utf-8")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return RunningRace(lock.fileno(), [f"--{name}={number}" for name, number in asked.items()])
+        except BlockingIOError as error:
+            raise RaceRuns from error
+        finally:
+            # The process of the race holds it on.
+            lock.close()
+
+
+class RunningRace:
+    """One race, and what it says."""
+
+    def __init__(self, lock: int, options: list[str]) -> None:
+        self._process = subprocess.Popen(  # noqa: S603 (our own interpreter; the options are numbers)
+            [sys.executable, "-m", "flaskapp.lab", "--events", f"--backends={BACKENDS}", *options],
+            env=child_environment() | {"PYTHONPATH": str(ROOT)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=(lock,),
+            text=True,
+            start_new_session=True,
+        )
+        self._end = threading.Timer(MAX_SECONDS, self._process.kill)
+        self._end.daemon = True
+        self._end.start()
+
+    def lines(self) -> Iterator[str]:
+        """A line of JSON each round, then one of all figures; or one with `error`."""
+        if self._process.stdout is None or self._process.stderr is None:
+            return
+        yield from self._process.stdout
+        if self._process.wait() not in {0, 1}:
+            yield json.dumps({"error": self._why(self._process.stderr.read())}) + "\n"
+
+    def _why(self, said: str) -> str:
+        if self._process.returncode == -signal.SIGKILL:
+            return f"The race was ended after {MAX_SECONDS:.0f} seconds: let fewer callers run, or fewer rounds."
+        lines = said.strip().splitlines()
+        return lines[-1] if lines else "The race ended without a word."
+
+    def close(self) -> None:
+        """It ends now, if it has not; and so does all that it started. May be said twice."""
+        self._end.cancel()
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+            try:
+                self._process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        for pipe in (self._process.stdout, self._process.stderr):
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
+
+
+def _number(name: str, text: str) -> int:
+    kind = FIELDS[name]
+    try:
+        return kind.read_text(text)
+    except ValueError:
+        raise RaceRefused(f"{name}: {kind.allowed}") from None

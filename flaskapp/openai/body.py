@@ -1,0 +1,419 @@
+"""The body of ``POST /v1/chat/completions``: what cannot multiply the cost passes, everything else is refused.
+
+A field that is not here is unknown, or is one whose cost cannot be bounded or is not in the price table: audio,
+predictions, hosted tools, web search, moderation, longer caches, dearer service tiers. Types are not coerced. `null`
+stands for a field that is not there.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Annotated, Any, Literal, TypeAlias
+
+from flask import Request
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    ValidationError,
+)
+from pydantic_core import PydanticCustomError
+
+from backends.pricing.prompt_bounds import ImagesNotBounded, prompt_tokens
+from backends.pricing.token_bounds import InputTooLong
+from flaskapp.http.json_body import not_usable, read_json_object
+from flaskapp.http.refusals import InvalidRequest
+from flaskapp.llm import MAX_CHOICES
+
+_MOST_TOKENS = 10**9
+"""More than any model gives: whoever asks for more means something else."""
+_MAX_MESSAGES = 2_048
+_MAX_DEFINITIONS = 128
+_NOT_OFFERED = "is not offered here: it is unknown, or what it costs cannot be bounded"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+def _by_type(value: object) -> str:
+    """Which choice of a union a value is, by its own word; in ``<>`` it does not show in a place."""
+    return f"<{value.get('type')}>" if isinstance(value, dict) else "<none>"
+
+
+def _by_kind(value: object) -> str:
+    return "<text>" if isinstance(value, str) else "<list>" if isinstance(value, list) else "<object>"
+
+
+def _number(value: object) -> Decimal:
+    """Any number of JSON; nothing else."""
+    if isinstance(value, bool) or not isinstance(value, int | Decimal):
+        raise PydanticCustomError("number", "has to be a number")
+    return Decimal(value)
+
+
+_Name: TypeAlias = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+_Id: TypeAlias = Annotated[str, StringConstraints(max_length=512)]
+_Number: TypeAlias = Annotated[Decimal, BeforeValidator(_number)]
+_Tokens: TypeAlias = Annotated[int, Field(ge=1, le=_MOST_TOKENS)]
+_Object: TypeAlias = dict[str, Any]
+
+
+# --- messages
+
+
+class _TextPart(_Strict):
+    type: Literal["text"]
+    text: str
+
+
+class _RefusalPart(_Strict):
+    type: Literal["refusal"]
+    refusal: str
+
+
+class _ImageUrl(_Strict):
+    url: Annotated[str, StringConstraints(pattern=r"^(https?://|data:image/)")]
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class _ImagePart(_Strict):
+    type: Literal["image_url"]
+    image_url: _ImageUrl
+
+
+_Part: TypeAlias = Annotated[
+    Annotated[_TextPart, Tag("<text>")]
+    | Annotated[_RefusalPart, Tag("<refusal>")]
+    | Annotated[_ImagePart, Tag("<image_url>")],
+    Discriminator(
+        _by_type,
+        custom_error_type="part",
+        custom_error_message="has to be a part of the type text, image_url or refusal",
+    ),
+]
+_Content: TypeAlias = Annotated[
+    Annotated[str, Tag("<text>")] | Annotated[list[_Part], Tag("<list>")],
+    Discriminator(_by_kind, custom_error_type="content", custom_error_message="has to be a text or a list of parts"),
+]
+
+
+class _FunctionCall(_Strict):
+    name: _Name
+    arguments: str
+
+
+class _CustomCall(_Strict):
+    name: _Name
+    input: str
+
+
+class _FunctionToolCall(_Strict):
+    id: _Id
+    type: Literal["function"]
+    function: _FunctionCall
+
+
+class _CustomToolCall(_Strict):
+    id: _Id
+    type: Literal["custom"]
+    custom: _CustomCall
+
+
+_ToolCall: TypeAlias = Annotated[
+    Annotated[_FunctionToolCall, Tag("<function>")] | Annotated[_CustomToolCall, Tag("<custom>")],
+    Discriminator(
+        _by_type, custom_error_type="call", custom_error_message="has to be a call of the type function or custom"
+    ),
+]
+
+
+class _Message(_Strict):
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: _Content | None = None
+    name: _Id | None = None
+    refusal: str | None = None
+    tool_calls: list[_ToolCall] | None = None
+    tool_call_id: _Id | None = None
+    function_call: _FunctionCall | None = None
+    # What an answer has and clients hand back with it; of an audio only that there was none.
+    annotations: list[_Object] | None = None
+    reasoning_content: str | None = None
+    audio: None = None
+
+
+# --- tools and formats
+
+
+class _Function(_Strict):
+    name: _Name
+    description: str | None = None
+    parameters: _Object | None = None
+    strict: bool | None = None
+
+
+class _FunctionTool(_Strict):
+    type: Literal["function"]
+    function: _Function
+
+
+class _Custom(_Strict):
+    name: _Name
+    description: str | None = None
+    format: _Object | None = None
+
+
+class _CustomTool(_Strict):
+    type: Literal["custom"]
+    custom: _Custom
+
+
+_Tool: TypeAlias = Annotated[
+    Annotated[_FunctionTool, Tag("<function>")] | Annotated[_CustomTool, Tag("<custom>")],
+    Discriminator(
+        _by_type,
+        custom_error_type="tool",
+        custom_error_message="has to be a tool of the type function or custom: what a hosted one costs is not bounded",
+    ),
+]
+
+
+class _Named(_Strict):
+    name: _Name
+
+
+class _FunctionChoice(_Strict):
+    type: Literal["function"]
+    function: _Named
+
+
+class _CustomChoice(_Strict):
+    type: Literal["custom"]
+    custom: _Named
+
+
+class _Allowed(_Strict):
+    mode: Literal["auto", "required"]
+    tools: Annotated[
+        list[
+            Annotated[
+                Annotated[_FunctionChoice, Tag("<function>")] | Annotated[_CustomChoice, Tag("<custom>")],
+                Discriminator(_by_type),
+            ]
+        ],
+        Field(max_length=_MAX_DEFINITIONS),
+    ]
+
+
+class _AllowedChoice(_Strict):
+    type: Literal["allowed_tools"]
+    allowed_tools: _Allowed
+
+
+def _by_word_or_type(value: object) -> str:
+    return "<word>" if isinstance(value, str) else _by_type(value)
+
+
+_ToolChoice: TypeAlias = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("<word>")]
+    | Annotated[_FunctionChoice, Tag("<function>")]
+    | Annotated[_CustomChoice, Tag("<custom>")]
+    | Annotated[_AllowedChoice, Tag("<allowed_tools>")],
+    Discriminator(
+        _by_word_or_type,
+        custom_error_type="choice",
+        custom_error_message="has to be none, auto, required, or of the type function, custom or allowed_tools",
+    ),
+]
+_FunctionCallChoice: TypeAlias = Annotated[
+    Annotated[Literal["none", "auto"], Tag("<text>")] | Annotated[_Named, Tag("<object>")],
+    Discriminator(_by_kind, custom_error_type="choice", custom_error_message="has to be none, auto, or an object"),
+]
+
+
+class _PlainFormat(_Strict):
+    type: Literal["text", "json_object"]
+
+
+class _Schema(_Strict):
+    name: _Name
+    description: str | None = None
+    schema_: Annotated[_Object | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+
+class _SchemaFormat(_Strict):
+    type: Literal["json_schema"]
+    json_schema: _Schema
+
+
+_Format: TypeAlias = Annotated[
+    Annotated[_PlainFormat, Tag("<text>")]
+    | Annotated[_PlainFormat, Tag("<json_object>")]
+    | Annotated[_SchemaFormat, Tag("<json_schema>")],
+    Discriminator(
+        _by_type,
+        custom_error_type="format",
+        custom_error_message="has to be of the type text, json_object or json_schema",
+    ),
+]
+
+
+class _StreamOptions(_Strict):
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+_Stop: TypeAlias = Annotated[
+    Annotated[str, Tag("<text>")] | Annotated[Annotated[list[str], Field(max_length=4)], Tag("<list>")],
+    Discriminator(_by_kind, custom_error_type="stop", custom_error_message="has to be a text or a list of at most 4"),
+]
+
+
+class _Body(_Strict):
+    messages: Annotated[list[_Message], Field(min_length=1, max_length=_MAX_MESSAGES)]
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+    # What is priced.
+    max_tokens: _Tokens | None = None
+    max_completion_tokens: _Tokens | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    # What is counted into the input.
+    tools: Annotated[list[_Tool], Field(max_length=_MAX_DEFINITIONS)] | None = None
+    tool_choice: _ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    functions: Annotated[list[_Function], Field(max_length=_MAX_DEFINITIONS)] | None = None
+    function_call: _FunctionCallChoice | None = None
+    response_format: _Format | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+    # What costs nothing.
+    temperature: Annotated[_Number, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[_Number, Field(ge=0, le=1)] | None = None
+    frequency_penalty: Annotated[_Number, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[_Number, Field(ge=-2, le=2)] | None = None
+    stop: _Stop | None = None
+    seed: int | None = None
+    logit_bias: dict[str, Annotated[int, Field(ge=-100, le=100)]] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    user: _Id | None = None
+    safety_identifier: _Id | None = None
+    prompt_cache_key: _Id | None = None
+    metadata: Annotated[dict[str, _Id], Field(max_length=16)] | None = None
+    store: bool | None = None
+    modalities: list[Literal["text"]] | None = None
+    # The price table is that of the default tier. `auto` would let the upstream's account choose another one.
+    service_tier: Literal["auto", "default"] | None = None
+
+
+_READ_HERE = {"messages", "model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "n"}
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionBody:
+    """A request whose cost is bounded."""
+
+    model: str
+    messages: Sequence[Mapping[str, Any]]
+    options: Mapping[str, Any]
+    """What is passed on, as it was sent."""
+    max_tokens: int
+    """Of each choice."""
+    choices: int
+    input_tokens: int
+    """The bound of the input."""
+    stream: bool
+    include_usage: bool
+    text: str
+    """The body as it was sent, in one spelling."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a server allows."""
+
+    default_model: str
+    models: tuple[str, ...]
+    max_tokens: int
+    max_input_tokens: int
+    max_choices: int
+
+
+def read_completion_body(request: Request, bounds: Bounds) -> CompletionBody:
+    """The body of `request`, its maximum cut to the ceiling, with the bound of its input.
+
+    Raises:
+        InvalidRequest: 400, 415 or 422, with the field and the reason.
+    """
+    content = read_json_object(request)
+    body = _checked(content)
+    model = _model(body, bounds)
+    choices = body.n or 1
+    if choices > bounds.max_choices:
+        raise InvalidRequest(422, "n", f"may be at most {bounds.max_choices} here")
+    if body.stream_options is not None and not body.stream:
+        raise InvalidRequest(422, "stream_options", "goes only with stream: true")
+    asked = [maximum for maximum in (body.max_tokens, body.max_completion_tokens) if maximum is not None]
+    options = _options(content, body)
+    messages: Sequence[Mapping[str, Any]] = content["messages"]  # type: ignore[assignment] # was checked
+    return CompletionBody(
+        model=model,
+        messages=messages,
+        options=options,
+        max_tokens=min([bounds.max_tokens, *asked]),
+        choices=choices,
+        input_tokens=_input_tokens(model, messages, options, bounds.max_input_tokens),
+        stream=bool(body.stream),
+        include_usage=bool(body.stream_options and body.stream_options.include_usage),
+        text=json.dumps(content, sort_keys=True, default=lambda number: {"number": str(number)}),
+    )
+
+
+def _checked(content: Mapping[str, object]) -> _Body:
+    unknown = sorted(set(content) - set(_Body.model_fields))
+    if unknown:
+        raise InvalidRequest(422, unknown[0][:64], _NOT_OFFERED)
+    try:
+        return _Body.model_validate(content)
+    except ValidationError as error:
+        raise not_usable(error) from error
+
+
+def _model(body: _Body, bounds: Bounds) -> str:
+    if body.model is None:
+        return bounds.default_model
+    if body.model not in bounds.models:
+        reason = f"has to be one of {', '.join(bounds.models)}"
+        raise InvalidRequest(422, "model", reason, code="model_not_found")
+    return body.model
+
+
+def _options(content: Mapping[str, Any], body: _Body) -> dict[str, Any]:
+    options = {name: value for name, value in content.items() if value is not None and name not in _READ_HERE}
+    options.pop("modalities", None)
+    if "service_tier" in options:
+        options["service_tier"] = "default"
+    if body.stream_options is not None and body.stream_options.include_obfuscation is not None:
+        options["stream_options"] = {"include_obfuscation": body.stream_options.include_obfuscation}
+    return options
+
+
+def _input_tokens(
+    model: str, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any], max_input_tokens: int
+) -> int:
+    try:
+        return prompt_tokens(model, messages, options, max_input_tokens)
+    except InputTooLong as error:
+        reason = f"are longer, with tools and images, than the {max_input_tokens} tokens that an input may have"
+        raise InvalidRequest(422, "messages", reason, code="context_length_exceeded") from error
+    except ImagesNotBounded as error:
+        raise InvalidRequest(
+            422, "messages", f"hold an image, and what one costs with {model} is not bounded"
+        ) from error

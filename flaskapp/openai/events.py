@@ -1,0 +1,102 @@
+"""Server-sent events of ``/v1``: the upstream's own chunks, passed through, and ours where we end the answer."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from backends.money import usd_text
+from flaskapp.answers.stream import HEARTBEAT
+from flaskapp.http.openai_errors import error_object
+from flaskapp.llm import Piece, Usage
+
+_ENVELOPE = ("id", "object", "created", "model", "system_fingerprint", "service_tier")
+_BROKEN_STATUS = 502
+"""What it would be if the answer had not begun."""
+_DONE = b"data: [DONE]\n\n"
+
+
+class CompletionVoice:
+    """How ``/v1/chat/completions`` tells an answer. See `stream.Voice`.
+
+    Usage is always asked from the upstream. It goes to the client once, at the end, and only if the client asked.
+    """
+
+    def __init__(self, request_id: str, model: str, created_seconds: int, *, include_usage: bool) -> None:
+        self._request_id = request_id
+        self._include_usage = include_usage
+        self._envelope: dict[str, Any] = {
+            "id": f"chatcmpl-{request_id}",
+            "object": "chat.completion.chunk",
+            "created": created_seconds,
+            "model": model,
+        }
+        self._open_choices: dict[int, None] = {}
+        self._finished_choices: set[int] = set()
+        self._usage: Mapping[str, Any] | None = None
+
+    def piece(self, piece: Piece) -> bytes:
+        """The upstream's chunk; its usage is kept for the end."""
+        chunk = dict(piece.chunk or {})
+        usage = chunk.pop("usage", None)
+        if isinstance(usage, dict):
+            self._usage = usage
+        self._envelope.update({name: chunk[name] for name in _ENVELOPE if name in chunk})
+        self._follow(chunk.get("choices"))
+        if not chunk or (usage is not None and not chunk.get("choices")):
+            return b""
+        return self._event(chunk)
+
+    def heartbeat(self) -> bytes:
+        """A comment."""
+        return HEARTBEAT
+
+    def complete(self, usage: Usage, cost_nanousd: int, finish_reason: str, *, was_cut: bool) -> bytes:
+        """What is missing to a whole answer: an end where we cut it, the usage if it was asked for, and the mark."""
+        del cost_nanousd
+        ends = self._ends(finish_reason) if was_cut else b""
+        return ends + (self._usage_event(usage) if self._include_usage else b"") + _DONE
+
+    def broken(self, error: str, message: str, usage: Usage, cost_nanousd: int) -> bytes:
+        """An error in OpenAI's shape, and no mark: this is no whole answer."""
+        details = {"cost_usd": usd_text(cost_nanousd), "usage": _usage(usage)}
+        told = error_object(_BROKEN_STATUS, error, message, request_id=self._request_id, details=details)
+        return _data({"error": told})
+
+    def _follow(self, choices: object) -> None:
+        for choice in choices if isinstance(choices, list) else ():
+            if isinstance(choice, dict) and isinstance(choice.get("index", 0), int):
+                index = choice.get("index", 0)
+                self._open_choices[index] = None
+                if choice.get("finish_reason") is not None:
+                    self._finished_choices.add(index)
+
+    def _ends(self, finish_reason: str) -> bytes:
+        missing = [index for index in self._open_choices or {0: None} if index not in self._finished_choices]
+        return b"".join(self._end(index, finish_reason) for index in missing)
+
+    def _end(self, index: int, finish_reason: str) -> bytes:
+        choice = {"index": index, "delta": {}, "logprobs": None, "finish_reason": finish_reason}
+        return self._event({**self._envelope, "choices": [choice]})
+
+    def _usage_event(self, usage: Usage) -> bytes:
+        told, ours = self._usage or {}, _usage(usage)
+        is_the_same = all(told.get(name) == ours[name] for name in ("prompt_tokens", "completion_tokens"))
+        return _data({**self._envelope, "choices": [], "usage": told if is_the_same else ours})
+
+    def _event(self, chunk: dict[str, Any]) -> bytes:
+        return _data({**chunk, "usage": None} if self._include_usage else chunk)
+
+
+def _usage(usage: Usage) -> dict[str, Any]:
+    return {
+        "prompt_tokens": usage.input_tokens,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": usage.input_tokens + usage.output_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_input_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+    }
+
+
+def _data(body: Mapping[str, Any]) -> bytes:
+    # ASCII: half a surrogate pair of a model passes as the escape that it came as.
+    return f"data: {json.dumps(body, separators=(',', ':'))}\n\n".encode()

@@ -1,0 +1,136 @@
+"""The room for OpenAI's clients: the same guard in front of the same model, in OpenAI's words."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from flask import Blueprint, Response, g, request
+
+from backends.clock import US_PER_SECOND, Clock
+from backends.pricing.prices import PriceBook
+from flaskapp.answers.admission import Offer, Till
+from flaskapp.answers.meter import Bill, Slices, slices_of
+from flaskapp.answers.stream import Stream, Terms, ask_model
+from flaskapp.http.api_keys import ApiKeys
+from flaskapp.http.headers import read_idempotency
+from flaskapp.http.openai_errors import PREFIX
+from flaskapp.http.refusals import problem
+from flaskapp.llm import Model, ModelRequest, Piece, Usage
+from flaskapp.openai.body import Bounds, CompletionBody, read_completion_body
+from flaskapp.openai.events import CompletionVoice
+from flaskapp.settings import LiveSettings
+
+ROUTE = f"{PREFIX}/chat/completions"
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAIRoom:
+    """What the ``/v1`` endpoints work with; made once by the lobby."""
+
+    till: Till
+    keys: ApiKeys
+    model: Model
+    prices: PriceBook
+    default_model: str
+    owner: str
+    stream_deadline_seconds: int
+    settings: Callable[[], LiveSettings]
+    terms: Terms
+    clock: Clock
+
+    def complete(self) -> Response:
+        """``POST /v1/chat/completions``."""
+        who = self.keys.identify(request)
+        settings = self.settings()
+        body = read_completion_body(request, self._bounds(settings))
+        idempotency = read_idempotency(request, who.identifier, ROUTE, body.text)
+        sale = self.till.reserve(who, self._offer(body, settings), settings, idempotency)
+        if isinstance(sale, Response):
+            return sale
+        return sale.deliver(lambda bill: self._stream(body, bill) if body.stream else self._whole(body, bill))
+
+    def models(self) -> Response:
+        """``GET /v1/models``."""
+        self.keys.identify(request)
+        return _json({"object": "list", "data": [self._card(model) for model in self.prices.models]})
+
+    def one_model(self, name: str) -> Response:
+        """``GET /v1/models/<name>``."""
+        self.keys.identify(request)
+        if self.prices.offers(name):
+            return _json(self._card(name))
+        extra = {"field": "model", "code": "model_not_found"}
+        return problem(404, "not_found", "not_found", "This model is not offered here.", extra=extra)
+
+    def _bounds(self, settings: LiveSettings) -> Bounds:
+        return Bounds(
+            default_model=self.default_model,
+            models=self.prices.models,
+            max_tokens=settings.llm_max_tokens,
+            max_input_tokens=settings.llm_max_input_tokens,
+            max_choices=self.model.max_choices,
+        )
+
+    def _offer(self, body: CompletionBody, settings: LiveSettings) -> Offer:
+        """What it costs at most: the input once, and every choice as long as it may be."""
+        price = self.prices.price(body.model, self.clock.now_us())
+        most = Usage(body.input_tokens, body.choices * body.max_tokens)
+        return Offer(price, most, self._slices(body, settings))
+
+    def _slices(self, body: CompletionBody, settings: LiveSettings) -> Slices | None:
+        # What is not streamed can be neither counted nor cut on its way.
+        slices = slices_of(settings, body.model) if body.stream else None
+        if slices is None:
+            return None
+        # Each choice runs ahead of its reader.
+        return replace(
+            slices,
+            slice_tokens=slices.slice_tokens * body.choices,
+            least_cushion_tokens=slices.least_cushion_tokens * body.choices,
+        )
+
+    def _stream(self, body: CompletionBody, bill: Bill) -> Response:
+        deadline_at_seconds = self.clock.monotonic_seconds() + self.stream_deadline_seconds
+        asked = self._request(body)
+        answer = ask_model(lambda: self.model.open(asked), self.terms.stopping, drop=lambda late: late.close())
+        created_seconds = self.clock.now_us() // US_PER_SECOND
+        voice = CompletionVoice(g.request_id, body.model, created_seconds, include_usage=body.include_usage)
+        return Stream(g.request_id, answer, bill, voice, self.terms, deadline_at_seconds=deadline_at_seconds).response()
+
+    def _whole(self, body: CompletionBody, bill: Bill) -> Response:
+        asked = self._request(body)
+        completed = ask_model(lambda: self.model.complete(asked), self.terms.stopping)
+        # All of it is there: what it is more than the maximum cannot be cut any more, but it is counted.
+        bill.take(Piece("", 0, completed.seen_tokens))
+        bill.settle(completed.usage)
+        return _json(completed.body)
+
+    def _request(self, body: CompletionBody) -> ModelRequest:
+        return ModelRequest(
+            model=body.model,
+            messages=body.messages,
+            max_tokens=body.max_tokens,
+            input_tokens=body.input_tokens,
+            deadline_seconds=self.stream_deadline_seconds,
+            choices=body.choices,
+            options=body.options,
+        )
+
+    def _card(self, model: str) -> dict[str, object]:
+        # Nobody here knows when a model was made; the official client wants a number.
+        return {"id": model, "object": "model", "created": 0, "owned_by": self.owner}
+
+
+def _json(body: dict[str, object]) -> Response:
+    response = Response(json.dumps(body), mimetype="application/json")
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+def make_openai_api(room: OpenAIRoom) -> Blueprint:
+    """The blueprint ``openai``."""
+    blueprint = Blueprint("openai", __name__)
+    blueprint.add_url_rule(ROUTE, "complete", room.complete, methods=["POST"])
+    blueprint.add_url_rule(f"{PREFIX}/models", "models", room.models, methods=["GET"])
+    blueprint.add_url_rule(f"{PREFIX}/models/<path:name>", "one_model", room.one_model, methods=["GET"])
+    return blueprint

@@ -1,0 +1,116 @@
+"""What the guard tells, as numbers for Prometheus; amounts in nano-dollars."""
+
+from collections.abc import Callable
+
+from flask import Blueprint, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from backends.contract import Event, Refusal
+from backends.guard.guard import EMERGENCY
+
+_Count = Callable[[dict[str, object], str], None]
+"""Counts an event with these fields, told of this backend."""
+_CHECK_BUCKETS = (0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2)
+
+
+class Metrics:
+    """An observer that counts.
+
+    Args:
+        directory: where the workers of one server share their numbers; None for a single process.
+    """
+
+    def __init__(self, directory: str | None) -> None:
+        self._directory = directory
+        self._registry = CollectorRegistry()
+        self.checks = self._counter("checks", "Requests that the guard decided", "backend", "outcome")
+        self.check_seconds = Histogram(
+            "tollgate_check_seconds",
+            "Time of the check alone",
+            ["backend"],
+            buckets=_CHECK_BUCKETS,
+            registry=self._registry,
+        )
+        self.reserved = self._counter("reserved_nanousd", "Nano-dollars reserved", "backend")
+        self.booked = self._counter("booked_nanousd", "Nano-dollars booked at settlement", "backend", "outcome")
+        self.overrun = self._counter("overrun_nanousd", "Nano-dollars used above what was reserved", "backend")
+        self.expired = self._counter(
+            "expired_nanousd", "Nano-dollars of reservations that nobody ended, booked in full"
+        )
+        self.extensions = self._counter("extensions", "Extensions of running answers", "backend", "outcome")
+        self.emergency = self._counter("emergency_nanousd", "Nano-dollars admitted while failing open")
+        self.failures = self._counter("store_failures", "Checks that the store failed", "is_bug")
+        self.events = self._counter("events", "Everything else that was told", "name")
+
+    def observe(self, event: Event) -> None:
+        """Count one event."""
+        fields = event.fields
+        backend = str(fields.get("backend", ""))
+        known: dict[str, _Count] = {
+            "reserved": self._reserved,
+            "refused": self._refused,
+            "duplicate": lambda fields, backend: self._decided(fields, backend, "duplicate"),
+            "settled": self._settled,
+            "expired": lambda fields, _: self.expired.inc(_amount(fields, "expired_nanousd")),
+            "extended": self._extended,
+            "extension_refused": lambda _, backend: self.extensions.labels(backend, "refused").inc(),
+            "check_failed": lambda fields, _: self.failures.labels(str(fields["is_bug"]).lower()).inc(),
+        }
+        count = known.get(event.name)
+        if count is None:
+            self.events.labels(event.name).inc()
+        else:
+            count(fields, backend)
+
+    def exposition(self) -> bytes:
+        """All numbers of all workers, in Prometheus' text format."""
+        if self._directory is None:
+            return generate_latest(self._registry)
+        everybody = CollectorRegistry()
+        MultiProcessCollector(everybody, path=self._directory)  # type: ignore[no-untyped-call] # the library leaves it so
+        return generate_latest(everybody)
+
+    def _reserved(self, fields: dict[str, object], backend: str) -> None:
+        self._decided(fields, backend, "admitted")
+        self.reserved.labels(backend).inc(_amount(fields, "cost_nanousd"))
+        if backend == EMERGENCY:
+            self.emergency.inc(_amount(fields, "cost_nanousd"))
+
+    def _extended(self, fields: dict[str, object], backend: str) -> None:
+        self.extensions.labels(backend, "granted").inc()
+        if backend == EMERGENCY:
+            self.emergency.inc(_amount(fields, "more_nanousd"))
+
+    def _refused(self, fields: dict[str, object], backend: str) -> None:
+        refusal = fields["refusal"]
+        self._decided(fields, backend, refusal.reason.value if isinstance(refusal, Refusal) else "refused")
+
+    def _settled(self, fields: dict[str, object], backend: str) -> None:
+        self.booked.labels(backend, str(fields["outcome"])).inc(_amount(fields, "booked_nanousd"))
+        self.overrun.labels(backend).inc(_amount(fields, "overrun_nanousd"))
+
+    def _decided(self, fields: dict[str, object], backend: str, outcome: str) -> None:
+        self.checks.labels(backend, outcome).inc()
+        check_ms = fields["check_ms"]
+        if isinstance(check_ms, float):
+            self.check_seconds.labels(backend).observe(check_ms / 1_000)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"tollgate_{name}", text, labels, registry=self._registry)
+
+
+def _amount(fields: dict[str, object], name: str) -> int:
+    amount = fields.get(name, 0)
+    return amount if isinstance(amount, int) else 0
+
+
+def make_metrics_page(metrics: Metrics) -> Blueprint:
+    """``GET /metrics``."""
+    blueprint = Blueprint("metrics", __name__)
+
+    @blueprint.get("/metrics")
+    def show() -> Response:
+        return Response(metrics.exposition(), content_type=CONTENT_TYPE_LATEST)
+
+    return blueprint

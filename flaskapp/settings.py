@@ -1,0 +1,413 @@
+"""Live settings: what may be changed while the service runs, and the one Redis string that holds the changes.
+
+`LiveSettings` is the table: name, type, default, bounds, unit and description of each are written there, once.
+Precedence: Redis ``settings`` > environment > default. Reading costs no I/O: a thread looks into Redis now and then.
+"""
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from functools import cached_property
+from types import MappingProxyType
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict
+from redis.exceptions import ResponseError, WatchError
+
+from backends.contract import Event, Limits, Observer
+from backends.errors import StoreBusy, StoreError, TollgateError, shown
+from backends.keys import SETTINGS_KEY
+from backends.money import nanousd_from_usd
+from backends.store.link import Client, Link
+from flaskapp import strict_json
+from flaskapp.strict_json import StrictJsonError
+from flaskapp.value_types import Amount, Choice, Duration, Kind, Rate, Switch, Whole
+
+Source = Literal["redis", "environment", "default"]
+
+POLL_INTERVAL_SECONDS = 0.4
+_SWAP_TRIES = 50
+_TOLD_FIELDS = 20
+"""Of what is unusable in one text: a text with very many unknown fields must not fill the log."""
+_NOT_A_STRING = b"(a key that is no string)"
+_WINDOW = "high_cost_window_seconds"
+
+
+class LiveSettings(BaseModel):
+    """One consistent set of live settings; never changes, a new one takes its place."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    enable_cost_throttling: Annotated[
+        bool, Switch("Whether spending is limited at all: on in production, off in development.")
+    ] = True
+    enable_challenge_response: Annotated[
+        bool, Switch("Whether a request needs a fresh challenge: on in production, off in development.")
+    ] = True
+    high_cost_threshold_usd: Annotated[Decimal, Amount("What one identifier may spend in the sliding window.")] = (
+        Decimal("0.02")
+    )
+    high_cost_window_seconds: Annotated[
+        int, Duration("Length of the sliding window, an identifier's and a network's; never shorter than an answer.")
+    ] = 600
+    cost_throttle_duration_seconds: Annotated[
+        int, Duration("How long an identifier is throttled after a window refusal; after a daily one twice that.")
+    ] = 30
+    throttle_when_busy: Annotated[
+        bool, Switch("Whether a refusal that only open reservations cause throttles the identifier too.")
+    ] = True
+    daily_cost_limit_usd: Annotated[Decimal, Amount("What one identifier may spend in a UTC day.")] = Decimal("0.25")
+    network_cost_limit_usd: Annotated[
+        Decimal, Amount("What one client network, all its identifiers, may spend in the window.", zero_is_none=True)
+    ] = Decimal("0.10")
+    network_daily_cost_limit_usd: Annotated[
+        Decimal, Amount("What one client network, all its identifiers, may spend in a UTC day.", zero_is_none=True)
+    ] = Decimal("1.00")
+    hourly_spend_limit_usd: Annotated[Decimal, Amount("What everybody together may spend in a UTC hour.")] = Decimal(
+        "1.00"
+    )
+    daily_spend_limit_usd: Annotated[Decimal, Amount("What everybody together may spend in a UTC day.")] = Decimal(
+        "5.00"
+    )
+    reservation_policy: Annotated[
+        Literal["worst_case", "slices"],
+        Choice(
+            "How much is reserved: the most that an answer can cost, or a slice that is extended as the answer runs.",
+            values=("worst_case", "slices"),
+        ),
+    ] = "worst_case"
+    reservation_slice_tokens: Annotated[
+        int, Whole("Under slices: how much output is asked for at a time.", unit="tokens", maximum=1_000_000)
+    ] = 256
+    reservation_cushion_tokens: Annotated[
+        int,
+        Whole(
+            "Under slices: the least output held beyond what was read, for what the upstream may be ahead of its "
+            "reader; it grows with what was seen ahead, to a slice or eight times this at most.",
+            unit="tokens",
+            maximum=1_000_000,
+        ),
+    ] = 16
+    drain_seconds: Annotated[
+        int,
+        Duration(
+            "How long the upstream is still read for its usage after the client has left; 0 is not at all.", minimum=0
+        ),
+    ] = 10
+    throttle_on_error: Annotated[
+        Literal["open", "closed"],
+        Choice(
+            "When Redis fails: open admits while the emergency budget lasts, closed refuses.", values=("open", "closed")
+        ),
+    ] = "open"
+    fail_open_budget_usd: Annotated[
+        Decimal, Amount("The emergency budget of one instance, all its workers, per UTC hour.", zero_is_none=True)
+    ] = Decimal("1.00")
+    llm_max_tokens: Annotated[
+        int, Whole("Default and ceiling of an answer's output.", unit="tokens", maximum=1_000_000)
+    ] = 400
+    llm_max_input_tokens: Annotated[
+        int,
+        Whole("Ceiling of the input: the oldest turns are left out until it fits.", unit="tokens", maximum=10_000_000),
+    ] = 3_000
+    chat_rate_limit: Annotated[str, Rate("Requests of one identifier, in flask-limiter's words.")] = "60 per minute"
+
+    @cached_property
+    def limits(self) -> Limits:
+        """The same as the backends want it: integers, and `None` for no limit."""
+        return Limits(
+            window_nanousd=nanousd_from_usd(self.high_cost_threshold_usd),
+            day_nanousd=nanousd_from_usd(self.daily_cost_limit_usd),
+            network_window_nanousd=nanousd_from_usd(self.network_cost_limit_usd) or None,
+            network_day_nanousd=nanousd_from_usd(self.network_daily_cost_limit_usd) or None,
+            global_hour_nanousd=nanousd_from_usd(self.hourly_spend_limit_usd),
+            global_day_nanousd=nanousd_from_usd(self.daily_spend_limit_usd),
+            window_seconds=self.high_cost_window_seconds,
+            throttle_seconds=self.cost_throttle_duration_seconds,
+            mark_when_busy=self.throttle_when_busy,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One row of the table."""
+
+    name: str
+    kind: Kind[object]
+    default: object
+
+    @property
+    def variable(self) -> str:
+        """The environment variable of the same setting."""
+        return self.name.upper()
+
+
+def settings_table(stream_deadline_seconds: int = 1) -> dict[str, Setting]:
+    """All live settings by name; the window is never shorter than the longest answer."""
+    rows = {}
+    for name, info in LiveSettings.model_fields.items():
+        kind = next(item for item in info.metadata if isinstance(item, Kind))
+        if name == _WINDOW and isinstance(kind, Whole):
+            kind = replace(kind, minimum=stream_deadline_seconds, note=" (not shorter than STREAM_DEADLINE_SECONDS)")
+        rows[name] = Setting(name, kind, info.default)
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Effective:
+    """What holds now, and where each value comes from."""
+
+    values: LiveSettings
+    sources: Mapping[str, Source]
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """What holds where Redis says nothing: environment and defaults, fixed at the start.
+
+    In development mode the two switches are off by default.
+    """
+
+    values: LiveSettings = field(default_factory=LiveSettings)
+    sources: Mapping[str, Source] = field(default_factory=lambda: dict.fromkeys(LiveSettings.model_fields, "default"))
+    development: bool = False
+    stream_deadline_seconds: int = 1
+
+
+class SettingsRejected(TollgateError):
+    """A change with a name or a value that cannot be used; nothing was changed.
+
+    `problems` gives one sentence a field; the text of the exception is one line.
+    """
+
+    def __init__(self, problems: Mapping[str, str]) -> None:
+        self.problems = MappingProxyType(dict(problems))
+        super().__init__("; ".join(f"{name}: {reason}" for name, reason in problems.items()))
+
+
+class SettingsStore:
+    """The live settings of this process, kept up to date from Redis.
+
+    The observer is told ``throttling_switched`` (`message`, `on`, `source`) at the first look and at each change of it;
+    ``setting_ignored`` (`setting`, `allowed`, `got`) for what is unusable in Redis, once a distinct text;
+    ``settings_unreadable`` (`error`) once an outage; ``settings_replaced`` (`got`) when a change had to overwrite what
+    is no JSON object.
+    """
+
+    def __init__(self, link: Link, baseline: Baseline, observer: Observer) -> None:
+        self.table: Mapping[str, Setting] = MappingProxyType(settings_table(baseline.stream_deadline_seconds))
+        self.baseline = baseline
+        self._link = link
+        self._observer = observer
+        self._current = Effective(baseline.values, MappingProxyType(dict(baseline.sources)))
+        self._text: bytes | None = None
+        self._announced: tuple[bool, str] | None = None
+        self._is_reachable = True
+        # Reading and adopting are one step, or a slow reader would put back what a change has just replaced.
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def current(self) -> Effective:
+        """What holds now; no I/O."""
+        return self._current
+
+    @property
+    def is_reachable(self) -> bool:
+        """Whether Redis answered when we last looked; if not, the last known values hold."""
+        return self._is_reachable
+
+    def refresh(self) -> Effective:
+        """Look into Redis now. While it is away the last known values hold; never raises StoreError."""
+        with self._lock:
+            try:
+                text = self._link.run(_read)
+            except StoreError as error:
+                self._lost(error)
+            else:
+                self._is_reachable = True
+                self._adopt(text)
+            self._announce()
+            return self._current
+
+    def change(self, patch: Mapping[str, object]) -> Effective:
+        """Change some settings, all or none; `None` takes a setting back to environment or default.
+
+        Args:
+            patch: by name, values as strict JSON gives them (amounts: int, Decimal or decimal string; no floats).
+
+        Raises:
+            SettingsRejected: unknown names or unusable values; nothing was changed.
+            StoreError: Redis could not be asked; whether it was changed is unknown.
+        """
+        wanted = self._read_patch(patch)
+        if not wanted:
+            return self._current
+        with self._lock:
+            swap = self._link.run(lambda client: _swap(client, wanted))
+            if swap is None:
+                raise StoreBusy("the settings are being changed by too many at once")
+            if swap.broken_text is not None:
+                self._observer(Event("settings_replaced", {"got": _shown_text(swap.broken_text)}))
+            self._is_reachable = True
+            self._adopt(swap.text)
+            self._announce()
+            return self._current
+
+    def start_polling(self, interval_seconds: float = POLL_INTERVAL_SECONDS) -> None:
+        """Look into Redis from now on, in a thread of this process: call it after the fork."""
+        if self._thread is not None:
+            return
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._poll, args=(interval_seconds,), name="settings", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread, if there is one."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=2)
+            self._thread = None
+
+    def _poll(self, interval_seconds: float) -> None:
+        while not self._stop.wait(interval_seconds):
+            try:
+                self.refresh()
+            except Exception as error:  # noqa: BLE001 (a bug in here must not freeze the settings for ever)
+                self._observer(Event("settings_unreadable", {"error": shown(str(error))}))
+
+    def _read_patch(self, patch: Mapping[str, object]) -> dict[str, object]:
+        wanted: dict[str, object] = {}
+        problems: dict[str, str] = {}
+        for name, value in patch.items():
+            setting = self.table.get(name)
+            if setting is None:
+                problems[shown(name)] = "there is no such setting"
+                continue
+            try:
+                wanted[name] = None if value is None else setting.kind.read(value)
+            except ValueError as error:
+                problems[name] = f"{error}; got {_shown_value(value)}"
+        if problems:
+            raise SettingsRejected(problems)
+        return wanted
+
+    def _lost(self, error: StoreError) -> None:
+        if self._is_reachable:
+            self._observer(Event("settings_unreadable", {"error": str(error)}))
+        self._is_reachable = False
+
+    def _adopt(self, text: bytes | None) -> None:
+        if text == self._text:
+            return
+        self._current, ignored = _effective(text, self.baseline, self.table)
+        self._text = text
+        for event in ignored:
+            self._observer(event)
+
+    def _announce(self) -> None:
+        on = self._current.values.enable_cost_throttling
+        source: str = self._current.sources["enable_cost_throttling"]
+        if source == "default" and self.baseline.development:
+            source = "development mode"
+        if self._announced != (on, source):
+            self._announced = (on, source)
+            message = f"Cost throttling is {'on' if on else 'off'} ({source})"
+            self._observer(Event("throttling_switched", {"message": message, "on": on, "source": source}))
+
+
+@dataclass(frozen=True, slots=True)
+class _Swap:
+    """What a change left in Redis."""
+
+    text: bytes | None
+    broken_text: bytes | None
+
+
+def _read(client: Client) -> bytes | None:
+    try:
+        text = client.get(SETTINGS_KEY)
+    except ResponseError as error:
+        if str(error).startswith("WRONGTYPE"):
+            return _NOT_A_STRING
+        raise
+    return text if isinstance(text, bytes) else None
+
+
+def _swap(client: Client, wanted: Mapping[str, object]) -> _Swap | None:
+    """Put the changes into the JSON object that is there, however many do so at once; None: too many."""
+    with client.pipeline() as pipe:
+        for _ in range(_SWAP_TRIES):
+            try:
+                pipe.watch(SETTINGS_KEY)  # type: ignore[no-untyped-call]  # redis-py has no types there
+                swap = _changed(_read(pipe), wanted)
+                pipe.multi()
+                if swap.text is None:
+                    pipe.delete(SETTINGS_KEY)
+                else:
+                    pipe.set(SETTINGS_KEY, swap.text)
+                pipe.execute()
+            except WatchError:
+                continue
+            return swap
+    return None
+
+
+def _changed(text: bytes | None, wanted: Mapping[str, object]) -> _Swap:
+    broken_text = None
+    try:
+        fields = _fields(text)
+    except StrictJsonError:
+        fields, broken_text = {}, text
+    merged = {name: value for name, value in {**fields, **wanted}.items() if value is not None}
+    return _Swap(strict_json.dumps(merged).encode() if merged else None, broken_text)
+
+
+def _fields(text: bytes | None) -> dict[str, object]:
+    value = {} if text is None else strict_json.loads(text)
+    if not isinstance(value, dict):
+        raise StrictJsonError("not a JSON object")
+    return value
+
+
+def _effective(text: bytes | None, baseline: Baseline, table: Mapping[str, Setting]) -> tuple[Effective, list[Event]]:
+    """What holds with this text in Redis, and an event for all that is wrong with it."""
+    values: dict[str, object] = {name: getattr(baseline.values, name) for name in LiveSettings.model_fields}
+    sources: dict[str, Source] = dict(baseline.sources)
+    ignored = []
+    try:
+        fields = _fields(text)
+    except StrictJsonError as error:
+        fields = {}
+        ignored.append(_ignored(SETTINGS_KEY, f"a JSON object ({error})", _shown_text(text or b"")))
+    for name, value in fields.items():
+        if value is None:
+            continue
+        try:
+            values[name] = table[name].kind.read(value)
+            sources[name] = "redis"
+        except KeyError:
+            ignored.append(_ignored(shown(name), "no setting of this name", _shown_value(value)))
+        except ValueError as error:
+            ignored.append(_ignored(name, str(error), _shown_value(value)))
+    more = len(ignored) - _TOLD_FIELDS
+    if more > 0:
+        ignored = [*ignored[:_TOLD_FIELDS], _ignored(SETTINGS_KEY, "only what has a name in the table", f"{more} more")]
+    return Effective(LiveSettings.model_validate(values), MappingProxyType(sources)), ignored
+
+
+def _ignored(name: str, allowed: str, got: str) -> Event:
+    return Event("setting_ignored", {"setting": name, "allowed": allowed, "got": got})
+
+
+def _shown_text(text: bytes) -> str:
+    return shown(text.decode(errors="backslashreplace"))
+
+
+def _shown_value(value: object) -> str:
+    try:
+        return shown(strict_json.dumps(value))
+    except (TypeError, ValueError):
+        return shown(value)

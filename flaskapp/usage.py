@@ -1,0 +1,113 @@
+"""``GET /api/v1/usage``: what the caller has spent, holds and has left, of each limit that is its own, and until when.
+
+No challenge is asked for: whoever knows a hash learns amounts and nothing else, and could already spend that budget.
+"""
+
+from collections.abc import Callable
+
+from flask import Blueprint, Request, Response, json, request
+
+from backends.clock import US_PER_SECOND
+from backends.contract import Books, Marker
+from backends.errors import StoreError
+from backends.guard.guard import Guard
+from backends.keys import SECONDS_PER_DAY
+from backends.money import usd_text
+from flaskapp.http.api_keys import ApiKeys
+from flaskapp.http.identity import HEADER, Identity, identify, rate_key
+from flaskapp.http.refusals import THROTTLE_UNAVAILABLE, problem
+from flaskapp.settings import LiveSettings
+
+ROUTE = "/api/v1/usage"
+_RETRY_SECONDS = 1
+
+
+def make_usage(guard: Guard, settings: Callable[[], LiveSettings], keys: ApiKeys) -> Blueprint:
+    """The blueprint ``usage``; with one of `keys` it tells of what was spent with that at ``/v1``."""
+    blueprint = Blueprint("usage", __name__)
+
+    @blueprint.get(ROUTE)
+    def tell() -> Response:
+        who, values = _who_asks(request, keys), settings()
+        try:
+            books = guard.books(who.identifier, who.network, values.limits.window_seconds)
+        except StoreError:
+            message = "What was spent cannot be looked up now. Please try again."
+            return problem(503, THROTTLE_UNAVAILABLE, "store", message, retry_after_seconds=_RETRY_SECONDS)
+        body = {
+            "enabled": values.enable_cost_throttling,
+            "identifier": who.identifier,
+            "as_of": books.as_of_us // US_PER_SECOND,
+            "limits": _limits_told(books, values),
+            "throttled": None if books.marker is None else _marker_told(books.marker),
+        }
+        text = json.dumps(body, sort_keys=False) + "\n"
+        return Response(text, mimetype="application/json", headers={"Cache-Control": "no-store"})
+
+    return blueprint
+
+
+def usage_rate_key(request: Request, keys: ApiKeys) -> str:
+    """Whose request counter it is; never fails."""
+    return keys.rate_key(request) if _brings_a_key(request, keys) else rate_key(request)
+
+
+def _who_asks(request: Request, keys: ApiKeys) -> Identity:
+    """A visitor, or who holds a key.
+
+    Raises:
+        InvalidRequest: the fingerprint is not one.
+        Unauthorized: the key is not registered.
+    """
+    return keys.identify(request) if _brings_a_key(request, keys) else identify(request)
+
+
+def _brings_a_key(request: Request, keys: ApiKeys) -> bool:
+    """A fingerprint says more: a page may send some other service's token along."""
+    scheme = request.headers.get("Authorization", "").partition(" ")[0].lower()
+    return scheme == "bearer" and HEADER not in request.headers and not keys.is_open
+
+
+def _limits_told(books: Books, values: LiveSettings) -> dict[str, object]:
+    limits = values.limits
+    day_ends_at = (books.as_of_us // US_PER_SECOND // SECONDS_PER_DAY + 1) * SECONDS_PER_DAY
+    window = _amounts_told(limits.window_nanousd, books.window_nanousd, books.open_nanousd)
+    day = _amounts_told(limits.day_nanousd, books.day_nanousd, books.open_today_nanousd)
+    return {
+        "window": {
+            "window_seconds": limits.window_seconds,
+            **window,
+            **_renewal_told(books.window_frees_at_seconds, books.as_of_us),
+        },
+        "day": {"window_seconds": SECONDS_PER_DAY, **day, **_renewal_told(day_ends_at, books.as_of_us)},
+    }
+
+
+def _amounts_told(limit_nanousd: int, booked_nanousd: int, open_nanousd: int) -> dict[str, object]:
+    """What is booked, in two parts: what answers under way hold, and the rest."""
+    held_nanousd = min(open_nanousd, booked_nanousd)
+    return {
+        "limit_usd": usd_text(limit_nanousd),
+        "spent_usd": usd_text(booked_nanousd - held_nanousd),
+        "held_usd": usd_text(held_nanousd),
+        "left_usd": usd_text(max(0, limit_nanousd - booked_nanousd)),
+    }
+
+
+def _renewal_told(at_seconds: int | None, now_us: int) -> dict[str, object]:
+    """When the first of it comes back; nothing where nothing is booked."""
+    return {
+        "renews_at": at_seconds,
+        "renews_in_seconds": None
+        if at_seconds is None
+        else max(1, -(-(at_seconds * US_PER_SECOND - now_us) // US_PER_SECOND)),
+    }
+
+
+def _marker_told(marker: Marker) -> dict[str, object]:
+    return {
+        "reason": marker.cause.value,
+        "ends_in_seconds": marker.left_seconds,
+        "retry_after_seconds": marker.retry_after_seconds,
+        "in_flight": marker.in_flight,
+    }

@@ -1,0 +1,234 @@
+"""The kinds of values that a setting can have: what is allowed, in words and in numbers, and how it is read.
+
+`read` takes what strict JSON gives and coerces nothing; `read_text` takes what a person typed (a variable, a form,
+a command line). Both raise `ValueError` whose text is `allowed`.
+"""
+# ruff: noqa: D102 (what a kind overrides is said at `Kind`)
+
+import re
+from dataclasses import KW_ONLY, dataclass
+from decimal import Decimal
+from typing import Generic, Literal, NoReturn, TypeVar
+
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+from backends.errors import shown
+
+T = TypeVar("T")
+
+MAX_DURATION_SECONDS = 31 * 86_400
+MAX_AMOUNT_USD = Decimal(1_000_000)
+MAX_PLACES = 9
+SMALLEST_AMOUNT_USD = Decimal("0.000000001")
+
+_DECIMAL = re.compile(r"[0-9]{1,30}(?:\.[0-9]{1,30})?|\.[0-9]{1,30}")
+_WHOLE = re.compile(r"[0-9]{1,18}")
+_RATE = re.compile(
+    r"[ ]*(?P<amount>[0-9]{1,9})[ ]*(?:/|per)[ ]*(?P<multiple>[0-9]{1,9})?[ ]*"
+    r"(?P<period>second|minute|hour|day|month|year)s?[ ]*",
+    re.IGNORECASE,
+)
+_RATE_SEPARATOR = re.compile(r"[,;|]")
+_PERIOD_SECONDS = {
+    "second": 1,
+    "minute": 60,
+    "hour": 3_600,
+    "day": 86_400,
+    "month": 31 * 86_400,
+    "year": 366 * 86_400,
+}
+_MAX_RATES = 5
+
+
+@dataclass(frozen=True)
+class Kind(Generic[T]):
+    """What all kinds have. As `Annotated` metadata of a pydantic field it validates with `read`."""
+
+    description: str
+    _: KW_ONLY
+    unit: str = ""
+
+    @property
+    def allowed(self) -> str:
+        """What is allowed, in words."""
+        raise NotImplementedError
+
+    @property
+    def bounds(self) -> dict[str, object]:
+        """What is allowed, for programs: some of `minimum`, `maximum`, `places`, `values`, `format`."""
+        raise NotImplementedError
+
+    def read(self, value: object) -> T:
+        """The value that strict JSON gave. Raises ValueError."""
+        raise NotImplementedError
+
+    def read_text(self, text: str) -> T:
+        """The value that a person typed. Raises ValueError."""
+        return self.read(text.strip())
+
+    def text(self, value: T) -> str:
+        """The value as a person would type it."""
+        return str(value)
+
+    def shown(self, text: str) -> str | None:
+        """What an error may repeat of `text`; None where it is a secret."""
+        return shown(text)
+
+    def refuse(self) -> NoReturn:
+        """Raise the one error that there is."""
+        raise ValueError(self.allowed)
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self.read, handler(source))
+
+
+@dataclass(frozen=True)
+class Switch(Kind[bool]):
+    """On or off."""
+
+    @property
+    def allowed(self) -> str:
+        return "true or false"
+
+    @property
+    def bounds(self) -> dict[str, object]:
+        return {"values": [True, False]}
+
+    def read(self, value: object) -> bool:
+        return value if isinstance(value, bool) else self.refuse()
+
+    def read_text(self, text: str) -> bool:
+        word = text.strip().lower()
+        return word == "true" if word in {"true", "false"} else self.refuse()
+
+    def text(self, value: bool) -> str:  # noqa: FBT001 (the value is what it is about)
+        return "true" if value else "false"
+
+
+@dataclass(frozen=True)
+class Amount(Kind[Decimal]):
+    """Money in dollars: a JSON number or a decimal string."""
+
+    _: KW_ONLY
+    unit: str = "USD"
+    zero_is_none: bool = False
+
+    @property
+    def minimum(self) -> Decimal:
+        """The smallest amount."""
+        return Decimal(0) if self.zero_is_none else SMALLEST_AMOUNT_USD
+
+    @property
+    def allowed(self) -> str:
+        least = "0 (none)" if self.zero_is_none else format(SMALLEST_AMOUNT_USD, "f")
+        return f"an amount in {self.unit} from {least} to {MAX_AMOUNT_USD} with at most nine places"
+
+    @property
+    def bounds(self) -> dict[str, object]:
+        return {"minimum": self.minimum, "maximum": MAX_AMOUNT_USD, "places": MAX_PLACES}
+
+    def read(self, value: object) -> Decimal:
+        amount = self._decimal(value)
+        exponent = amount.as_tuple().exponent
+        if not isinstance(exponent, int) or exponent < -MAX_PLACES or not self.minimum <= amount <= MAX_AMOUNT_USD:
+            self.refuse()
+        return abs(amount)
+
+    def text(self, value: Decimal) -> str:
+        return format(value, "f")
+
+    def _decimal(self, value: object) -> Decimal:
+        if isinstance(value, Decimal):
+            return value
+        if isinstance(value, str) and _DECIMAL.fullmatch(value):
+            return Decimal(value)
+        return Decimal(value) if type(value) is int else self.refuse()
+
+
+@dataclass(frozen=True)
+class Whole(Kind[int]):
+    """A whole number between bounds, both included."""
+
+    _: KW_ONLY
+    maximum: int
+    minimum: int = 1
+    note: str = ""
+
+    @property
+    def allowed(self) -> str:
+        of_what = f" of {self.unit}" if self.unit else ""
+        return f"a whole number{of_what} from {self.minimum} to {self.maximum}{self.note}"
+
+    @property
+    def bounds(self) -> dict[str, object]:
+        return {"minimum": self.minimum, "maximum": self.maximum}
+
+    def read(self, value: object) -> int:
+        # type() and not isinstance(): `true` is an int in Python, and no number.
+        return value if type(value) is int and self.minimum <= value <= self.maximum else self.refuse()
+
+    def read_text(self, text: str) -> int:
+        digits = text.strip()
+        return self.read(int(digits)) if _WHOLE.fullmatch(digits) else self.refuse()
+
+
+@dataclass(frozen=True)
+class Duration(Whole):
+    """Whole seconds."""
+
+    _: KW_ONLY
+    unit: str = "seconds"
+    maximum: int = MAX_DURATION_SECONDS
+
+
+@dataclass(frozen=True)
+class Choice(Kind[str]):
+    """One of a few words."""
+
+    _: KW_ONLY
+    values: tuple[str, ...]
+
+    @property
+    def allowed(self) -> str:
+        return " or ".join(self.values)
+
+    @property
+    def bounds(self) -> dict[str, object]:
+        return {"values": list(self.values)}
+
+    def read(self, value: object) -> str:
+        return value if isinstance(value, str) and value in self.values else self.refuse()
+
+
+@dataclass(frozen=True)
+class Rate(Kind[str]):
+    """Requests per time in flask-limiter's words; a part of its grammar that it is sure to understand."""
+
+    _: KW_ONLY
+    unit: Literal["requests"] = "requests"
+
+    @property
+    def allowed(self) -> str:
+        return "a rate such as '60 per minute' or '5/second; 100/hour' (at most five, none longer than a year)"
+
+    @property
+    def bounds(self) -> dict[str, object]:
+        return {"format": self.allowed}
+
+    def read(self, value: object) -> str:
+        if not isinstance(value, str):
+            self.refuse()
+        parts = _RATE_SEPARATOR.split(value)
+        if len(parts) > _MAX_RATES or not all(map(_is_rate, parts)):
+            self.refuse()
+        return value.strip()
+
+
+def _is_rate(part: str) -> bool:
+    match = _RATE.fullmatch(part)
+    if match is None:
+        return False
+    multiple = int(match["multiple"] or 1)
+    period_seconds = multiple * _PERIOD_SECONDS[match["period"].lower()]
+    return int(match["amount"]) > 0 and 0 < period_seconds <= _PERIOD_SECONDS["year"]

@@ -1,0 +1,72 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backends.clock import US_PER_SECOND
+from backends.conformance import ask
+from backends.errors import StoreBroken
+from backends.keys import IDEMPOTENCY_KEEP_SECONDS, LIVING_OPEN_BUCKETS, OPEN_BUCKETS, RECORD_KEEP_SECONDS, RING_BUCKETS
+from backends.records import Record, parse_record
+from backends.strategies import arithmetic
+from tests.lua.by_hand import RESERVE
+
+
+def test_terms_tell_requests_apart():
+    def terms(identifier, network, cost):
+        return arithmetic.terms_of(ask("r0", cost, identifier=identifier, network=network))
+
+    one = terms("id", "net", 5)
+    assert one == terms("id", "net", 5)
+    assert len(one) == 16
+    others = [("id", "net", 6), ("id2", "net", 5), ("id", "net2", 5), ("id\nnet", "", 5), ("i", "dnet", 5)]
+    assert len({one, *(terms(*other) for other in others)}) == 6
+
+
+@pytest.mark.parametrize("text", [b"", b"abc", b"-5", b"1.5", b"1e9", b" 5", b"9" * 17])
+def test_a_total_that_is_no_amount_is_a_bug_of_the_store(text):
+    with pytest.raises(StoreBroken):
+        arithmetic.amount(text)
+
+
+def test_a_missing_total_is_nothing():
+    assert arithmetic.amount(None) == 0
+    assert arithmetic.amount(b"9007199254740991") == 2**53 - 1
+
+
+@given(st.sampled_from(["open", "settled"]), st.integers(0, 2**53), st.integers(0, 2**53))
+def test_a_record_is_read_as_it_was_written(state, nanousd, made_at_us):
+    digest = "0123456789abcdef"
+    record = Record(state, nanousd, made_at_us, digest, 31 * 86_400, 3_600, digest, digest)
+    assert parse_record(record.text().encode()) == record
+    assert len(record.text()) < 120
+
+
+@given(st.binary(max_size=60))
+def test_whatever_stands_in_a_record_is_no_error(text):
+    record = parse_record(text)
+    assert record is not None
+    assert parse_record(None) is None
+
+
+@given(st.binary(max_size=60), st.integers(-1, 10**6))
+def test_whatever_stands_in_a_marker_throttles_or_is_over(text, left_ms):
+    decision = arithmetic.decision_of_marker(text, left_ms, 30, 10**15)
+    assert decision is None or decision.status == arithmetic.THROTTLED
+
+
+def test_a_bucket_counts_until_its_youngest_content_has_left_the_window():
+    ring = {100: 5}
+    end_us = (100 + 10 + 600) * US_PER_SECOND
+    assert arithmetic.alive(ring, 10, 600, end_us - 1) == ring
+    assert arithmetic.alive(ring, 10, 600, end_us) == {}
+
+
+def test_python_and_lua_say_the_same_words():
+    """The same status numbers and record shape; what they do with them is held together by the conformance suite."""
+    for status, reason in arithmetic.REASON_OF_STATUS.items():
+        if status in arithmetic.STATUS_OF_CAUSE.values():
+            assert f"{reason.value} = {status}" in RESERVE.text
+    names = "SECOND, LIVING_OPEN_BUCKETS, RECORD_KEEP_S, IDEMPOTENCY_KEEP_S"
+    numbers = f"{US_PER_SECOND}, {LIVING_OPEN_BUCKETS}, {RECORD_KEEP_SECONDS}, {IDEMPOTENCY_KEEP_SECONDS}"
+    assert f"{names} = {numbers}\n" in RESERVE.text
+    assert f"ceil(window_s / {RING_BUCKETS}), ceil(open_s / {OPEN_BUCKETS})" in RESERVE.text
