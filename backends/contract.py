@@ -7,8 +7,8 @@ Four verbs move money (the others only read); each is one step of the store in a
 * ``settle(reservation, actual_nanousd)``: it ended; book what was used instead of what was reserved.
 * ``release(reservation)``: it ended before anything was used; nothing stays booked.
 
-A reservation is open until it is settled or released. One that nobody ends is *expired* once `open_seconds` are over:
-it stays booked in full, and only who holds it may still end it, while its record lives.
+A reservation is open until it is settled or released. A reservation that is not ended has *expired* once
+`pending_seconds` are over: it stays booked in full, and only its holder may still end it, while its record exists.
 
 Money is integer nano-dollars, time is integer microseconds of unix time, unless a name says otherwise.
 A key that is missing means that nothing was spent. A refusal is a value; failures are `errors.StoreError`.
@@ -78,7 +78,7 @@ class Ask:
     network: str
     cost_nanousd: int
     limits: Limits
-    open_seconds: int
+    pending_seconds: int
     """The longest that the answer may take and be settled: past it an unended reservation counts as expired."""
     idempotency: Idempotency | None = None
     at_least_nanousd: int | None = None
@@ -101,11 +101,11 @@ class Reservation:
     network: str
     cost_nanousd: int
     """What is set aside now; more than at first once it was extended."""
-    terms: str
-    """16 hex digits of what was asked at first: an id that comes on other terms is another request's."""
+    request_digest: str
+    """16 hex digits of what was asked at first: an id that comes for another request is another request's."""
     made_at_us: int
     window_seconds: int
-    open_seconds: int
+    pending_seconds: int
     backend: str
     window_spent_nanousd: int
     """The identifier's window with this reservation in it."""
@@ -216,9 +216,9 @@ class Books:
     network_day_nanousd: int
     global_hour_nanousd: int
     global_day_nanousd: int
-    open_nanousd: int
+    pending_nanousd: int
     """Of the identifier's money, what open reservations hold."""
-    open_today_nanousd: int = field(default=0, compare=False)
+    pending_today_nanousd: int = field(default=0, compare=False)
     """Of that, what was reserved in the present UTC day."""
     window_frees_at_seconds: int | None = field(default=None, compare=False)
     """Unix time at which the oldest amount in the identifier's window leaves it; None if it is empty."""
@@ -251,7 +251,7 @@ class Backend(Protocol):
         """Charge `ask.cost_nanousd` to every scope, or to none.
 
         Raises:
-            ReservationConflict: the id is known on other terms, or has ended.
+            ReservationConflict: the id is known for another request, or has ended.
             StoreError: the store could not be asked; whether it charged is unknown.
         """
 

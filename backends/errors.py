@@ -33,7 +33,7 @@ class StoreBroken(StoreError):
 
 
 class ReservationConflict(TollgateError):
-    """The reservation id is known already, on other terms or as ended; nothing was charged."""
+    """The reservation id is known already, for another request or as ended; nothing was charged."""
 
 
 class ThrottleUnavailable(TollgateError):

@@ -15,7 +15,7 @@ key                                 type    holds                               
 ``llm:open:identifier:<id>``        zset    bucket start (s) -> open nano-dollars    stream deadline + 5 s + bucket
 ``llm:open:network:<net>``          zset    the same                                 the same
 ``llm:open:global``                 zset    the same                                 an hour longer
-``llm:reservation:<rid>``           string  state, nano-dollars, made (us), terms,   an hour past its end
+``llm:reservation:<rid>``           string  state, nano-dollars, made (us), request_digest,   an hour past its end
                                             window and open (s), whose (digests)
 ``llm:idempotency:<digest>``        string  state, body, rid, nano-dollars, until    24 hours
 ``llm:reset:<id>``                  string  when its books were cleared (us)         two days
@@ -24,7 +24,7 @@ key                                 type    holds                               
 ``llm:rate:…``                      string  flask-limiter's request counters         their own window
 ==================================  ======  =======================================  ===========================
 
-Window and open rings carry at most `RING_BUCKETS` + 1 and `OPEN_BUCKETS` + 2 members, however many requests
+Window and open rings carry at most `WINDOW_BUCKETS` + 1 and `PENDING_BUCKETS` + 2 members, however many requests
 they stand for.
 """
 
@@ -39,9 +39,9 @@ CHALLENGE_PREFIX = "llm:challenge:"
 ENDED_SESSION_PREFIX = "llm:session:"
 RECORD_PREFIX = "llm:reservation:"
 
-RING_BUCKETS = 20
-OPEN_BUCKETS = 12
-LIVING_OPEN_BUCKETS = OPEN_BUCKETS + 1
+WINDOW_BUCKETS = 20
+PENDING_BUCKETS = 12
+LIVE_PENDING_BUCKETS = PENDING_BUCKETS + 1
 """So many can be alive at once; a ring of open money with more is swept when it gets another."""
 RECORD_KEEP_SECONDS = 3_600
 IDEMPOTENCY_KEEP_SECONDS = 86_400
@@ -52,13 +52,13 @@ SECONDS_PER_DAY = 86_400
 
 
 def bucket_seconds_of(window_seconds: int) -> int:
-    """Length of a bucket of the spending window: at most `RING_BUCKETS` + 1 of them are alive at once."""
-    return -(-window_seconds // RING_BUCKETS)
+    """Length of a bucket of the spending window: at most `WINDOW_BUCKETS` + 1 of them are alive at once."""
+    return -(-window_seconds // WINDOW_BUCKETS)
 
 
-def open_bucket_seconds_of(open_seconds: int) -> int:
+def pending_bucket_seconds_of(pending_seconds: int) -> int:
     """Length of a bucket in which open reservations are remembered."""
-    return -(-open_seconds // OPEN_BUCKETS)
+    return -(-pending_seconds // PENDING_BUCKETS)
 
 
 @lru_cache(maxsize=8)
@@ -75,11 +75,11 @@ class BookKeys(NamedTuple):
     daily: str
     network_recent: str
     network_daily: str
-    hourly_of_all: str
-    daily_of_all: str
-    open_identifier: str
-    open_network: str
-    open_of_all: str
+    global_hourly: str
+    global_daily: str
+    pending_identifier: str
+    pending_network: str
+    pending_global: str
 
 
 def book_keys(reservation_id: str, identifier: str, network: str, at_seconds: int) -> BookKeys:
@@ -129,11 +129,11 @@ _KINDS = {
     "daily": rf"llm:cost:daily:(?P<owner>.+):{_DATE}",
     "network_recent": r"llm:network:recent:(?P<owner>.+)",
     "network_daily": rf"llm:network:daily:(?P<owner>.+):{_DATE}",
-    "hourly_of_all": rf"llm:global:hourly:{_DATE}{_HOUR}",
-    "daily_of_all": rf"llm:global:daily:{_DATE}",
-    "open_identifier": r"llm:open:identifier:(?P<owner>.+)",
-    "open_network": r"llm:open:network:(?P<owner>.+)",
-    "open_of_all": r"llm:open:global",
+    "global_hourly": rf"llm:global:hourly:{_DATE}{_HOUR}",
+    "global_daily": rf"llm:global:daily:{_DATE}",
+    "pending_identifier": r"llm:open:identifier:(?P<owner>.+)",
+    "pending_network": r"llm:open:network:(?P<owner>.+)",
+    "pending_global": r"llm:open:global",
     "marker": r"llm:throttle:(?P<owner>.+)",
     "reset": r"llm:reset:(?P<owner>.+)",
     "idempotency": r"llm:idempotency:(?P<owner>[0-9a-f]{32})",

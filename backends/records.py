@@ -23,9 +23,9 @@ class Record:
     state: str
     nanousd: int
     made_at_us: int
-    terms: str
+    request_digest: str
     window_seconds: int
-    open_seconds: int
+    pending_seconds: int
     who: str
     """Digest of the identifier."""
     network: str
@@ -34,8 +34,8 @@ class Record:
     def text(self) -> str:
         """As it is stored."""
         return (
-            f"{self.state} {self.nanousd} {self.made_at_us} {self.terms} "
-            f"{self.window_seconds} {self.open_seconds} {self.who} {self.network}"
+            f"{self.state} {self.nanousd} {self.made_at_us} {self.request_digest} "
+            f"{self.window_seconds} {self.pending_seconds} {self.who} {self.network}"
         )
 
 
@@ -45,9 +45,9 @@ def record_of(reservation: Reservation, state: str, nanousd: int) -> Record:
         state,
         nanousd,
         reservation.made_at_us,
-        reservation.terms,
+        reservation.request_digest,
         reservation.window_seconds,
-        reservation.open_seconds,
+        reservation.pending_seconds,
         digest_of(reservation.identifier),
         digest_of(reservation.network),
     )
@@ -59,25 +59,25 @@ MARKER = re.compile(rb"([a-z_]+) (\d+) (\d+) (busy|spent)")
 
 
 def parse_record(text: bytes | None) -> Record | None:
-    """The record, or None; what is not one counts as one on other terms."""
+    """The record, or None; what is not one counts as one for another request."""
     if text is None:
         return None
     match = _RECORD.fullmatch(text)
     if match is None:
         return Record("unknown", 0, 0, "", 0, 0, "", "")
-    state, nanousd, made_at_us, terms, window, open_, who, network = (part.decode() for part in match.groups())
-    return Record(state, int(nanousd), int(made_at_us), terms, int(window), int(open_), who, network)
+    state, nanousd, made_at_us, request_digest, window, open_, who, network = (part.decode() for part in match.groups())
+    return Record(state, int(nanousd), int(made_at_us), request_digest, int(window), int(open_), who, network)
 
 
 def state_of(record: Record, now_us: int) -> str:
     """As it is told: open, settled, released, or expired for an open one whose time is over."""
-    is_over = record.state == "open" and record.made_at_us + record.open_seconds * US_PER_SECOND <= now_us
+    is_over = record.state == "open" and record.made_at_us + record.pending_seconds * US_PER_SECOND <= now_us
     return "expired" if is_over else record.state
 
 
 def in_flight_text(reservation: Reservation, idempotency: Idempotency, now_us: int) -> str:
     """What is remembered of an idempotency key when its request is admitted."""
-    until_us = now_us + reservation.open_seconds * US_PER_SECOND
+    until_us = now_us + reservation.pending_seconds * US_PER_SECOND
     return f"open {idempotency.body_digest} {reservation.reservation_id} {reservation.cost_nanousd} {until_us}"
 
 

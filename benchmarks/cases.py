@@ -10,11 +10,11 @@ from typing import Any
 import redis
 
 from backends import Ask, Backend, Link, Reservation, SystemClock, open_backend
-from backends.keys import RING_BUCKETS, book_keys
+from backends.keys import WINDOW_BUCKETS, book_keys
 from benchmarks.measure import Row, at_least, at_most, medians_us, placed, placements
 from flaskapp.lab.delay import HOST, delayed
 from flaskapp.lab.prefilled_books import leave_as_after
-from flaskapp.lab.race import AMPLE_NANOUSD, COST_NANOUSD, OPEN_SECONDS, WINDOW_SECONDS, window_alone
+from flaskapp.lab.race import AMPLE_NANOUSD, COST_NANOUSD, PENDING_SECONDS, WINDOW_SECONDS, window_alone
 
 LIMITS = window_alone(AMPLE_NANOUSD)
 IN_WINDOW = (1, 10, 1_000_000)
@@ -46,7 +46,7 @@ class Bench:
 
     def ask(self, who: str) -> Ask:
         """One more request, which nothing refuses."""
-        return Ask(f"bench-{next(self._numbers)}", who, f"net-{who}", COST_NANOUSD, LIMITS, OPEN_SECONDS)
+        return Ask(f"bench-{next(self._numbers)}", who, f"net-{who}", COST_NANOUSD, LIMITS, PENDING_SECONDS)
 
     def leave_as_after(self, requests: int, who: str) -> None:
         """The books as `requests` reservations, spread over the window, would have left them."""
@@ -58,7 +58,7 @@ class Bench:
             now_seconds=int(time.time()),
             cost_nanousd=COST_NANOUSD,
             window_seconds=WINDOW_SECONDS,
-            open_seconds=OPEN_SECONDS,
+            pending_seconds=PENDING_SECONDS,
             its_random=self.random,
         )
 
@@ -80,7 +80,7 @@ def reserve_beside_no_op(bench: Bench) -> Iterator[Row]:
 
 
 def _buckets(requests: int) -> str:
-    filled = min(requests, RING_BUCKETS + 1)
+    filled = min(requests, WINDOW_BUCKETS + 1)
     return "1 bucket" if filled == 1 else f"{filled} buckets"
 
 
@@ -183,13 +183,13 @@ def memory(bench: Bench) -> Iterator[Row]:
     yield _bytes(
         bench,
         "memory of an identifier, rings full",
-        (keys.marker, keys.recent, keys.daily, keys.open_identifier),
+        (keys.marker, keys.recent, keys.daily, keys.pending_identifier),
         BYTES_AN_IDENTIFIER,
     )
     yield _bytes(
         bench,
         "memory of its network, rings full",
-        (keys.network_recent, keys.network_daily, keys.open_network),
+        (keys.network_recent, keys.network_daily, keys.pending_network),
         BYTES_AN_IDENTIFIER,
     )
     yield _bytes(bench, "memory of a reservation's record", (keys.record,), BYTES_A_RESERVATION)

@@ -40,7 +40,7 @@ class Population:
     identifiers: int
     networks: int
     limits: Limits
-    open_seconds: int
+    pending_seconds: int
 
     def identifier(self, number: int) -> str:
         return f"who{number}"
@@ -61,8 +61,8 @@ def population_of(seed: int, requests: int) -> Population:
         share = demand // owners[place]
         amounts[LIMIT_NAMES[place]] = max(3 * COST, int(share * rng.uniform(0.05, 0.7)))
     limits = Limits(**amounts, window_seconds=window_seconds, throttle_seconds=1, mark_when_busy=rng.random() < 0.2)
-    open_seconds = rng.choice([seconds for seconds in (1, 2, 120) if seconds <= window_seconds])
-    return Population(seed, requests, identifiers, networks, limits, open_seconds)
+    pending_seconds = rng.choice([seconds for seconds in (1, 2, 120) if seconds <= window_seconds])
+    return Population(seed, requests, identifiers, networks, limits, pending_seconds)
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def ask_of(population: Population, rid: str, plan: Plan) -> Ask:
         population.network(plan.who),
         plan.cost,
         population.limits,
-        population.open_seconds,
+        population.pending_seconds,
         idempotency,
         plan.at_least,
     )

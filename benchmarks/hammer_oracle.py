@@ -26,7 +26,7 @@ from backends.keys import (
     SECONDS_PER_DAY,
     SECONDS_PER_HOUR,
     bucket_seconds_of,
-    open_bucket_seconds_of,
+    pending_bucket_seconds_of,
 )
 from backends.ledger.audit import audit
 from backends.ledger.snapshot import Place, Snapshot, read_all
@@ -119,7 +119,7 @@ def _bills(stories: dict[str, Story], snapshot: Snapshot) -> Iterator[str]:
             yield f"I4: {rid} has no record"
         elif record.nanousd < story.billed or record.nanousd != story.booked:
             yield f"I4: {rid} was billed {story.billed}, told {story.booked}, and {record.nanousd} is booked"
-    days = sum(held for place, held in snapshot.stored.items() if place.kind == "daily_of_all")
+    days = sum(held for place, held in snapshot.stored.items() if place.kind == "global_daily")
     billed = sum(story.billed for story in stories.values())
     if billed > days:
         yield f"I4: the upstream billed {billed}, and {days} is booked"
@@ -147,7 +147,7 @@ def _expected(population: Population, stories: dict[str, Story]) -> dict[Place, 
     for story in stories.values():
         places = _places(population, story, population.limits.window_seconds)
         if story.first_end is None:
-            places += _open_places(population, story, population.open_seconds)
+            places += _open_places(population, story, population.pending_seconds)
         for place in places:
             expected[place] += story.booked
     return expected
@@ -155,11 +155,11 @@ def _expected(population: Population, stories: dict[str, Story]) -> dict[Place, 
 
 def _ends_at_us(population: Population, place: Place) -> float:
     """When it may be swept."""
-    window, opened = population.limits.window_seconds, population.open_seconds
+    window, opened = population.limits.window_seconds, population.pending_seconds
     if place.kind.endswith("recent"):
         return (place.start_seconds + window + bucket_seconds_of(window)) * US_PER_SECOND
     if place.kind.startswith("open"):
-        return (place.start_seconds + opened + open_bucket_seconds_of(opened)) * US_PER_SECOND
+        return (place.start_seconds + opened + pending_bucket_seconds_of(opened)) * US_PER_SECOND
     return float("inf")
 
 
@@ -173,19 +173,19 @@ def _places(population: Population, story: Story, window_seconds: int) -> list[P
         Place("daily", who, day),
         Place("network_recent", network, bucket),
         Place("network_daily", network, day),
-        Place("hourly_of_all", "", hour),
-        Place("daily_of_all", "", day),
+        Place("global_hourly", "", hour),
+        Place("global_daily", "", day),
     ]
 
 
-def _open_places(population: Population, story: Story, open_seconds: int) -> list[Place]:
+def _open_places(population: Population, story: Story, pending_seconds: int) -> list[Place]:
     made = story.made_at_us // US_PER_SECOND
-    bucket = made - made % open_bucket_seconds_of(open_seconds)
+    bucket = made - made % pending_bucket_seconds_of(pending_seconds)
     who, network = _owners(population, story)
     return [
-        Place("open_identifier", who, bucket),
-        Place("open_network", network, bucket),
-        Place("open_of_all", "", bucket),
+        Place("pending_identifier", who, bucket),
+        Place("pending_network", network, bucket),
+        Place("pending_global", "", bucket),
     ]
 
 
@@ -202,8 +202,8 @@ def _instants(population: Population, stories: dict[str, Story]) -> Iterator[str
         "daily": limits.day_nanousd,
         "network_recent": limits.network_window_nanousd or AMPLE,
         "network_daily": limits.network_day_nanousd or AMPLE,
-        "hourly_of_all": limits.global_hour_nanousd,
-        "daily_of_all": limits.global_day_nanousd,
+        "global_hourly": limits.global_hour_nanousd,
+        "global_daily": limits.global_day_nanousd,
     }
     changes: dict[tuple[str, str, int], list[tuple[int, int]]] = defaultdict(list)
     overruns: dict[tuple[str, str, int], int] = defaultdict(int)

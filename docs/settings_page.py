@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from flaskapp.config import Variable, variables
-from flaskapp.value_types import Kind
+from flaskapp.value_types import ValueType
 
 PAGE = Path(__file__).with_name("SETTINGS.md")
 HEADS = {
@@ -46,27 +46,27 @@ def table(name: str) -> str:
 
 def _live_rows() -> Iterator[Iterable[str]]:
     for row in variables():
-        if row.live and row.kind is not None:
+        if row.live and row.value_type is not None:
             yield (
                 f"`{row.name.lower()}`",
                 f"`{row.name}`",
-                _default(row, row.kind),
-                row.kind.allowed,
-                row.kind.description,
+                _default(row, row.value_type),
+                row.value_type.allowed,
+                row.value_type.description,
             )
 
 
 def _boot_rows() -> Iterator[Iterable[str]]:
     for row in variables():
-        if row.kind is None:
+        if row.value_type is None:
             yield f"`{row.name}`", "none", "any text", NOT_IN_THE_TABLE[row.name]
         elif not row.live:
-            yield f"`{row.name}`", _default(row, row.kind), row.kind.allowed, row.kind.description
+            yield f"`{row.name}`", _default(row, row.value_type), row.value_type.allowed, row.value_type.description
 
 
-def _default(row: Variable, kind: Kind[object]) -> str:
+def _default(row: Variable, value_type: ValueType[object]) -> str:
     own = OWN_DEFAULTS.get(row.name)
-    return own or ("none" if row.default is None else f"`{kind.text(row.default)}`")
+    return own or ("none" if row.default is None else f"`{value_type.text(row.default)}`")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 A value that cannot be used is a `ConfigurationError` of one line: the variable, what is allowed, and the value unless
 it is a secret. An empty variable counts as unset.
 """
-# ruff: noqa: D102 (what a kind overrides is said at `Kind`)
+# ruff: noqa: D102 (what a value_type overrides is said at `ValueType`)
 
 import os
 import re
@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, SkipValidation
 from backends.errors import ConfigurationError, shown
 from flaskapp.http.api_keys import ANYONE, ApiKeys, is_key
 from flaskapp.settings import Baseline, LiveSettings, Source, settings_table
-from flaskapp.value_types import Amount, Choice, Kind, Whole
+from flaskapp.value_types import Amount, Choice, ValueType, Whole
 
 Mode = Literal["development", "production"]
 
@@ -31,7 +31,7 @@ _MAX_SECRET_CHARACTERS = 1_000
 
 
 @dataclass(frozen=True)
-class Word(Kind[str]):
+class Word(ValueType[str]):
     """A word of a pattern."""
 
     _: KW_ONLY
@@ -47,7 +47,7 @@ class Word(Kind[str]):
 
 
 @dataclass(frozen=True)
-class Words(Kind[tuple[str, ...]]):
+class Words(ValueType[tuple[str, ...]]):
     """Words of a pattern, with commas between them."""
 
     _: KW_ONLY
@@ -79,7 +79,7 @@ class Level(Choice):
 
 
 @dataclass(frozen=True)
-class Pace(Kind[float]):
+class Pace(ValueType[float]):
     """A number a second; no money, so a float may stand for it."""
 
     _: KW_ONLY
@@ -98,7 +98,7 @@ class Pace(Kind[float]):
 
 
 @dataclass(frozen=True)
-class Secret(Kind[SecretStr]):
+class Secret(ValueType[SecretStr]):
     """Never shown, not even where it is wrong."""
 
     @property
@@ -117,7 +117,7 @@ class Secret(Kind[SecretStr]):
 
 
 @dataclass(frozen=True)
-class Keys(Kind[ApiKeys]):
+class Keys(ValueType[ApiKeys]):
     """Keys with commas between them, or `*`; never shown."""
 
     @property
@@ -141,7 +141,7 @@ class Keys(Kind[ApiKeys]):
 
 
 @dataclass(frozen=True)
-class Url(Kind[str]):
+class Url(ValueType[str]):
     """An address of one of some schemes, which may hold a password and then is not shown."""
 
     _: KW_ONLY
@@ -290,15 +290,18 @@ class Variable:
     """One row for the documentation."""
 
     name: str
-    kind: Kind[object] | None
+    value_type: ValueType[object] | None
     default: object
     live: bool
 
 
 def variables() -> tuple[Variable, ...]:
     """Every variable that is read, in the table's order."""
-    boot = [Variable(name.upper(), kind, Config.model_fields[name].default, live=False) for name, kind in _boot_kinds()]
-    live = [Variable(row.variable, row.kind, row.default, live=True) for row in settings_table().values()]
+    boot = [
+        Variable(name.upper(), value_type, Config.model_fields[name].default, live=False)
+        for name, value_type in _boot_kinds()
+    ]
+    live = [Variable(row.variable, row.value_type, row.default, live=True) for row in settings_table().values()]
     mode = [Variable(name, None, None, live=False) for name in ("ENVIRONMENT", "DEBUG")]
     return (*boot, *mode, *live)
 
@@ -311,7 +314,7 @@ def load_config(environ: Mapping[str, str] | None = None) -> Config:
     """
     source = os.environ if environ is None else environ
     given = {name: text for name, text in source.items() if text.strip()}
-    boot = {name: _read(name.upper(), kind, given) for name, kind in _boot_kinds() if name.upper() in given}
+    boot = {name: _read(name.upper(), value_type, given) for name, value_type in _boot_kinds() if name.upper() in given}
     _check_prices(given)
     mode = _mode(given)
     if boot.get("redis_delay_ms") and mode != "development":
@@ -333,17 +336,20 @@ def child_environment() -> dict[str, str]:
     return {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
 
 
-def _boot_kinds() -> list[tuple[str, Kind[object]]]:
+def _boot_kinds() -> list[tuple[str, ValueType[object]]]:
     return [
-        (name, item) for name, info in Config.model_fields.items() for item in info.metadata if isinstance(item, Kind)
+        (name, item)
+        for name, info in Config.model_fields.items()
+        for item in info.metadata
+        if isinstance(item, ValueType)
     ]
 
 
-def _read(name: str, kind: Kind[object], given: Mapping[str, str]) -> object:
+def _read(name: str, value_type: ValueType[object], given: Mapping[str, str]) -> object:
     try:
-        return kind.read_text(given[name])
+        return value_type.read_text(given[name])
     except ValueError as error:
-        raise _unusable(name, str(error), kind.shown(given[name])) from None
+        raise _unusable(name, str(error), value_type.shown(given[name])) from None
 
 
 def _unusable(name: str, allowed: str, got: str | None) -> ConfigurationError:
@@ -379,7 +385,7 @@ def _baseline(given: Mapping[str, str], mode: Mode, stream_deadline_seconds: int
         values |= dict.fromkeys(_SWITCHES_OFF_IN_DEVELOPMENT, False)
     for name, row in table.items():
         if row.variable in given:
-            values[name] = _read(row.variable, row.kind, given)
+            values[name] = _read(row.variable, row.value_type, given)
             sources[name] = "environment"
     settings = LiveSettings.model_validate(values)
     if settings.high_cost_window_seconds < stream_deadline_seconds:

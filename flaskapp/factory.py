@@ -24,12 +24,12 @@ from backends.pricing.prices import PriceBook
 from backends.pricing.token_bounds import bound_for
 from backends.store.link import Link
 from backends.store.scripts import load_all
-from flaskapp.admin import Panel, RaceDesk, make_admin
+from flaskapp.admin import Panel, RaceRunner, make_admin
 from flaskapp.admin.sessions import EndedSessions
-from flaskapp.answers.admission import Till
-from flaskapp.answers.stream import Stopping, Terms
-from flaskapp.chat.challenge_route import make_challenge_room
-from flaskapp.chat.routes import ChatRoom, make_chat
+from flaskapp.answers.admission import Admission
+from flaskapp.answers.stream import Stopping, StreamContext
+from flaskapp.chat.challenge_route import make_challenge_route
+from flaskapp.chat.routes import ChatRoutes, make_chat
 from flaskapp.cli.ledger import make_ledger_cli
 from flaskapp.cli.scripts import make_scripts_cli
 from flaskapp.cli.settings import OF_THIS_SHELL, SettingsView, make_settings_cli
@@ -44,7 +44,7 @@ from flaskapp.lab.race_command import make_race_cli
 from flaskapp.llm import Model
 from flaskapp.llm.builtin import BuiltinModel
 from flaskapp.llm.openai_compatible import OpenAICompatibleModel
-from flaskapp.openai.routes import OpenAIRoom, make_openai_api
+from flaskapp.openai.routes import OpenAIRoutes, make_openai_api
 from flaskapp.ops.embedded_redis import running_url
 from flaskapp.ops.health import make_health
 from flaskapp.ops.logs import log_event, set_up_logging
@@ -246,16 +246,18 @@ def _register_rooms(app: Flask, tollgate: Tollgate, metrics: Metrics, clock: Clo
     for model in prices.models:
         # A vocabulary takes a tenth of a second to load: here, and not while a visitor waits.
         bound_for(model)
-    till = Till(guard, lambda: settings.current.values, config.stream_deadline_seconds, clock, tollgate.observer)
-    room = ChatRoom(
-        till=till,
+    admission = Admission(
+        guard, lambda: settings.current.values, config.stream_deadline_seconds, clock, tollgate.observer
+    )
+    room = ChatRoutes(
+        admission=admission,
         challenges=challenges,
         model=tollgate.model,
         prices=prices,
         default_model=config.llm_model,
         stream_deadline_seconds=config.stream_deadline_seconds,
         settings=lambda: settings.current.values,
-        terms=Terms(clock, tollgate.observer, tollgate.stopping, lambda: settings.current.values.drain_seconds),
+        terms=StreamContext(clock, tollgate.observer, tollgate.stopping, lambda: settings.current.values.drain_seconds),
         clock=clock,
         observer=tollgate.observer,
     )
@@ -270,10 +272,10 @@ def _register_rooms(app: Flask, tollgate: Tollgate, metrics: Metrics, clock: Clo
     )
     token = config.admin_token.get_secret_value() if config.admin_token else None
     chat = make_chat(room)
-    visitors = make_challenge_room(challenges, lambda: settings.current.values.throttle_on_error == "closed")
+    visitors = make_challenge_route(challenges, lambda: settings.current.values.throttle_on_error == "closed")
     usage = make_usage(guard, lambda: settings.current.values, keys)
     openai_api = make_openai_api(_openai_room(room, keys, config.llm_provider))
-    admin = make_admin(panel, token, RaceDesk(config.data_dir) if config.mode == "development" else None)
+    admin = make_admin(panel, token, RaceRunner(config.data_dir) if config.mode == "development" else None)
     for blueprint in (chat, visitors):
         limiter.limit(lambda: settings.current.values.chat_rate_limit)(blueprint)
     limiter.limit(lambda: settings.current.values.chat_rate_limit, key_func=lambda: keys.rate_key(request))(openai_api)
@@ -295,10 +297,10 @@ def _register_rooms(app: Flask, tollgate: Tollgate, metrics: Metrics, clock: Clo
         app.register_blueprint(blueprint)
 
 
-def _openai_room(chat: ChatRoom, keys: ApiKeys, owner: str) -> OpenAIRoom:
-    """In front of the same model as the chat, at the same till."""
-    return OpenAIRoom(
-        till=chat.till,
+def _openai_room(chat: ChatRoutes, keys: ApiKeys, owner: str) -> OpenAIRoutes:
+    """In front of the same model as the chat, at the same admission."""
+    return OpenAIRoutes(
+        admission=chat.admission,
         keys=keys,
         model=chat.model,
         prices=chat.prices,

@@ -22,7 +22,7 @@ from backends.money import nanousd_from_usd
 from backends.store.link import Client, Link
 from flaskapp import strict_json
 from flaskapp.strict_json import StrictJsonError
-from flaskapp.value_types import Amount, Choice, Duration, Kind, Rate, Switch, Whole
+from flaskapp.value_types import Amount, Choice, Duration, Rate, Switch, ValueType, Whole
 
 Source = Literal["redis", "environment", "default"]
 
@@ -134,7 +134,7 @@ class Setting:
     """One row of the table."""
 
     name: str
-    kind: Kind[object]
+    value_type: ValueType[object]
     default: object
 
     @property
@@ -147,10 +147,12 @@ def settings_table(stream_deadline_seconds: int = 1) -> dict[str, Setting]:
     """All live settings by name; the window is never shorter than the longest answer."""
     rows = {}
     for name, info in LiveSettings.model_fields.items():
-        kind = next(item for item in info.metadata if isinstance(item, Kind))
-        if name == _WINDOW and isinstance(kind, Whole):
-            kind = replace(kind, minimum=stream_deadline_seconds, note=" (not shorter than STREAM_DEADLINE_SECONDS)")
-        rows[name] = Setting(name, kind, info.default)
+        value_type = next(item for item in info.metadata if isinstance(item, ValueType))
+        if name == _WINDOW and isinstance(value_type, Whole):
+            value_type = replace(
+                value_type, minimum=stream_deadline_seconds, note=" (not shorter than STREAM_DEADLINE_SECONDS)"
+            )
+        rows[name] = Setting(name, value_type, info.default)
     return rows
 
 
@@ -287,7 +289,7 @@ class SettingsStore:
                 problems[shown(name)] = "there is no such setting"
                 continue
             try:
-                wanted[name] = None if value is None else setting.kind.read(value)
+                wanted[name] = None if value is None else setting.value_type.read(value)
             except ValueError as error:
                 problems[name] = f"{error}; got {_shown_value(value)}"
         if problems:
@@ -386,7 +388,7 @@ def _effective(text: bytes | None, baseline: Baseline, table: Mapping[str, Setti
         if value is None:
             continue
         try:
-            values[name] = table[name].kind.read(value)
+            values[name] = table[name].value_type.read(value)
             sources[name] = "redis"
         except KeyError:
             ignored.append(_ignored(shown(name), "no setting of this name", _shown_value(value)))

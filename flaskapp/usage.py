@@ -71,8 +71,8 @@ def _brings_a_key(request: Request, keys: ApiKeys) -> bool:
 def _limits_told(books: Books, values: LiveSettings) -> dict[str, object]:
     limits = values.limits
     day_ends_at = (books.as_of_us // US_PER_SECOND // SECONDS_PER_DAY + 1) * SECONDS_PER_DAY
-    window = _amounts_told(limits.window_nanousd, books.window_nanousd, books.open_nanousd)
-    day = _amounts_told(limits.day_nanousd, books.day_nanousd, books.open_today_nanousd)
+    window = _amounts_told(limits.window_nanousd, books.window_nanousd, books.pending_nanousd)
+    day = _amounts_told(limits.day_nanousd, books.day_nanousd, books.pending_today_nanousd)
     return {
         "window": {
             "window_seconds": limits.window_seconds,
@@ -83,9 +83,9 @@ def _limits_told(books: Books, values: LiveSettings) -> dict[str, object]:
     }
 
 
-def _amounts_told(limit_nanousd: int, booked_nanousd: int, open_nanousd: int) -> dict[str, object]:
+def _amounts_told(limit_nanousd: int, booked_nanousd: int, pending_nanousd: int) -> dict[str, object]:
     """What is booked, in two parts: what answers under way hold, and the rest."""
-    held_nanousd = min(open_nanousd, booked_nanousd)
+    held_nanousd = min(pending_nanousd, booked_nanousd)
     return {
         "limit_usd": usd_text(limit_nanousd),
         "spent_usd": usd_text(booked_nanousd - held_nanousd),

@@ -3,7 +3,7 @@
 `read` takes what strict JSON gives and coerces nothing; `read_text` takes what a person typed (a variable, a form,
 a command line). Both raise `ValueError` whose text is `allowed`.
 """
-# ruff: noqa: D102 (what a kind overrides is said at `Kind`)
+# ruff: noqa: D102 (what a value_type overrides is said at `ValueType`)
 
 import re
 from dataclasses import KW_ONLY, dataclass
@@ -42,7 +42,7 @@ _MAX_RATES = 5
 
 
 @dataclass(frozen=True)
-class Kind(Generic[T]):
+class ValueType(Generic[T]):
     """What all kinds have. As `Annotated` metadata of a pydantic field it validates with `read`."""
 
     description: str
@@ -84,7 +84,7 @@ class Kind(Generic[T]):
 
 
 @dataclass(frozen=True)
-class Switch(Kind[bool]):
+class Switch(ValueType[bool]):
     """On or off."""
 
     @property
@@ -107,7 +107,7 @@ class Switch(Kind[bool]):
 
 
 @dataclass(frozen=True)
-class Amount(Kind[Decimal]):
+class Amount(ValueType[Decimal]):
     """Money in dollars: a JSON number or a decimal string."""
 
     _: KW_ONLY
@@ -147,7 +147,7 @@ class Amount(Kind[Decimal]):
 
 
 @dataclass(frozen=True)
-class Whole(Kind[int]):
+class Whole(ValueType[int]):
     """A whole number between bounds, both included."""
 
     _: KW_ONLY
@@ -183,7 +183,7 @@ class Duration(Whole):
 
 
 @dataclass(frozen=True)
-class Choice(Kind[str]):
+class Choice(ValueType[str]):
     """One of a few words."""
 
     _: KW_ONLY
@@ -202,7 +202,7 @@ class Choice(Kind[str]):
 
 
 @dataclass(frozen=True)
-class Rate(Kind[str]):
+class Rate(ValueType[str]):
     """Requests per time in flask-limiter's words; a part of its grammar that it is sure to understand."""
 
     _: KW_ONLY

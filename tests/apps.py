@@ -21,7 +21,7 @@ NETWORK = "198.51.100.7"
 
 
 @dataclass
-class Room:
+class Service:
     """An application, who asks it, and what it left in Redis."""
 
     app: Flask
@@ -68,7 +68,7 @@ class Room:
 
 
 @contextmanager
-def open_app(redis_url: str, directory: Path, environment: Mapping[str, str], clock: Any = None) -> Iterator[Room]:
+def open_app(redis_url: str, directory: Path, environment: Mapping[str, str], clock: Any = None) -> Iterator[Service]:
     """In development mode, with throttling on, no challenges and no pauses, unless `environment` says otherwise."""
     given = {
         "ENVIRONMENT": "development",
@@ -83,7 +83,7 @@ def open_app(redis_url: str, directory: Path, environment: Mapping[str, str], cl
     app = create_app(load_config(given).model_copy(update={"data_dir": directory / ".data"}), clock=clock)
     with redis.Redis.from_url(redis_url, decode_responses=True) as client:
         try:
-            yield Room(app, app.test_client(), client)
+            yield Service(app, app.test_client(), client)
         finally:
             app.extensions["tollgate"].stop()
             logger.handlers, logger.level = handlers, level

@@ -2,7 +2,7 @@
 
 It is the oracle of the tests: a real HTTP server with scripted misbehaviour. `Upstream.script` says what it does with
 every request, `Upstream.scripts` with the next ones, in turn, `Upstream.script_of` with those that ask a certain
-question; `Upstream.ledger` has one `Bill` per request.
+question; `Upstream.ledger` has one `Meter` per request.
 """
 
 import contextlib
@@ -65,7 +65,7 @@ class Script:
 
 
 @dataclass
-class Bill:
+class Meter:
     """What one request really was: filled in as it goes."""
 
     path: str
@@ -96,7 +96,7 @@ class Upstream:
         self.script = script or Script()
         self.scripts: deque[Script] = deque()
         self.script_of: dict[str, Script] = {}
-        self.ledger: list[Bill] = []
+        self.ledger: list[Meter] = []
         self.on_request: Callable[[], object] = lambda: None
         """Called when a request has come, before anything is answered."""
         self.closing = threading.Event()
@@ -128,7 +128,7 @@ class Upstream:
         """From now on, the ordinary script with these changes."""
         self.script = replace(Script(), **changes)
 
-    def next_script(self, bill: Bill) -> Script:
+    def next_script(self, bill: Meter) -> Script:
         self.on_request()
         with self._lock:
             self.ledger.append(bill)
@@ -136,7 +136,7 @@ class Upstream:
                 return self.script_of[bill.question]
             return self.scripts.popleft() if self.scripts else self.script
 
-    def bill_of(self, question: str) -> Bill | None:
+    def bill_of(self, question: str) -> Meter | None:
         """The only one with this question, if it has come."""
         with self._lock:
             found = [bill for bill in self.ledger if bill.question == question]
@@ -187,7 +187,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._take(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
 
     def _take(self, request: dict[str, Any]) -> None:
-        bill = Bill(self.path, dict(self.headers), request, connection=id(self.connection))
+        bill = Meter(self.path, dict(self.headers), request, connection=id(self.connection))
         script = self.server.upstream.next_script(bill)
         try:
             self._answer(script, bill)
@@ -197,7 +197,7 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             bill.over.set()
 
-    def _answer(self, script: Script, bill: Bill) -> None:
+    def _answer(self, script: Script, bill: Meter) -> None:
         if script.before_headers:
             bill.taken = True
             bill.input_tokens = count_input_tokens(bill.request)
@@ -240,7 +240,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def _answer_whole(self, script: Script, bill: Bill) -> None:
+    def _answer_whole(self, script: Script, bill: Meter) -> None:
         deltas = self._deltas(script, bill)
         kept = deltas[: self._limit(script, bill)]
         choices = self._choices(script, bill)
@@ -281,16 +281,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     @staticmethod
-    def _envelope(bill: Bill, kind: str) -> dict[str, Any]:
+    def _envelope(bill: Meter, kind: str) -> dict[str, Any]:
         name = bill.request.get("model", "")
         return {"id": "chatcmpl-upstream", "object": kind, "created": 1_700_000_000, "model": f"{name}-2026"}
 
     @staticmethod
-    def _choices(script: Script, bill: Bill) -> int:
+    def _choices(script: Script, bill: Meter) -> int:
         return max(script.choices, bill.request.get("n", 1))
 
     @staticmethod
-    def _limit(script: Script, bill: Bill) -> int:
+    def _limit(script: Script, bill: Meter) -> int:
         asked = bill.request.get("max_tokens") or bill.request.get("max_completion_tokens") or 10**6
         return 10**6 if script.ignore_max_tokens else asked
 
@@ -299,7 +299,7 @@ class _Handler(BaseHTTPRequestHandler):
         return "length" if cut else "tool_calls" if script.tool_call else "stop"
 
     @staticmethod
-    def _deltas(script: Script, bill: Bill) -> list[dict[str, Any]]:
+    def _deltas(script: Script, bill: Meter) -> list[dict[str, Any]]:
         if script.tool_call:
             name = bill.request["tools"][0]["function"]["name"]
             call = {"index": 0, "id": "call_1", "type": "function", "function": {"name": name, "arguments": ""}}
@@ -309,7 +309,7 @@ class _Handler(BaseHTTPRequestHandler):
         deltas += [{"tool_calls": [{"index": 0, "function": {"arguments": "x"}}]}] * script.tool_words
         return deltas + [{"content": word} for word in script.words]
 
-    def _stream(self, script: Script, bill: Bill) -> None:
+    def _stream(self, script: Script, bill: Meter) -> None:
         deltas, limit = self._deltas(script, bill), self._limit(script, bill)
         envelope = self._envelope(bill, "chat.completion.chunk")
         bill.generated_tokens += script.hidden_tokens
@@ -335,12 +335,12 @@ class _Handler(BaseHTTPRequestHandler):
         self._wait_at("end", script, bill)
         self._end(script, bill, cut=len(deltas) > limit)
 
-    def _wait_at(self, place: str, script: Script, bill: Bill) -> None:
+    def _wait_at(self, place: str, script: Script, bill: Meter) -> None:
         if script.wait_for is not None and script.wait_at == place:
             bill.waits.set()
             self._hang(script.wait_for)
 
-    def _end(self, script: Script, bill: Bill, *, cut: bool) -> None:
+    def _end(self, script: Script, bill: Meter, *, cut: bool) -> None:
         late = script.ending.startswith("late_")
         if not late and script.ending not in {"done", "no_done", "no_finish", "no_blank_line"}:
             self._break(script.ending, script)
@@ -359,7 +359,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._write(script, "data: [DONE]")
         self.wfile.write(b"0\r\n\r\n")
 
-    def _finish(self, script: Script, bill: Bill, reason: str) -> None:
+    def _finish(self, script: Script, bill: Meter, reason: str) -> None:
         for index in range(self._choices(script, bill)):
             choice = {"index": index, "delta": {}, "finish_reason": reason}
             finish: dict[str, Any] = {**self._envelope(bill, "chat.completion.chunk"), "choices": [choice]}
@@ -367,7 +367,7 @@ class _Handler(BaseHTTPRequestHandler):
                 finish["usage"] = self._usage(script, bill)
             self._event(script, finish)
 
-    def _last_usages(self, script: Script, bill: Bill) -> list[dict[str, Any]]:
+    def _last_usages(self, script: Script, bill: Meter) -> list[dict[str, Any]]:
         usage = self._usage(script, bill)
         less = {**usage, "completion_tokens": 1, "prompt_tokens": 1}
         return {
@@ -383,7 +383,7 @@ class _Handler(BaseHTTPRequestHandler):
             "negative": [{**usage, "prompt_tokens": -5}],
         }.get(script.usage, [])
 
-    def _usage(self, script: Script, bill: Bill) -> dict[str, Any]:
+    def _usage(self, script: Script, bill: Meter) -> dict[str, Any]:
         return {
             "prompt_tokens": bill.input_tokens,
             "completion_tokens": bill.generated_tokens,
@@ -455,7 +455,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
 
 
-def bill_nanousd(bill: Bill) -> int:
+def bill_nanousd(bill: Meter) -> int:
     """What it costs at gpt-4o's price."""
     return bill.input_tokens * 2_500 + bill.generated_tokens * 10_000
 

@@ -140,7 +140,7 @@ class Ledger:
             for offset in (0, -SECONDS_PER_DAY, SECONDS_PER_DAY)
         ]
         mine = book_keys("", identifier, "", at_seconds)
-        keys = (reset_key(identifier), mine.marker, mine.recent, mine.open_identifier, *days)
+        keys = (reset_key(identifier), mine.marker, mine.recent, mine.pending_identifier, *days)
         args: Sequence[str | int] = ("" if now_us is None else now_us, RESET_KEEP_SECONDS)
         reply: Sequence[Any] = self._link.run(lambda client: _RESET.run(client, keys, args))
         cleared_at_us, marker, window, opened, *its_days = reply
@@ -163,7 +163,7 @@ class Ledger:
             transaction.time()
             transaction.get(keys.marker).pttl(keys.marker)
             transaction.zrange(keys.recent, 0, -1, withscores=True).get(keys.daily)
-            transaction.get(reset_key(identifier)).exists(keys.open_identifier)
+            transaction.get(reset_key(identifier)).exists(keys.pending_identifier)
             for key in first:
                 transaction.get(key)
             answers: list[Any] = transaction.execute()

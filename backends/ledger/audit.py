@@ -51,8 +51,8 @@ MARGIN_SECONDS = 2
 _LIFE_PAST_START = {
     "daily": 2 * SECONDS_PER_DAY,
     "network_daily": 2 * SECONDS_PER_DAY,
-    "daily_of_all": 2 * SECONDS_PER_DAY,
-    "hourly_of_all": 3 * SECONDS_PER_HOUR,
+    "global_daily": 2 * SECONDS_PER_DAY,
+    "global_hourly": 3 * SECONDS_PER_HOUR,
 }
 
 
@@ -292,7 +292,7 @@ def _rule(look: _Look, place: Place) -> str:
         return "exact" if are_records_whole else ""
     if place.kind in RING_KINDS:
         # The shortest life of all in the ring: one with a shorter window may have swept the bucket.
-        ends = place.start_seconds + look.booked.life_seconds[place.kind, place.owner]
+        ends = place.start_seconds + look.booked.ttl_seconds[place.kind, place.owner]
     else:
         ends = place.start_seconds + _LIFE_PAST_START[place.kind]
     if ends - MARGIN_SECONDS <= now:
@@ -319,12 +319,12 @@ def _sums(snapshot: Snapshot) -> list[_Sum]:
     for day in sorted({day for _, day in places}):
         if day + 2 * SECONDS_PER_DAY - MARGIN_SECONDS <= snapshot.ended_us // US_PER_SECOND:
             continue
-        total = Place("daily_of_all", "", day)
+        total = Place("global_daily", "", day)
         was_reset = any(at_us >= day * US_PER_SECOND for at_us in snapshot.reset_us.values())
         for kind, what, may_be_more in (
             ("daily", "its identifiers", was_reset),
             ("network_daily", "its networks", False),
-            ("hourly_of_all", "its hours", True),
+            ("global_hourly", "its hours", True),
         ):
             found.append(_Sum(what, total, tuple(sorted(places.get((kind, day), []))), may_be_more))
     return found

@@ -18,8 +18,8 @@ def read_books(link: Link, clock: Clock | None, identifier: str, network: str, w
     """What is booked now, by Redis' time or by `clock`; one round trip, all of it of one moment."""
     now_us = clock.now_us() if clock else link.time_us()
     keys = book_keys("", identifier, network, now_us // US_PER_SECOND)
-    rings = (keys.recent, keys.network_recent, keys.open_identifier)
-    totals = (keys.daily, keys.network_daily, keys.hourly_of_all, keys.daily_of_all)
+    rings = (keys.recent, keys.network_recent, keys.pending_identifier)
+    totals = (keys.daily, keys.network_daily, keys.global_hourly, keys.global_daily)
 
     def read(client: Client) -> list[Any]:
         transaction = client.pipeline(transaction=True)
@@ -31,7 +31,7 @@ def read_books(link: Link, clock: Clock | None, identifier: str, network: str, w
         transaction.pttl(keys.marker)
         return transaction.execute()
 
-    *members, daily, network_daily, hourly_of_all, daily_of_all, marker, marker_left_ms = link.run(read)
+    *members, daily, network_daily, global_hourly, global_daily, marker, marker_left_ms = link.run(read)
     recent, network_recent, opened = map(ring_of, members)
     bucket = bucket_seconds_of(window_seconds)
     living = arithmetic.alive(recent, bucket, window_seconds, now_us)
@@ -41,10 +41,10 @@ def read_books(link: Link, clock: Clock | None, identifier: str, network: str, w
         day_nanousd=arithmetic.amount(daily),
         network_window_nanousd=sum(arithmetic.alive(network_recent, bucket, window_seconds, now_us).values()),
         network_day_nanousd=arithmetic.amount(network_daily),
-        global_hour_nanousd=arithmetic.amount(hourly_of_all),
-        global_day_nanousd=arithmetic.amount(daily_of_all),
-        open_nanousd=sum(opened.values()),
-        open_today_nanousd=arithmetic.since(opened, today),
+        global_hour_nanousd=arithmetic.amount(global_hourly),
+        global_day_nanousd=arithmetic.amount(global_daily),
+        pending_nanousd=sum(opened.values()),
+        pending_today_nanousd=arithmetic.since(opened, today),
         window_frees_at_seconds=arithmetic.window_frees_at(living, window_seconds, now_us) if living else None,
         marker=arithmetic.marker_of(marker, marker_left_ms, now_us),
         as_of_us=now_us,

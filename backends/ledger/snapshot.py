@@ -18,7 +18,7 @@ from backends.keys import (
     BookKeys,
     KnownKey,
     known_key,
-    open_bucket_seconds_of,
+    pending_bucket_seconds_of,
 )
 from backends.ledger.books import ring_of
 from backends.progress import Progress, no_progress
@@ -28,11 +28,11 @@ from backends.strategies import arithmetic
 
 PAGE_KEYS = 500
 WINDOW_KINDS = ("recent", "network_recent")
-OPEN_KINDS = ("open_identifier", "open_network", "open_of_all")
+OPEN_KINDS = ("pending_identifier", "pending_network", "pending_global")
 RING_KINDS = WINDOW_KINDS + OPEN_KINDS
-TOTAL_KINDS = ("daily", "network_daily", "hourly_of_all", "daily_of_all")
-NETWORK_KINDS = ("network_recent", "network_daily", "open_network")
-IDENTIFIER_KINDS = ("recent", "daily", "open_identifier")
+TOTAL_KINDS = ("daily", "network_daily", "global_hourly", "global_daily")
+NETWORK_KINDS = ("network_recent", "network_daily", "pending_network")
+IDENTIFIER_KINDS = ("recent", "daily", "pending_identifier")
 LARGEST = 2**53
 GONE, FOR_EVER = -2, -1
 """Words of PTTL."""
@@ -216,7 +216,7 @@ class Booked:
     keys: dict[Place, list[str]] = field(default_factory=lambda: defaultdict(list))
     """The records that are booked there, by key."""
     nanousd: dict[Place, int] = field(default_factory=lambda: defaultdict(int))
-    life_seconds: dict[tuple[str, str], int] = field(default_factory=dict)
+    ttl_seconds: dict[tuple[str, str], int] = field(default_factory=dict)
     """(kind, owner) of a ring -> the shortest life of a bucket that a record of it stands for."""
 
 
@@ -225,12 +225,12 @@ def booked_by(snapshot: Snapshot) -> Booked:
     booked = Booked()
     for key, record in snapshot.records.items():
         is_cleared = record.made_at_us <= snapshot.reset_us.get(record.who, -1)
-        for place, life_seconds in places_of(record, is_cleared=is_cleared):
+        for place, ttl_seconds in places_of(record, is_cleared=is_cleared):
             booked.keys[place].append(key)
             booked.nanousd[place] += amount_at(place, record)
-            if life_seconds:
+            if ttl_seconds:
                 ring = (place.kind, place.owner)
-                booked.life_seconds[ring] = min(life_seconds, booked.life_seconds.get(ring, life_seconds))
+                booked.ttl_seconds[ring] = min(ttl_seconds, booked.ttl_seconds.get(ring, ttl_seconds))
     return booked
 
 
@@ -244,9 +244,9 @@ def places_of(record: Record, *, is_cleared: bool) -> list[tuple[Place, int]]:
     window = arithmetic.charges(
         _KINDS, record.window_seconds, record.made_at_us, record.made_at_us, is_cleared=is_cleared
     )
-    opened = arithmetic.open_charges(_KINDS, record.open_seconds, record.made_at_us, is_cleared=is_cleared)
+    opened = arithmetic.pending_charges(_KINDS, record.pending_seconds, record.made_at_us, is_cleared=is_cleared)
     # Not the life of its key: once nobody's time is left in a bucket of open money, any settlement may take it out.
-    open_life = record.open_seconds + open_bucket_seconds_of(record.open_seconds)
+    open_life = record.pending_seconds + pending_bucket_seconds_of(record.pending_seconds)
     return [
         (Place(charge.key, _owner(charge.key, record), _start(charge, record)), life)
         for charge, life in (
@@ -263,12 +263,12 @@ def _owner(kind: str, record: Record) -> str:
 
 
 def _life(charge: arithmetic.Charge) -> int:
-    return 0 if charge.member is None else charge.life_seconds
+    return 0 if charge.member is None else charge.ttl_seconds
 
 
 def _start(charge: arithmetic.Charge, record: Record) -> int:
     if charge.member is not None:
         return charge.member
-    period = SECONDS_PER_HOUR if charge.key == "hourly_of_all" else SECONDS_PER_DAY
+    period = SECONDS_PER_HOUR if charge.key == "global_hourly" else SECONDS_PER_DAY
     made = record.made_at_us // US_PER_SECOND
     return made - made % period

@@ -5,7 +5,7 @@ KEYS  1 to 12 as in settle.lua
 
 ARGV  1  now_us           '' in production: Redis' own TIME; a number in tests
       2  deadline_us      Redis' time after which the caller has given up
-      3  terms            digest of what the id stood for at first
+      3  request_digest            digest of what the id stood for at first
       4  to               nanousd to hold in all           5  at_least        nanousd to hold in all, or refuse
       6  made_at_us       as reserve.lua told it
       7  window_s         8  bucket_s    9  open_s        10  open_bucket_s   (as they were at the reservation)
@@ -46,8 +46,8 @@ local HOUR_ENDS_S = (floor(made_s / 3600) + 1) * 3600
 if now_us > tonumber(ARGV[2]) then return { 10, 0, now_us } end
 local record = call('GET', KEYS[1])
 if not record then return { 8, 0, now_us } end
-local state, nanousd, _, terms, rest = string.match(record, '^(%a+) (%d+) (%d+) (%x+) (.*)$')
-if terms ~= ARGV[3] then return { 9, 0, now_us } end
+local state, nanousd, _, request_digest, rest = string.match(record, '^(%a+) (%d+) (%d+) (%x+) (.*)$')
+if request_digest ~= ARGV[3] then return { 9, 0, now_us } end
 local bucket = made_s - made_s % bucket_s
 -- Past its time its open money may have been told as expired; and what has left the window cannot be charged to it.
 local ends_us = math.min(made_at_us + open_s * SECOND, (bucket + bucket_s + window_s) * SECOND)
@@ -100,7 +100,7 @@ if more == 0 then return { 0, held, now_us, places[2].spent, places[1].spent } e
 -- Write: the record first, since a server that takes no writes refuses here, before anything has changed.
 
 local more_text = format('%.0f', more)
-call('SET', KEYS[1], format('open %.0f %.0f %s %s', held + more, made_at_us, terms, rest), 'KEEPTTL')
+call('SET', KEYS[1], format('open %.0f %.0f %s %s', held + more, made_at_us, request_digest, rest), 'KEEPTTL')
 if known then
   local body, rid, until_us = string.match(known, '^open (%x+) (%S+) %d+ (%d+)$')
   if rid == ARGV[18] then

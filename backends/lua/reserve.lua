@@ -1,7 +1,7 @@
 --[[
 reserve: may this request spend at most `cost`? Every scope is charged, or none is.
 
-KEYS  1  llm:reservation:<rid>               string  "<state> <nanousd> <made_at_us> <terms> <window_s> <open_s> <who> <network>"
+KEYS  1  llm:reservation:<rid>               string  "<state> <nanousd> <made_at_us> <request_digest> <window_s> <open_s> <who> <network>"
       2  llm:throttle:<id>                   string  "<cause> <until_us> <ends_at_us> busy|spent"
       3  llm:cost:recent:<id>                zset    bucket start (unix s) -> nanousd
       4  llm:cost:daily:<id>:<date>          string  nanousd
@@ -18,7 +18,7 @@ ARGV  1  now_us           '' in production: Redis' own TIME; a number in tests
       2  deadline_us      Redis' time after which the caller has given up
       3  hour             unix hour that the dated keys were made for
       4  cost             nanousd, > 0
-      5  terms            digest of what the id stands for
+      5  request_digest            digest of what the id stands for
       6  window_s         length of the window
       7  limits, nanousd: window of the identifier  8  its day
       9  window of the network                     10  its day           ('' is no limit, here only)
@@ -57,7 +57,7 @@ the limit. All numbers stay below 2^53; amounts reach Redis as the strings that 
 
 local REASONS = { [2] = 'daily_limit', [3] = 'window_limit' }
 local STATUS_OF = { daily_limit = 2, window_limit = 3 }
-local SECOND, LIVING_OPEN_BUCKETS, RECORD_KEEP_S, IDEMPOTENCY_KEEP_S = 1000000, 13, 3600, 86400
+local SECOND, LIVE_PENDING_BUCKETS, RECORD_KEEP_S, IDEMPOTENCY_KEEP_S = 1000000, 13, 3600, 86400
 local call, tonumber, floor, ceil, format, find = redis.call, tonumber, math.floor, math.ceil, string.format, string.find
 
 local now_us = tonumber(ARGV[1])
@@ -67,7 +67,7 @@ if not now_us then
 end
 local now_s = floor(now_us / SECOND)
 local hour = floor(now_s / 3600)
-local cost, cost_text, terms = tonumber(ARGV[4]), ARGV[4], ARGV[5]
+local cost, cost_text, request_digest = tonumber(ARGV[4]), ARGV[4], ARGV[5]
 local window_s, open_s = tonumber(ARGV[6]), tonumber(ARGV[15])
 -- As in keys.py.
 local bucket_s, open_bucket_s = ceil(window_s / 20), ceil(open_s / 12)
@@ -121,7 +121,7 @@ end
 
 local record, marker = call('GET', KEYS[1]), call('GET', KEYS[2])
 local daily, network_daily = amount_at(4, totals[1]), amount_at(6, totals[2])
-local hourly_of_all, daily_of_all = amount_at(7, totals[3]), amount_at(8, totals[4])
+local global_hourly, global_daily = amount_at(7, totals[3]), amount_at(8, totals[4])
 local over_text = over_after(bucket_s, window_s)
 local recent = ring_at(KEYS[3], over_text)
 
@@ -130,9 +130,9 @@ local function frees_at_s(oldest)
 end
 
 if record then
-  local state, nanousd, made_at_us, known_terms, its_window_s, its_open_s =
+  local state, nanousd, made_at_us, known_digest, its_window_s, its_open_s =
     string.match(record, '^(%a+) (%d+) (%d+) (%x+) (%d+) (%d+) ')
-  if known_terms ~= terms then return { 9, 0, now_us } end
+  if known_digest ~= request_digest then return { 9, 0, now_us } end
   if state ~= 'open' then return { 8, 0, now_us, tonumber(nanousd) } end
   return { 0, tonumber(its_open_s), now_us, tonumber(made_at_us), recent.total, daily, frees_at_s(recent.oldest),
     tonumber(nanousd), 0, tonumber(its_window_s) }
@@ -177,8 +177,8 @@ local fits = daily + cost <= day_limit
   and recent.total + cost <= window_limit
   and network_recent.total + cost <= network_limit
   and network_daily + cost <= network_day_limit
-  and hourly_of_all + cost <= hour_limit_of_all
-  and daily_of_all + cost <= day_limit_of_all
+  and global_hourly + cost <= hour_limit_of_all
+  and global_daily + cost <= day_limit_of_all
 
 -- Refuse, or set aside less: every limit is looked at, in the order in which they are told, since the latest end of all
 -- that fail counts.
@@ -230,8 +230,8 @@ if not fits then
     look_at(3, recent.total, window_limit, KEYS[9], in_window_s, nil, recent)
     look_at(4, network_recent.total, network_limit, KEYS[10], in_window_s, nil, network_recent)
     look_at(5, network_daily, network_day_limit, KEYS[10], day_s, day_ends_s)
-    look_at(6, hourly_of_all, hour_limit_of_all, KEYS[11], hour_s, hour_ends_s)
-    look_at(7, daily_of_all, day_limit_of_all, KEYS[11], day_s, day_ends_s)
+    look_at(6, global_hourly, hour_limit_of_all, KEYS[11], hour_s, hour_ends_s)
+    look_at(7, global_daily, day_limit_of_all, KEYS[11], day_s, day_ends_s)
   end
   look_at_all()
 
@@ -239,7 +239,7 @@ if not fits then
   local at_least, room = tonumber(ARGV[17]), nil
   if at_least and not busy then
     room = math.min(day_limit - daily, window_limit - recent.total, network_limit - network_recent.total,
-      network_day_limit - network_daily, hour_limit_of_all - hourly_of_all, day_limit_of_all - daily_of_all)
+      network_day_limit - network_daily, hour_limit_of_all - global_hourly, day_limit_of_all - global_daily)
     cost = at_least
     look_at_all()
   end
@@ -283,7 +283,7 @@ local expired = 0
 for i = 9, 11 do
   if opened[i] == cost then
     call('EXPIRE', KEYS[i], open_s + open_bucket_s + (i == 11 and RECORD_KEEP_S or 0))
-    if call('ZCARD', KEYS[i]) > LIVING_OPEN_BUCKETS + 1 then
+    if call('ZCARD', KEYS[i]) > LIVE_PENDING_BUCKETS + 1 then
       local ring = ring_at(KEYS[i], over_after(open_bucket_s, open_s))
       if ring.over then call('ZREM', KEYS[i], unpack(ring.over)) end
       if i == 11 then expired = ring.over_total end
@@ -291,7 +291,7 @@ for i = 9, 11 do
   end
 end
 
-call('SET', KEYS[1], format('open %s %.0f %s %s %s %s', cost_text, now_us, terms, ARGV[6], ARGV[15], ARGV[16]),
+call('SET', KEYS[1], format('open %s %.0f %s %s %s %s', cost_text, now_us, request_digest, ARGV[6], ARGV[15], ARGV[16]),
   'EX', open_s + RECORD_KEEP_S)
 if KEYS[12] then
   local until_us = now_us + open_s * SECOND
@@ -320,8 +320,8 @@ charge_ring(KEYS[3], bucket, window_s + bucket_s)
 charge_ring(KEYS[5], bucket, window_s + bucket_s)
 charge_total(KEYS[4], daily, day_ends_s + 86400)
 charge_total(KEYS[6], network_daily, day_ends_s + 86400)
-charge_total(KEYS[7], hourly_of_all, hour_ends_s + 7200)
-charge_total(KEYS[8], daily_of_all, day_ends_s + 86400)
+charge_total(KEYS[7], global_hourly, hour_ends_s + 7200)
+charge_total(KEYS[8], global_daily, day_ends_s + 86400)
 if recent.over then call('ZREM', KEYS[3], unpack(recent.over)) end
 if network_recent.over then call('ZREM', KEYS[5], unpack(network_recent.over)) end
 

@@ -10,7 +10,7 @@ KEYS  1  llm:reservation:<rid>      2  llm:cost:recent:<id>      3  llm:cost:dai
      12  llm:idempotency:<digest>   as in reserve.lua; left out where none was sent
 
 ARGV  1  now_us        '' in production: Redis' own TIME; a number in tests
-      2  terms         digest of what the id stood for at first
+      2  request_digest         digest of what the id stood for at first
       3  end           settled, or released: nothing was used, and the idempotency key is free again
       4  actual        nanousd, >= 0
       5  made_at_us    as reserve.lua told it
@@ -41,7 +41,7 @@ if not now_us then
   local time = call('TIME')
   now_us = time[1] * SECOND + time[2]
 end
-local terms, ending = ARGV[2], ARGV[3]
+local request_digest, ending = ARGV[2], ARGV[3]
 local actual, made_at_us = tonumber(ARGV[4]), tonumber(ARGV[5])
 local window_s, bucket_s = tonumber(ARGV[6]), tonumber(ARGV[7])
 local open_s, open_bucket_s, keep_s = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
@@ -54,8 +54,8 @@ local HOUR_ENDS_S = (floor(made_s / 3600) + 1) * 3600
 local status, delta, held = 0, actual, 0
 local record = call('GET', KEYS[1])
 if record then
-  local state, nanousd, _, known_terms = string.match(record, '^(%a+) (%d+) (%d+) (%x+) ')
-  if known_terms ~= terms then return { 9, 0, now_us, 0 } end
+  local state, nanousd, _, known_digest = string.match(record, '^(%a+) (%d+) (%d+) (%x+) ')
+  if known_digest ~= request_digest then return { 9, 0, now_us, 0 } end
   if state ~= 'open' then return { 1, tonumber(nanousd), now_us, 0 } end
   held = tonumber(nanousd)
   delta = actual - held
@@ -121,7 +121,7 @@ local opens = { open_at(KEYS[8], not is_cleared), open_at(KEYS[9], true), open_a
 
 -- Write: the record first, since a server that takes no writes refuses here, before anything has changed.
 
-call('SET', KEYS[1], format('%s %s %.0f %s %s %s %s %s', ending, ARGV[4], made_at_us, terms, ARGV[6], ARGV[8], ARGV[11], ARGV[12]),
+call('SET', KEYS[1], format('%s %s %.0f %s %s %s %s %s', ending, ARGV[4], made_at_us, request_digest, ARGV[6], ARGV[8], ARGV[11], ARGV[12]),
   'EX', keep_s)
 
 if KEYS[12] then

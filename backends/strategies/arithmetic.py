@@ -28,7 +28,7 @@ from backends.keys import (
     BookKeys,
     book_keys,
     bucket_seconds_of,
-    open_bucket_seconds_of,
+    pending_bucket_seconds_of,
 )
 from backends.records import MARKER, Record
 
@@ -61,11 +61,11 @@ STATUS_OF_CAUSE = {"daily_limit": DAILY_LIMIT, "window_limit": WINDOW_LIMIT}
 LAST_STATUS_WITH_MARKER = WINDOW_LIMIT
 CONFLICT_TEXT = {ENDED: "has ended", CONFLICT: "stands for another request"}
 
-Ring = Mapping[int, int]
+Buckets = Mapping[int, int]
 """Bucket start (unix seconds) -> nano-dollars."""
 
 
-def terms_of(ask: Ask) -> str:
+def request_digest_of(ask: Ask) -> str:
     """Tells whether an id, sent again, stands for the same request."""
     text = f"{ask.identifier}\n{ask.network}\n{ask.cost_nanousd}"
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
@@ -84,10 +84,10 @@ def amount(text: bytes | None) -> int:
     return int(text)
 
 
-def alive(ring: Ring, bucket_seconds: int, life_seconds: int, now_us: int) -> dict[int, int]:
+def alive(ring: Buckets, bucket_seconds: int, ttl_seconds: int, now_us: int) -> dict[int, int]:
     """The buckets whose youngest possible content still counts."""
     return {
-        start: held for start, held in ring.items() if (start + bucket_seconds + life_seconds) * US_PER_SECOND > now_us
+        start: held for start, held in ring.items() if (start + bucket_seconds + ttl_seconds) * US_PER_SECOND > now_us
     }
 
 
@@ -142,12 +142,12 @@ def marker_of(text: bytes | None, left_ms: int, now_us: int) -> Marker | None:
 class Spent:
     """What the books hold before this request; rings hold living buckets only."""
 
-    recent: Ring
+    recent: Buckets
     daily_nanousd: int
-    network_recent: Ring
+    network_recent: Buckets
     network_daily_nanousd: int
-    hourly_of_all_nanousd: int
-    daily_of_all_nanousd: int
+    global_hourly_nanousd: int
+    global_daily_nanousd: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,18 +159,18 @@ class _Limit:
     since_seconds: int
     """Unix time: what is open in buckets that end later stands in this limit."""
     ends_at_seconds: int | None
-    ring: Ring | None = None
+    ring: Buckets | None = None
 
 
 def _limits(ask: Ask, spent: Spent, keys: BookKeys, now_us: int) -> list[_Limit]:
     limits = ask.limits
     # Where the window is hardly longer than an answer may take, money that nobody ended may leave it before it leaves
     # the ring of open money: there only what is surely in both is open.
-    window = now_us // US_PER_SECOND - limits.window_seconds + open_bucket_seconds_of(ask.open_seconds) - 1
+    window = now_us // US_PER_SECOND - limits.window_seconds + pending_bucket_seconds_of(ask.pending_seconds) - 1
     day = now_us // US_PER_SECOND // SECONDS_PER_DAY * SECONDS_PER_DAY
     hour = now_us // US_PER_SECOND // SECONDS_PER_HOUR * SECONDS_PER_HOUR
     day_ends, hour_ends = day + SECONDS_PER_DAY, hour + SECONDS_PER_HOUR
-    mine, net, all_ = keys.open_identifier, keys.open_network, keys.open_of_all
+    mine, net, all_ = keys.pending_identifier, keys.pending_network, keys.pending_global
     recent, network_recent = spent.recent, spent.network_recent
     network_window = limits.network_window_nanousd
     return [
@@ -178,12 +178,12 @@ def _limits(ask: Ask, spent: Spent, keys: BookKeys, now_us: int) -> list[_Limit]
         _Limit(WINDOW_LIMIT, sum(recent.values()), limits.window_nanousd, mine, window, None, recent),
         _Limit(NETWORK_LIMIT, sum(network_recent.values()), network_window, net, window, None, network_recent),
         _Limit(NETWORK_DAILY_LIMIT, spent.network_daily_nanousd, limits.network_day_nanousd, net, day, day_ends),
-        _Limit(GLOBAL_HOURLY_LIMIT, spent.hourly_of_all_nanousd, limits.global_hour_nanousd, all_, hour, hour_ends),
-        _Limit(GLOBAL_DAILY_LIMIT, spent.daily_of_all_nanousd, limits.global_day_nanousd, all_, day, day_ends),
+        _Limit(GLOBAL_HOURLY_LIMIT, spent.global_hourly_nanousd, limits.global_hour_nanousd, all_, hour, hour_ends),
+        _Limit(GLOBAL_DAILY_LIMIT, spent.global_daily_nanousd, limits.global_day_nanousd, all_, day, day_ends),
     ]
 
 
-def _ring_fits_at(ring: Ring, limit: int, cost: int, bucket_seconds: int, window_seconds: int, now_us: int) -> int:
+def _ring_fits_at(ring: Buckets, limit: int, cost: int, bucket_seconds: int, window_seconds: int, now_us: int) -> int:
     left = sum(ring.values())
     for start in sorted(ring):
         left -= ring[start]
@@ -192,7 +192,7 @@ def _ring_fits_at(ring: Ring, limit: int, cost: int, bucket_seconds: int, window
     return now_us // US_PER_SECOND + window_seconds + bucket_seconds
 
 
-def decide(ask: Ask, spent: Spent, keys: BookKeys, read_open: Callable[[str], Ring], now_us: int) -> Decision:
+def decide(ask: Ask, spent: Spent, keys: BookKeys, read_open: Callable[[str], Buckets], now_us: int) -> Decision:
     """Whether all limits have room for `ask`; `read_open` is asked only where one has not."""
     limits = _limits(ask, spent, keys, now_us)
     decision = _decide(ask, ask.cost_nanousd, limits, read_open, now_us)
@@ -205,7 +205,7 @@ def decide(ask: Ask, spent: Spent, keys: BookKeys, read_open: Callable[[str], Ri
 
 
 def _decide(
-    ask: Ask, cost_nanousd: int, limits: Sequence[_Limit], read_open: Callable[[str], Ring], now_us: int
+    ask: Ask, cost_nanousd: int, limits: Sequence[_Limit], read_open: Callable[[str], Buckets], now_us: int
 ) -> Decision:
     """The same for so much, all of it or nothing."""
     window = ask.limits.window_seconds
@@ -215,7 +215,7 @@ def _decide(
         if each.limit_nanousd is None or each.spent_nanousd + cost_nanousd <= each.limit_nanousd:
             continue
         status = status or each.status
-        held = _open_since(read_open(each.open_key), ask.open_seconds, each.since_seconds, now_us)
+        held = _open_since(read_open(each.open_key), ask.pending_seconds, each.since_seconds, now_us)
         busy = busy and each.spent_nanousd - held + cost_nanousd <= each.limit_nanousd
         ring_end = _ring_fits_at(each.ring or {}, each.limit_nanousd, cost_nanousd, bucket, window, now_us)
         ends_at = max(ends_at, each.ends_at_seconds or ring_end)
@@ -227,9 +227,9 @@ def _decide(
     return _refused(ask.limits, status, wait, now_us, busy=busy)
 
 
-def _open_since(ring: Ring, open_seconds: int, since_seconds: int, now_us: int) -> int:
-    bucket = open_bucket_seconds_of(open_seconds)
-    living = alive(ring, bucket, open_seconds, now_us)
+def _open_since(ring: Buckets, pending_seconds: int, since_seconds: int, now_us: int) -> int:
+    bucket = pending_bucket_seconds_of(pending_seconds)
+    living = alive(ring, bucket, pending_seconds, now_us)
     return sum(held for start, held in living.items() if start + bucket > since_seconds)
 
 
@@ -289,7 +289,7 @@ def known_record(ask: Ask, record: Record | None) -> Record | None:
     """
     if record is None:
         return None
-    if record.terms != terms_of(ask):
+    if record.request_digest != request_digest_of(ask):
         raise ReservationConflict("the reservation id is known, and " + CONFLICT_TEXT[CONFLICT])
     if record.state != "open":
         raise ReservationConflict("the reservation id is known, and " + CONFLICT_TEXT[ENDED])
@@ -302,11 +302,11 @@ def open_record(reservation: Reservation, record: Record | None, now_us: int) ->
     Raises:
         ReservationConflict: there is none, it has ended, it is past its time, or it stands for another request.
     """
-    if record is not None and record.terms != reservation.terms:
+    if record is not None and record.request_digest != reservation.request_digest:
         raise ReservationConflict("the reservation id is known, and " + CONFLICT_TEXT[CONFLICT])
     window, made = reservation.window_seconds, reservation.made_at_us // US_PER_SECOND
     start = made - made % bucket_seconds_of(window)
-    is_past_its_time = now_us >= reservation.made_at_us + reservation.open_seconds * US_PER_SECOND
+    is_past_its_time = now_us >= reservation.made_at_us + reservation.pending_seconds * US_PER_SECOND
     is_over = is_past_its_time or not bucket_counts(start, window, now_us)
     if record is None or record.state != "open" or is_over:
         raise ReservationConflict("the reservation id is known, and " + CONFLICT_TEXT[ENDED])
@@ -317,7 +317,7 @@ def found(ask: Ask, backend: str, record: Record | None) -> Reservation | None:
     """The open reservation that a record stands for, if it is the one of `ask`."""
     if record is None or record.state != "open":
         return None
-    if record.terms != terms_of(ask):
+    if record.request_digest != request_digest_of(ask):
         return None
     return known_reservation(ask, backend, record)
 
@@ -335,11 +335,11 @@ def known_reservation(
     return reservation_of(
         ask,
         backend,
-        record.terms,
+        record.request_digest,
         record.made_at_us,
         record.nanousd,
         window_seconds=record.window_seconds,
-        open_seconds=record.open_seconds,
+        pending_seconds=record.pending_seconds,
         window_nanousd=window_nanousd,
         day_nanousd=day_nanousd,
         window_frees_at_seconds=window_frees_at_seconds,
@@ -349,12 +349,12 @@ def known_reservation(
 def reservation_of(  # noqa: PLR0913 (what only the decision knows)
     ask: Ask,
     backend: str,
-    terms: str,
+    request_digest: str,
     made_at_us: int,
     held_nanousd: int,
     *,
     window_seconds: int,
-    open_seconds: int,
+    pending_seconds: int,
     window_nanousd: int = 0,
     day_nanousd: int = 0,
     window_frees_at_seconds: int = 0,
@@ -366,10 +366,10 @@ def reservation_of(  # noqa: PLR0913 (what only the decision knows)
         ask.identifier,
         ask.network,
         held_nanousd,
-        terms,
+        request_digest,
         made_at_us,
         window_seconds,
-        open_seconds,
+        pending_seconds,
         backend,
         window_nanousd,
         day_nanousd,
@@ -379,12 +379,12 @@ def reservation_of(  # noqa: PLR0913 (what only the decision knows)
     )
 
 
-def since(ring: Ring, since_seconds: int) -> int:
+def since(ring: Buckets, since_seconds: int) -> int:
     """What a ring holds in buckets that start at `since_seconds` or later."""
     return sum(held for start, held in ring.items() if start >= since_seconds)
 
 
-def window_frees_at(ring: Ring, window_seconds: int, now_us: int) -> int:
+def window_frees_at(ring: Buckets, window_seconds: int, now_us: int) -> int:
     """Unix time at which the oldest amount leaves the window; of an empty one, what is booked now."""
     bucket = bucket_seconds_of(window_seconds)
     now = now_us // US_PER_SECOND
@@ -397,9 +397,9 @@ class Charge:
 
     key: str
     member: int | None
-    life_seconds: int
+    ttl_seconds: int
     """From now until the key may go, as a reservation sets it."""
-    is_open_money: bool = False
+    is_pending: bool = False
 
     @property
     def bucket_ends_at_seconds(self) -> int | None:
@@ -407,7 +407,7 @@ class Charge:
 
         None for a total, and for a ring of open money: that length changes with a restart at most, and limits nothing.
         """
-        return None if self.member is None or self.is_open_money else self.member + self.life_seconds
+        return None if self.member is None or self.is_pending else self.member + self.ttl_seconds
 
 
 def charges(
@@ -427,23 +427,23 @@ def charges(
         *mine,
         Charge(keys.network_recent, start, ring_life),
         Charge(keys.network_daily, None, day_life),
-        Charge(keys.hourly_of_all, None, hour_life),
-        Charge(keys.daily_of_all, None, day_life),
+        Charge(keys.global_hourly, None, hour_life),
+        Charge(keys.global_daily, None, day_life),
     ]
 
 
-def open_charges(keys: BookKeys, open_seconds: int, made_at_us: int, *, is_cleared: bool = False) -> list[Charge]:
+def pending_charges(keys: BookKeys, pending_seconds: int, made_at_us: int, *, is_cleared: bool = False) -> list[Charge]:
     """Where its open money is remembered."""
-    bucket = open_bucket_seconds_of(open_seconds)
+    bucket = pending_bucket_seconds_of(pending_seconds)
     made = made_at_us // US_PER_SECOND
     start = made - made % bucket
-    life = open_seconds + bucket
-    mine = [] if is_cleared else [Charge(keys.open_identifier, start, life, is_open_money=True)]
+    life = pending_seconds + bucket
+    mine = [] if is_cleared else [Charge(keys.pending_identifier, start, life, is_pending=True)]
     # Everybody's is kept as long as records are: whoever comes after a lull tells what nobody ended before it.
     return [
         *mine,
-        Charge(keys.open_network, start, life, is_open_money=True),
-        Charge(keys.open_of_all, start, life + RECORD_KEEP_SECONDS, is_open_money=True),
+        Charge(keys.pending_network, start, life, is_pending=True),
+        Charge(keys.pending_global, start, life + RECORD_KEEP_SECONDS, is_pending=True),
     ]
 
 
@@ -452,19 +452,19 @@ def was_cleared(reset_text: bytes | None, made_at_us: int) -> bool:
     return reset_text is not None and reset_text.isdigit() and made_at_us <= int(reset_text)
 
 
-def expired_in(ring: Ring, open_seconds: int, own_start: int | None, own_nanousd: int, now_us: int) -> int:
+def expired_in(ring: Buckets, pending_seconds: int, own_start: int | None, own_nanousd: int, now_us: int) -> int:
     """What a ring of open money holds of reservations whose time is over, but for one's own."""
-    living = alive(ring, open_bucket_seconds_of(open_seconds), open_seconds, now_us)
+    living = alive(ring, pending_bucket_seconds_of(pending_seconds), pending_seconds, now_us)
     return sum(
         max(0, held - (own_nanousd if start == own_start else 0)) for start, held in ring.items() if start not in living
     )
 
 
 def ended_in(
-    ring: Ring, open_seconds: int, own_start: int | None, held_nanousd: int, now_us: int
+    ring: Buckets, pending_seconds: int, own_start: int | None, held_nanousd: int, now_us: int
 ) -> tuple[list[int], bool]:
     """Of a ring of open money: the buckets that go, and whether something is left in the bucket of one's own."""
-    living = alive(ring, open_bucket_seconds_of(open_seconds), open_seconds, now_us)
+    living = alive(ring, pending_bucket_seconds_of(pending_seconds), pending_seconds, now_us)
     gone = [start for start in ring if start not in living]
     if own_start not in living or own_start is None:
         return gone, False
@@ -480,8 +480,8 @@ def places_of(limits: Limits, spent: Spent, *, is_cleared: bool) -> list[tuple[i
         (WINDOW_LIMIT, sum(spent.recent.values()), None if is_cleared else limits.window_nanousd),
         (NETWORK_LIMIT, sum(spent.network_recent.values()), limits.network_window_nanousd),
         (NETWORK_DAILY_LIMIT, spent.network_daily_nanousd, limits.network_day_nanousd),
-        (GLOBAL_HOURLY_LIMIT, spent.hourly_of_all_nanousd, limits.global_hour_nanousd),
-        (GLOBAL_DAILY_LIMIT, spent.daily_of_all_nanousd, limits.global_day_nanousd),
+        (GLOBAL_HOURLY_LIMIT, spent.global_hourly_nanousd, limits.global_hour_nanousd),
+        (GLOBAL_DAILY_LIMIT, spent.global_daily_nanousd, limits.global_day_nanousd),
     ]
 
 
@@ -503,7 +503,7 @@ def extension_charges(reservation: Reservation, keys: BookKeys, now_us: int, *, 
     made_at_us = reservation.made_at_us
     return [
         *charges(keys, reservation.window_seconds, made_at_us, now_us, is_cleared=is_cleared),
-        *open_charges(keys, reservation.open_seconds, made_at_us, is_cleared=is_cleared),
+        *pending_charges(keys, reservation.pending_seconds, made_at_us, is_cleared=is_cleared),
     ]
 
 
@@ -556,7 +556,7 @@ def is_past_keeping(reservation: Reservation, now_us: int) -> bool:
 def change_of(charge: Charge, held: int | None, delta: int, window_seconds: int, now_us: int) -> int:
     """What a settlement adds to one place: nothing goes below zero, and what has aged out is not made again."""
     over = (
-        charge.life_seconds <= 0 if charge.member is None else not bucket_counts(charge.member, window_seconds, now_us)
+        charge.ttl_seconds <= 0 if charge.member is None else not bucket_counts(charge.member, window_seconds, now_us)
     )
     if over or (held is None and delta < 0):
         return 0
@@ -573,7 +573,7 @@ def end_without_booking(reservation: Reservation, record: Record | None, now_us:
         if is_past_keeping(reservation, now_us):
             return settlement_of(reservation, Outcome.EXPIRED, reservation.cost_nanousd)
         return None
-    if record.terms != reservation.terms:
+    if record.request_digest != reservation.request_digest:
         raise ReservationConflict("the reservation id is known, and " + CONFLICT_TEXT[CONFLICT])
     if record.state != "open":
         return Settlement(reservation.reservation_id, Outcome.REPEATED, record.nanousd, 0)

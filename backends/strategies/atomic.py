@@ -32,7 +32,7 @@ from backends.keys import (
     book_keys,
     bucket_seconds_of,
     idempotency_key,
-    open_bucket_seconds_of,
+    pending_bucket_seconds_of,
     reset_key,
 )
 from backends.ledger.books import read_books
@@ -69,12 +69,12 @@ class AtomicBackend:
         self._clock = clock
 
     def reserve(self, ask: Ask) -> Verdict:
-        terms = arithmetic.terms_of(ask)
+        request_digest = arithmetic.request_digest_of(ask)
         for _ in range(_TRIES):
-            reply = self._ask_redis(ask, terms)
+            reply = self._ask_redis(ask, request_digest)
             status = reply[0]
             if status == arithmetic.ADMITTED:
-                return self._admitted(ask, terms, reply)
+                return self._admitted(ask, request_digest, reply)
             if status in arithmetic.REASON_OF_STATUS:
                 _, marker_seconds, now_us, wait_seconds, busy, cause = reply
                 marker_seconds = marker_seconds if status <= arithmetic.LAST_STATUS_WITH_MARKER else 0
@@ -131,24 +131,24 @@ class AtomicBackend:
     def close(self) -> None:
         self._link.close()
 
-    def _admitted(self, ask: Ask, terms: str, reply: Sequence[Any]) -> Reservation:
-        _, open_seconds, _, made_at_us, window_nanousd, day_nanousd, frees_at_seconds, held, expired, window = reply
+    def _admitted(self, ask: Ask, request_digest: str, reply: Sequence[Any]) -> Reservation:
+        _, pending_seconds, _, made_at_us, window_nanousd, day_nanousd, frees_at_seconds, held, expired, window = reply
         # Said again, it has the lengths of the first time, whatever the limits say now.
         return arithmetic.reservation_of(
             ask,
             self.name,
-            terms,
+            request_digest,
             made_at_us,
             held,
             window_seconds=window,
-            open_seconds=open_seconds,
+            pending_seconds=pending_seconds,
             window_nanousd=window_nanousd,
             day_nanousd=day_nanousd,
             window_frees_at_seconds=frees_at_seconds,
             expired_nanousd=expired,
         )
 
-    def _ask_redis(self, ask: Ask, terms: str) -> Sequence[Any]:
+    def _ask_redis(self, ask: Ask, request_digest: str) -> Sequence[Any]:
         link, limits = self._link, ask.limits
         now_us = self._now_us()
         now_seconds = now_us // US_PER_SECOND
@@ -158,12 +158,12 @@ class AtomicBackend:
             self._deadline_us(now_us),
             now_seconds // SECONDS_PER_HOUR,
             ask.cost_nanousd,
-            terms,
+            request_digest,
             limits.window_seconds,
             *_amounts(limits),
             limits.throttle_seconds,
             "1" if limits.mark_when_busy else "0",
-            ask.open_seconds,
+            ask.pending_seconds,
             f"{digest_of(ask.identifier)} {digest_of(ask.network)}",
             "" if ask.at_least_nanousd is None else ask.at_least_nanousd,
         )
@@ -182,7 +182,7 @@ class AtomicBackend:
         args: Sequence[str | int] = (
             self._now_text(),
             self._deadline_us(self._now_us()),
-            reservation.terms,
+            reservation.request_digest,
             to_nanousd,
             at_least_nanousd,
             reservation.made_at_us,
@@ -202,7 +202,7 @@ class AtomicBackend:
         keys: Sequence[str] = _keys_of(reservation)
         args: Sequence[str | int] = (
             self._now_text(),
-            reservation.terms,
+            reservation.request_digest,
             ending,
             actual_nanousd,
             reservation.made_at_us,
@@ -246,8 +246,8 @@ def _keys_of(reservation: Reservation) -> tuple[str, ...]:
 
 
 def _lengths(reservation: Reservation) -> tuple[int, ...]:
-    window, open_ = reservation.window_seconds, reservation.open_seconds
-    return (window, bucket_seconds_of(window), open_, open_bucket_seconds_of(open_))
+    window, open_ = reservation.window_seconds, reservation.pending_seconds
+    return (window, bucket_seconds_of(window), open_, pending_bucket_seconds_of(open_))
 
 
 def _amounts(limits: Limits) -> tuple[str | int, ...]:

@@ -25,14 +25,14 @@ from backends.contract import (
 )
 from backends.keys import (
     IDEMPOTENCY_KEEP_SECONDS,
-    LIVING_OPEN_BUCKETS,
+    LIVE_PENDING_BUCKETS,
     RECORD_KEEP_SECONDS,
     SECONDS_PER_DAY,
     BookKeys,
     book_keys,
     bucket_seconds_of,
     idempotency_key,
-    open_bucket_seconds_of,
+    pending_bucket_seconds_of,
     reset_key,
 )
 from backends.records import (
@@ -132,16 +132,19 @@ class MemoryBackend:
         with self._lock:
             now_us = self._clock.now_us()
             keys = book_keys("", identifier, network, now_us // US_PER_SECOND)
-            recent, opened = self._living(keys.recent, window_seconds, now_us), self._ring(keys.open_identifier, now_us)
+            recent, opened = (
+                self._living(keys.recent, window_seconds, now_us),
+                self._ring(keys.pending_identifier, now_us),
+            )
             return Books(
                 window_nanousd=sum(recent.values()),
                 day_nanousd=self._total(keys.daily, now_us),
                 network_window_nanousd=sum(self._living(keys.network_recent, window_seconds, now_us).values()),
                 network_day_nanousd=self._total(keys.network_daily, now_us),
-                global_hour_nanousd=self._total(keys.hourly_of_all, now_us),
-                global_day_nanousd=self._total(keys.daily_of_all, now_us),
-                open_nanousd=sum(opened.values()),
-                open_today_nanousd=arithmetic.since(
+                global_hour_nanousd=self._total(keys.global_hourly, now_us),
+                global_day_nanousd=self._total(keys.global_daily, now_us),
+                pending_nanousd=sum(opened.values()),
+                pending_today_nanousd=arithmetic.since(
                     opened, now_us // US_PER_SECOND // SECONDS_PER_DAY * SECONDS_PER_DAY
                 ),
                 window_frees_at_seconds=arithmetic.window_frees_at(recent, window_seconds, now_us) if recent else None,
@@ -187,11 +190,11 @@ class MemoryBackend:
         reservation = arithmetic.reservation_of(
             ask,
             self.name,
-            arithmetic.terms_of(ask),
+            arithmetic.request_digest_of(ask),
             now_us,
             held_nanousd,
             window_seconds=ask.limits.window_seconds,
-            open_seconds=ask.open_seconds,
+            pending_seconds=ask.pending_seconds,
             window_nanousd=sum(spent.recent.values()) + held_nanousd,
             day_nanousd=spent.daily_nanousd + held_nanousd,
             window_frees_at_seconds=arithmetic.window_frees_at(spent.recent, ask.limits.window_seconds, now_us),
@@ -245,24 +248,24 @@ class MemoryBackend:
             daily_nanousd=self._total(keys.daily, now_us),
             network_recent=self._living(keys.network_recent, window, now_us),
             network_daily_nanousd=self._total(keys.network_daily, now_us),
-            hourly_of_all_nanousd=self._total(keys.hourly_of_all, now_us),
-            daily_of_all_nanousd=self._total(keys.daily_of_all, now_us),
+            global_hourly_nanousd=self._total(keys.global_hourly, now_us),
+            global_daily_nanousd=self._total(keys.global_daily, now_us),
         )
 
     def _record_reservation(self, ask: Ask, reservation: Reservation, keys: BookKeys, now_us: int) -> int:
         held = reservation.cost_nanousd
         record = record_of(reservation, "open", held).text()
-        self._put(keys.record, record, ask.open_seconds + RECORD_KEEP_SECONDS, now_us)
+        self._put(keys.record, record, ask.pending_seconds + RECORD_KEEP_SECONDS, now_us)
         if ask.idempotency is not None:
             text = in_flight_text(reservation, ask.idempotency, now_us)
             self._put(idempotency_key(ask.idempotency.digest), text, IDEMPOTENCY_KEEP_SECONDS, now_us)
-        expired = self._sweep_open(keys, ask.open_seconds, now_us)
+        expired = self._sweep_open(keys, ask.pending_seconds, now_us)
         window = ask.limits.window_seconds
-        for charge in arithmetic.charges(keys, window, now_us, now_us) + arithmetic.open_charges(
-            keys, ask.open_seconds, now_us
+        for charge in arithmetic.charges(keys, window, now_us, now_us) + arithmetic.pending_charges(
+            keys, ask.pending_seconds, now_us
         ):
             if self._increment(charge, held, now_us) == held:
-                self._gone_at_us[charge.key] = now_us + charge.life_seconds * US_PER_SECOND
+                self._gone_at_us[charge.key] = now_us + charge.ttl_seconds * US_PER_SECOND
             elif charge.bucket_ends_at_seconds is not None:
                 ends_at_us = charge.bucket_ends_at_seconds * US_PER_SECOND
                 self._gone_at_us[charge.key] = max(self._gone_at_us[charge.key], ends_at_us)
@@ -283,15 +286,15 @@ class MemoryBackend:
             if self._increment(charge, more, now_us) == more:
                 self._lengthen(charge, now_us)
 
-    def _sweep_open(self, keys: BookKeys, open_seconds: int, now_us: int) -> int:
+    def _sweep_open(self, keys: BookKeys, pending_seconds: int, now_us: int) -> int:
         expired = 0
-        for charge in arithmetic.open_charges(keys, open_seconds, now_us):
+        for charge in arithmetic.pending_charges(keys, pending_seconds, now_us):
             ring = self._ring(charge.key, now_us)
-            if charge.member not in ring and len(ring) > LIVING_OPEN_BUCKETS:
-                living = arithmetic.alive(ring, open_bucket_seconds_of(open_seconds), open_seconds, now_us)
+            if charge.member not in ring and len(ring) > LIVE_PENDING_BUCKETS:
+                living = arithmetic.alive(ring, pending_bucket_seconds_of(pending_seconds), pending_seconds, now_us)
                 self._drop(charge.key, [start for start in ring if start not in living])
-                if charge.key == keys.open_of_all:
-                    expired = arithmetic.expired_in(ring, open_seconds, None, 0, now_us)
+                if charge.key == keys.pending_global:
+                    expired = arithmetic.expired_in(ring, pending_seconds, None, 0, now_us)
         return expired
 
     def _record_actual(
@@ -312,21 +315,21 @@ class MemoryBackend:
     def _forget_open(
         self, reservation: Reservation, keys: BookKeys, held: int, now_us: int, *, is_cleared: bool
     ) -> int:
-        open_seconds, expired = reservation.open_seconds, 0
-        mine = arithmetic.open_charges(keys, open_seconds, reservation.made_at_us, is_cleared=is_cleared)
+        pending_seconds, expired = reservation.pending_seconds, 0
+        mine = arithmetic.pending_charges(keys, pending_seconds, reservation.made_at_us, is_cleared=is_cleared)
         own_start = {charge.key: charge.member for charge in mine}
-        for key in (keys.open_identifier, keys.open_network, keys.open_of_all):
+        for key in (keys.pending_identifier, keys.pending_network, keys.pending_global):
             own, ring = own_start.get(key) if held else None, self._ring(key, now_us)
-            gone, is_left = arithmetic.ended_in(ring, open_seconds, own, held, now_us)
+            gone, is_left = arithmetic.ended_in(ring, pending_seconds, own, held, now_us)
             if is_left and own is not None:
                 self._values[key] = {**ring, own: ring[own] - held}
             self._drop(key, gone)
-            if key == keys.open_of_all:
-                expired = arithmetic.expired_in(ring, open_seconds, own, held, now_us)
+            if key == keys.pending_global:
+                expired = arithmetic.expired_in(ring, pending_seconds, own, held, now_us)
         return expired
 
     def _lengthen(self, charge: arithmetic.Charge, now_us: int) -> None:
-        gone_at_us = now_us + charge.life_seconds * US_PER_SECOND
+        gone_at_us = now_us + charge.ttl_seconds * US_PER_SECOND
         if charge.member is None or self._gone_at_us.get(charge.key, 0) < gone_at_us:
             self._gone_at_us[charge.key] = gone_at_us
 
@@ -371,9 +374,9 @@ class MemoryBackend:
     def _living(self, key: str, window_seconds: int, now_us: int) -> dict[int, int]:
         return arithmetic.alive(self._ring(key, now_us), bucket_seconds_of(window_seconds), window_seconds, now_us)
 
-    def _put(self, key: str, value: Value, life_seconds: int, now_us: int) -> None:
+    def _put(self, key: str, value: Value, ttl_seconds: int, now_us: int) -> None:
         self._values[key] = value
-        self._gone_at_us[key] = now_us + life_seconds * US_PER_SECOND
+        self._gone_at_us[key] = now_us + ttl_seconds * US_PER_SECOND
 
     def _forget(self, key: str) -> None:
         del self._values[key]

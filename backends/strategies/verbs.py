@@ -31,13 +31,13 @@ from backends.contract import (
 )
 from backends.keys import (
     IDEMPOTENCY_KEEP_SECONDS,
-    LIVING_OPEN_BUCKETS,
+    LIVE_PENDING_BUCKETS,
     RECORD_KEEP_SECONDS,
     BookKeys,
     book_keys,
     bucket_seconds_of,
     idempotency_key,
-    open_bucket_seconds_of,
+    pending_bucket_seconds_of,
     reset_key,
 )
 from backends.records import (
@@ -121,17 +121,19 @@ def reserve(ask: Ask, backend: str, now_us: int) -> Talk[Verdict]:
     reservation = arithmetic.reservation_of(
         ask,
         backend,
-        arithmetic.terms_of(ask),
+        arithmetic.request_digest_of(ask),
         now_us,
         decision.held_nanousd,
         window_seconds=window,
-        open_seconds=ask.open_seconds,
+        pending_seconds=ask.pending_seconds,
         window_nanousd=sum(spent.recent.values()) + decision.held_nanousd,
         day_nanousd=spent.daily_nanousd + decision.held_nanousd,
         window_frees_at_seconds=arithmetic.window_frees_at(spent.recent, window, now_us),
     )
     swept, expired = _sweeps(ask, keys, seen, now_us)
-    charges = arithmetic.charges(keys, window, now_us, now_us) + arithmetic.open_charges(keys, ask.open_seconds, now_us)
+    charges = arithmetic.charges(keys, window, now_us, now_us) + arithmetic.pending_charges(
+        keys, ask.pending_seconds, now_us
+    )
     bookings = [_reserved(charge, decision.held_nanousd, seen, now_us) for charge in charges]
     # The record comes last: one that is found says that all was charged, and may be taken back as a whole.
     last = [*_over(ask, keys, seen, now_us), *_remembered(ask, reservation, keys, now_us)]
@@ -226,11 +228,11 @@ def _looks_at_amounts(keys: BookKeys) -> tuple[Words, ...]:
         _get(keys.daily),
         _all_of(keys.network_recent),
         _get(keys.network_daily),
-        _get(keys.hourly_of_all),
-        _get(keys.daily_of_all),
-        _all_of(keys.open_identifier),
-        _all_of(keys.open_network),
-        _all_of(keys.open_of_all),
+        _get(keys.global_hourly),
+        _get(keys.global_daily),
+        _all_of(keys.pending_identifier),
+        _all_of(keys.pending_network),
+        _all_of(keys.pending_global),
     )
 
 
@@ -249,8 +251,8 @@ def _spent(keys: BookKeys, window_seconds: int, seen: Seen, now_us: int) -> arit
         daily_nanousd=arithmetic.amount(seen(_get(keys.daily))),
         network_recent=_living(seen, keys.network_recent, window_seconds, now_us),
         network_daily_nanousd=arithmetic.amount(seen(_get(keys.network_daily))),
-        hourly_of_all_nanousd=arithmetic.amount(seen(_get(keys.hourly_of_all))),
-        daily_of_all_nanousd=arithmetic.amount(seen(_get(keys.daily_of_all))),
+        global_hourly_nanousd=arithmetic.amount(seen(_get(keys.global_hourly))),
+        global_daily_nanousd=arithmetic.amount(seen(_get(keys.global_daily))),
     )
 
 
@@ -294,8 +296,8 @@ def _known(ask: Ask, backend: str, record: Record, keys: BookKeys, seen: Seen, n
 # What is written.
 
 
-def _set(key: str, text: str, life_seconds: int) -> Words:
-    return ("SET", key, text, "EX", life_seconds)
+def _set(key: str, text: str, ttl_seconds: int) -> Words:
+    return ("SET", key, text, "EX", ttl_seconds)
 
 
 def _remove(key: str, starts: Sequence[int]) -> list[Words]:
@@ -341,13 +343,13 @@ class _Booking:
 def _reserved(charge: arithmetic.Charge, nanousd: int, seen: Seen, now_us: int) -> _Booking:
     """A ring lives to see the end of each bucket; it may not where the window has grown since."""
     if not _seen_at(charge, seen):
-        return _Booking(charge, nanousd, _Life.GIVEN, _life_of(charge))
+        return _Booking(charge, nanousd, _Life.GIVEN, _expiry_of(charge))
     if charge.member is None:
-        return _Booking(charge, nanousd, _Life.KEPT, _life_of(charge))
+        return _Booking(charge, nanousd, _Life.KEPT, _expiry_of(charge))
     how_long, ends_at = ("PTTL", charge.key), charge.bucket_ends_at_seconds
     if ends_at is None:
         # Whoever made the bucket may have been stopped before it gave the ring its life.
-        return _Booking(charge, nanousd, _Life.ASKED, _life_of(charge), how_long)
+        return _Booking(charge, nanousd, _Life.ASKED, _expiry_of(charge), how_long)
     left_ms = ends_at * 1_000 - now_us // 1_000
     return _Booking(charge, nanousd, _Life.ASKED, ("PEXPIRE", charge.key, left_ms), how_long, left_ms)
 
@@ -356,14 +358,14 @@ def _changed(charge: arithmetic.Charge, nanousd: int, there: int | None) -> _Boo
     """A life is never shortened, and prolonged only for what was not there."""
     if there:
         is_emptied = charge.member is not None and there + nanousd <= 0
-        return _Booking(charge, nanousd, _Life.KEPT, _life_of(charge), leaves_nothing=is_emptied)
+        return _Booking(charge, nanousd, _Life.KEPT, _expiry_of(charge), leaves_nothing=is_emptied)
     if charge.member is None:
-        return _Booking(charge, nanousd, _Life.GIVEN, _life_of(charge))
-    return _Booking(charge, nanousd, _Life.ASKED, _life_of(charge), ("TTL", charge.key), charge.life_seconds)
+        return _Booking(charge, nanousd, _Life.GIVEN, _expiry_of(charge))
+    return _Booking(charge, nanousd, _Life.ASKED, _expiry_of(charge), ("TTL", charge.key), charge.ttl_seconds)
 
 
-def _life_of(charge: arithmetic.Charge) -> Words:
-    return ("EXPIRE", charge.key, charge.life_seconds)
+def _expiry_of(charge: arithmetic.Charge) -> Words:
+    return ("EXPIRE", charge.key, charge.ttl_seconds)
 
 
 def _book(
@@ -389,7 +391,7 @@ def _late_life(booking: _Booking, replies: Sequence[Any]) -> Words | None:
     if booking.life is _Life.ASKED:
         left = int(replies[1])
         if left < 0:
-            return _life_of(booking.charge)
+            return _expiry_of(booking.charge)
         return booking.expiry if left < booking.enough else None
     is_new = int(float(replies[0])) == booking.nanousd
     return booking.expiry if booking.life is _Life.KEPT and is_new else None
@@ -397,7 +399,7 @@ def _late_life(booking: _Booking, replies: Sequence[Any]) -> Words | None:
 
 def _remembered(ask: Ask, reservation: Reservation, keys: BookKeys, now_us: int) -> list[Words]:
     record = record_of(reservation, "open", reservation.cost_nanousd).text()
-    commands = [_set(keys.record, record, ask.open_seconds + RECORD_KEEP_SECONDS)]
+    commands = [_set(keys.record, record, ask.pending_seconds + RECORD_KEEP_SECONDS)]
     if ask.idempotency is not None:
         text = in_flight_text(reservation, ask.idempotency, now_us)
         commands.append(_set(idempotency_key(ask.idempotency.digest), text, IDEMPOTENCY_KEEP_SECONDS))
@@ -426,13 +428,13 @@ def _over(ask: Ask, keys: BookKeys, seen: Seen, now_us: int) -> list[Words]:
 def _sweeps(ask: Ask, keys: BookKeys, seen: Seen, now_us: int) -> tuple[list[Words], int]:
     """Rings of open money that a new bucket makes too long lose what is over; of everybody's, how much that was."""
     commands, expired = [], 0
-    for charge in arithmetic.open_charges(keys, ask.open_seconds, now_us):
+    for charge in arithmetic.pending_charges(keys, ask.pending_seconds, now_us):
         ring = _ring(seen, charge.key)
-        if charge.member not in ring and len(ring) > LIVING_OPEN_BUCKETS:
-            living = arithmetic.alive(ring, open_bucket_seconds_of(ask.open_seconds), ask.open_seconds, now_us)
+        if charge.member not in ring and len(ring) > LIVE_PENDING_BUCKETS:
+            living = arithmetic.alive(ring, pending_bucket_seconds_of(ask.pending_seconds), ask.pending_seconds, now_us)
             commands += _remove(charge.key, [start for start in ring if start not in living])
-            if charge.key == keys.open_of_all:
-                expired = arithmetic.expired_in(ring, ask.open_seconds, None, 0, now_us)
+            if charge.key == keys.pending_global:
+                expired = arithmetic.expired_in(ring, ask.pending_seconds, None, 0, now_us)
     return commands, expired
 
 
@@ -468,15 +470,15 @@ def _forgotten(
     reservation: Reservation, keys: BookKeys, held: int, seen: Seen, now_us: int, *, is_cleared: bool
 ) -> tuple[list[Words], int]:
     """This one's money leaves the rings of open money, and so does what is over; of everybody's, how much that was."""
-    open_seconds, commands, expired = reservation.open_seconds, [], 0
-    mine = arithmetic.open_charges(keys, open_seconds, reservation.made_at_us, is_cleared=is_cleared)
+    pending_seconds, commands, expired = reservation.pending_seconds, [], 0
+    mine = arithmetic.pending_charges(keys, pending_seconds, reservation.made_at_us, is_cleared=is_cleared)
     own_start = {charge.key: charge.member for charge in mine}
-    for key in (keys.open_identifier, keys.open_network, keys.open_of_all):
+    for key in (keys.pending_identifier, keys.pending_network, keys.pending_global):
         own, ring = own_start.get(key) if held else None, _ring(seen, key)
-        living = arithmetic.alive(ring, open_bucket_seconds_of(open_seconds), open_seconds, now_us)
+        living = arithmetic.alive(ring, pending_bucket_seconds_of(pending_seconds), pending_seconds, now_us)
         if own is not None and own in living:
             commands += [("ZINCRBY", key, -held, own), _remove_empty(key)]
         commands += _remove(key, [start for start in ring if start not in living])
-        if key == keys.open_of_all:
-            expired = arithmetic.expired_in(ring, open_seconds, own, held, now_us)
+        if key == keys.pending_global:
+            expired = arithmetic.expired_in(ring, pending_seconds, own, held, now_us)
     return commands, expired

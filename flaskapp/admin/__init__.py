@@ -2,6 +2,6 @@
 
 from flaskapp.admin.panel import Panel
 from flaskapp.admin.views import make_admin
-from flaskapp.lab.race_runner import RaceDesk
+from flaskapp.lab.race_runner import RaceRunner
 
-__all__ = ["Panel", "RaceDesk", "make_admin"]
+__all__ = ["Panel", "RaceRunner", "make_admin"]

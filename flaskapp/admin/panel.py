@@ -162,7 +162,7 @@ class Panel:
         for name, text in texts.items():
             setting = self._store.table.get(name)
             try:
-                patch[name] = text if setting is None or text is None else setting.kind.read_text(text)
+                patch[name] = text if setting is None or text is None else setting.value_type.read_text(text)
             except ValueError as error:
                 problems[name] = f"has to be {error}"
         if problems:
@@ -170,25 +170,25 @@ class Panel:
         self._store.change(patch)
 
     def _row(self, setting: Setting, now: Effective) -> Row:
-        kind = setting.kind
+        value_type = setting.value_type
         fallback = getattr(self._store.baseline.values, setting.name)
         row = Row(
             name=setting.name,
-            description=kind.description,
-            unit=kind.unit,
-            allowed=kind.allowed,
+            description=value_type.description,
+            unit=value_type.unit,
+            allowed=value_type.allowed,
             control="text",
-            value=kind.text(getattr(now.values, setting.name)),
+            value=value_type.text(getattr(now.values, setting.name)),
             source=now.sources[setting.name],
-            fallback=kind.text(fallback),
+            fallback=value_type.text(fallback),
             fallback_source=self._store.baseline.sources[setting.name],
         )
         return _with_control(row, setting)
 
 
 def _with_control(row: Row, setting: Setting) -> Row:
-    kind: object = setting.kind
-    match kind:
+    value_type: object = setting.value_type
+    match value_type:
         case Switch():
             return replace(row, control="switch", options=("true", "false"))
         case Choice(values=values):
@@ -206,8 +206,8 @@ def _json_row(setting: Setting, now: Effective) -> dict[str, object]:
     return {
         "value": getattr(now.values, setting.name),
         "source": now.sources[setting.name],
-        "bounds": setting.kind.bounds,
-        "unit": setting.kind.unit,
-        "allowed": setting.kind.allowed,
-        "description": setting.kind.description,
+        "bounds": setting.value_type.bounds,
+        "unit": setting.value_type.unit,
+        "allowed": setting.value_type.allowed,
+        "description": setting.value_type.description,
     }

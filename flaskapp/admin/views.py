@@ -11,14 +11,14 @@ from werkzeug.wrappers import Response as WsgiResponse
 from flaskapp.admin.access import SESSION_SECONDS, Access, Session
 from flaskapp.admin.panel import Panel, Row, SettingsRejected, StoreError, StrictJsonError
 from flaskapp.http.refusals import INVALID_REQUEST, THROTTLE_UNAVAILABLE, problem
-from flaskapp.lab.race_runner import DEFAULTS, FIELDS, RaceDesk, RaceRefused, RaceRuns
+from flaskapp.lab.race_runner import DEFAULTS, FIELDS, RaceRefused, RaceRunner, RaceRuns
 
 COOKIE = "tollgate_admin"
 MAX_BODY_BYTES = 1_000_000
 _REDIS_SILENT = "Redis could not be asked, so the change may or may not be there: look again when Redis is back."
 
 
-def make_admin(panel: Panel, admin_token: str | None, desk: RaceDesk | None = None) -> Blueprint:
+def make_admin(panel: Panel, admin_token: str | None, desk: RaceRunner | None = None) -> Blueprint:
     """The blueprint ``admin``; without a token it answers 401 to everything. With `desk` it has the race's page."""
     blueprint = Blueprint("admin", __name__, template_folder="templates")
     access = Access(admin_token, panel.now_seconds)
@@ -164,7 +164,7 @@ class _Dashboard(_BehindLogIn):
 class _RacePage(_BehindLogIn):
     """The race, run and drawn."""
 
-    def __init__(self, panel: Panel, access: Access, desk: RaceDesk) -> None:
+    def __init__(self, panel: Panel, access: Access, desk: RaceRunner) -> None:
         super().__init__(panel, access)
         self._desk = desk
 

@@ -1,6 +1,6 @@
-"""One answer, sold: what it costs at most is reserved, then it is refused, or delivered and its bill ended.
+"""Admission: the most that an answer can cost is reserved, then the answer is refused, or delivered and settled.
 
-Every route that reaches a model goes through here: a `Bill` is to be had from a `Till` only, and a `Sale` ends it
+Every route that reaches a model goes through here: only `Admission` makes a `Meter`, and `AdmittedAnswer` settles it
 whatever happens on the way.
 """
 
@@ -15,7 +15,7 @@ from backends.errors import ThrottleUnavailable
 from backends.guard.guard import Guard
 from backends.money import usd_text
 from backends.pricing.prices import Price
-from flaskapp.answers.meter import Bill, Slices
+from flaskapp.answers.meter import Meter, Slices
 from flaskapp.http.headers import UNGUARDED, admitted_headers, timing
 from flaskapp.http.identity import Identity
 from flaskapp.http.refusals import (
@@ -30,7 +30,7 @@ from flaskapp.settings import LiveSettings
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class CostBound:
     """What an answer can use at most, at one price."""
 
     price: Price
@@ -41,7 +41,7 @@ class Offer:
 
     @property
     def first_cost_nanousd(self) -> int:
-        """What is reserved before the model hears a word: the most that it can bill, or a first slice."""
+        """What is reserved before the model hears a word: the most that it can meter, or a first slice."""
         first = self.most if self.slices is None else self.slices.first(self.most)
         return self.price.highest_cost_nanousd(first.input_tokens, first.output_tokens)
 
@@ -59,7 +59,7 @@ SETTLE_SECONDS = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Till:
+class Admission:
     """Where answers are sold; made once by the lobby."""
 
     guard: Guard
@@ -70,10 +70,10 @@ class Till:
     observer: Observer
 
     def reserve(
-        self, who: Identity, offer: Offer, settings: LiveSettings, idempotency: Idempotency | None
-    ) -> "Sale | Response":
-        """Set aside the most that it can cost: a sale to deliver, or the refusal to send instead."""
-        ask = self._ask(who, offer, settings, idempotency)
+        self, who: Identity, cost_bound: CostBound, settings: LiveSettings, idempotency: Idempotency | None
+    ) -> "AdmittedAnswer | Response":
+        """Set aside the most that it can cost: a admitted to deliver, or the refusal to send instead."""
+        ask = self._ask(who, cost_bound, settings, idempotency)
         started_seconds = self.clock.monotonic_seconds()
         try:
             verdict = None if ask is None else self.guard.reserve(ask)
@@ -84,15 +84,15 @@ class Till:
         if isinstance(verdict, Refusal):
             return self.timed(cost_refused(verdict), started_seconds)
         check_seconds = self.clock.monotonic_seconds() - started_seconds
-        bill = Bill(
+        meter = Meter(
             self.guard,
             verdict,
-            offer.price,
-            offer.most,
-            slices=offer.slices,
+            cost_bound.price,
+            cost_bound.most,
+            slices=cost_bound.slices,
             limits=lambda: self.settings().limits,
         )
-        return Sale(bill, admitted_headers(verdict, settings.limits, check_seconds), self.observer)
+        return AdmittedAnswer(meter, admitted_headers(verdict, settings.limits, check_seconds), self.observer)
 
     def find_duplicate(self, idempotency: Idempotency | None, settings: LiveSettings) -> Response | None:
         """The refusal of a key that was used, before anything else is used up for it."""
@@ -105,10 +105,12 @@ class Till:
             return self.timed(store_unavailable(error), started_seconds)
         return None if duplicate is None else self.timed(duplicate_refused(duplicate), started_seconds)
 
-    def _ask(self, who: Identity, offer: Offer, settings: LiveSettings, idempotency: Idempotency | None) -> Ask | None:
+    def _ask(
+        self, who: Identity, cost_bound: CostBound, settings: LiveSettings, idempotency: Idempotency | None
+    ) -> Ask | None:
         """What the guard is asked; None while cost throttling is off."""
         is_on = settings.enable_cost_throttling
-        cost_nanousd = offer.first_cost_nanousd
+        cost_nanousd = cost_bound.first_cost_nanousd
         self.observer(
             Event(
                 "check_called",
@@ -128,9 +130,9 @@ class Till:
             network=who.network,
             cost_nanousd=cost_nanousd,
             limits=settings.limits,
-            open_seconds=self.stream_deadline_seconds + SETTLE_SECONDS,
+            pending_seconds=self.stream_deadline_seconds + SETTLE_SECONDS,
             idempotency=idempotency,
-            at_least_nanousd=offer.least_first_cost_nanousd,
+            at_least_nanousd=cost_bound.least_first_cost_nanousd,
         )
 
     def timed(self, response: Response, started_seconds: float) -> Response:
@@ -140,28 +142,28 @@ class Till:
 
 
 @dataclass(frozen=True, slots=True)
-class Sale:
-    """An answer that was admitted. Deliver it: that ends its bill, unless the response does so itself."""
+class AdmittedAnswer:
+    """An answer that was admitted. Deliver it: that ends its meter, unless the response does so itself."""
 
-    bill: Bill
+    meter: Meter
     headers: dict[str, str]
     observer: Observer
 
-    def deliver(self, answer: Callable[[Bill], Response]) -> Response:
+    def deliver(self, answer: Callable[[Meter], Response]) -> Response:
         """The answer, or what is to be said of a model that failed; whatever else happens is booked whole."""
         try:
-            response = answer(self.bill)
+            response = answer(self.meter)
         except UpstreamError as error:
             response = self._upstream_failed(error)
         except BaseException:
-            self.bill.settle(None)
+            self.meter.settle(None)
             raise
         response.headers.extend(self.headers)
         return response
 
     def _upstream_failed(self, error: UpstreamError) -> Response:
         is_broken = isinstance(error, UpstreamBroken)
-        cost_nanousd = self.bill.settle(None) if is_broken else self.bill.release()
+        cost_nanousd = self.meter.settle(None) if is_broken else self.meter.release()
         self.observer(
             Event("upstream_failed", {"request_id": g.request_id, "error": str(error), "detail": error.detail})
         )

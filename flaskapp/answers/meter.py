@@ -98,7 +98,7 @@ def slices_of(settings: LiveSettings, model: str) -> Slices | None:
     return Slices(settings.reservation_slice_tokens, settings.reservation_cushion_tokens)
 
 
-class Bill:
+class Meter:
     """One answer's money: covers what is generated, and ends once, at the price at which it was reserved.
 
     Args:

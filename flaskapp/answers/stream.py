@@ -17,8 +17,8 @@ from flask import Response, has_request_context, request
 
 from backends.clock import Clock
 from backends.contract import Event, Observer
-from flaskapp.answers.meter import Bill
-from flaskapp.answers.upstream_reader import DeadlinePassed, Pump, Silence, Stopped, Take
+from flaskapp.answers.meter import Meter
+from flaskapp.answers.upstream_reader import DeadlinePassed, Silence, Stopped, Take, UpstreamReader
 from flaskapp.http.refusals import INTERNAL_ERROR, UPSTREAM_ERROR
 from flaskapp.llm import Answer, Piece, UpstreamBroken, UpstreamNotTaken, Usage
 
@@ -124,7 +124,7 @@ def _call(call: Callable[[], _T], answer: "Future[_T]", drop: Callable[[_T], obj
         drop(result)
 
 
-class Voice(Protocol):
+class StreamFormat(Protocol):
     """How an answer is told to one kind of client: bytes of server-sent events. Empty bytes are not sent."""
 
     def piece(self, piece: Piece) -> bytes:
@@ -141,7 +141,7 @@ class Voice(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class StreamContext:
     """What holds for every stream of a server."""
 
     clock: Clock
@@ -158,13 +158,20 @@ class Stream:
     """
 
     def __init__(
-        self, request_id: str, answer: Answer, bill: Bill, voice: Voice, terms: Terms, *, deadline_at_seconds: float
+        self,
+        request_id: str,
+        answer: Answer,
+        meter: Meter,
+        stream_format: StreamFormat,
+        terms: StreamContext,
+        *,
+        deadline_at_seconds: float,
     ) -> None:
         self._request_id = request_id
         self._answer = answer
-        self._bill = bill
-        self._voice = voice
-        self._terms = terms
+        self._meter = meter
+        self._format = stream_format
+        self._context = terms
         self._deadline_at_seconds = deadline_at_seconds
         self._lock = threading.Lock()
         self._left = False
@@ -172,7 +179,7 @@ class Stream:
         self._closed = threading.Event()
         # Gunicorn's name for the client's connection.
         self._connection = request.environ.get("gunicorn.socket") if has_request_context() else None
-        self._pump = Pump(
+        self._reader = UpstreamReader(
             answer,
             clock=terms.clock,
             deadline_at_seconds=deadline_at_seconds,
@@ -180,9 +187,9 @@ class Stream:
             over=self._over,
             afterwards=self._hang_up_on_who_does_not_read,
             heartbeat_seconds=HEARTBEAT_SECONDS,
-            most_unread_characters=bill.most_unread_characters,
+            most_unread_characters=meter.most_unread_characters,
         )
-        self._leave = terms.stopping.enter(self._pump.stop)
+        self._leave = terms.stopping.enter(self._reader.stop)
 
     def response(self) -> Response:
         """An event stream."""
@@ -205,8 +212,8 @@ class Stream:
                 self._drain()
         finally:
             # Also where this very wait is killed.
-            self._pump.close()
-            self._bill.settle(self._answer.usage)
+            self._reader.close()
+            self._meter.settle(self._answer.usage)
             self._leave()
 
     def _events(self) -> Iterator[bytes]:
@@ -231,77 +238,77 @@ class Stream:
         self._has_last_event = True
 
     def _pieces(self) -> Iterator[bytes]:
-        clock = self._terms.clock
+        clock = self._context.clock
         sent_at_seconds = clock.monotonic_seconds()
-        for piece in self._pump:
+        for piece in self._reader:
             is_silent = isinstance(piece, Silence)
-            sent = b"" if isinstance(piece, Silence) else self._voice.piece(piece)
+            sent = b"" if isinstance(piece, Silence) else self._format.piece(piece)
             # A model that thinks is not silent, but what it says is not shown: the client hears as little.
             if not sent and (is_silent or clock.monotonic_seconds() - sent_at_seconds >= HEARTBEAT_SECONDS):
-                sent = self._voice.heartbeat()
+                sent = self._format.heartbeat()
             if sent:
                 sent_at_seconds = clock.monotonic_seconds()
                 yield sent
         for _ in self._rest():
-            yield self._voice.heartbeat()
+            yield self._format.heartbeat()
 
     def _rest(self) -> Iterator[None]:
         """Wait for the usage at the end, as long as a drain may last; gives a sign of life now and then."""
-        clock = self._terms.clock
-        ends = min(clock.monotonic_seconds() + self._terms.drain_seconds(), self._deadline_at_seconds)
-        while not self._pump.is_over and (seconds_left := ends - clock.monotonic_seconds()) > 0:
-            if not self._pump.wait(min(HEARTBEAT_SECONDS, seconds_left)):
+        clock = self._context.clock
+        ends = min(clock.monotonic_seconds() + self._context.drain_seconds(), self._deadline_at_seconds)
+        while not self._reader.is_over and (seconds_left := ends - clock.monotonic_seconds()) > 0:
+            if not self._reader.wait(min(HEARTBEAT_SECONDS, seconds_left)):
                 yield
-        self._pump.close()
+        self._reader.close()
 
     def _complete(self) -> bytes:
         usage, cost_nanousd = self._settled()
-        was_cut = self._pump.was_cut
+        was_cut = self._reader.was_cut
         if was_cut:
             self._tell("answer_cut", cause=self._cause_of_cut())
         reason = "length" if was_cut else self._answer.finish_reason
-        return self._voice.complete(usage, cost_nanousd, reason, was_cut=was_cut)
+        return self._format.complete(usage, cost_nanousd, reason, was_cut=was_cut)
 
     def _cause_of_cut(self) -> str:
-        if self._pump.is_unread:
+        if self._reader.is_unread:
             return "unread"
-        return "maximum" if self._bill.is_exceeded else "budget"
+        return "maximum" if self._meter.is_exceeded else "budget"
 
     def _broken(self, error: str, message: str) -> bytes:
         usage, cost_nanousd = self._settled()
-        return self._voice.broken(error, message, usage, cost_nanousd)
+        return self._format.broken(error, message, usage, cost_nanousd)
 
     def _settled(self) -> tuple[Usage, int]:
         # Comes back at once where the reader has ended; it settles before it says so.
-        self._pump.close()
+        self._reader.close()
         usage = self._answer.usage
-        return usage or self._bill.unknown_usage, self._bill.settle(usage)
+        return usage or self._meter.unknown_usage, self._meter.settle(usage)
 
     def _drain(self) -> None:
-        self._pump.listen_no_more()
+        self._reader.listen_no_more()
         # The built-in model's usage is known at any moment: there is nothing to read on for.
         if self._answer.usage is None:
             for _ in self._rest():
                 pass
-        self._pump.close()
+        self._reader.close()
         self._tell("client_left", is_usage_known=self._answer.usage is not None)
 
     def _take(self, piece: Piece) -> Take:
-        if self._bill.take(piece):
+        if self._meter.take(piece):
             return Take.MORE
-        # An upstream that does not keep to its maximum is heard to its end for its bill; where the budget is used up
+        # An upstream that does not keep to its maximum is heard to its end for its meter; where the budget is used up
         # each word more is money that nobody granted.
-        return Take.ENOUGH if self._bill.is_exceeded else Take.STOP
+        return Take.ENOUGH if self._meter.is_exceeded else Take.STOP
 
     def _over(self, is_read_out: bool) -> None:  # noqa: FBT001 - the pump's own signature
         if is_read_out:
-            self._bill.nothing_is_unread()
-        self._bill.settle(self._answer.usage)
+            self._meter.nothing_is_unread()
+        self._meter.settle(self._answer.usage)
 
     def _hang_up_on_who_does_not_read(self) -> None:
         if self._connection is None:
             return
-        seconds_left = self._deadline_at_seconds - self._terms.clock.monotonic_seconds()
+        seconds_left = self._deadline_at_seconds - self._context.clock.monotonic_seconds()
         if self._closed.wait(max(0.0, seconds_left) + HANG_UP_SECONDS):
             return
         self._tell("client_stuck")
@@ -311,4 +318,4 @@ class Stream:
             connection.shutdown(socket.SHUT_RDWR)
 
     def _tell(self, name: str, **fields: object) -> None:
-        self._terms.observer(Event(name, {"request_id": self._request_id, **fields}))
+        self._context.observer(Event(name, {"request_id": self._request_id, **fields}))

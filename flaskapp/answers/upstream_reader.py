@@ -36,7 +36,7 @@ class DeadlinePassed(Exception):
 
 
 class Stopped(Exception):
-    """`Pump.stop` was said. The answer has been closed; its usage says what can be known."""
+    """`UpstreamReader.stop` was said. The answer has been closed; its usage says what can be known."""
 
 
 class _End:
@@ -44,7 +44,7 @@ class _End:
         self.failure = failure
 
 
-class Pump:
+class UpstreamReader:
     """An answer, read ahead of whoever takes its pieces.
 
     Either the reader waits where `capacity` pieces are not taken, and what the upstream generates meanwhile is not

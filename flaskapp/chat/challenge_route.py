@@ -10,7 +10,7 @@ from flaskapp.http.identity import HEADER, identify
 from flaskapp.http.refusals import THROTTLE_UNAVAILABLE, InvalidRequest, problem
 
 
-def make_challenge_room(challenges: Challenges, is_closed_on_error: Callable[[], bool]) -> Blueprint:
+def make_challenge_route(challenges: Challenges, is_closed_on_error: Callable[[], bool]) -> Blueprint:
     """The blueprint ``challenge``."""
     blueprint = Blueprint("challenge", __name__)
 

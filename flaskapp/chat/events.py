@@ -7,8 +7,8 @@ from flaskapp.answers.stream import HEARTBEAT
 from flaskapp.llm import Piece, Usage
 
 
-class ChatVoice:
-    """How the chat endpoint tells an answer. See `stream.Voice`."""
+class ChatStreamFormat:
+    """How the chat endpoint tells an answer. See `stream.StreamFormat`."""
 
     def __init__(self, request_id: str) -> None:
         self._request_id = request_id

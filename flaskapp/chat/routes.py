@@ -10,11 +10,11 @@ from backends.contract import Event, Idempotency, Observer
 from backends.errors import StoreBusy, StoreError, ThrottleUnavailable
 from backends.pricing.prices import PriceBook
 from backends.pricing.token_bounds import InputTooLong, Message, bound_for
-from flaskapp.answers.admission import Offer, Till
-from flaskapp.answers.meter import Bill, slices_of
-from flaskapp.answers.stream import Stream, Terms, ask_model
+from flaskapp.answers.admission import Admission, CostBound
+from flaskapp.answers.meter import Meter, slices_of
+from flaskapp.answers.stream import Stream, StreamContext, ask_model
 from flaskapp.chat.body import read_chat_body
-from flaskapp.chat.events import ChatVoice
+from flaskapp.chat.events import ChatStreamFormat
 from flaskapp.http.challenges import ChallengeResult, Challenges
 from flaskapp.http.headers import read_idempotency
 from flaskapp.http.identity import HEADER, Identity, identify
@@ -32,17 +32,17 @@ _GET_CHALLENGE = "GET /api/v1/auth/challenge"
 
 
 @dataclass(frozen=True, slots=True)
-class ChatRoom:
+class ChatRoutes:
     """What the chat endpoint works with; made once by the lobby."""
 
-    till: Till
+    admission: Admission
     challenges: Challenges
     model: Model
     prices: PriceBook
     default_model: str
     stream_deadline_seconds: int
     settings: Callable[[], LiveSettings]
-    terms: Terms
+    terms: StreamContext
     clock: Clock
     observer: Observer
 
@@ -55,10 +55,10 @@ class ChatRoom:
         refused = self._refused_before(idempotency, who, settings)
         if refused is not None:
             return refused
-        sale = self.till.reserve(who, question.offer, settings, idempotency)
-        if isinstance(sale, Response):
-            return sale
-        return sale.deliver(lambda bill: self._answer(question, bill))
+        admitted = self.admission.reserve(who, question.cost_bound, settings, idempotency)
+        if isinstance(admitted, Response):
+            return admitted
+        return admitted.deliver(lambda meter: self._answer(question, meter))
 
     def _question(self, received: Request, settings: LiveSettings) -> "Question":
         """What is asked, and what it costs at most."""
@@ -74,19 +74,19 @@ class ChatRoom:
         except InputTooLong as error:
             raise InvalidRequest(422, "query", f"is longer than the {limit} tokens that an input may have") from error
         price = self.prices.price(body.model, self.clock.now_us())
-        offer = Offer(price, Usage(input_tokens, body.max_tokens), slices_of(settings, body.model))
-        return Question(messages, body.model, offer, body.text)
+        cost_bound = CostBound(price, Usage(input_tokens, body.max_tokens), slices_of(settings, body.model))
+        return Question(messages, body.model, cost_bound, body.text)
 
     def _refused_before(
         self, idempotency: Idempotency | None, who: Identity, settings: LiveSettings
     ) -> Response | None:
         """A key that was used is told before a challenge is used up for it."""
-        duplicate = self.till.find_duplicate(idempotency, settings)
+        duplicate = self.admission.find_duplicate(idempotency, settings)
         if duplicate is not None:
             return duplicate
         started_seconds = self.clock.monotonic_seconds()
         refused = self._refused_by_challenge(who, settings)
-        return None if refused is None else self.till.timed(refused, started_seconds)
+        return None if refused is None else self.admission.timed(refused, started_seconds)
 
     def _refused_by_challenge(self, who: Identity, settings: LiveSettings) -> Response | None:
         if not settings.enable_challenge_response:
@@ -105,18 +105,20 @@ class ChatRoom:
             return None
         return _CHALLENGE_ANSWERS[result]()
 
-    def _answer(self, question: "Question", bill: Bill) -> Response:
+    def _answer(self, question: "Question", meter: Meter) -> Response:
         deadline_at_seconds = self.clock.monotonic_seconds() + self.stream_deadline_seconds
         model_request = ModelRequest(
             model=question.model,
             messages=[message.as_json() for message in question.messages],
-            max_tokens=question.offer.most.output_tokens,
-            input_tokens=question.offer.most.input_tokens,
+            max_tokens=question.cost_bound.most.output_tokens,
+            input_tokens=question.cost_bound.most.input_tokens,
             deadline_seconds=self.stream_deadline_seconds,
         )
         answer = ask_model(lambda: self.model.open(model_request), self.terms.stopping, drop=lambda late: late.close())
-        voice = ChatVoice(g.request_id)
-        return Stream(g.request_id, answer, bill, voice, self.terms, deadline_at_seconds=deadline_at_seconds).response()
+        stream_format = ChatStreamFormat(g.request_id)
+        return Stream(
+            g.request_id, answer, meter, stream_format, self.terms, deadline_at_seconds=deadline_at_seconds
+        ).response()
 
     def _tell(self, name: str, who: Identity, **fields: object) -> None:
         self.observer(Event(name, {"request_id": g.request_id, "identifier": who.identifier, **fields}))
@@ -128,7 +130,7 @@ class Question:
 
     messages: tuple[Message, ...]
     model: str
-    offer: Offer
+    cost_bound: CostBound
     body_text: str
     """The body as it was sent, in one spelling."""
 
@@ -148,7 +150,7 @@ _CHALLENGE_ANSWERS: dict[ChallengeResult, Callable[[], Response | None]] = {
 }
 
 
-def make_chat(room: ChatRoom) -> Blueprint:
+def make_chat(room: ChatRoutes) -> Blueprint:
     """The blueprint ``chat``."""
     blueprint = Blueprint("chat", __name__)
     blueprint.add_url_rule(ROUTE, "stream", room.stream, methods=["POST"])

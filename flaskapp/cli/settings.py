@@ -52,9 +52,9 @@ def make_settings_cli(get_view: Callable[[], SettingsView]) -> click.Group:
         view = _open(get_view)
         setting = _setting(view.store, name)
         try:
-            wanted = setting.kind.read_text(value)
+            wanted = setting.value_type.read_text(value)
         except ValueError as error:
-            fail(f"{name}: {error}; got {setting.kind.shown(value)}")
+            fail(f"{name}: {error}; got {setting.value_type.shown(value)}")
         _change(view, setting, wanted)
 
     @group.command("unset")
@@ -92,11 +92,11 @@ def _change(view: SettingsView, setting: Setting, value: object) -> None:
 def _print_settings(rows: Mapping[str, Setting], now: Effective) -> None:
     table = Table(Column("name", no_wrap=True), "value", "source", "bounds", box=None, pad_edge=False)
     for setting in rows.values():
-        texts = (setting.name, _value(setting, now), now.sources[setting.name], setting.kind.allowed)
+        texts = (setting.name, _value(setting, now), now.sources[setting.name], setting.value_type.allowed)
         # As Text: a value is never read as markup.
         table.add_row(*map(Text, texts))
     print_table(table)
 
 
 def _value(setting: Setting, now: Effective) -> str:
-    return setting.kind.text(getattr(now.values, setting.name))
+    return setting.value_type.text(getattr(now.values, setting.name))

@@ -30,7 +30,7 @@ from backends.progress import Progress, no_progress
 from backends.store.link import Link
 from flaskapp.lab.race import (
     COST_NANOUSD,
-    OPEN_SECONDS,
+    PENDING_SECONDS,
     TIMEOUT_SECONDS,
     WINDOW_SECONDS,
     refuse_used_database,
@@ -228,7 +228,7 @@ class _Stage:
         )
 
     def ask(self, who: str, rid: str) -> Ask:
-        return Ask(rid, who, who, COST_NANOUSD, window_alone(self.limit_nanousd), OPEN_SECONDS)
+        return Ask(rid, who, who, COST_NANOUSD, window_alone(self.limit_nanousd), PENDING_SECONDS)
 
     def _warm_up(self) -> None:
         """The server learns the scripts: that belongs to no order."""

@@ -28,7 +28,7 @@ from flaskapp.lab.prefilled_books import leave_as_after
 from flaskapp.lab.race import (
     AMPLE_NANOUSD,
     COST_NANOUSD,
-    OPEN_SECONDS,
+    PENDING_SECONDS,
     WINDOW_SECONDS,
     Plan,
     RaceResult,
@@ -169,7 +169,7 @@ def _lay_out(link: Link, who: str, in_window: int, its_random: random.Random, cl
             now_seconds=clock.now_us() // US_PER_SECOND,
             cost_nanousd=COST_NANOUSD,
             window_seconds=WINDOW_SECONDS,
-            open_seconds=OPEN_SECONDS,
+            pending_seconds=PENDING_SECONDS,
             its_random=its_random,
         )
     )
@@ -181,7 +181,7 @@ def _worked_us(link: Link) -> float:
 
 
 def _ask(rid: str, who: str) -> Ask:
-    return Ask(rid, who, f"net-{who}", COST_NANOUSD, LIMITS, OPEN_SECONDS)
+    return Ask(rid, who, f"net-{who}", COST_NANOUSD, LIMITS, PENDING_SECONDS)
 
 
 def _admitted(verdict: object) -> None:

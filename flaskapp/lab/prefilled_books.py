@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from backends.keys import (
-    OPEN_BUCKETS,
-    RING_BUCKETS,
+    PENDING_BUCKETS,
     SECONDS_PER_DAY,
+    WINDOW_BUCKETS,
     BookKeys,
     book_keys,
     bucket_seconds_of,
-    open_bucket_seconds_of,
+    pending_bucket_seconds_of,
 )
 from backends.store.link import Client
 
@@ -25,7 +25,7 @@ def leave_as_after(  # noqa: PLR0913 (a book has that many sides)
     now_seconds: int,
     cost_nanousd: int,
     window_seconds: int,
-    open_seconds: int,
+    pending_seconds: int,
     its_random: random.Random,
 ) -> None:
     """Books of `who` after `requests` reservations of about `cost_nanousd`, spread over the window that ends now."""
@@ -39,19 +39,19 @@ def leave_as_after(  # noqa: PLR0913 (a book has that many sides)
         each = requests // filled * cost_nanousd
         return {newest - each_seconds * age: each - its_random.randrange(cost_nanousd) for age in range(filled)}
 
-    spent = ring(bucket_seconds, RING_BUCKETS + 1)
-    opened = ring(open_bucket_seconds_of(open_seconds), OPEN_BUCKETS + 1)
+    spent = ring(bucket_seconds, WINDOW_BUCKETS + 1)
+    opened = ring(pending_bucket_seconds_of(pending_seconds), PENDING_BUCKETS + 1)
     for key, members in _rings(keys, spent, opened):
         client.delete(key)
         client.zadd(key, members)
         client.expire(key, window_seconds + bucket_seconds)
-    for key in (keys.daily, keys.network_daily, keys.hourly_of_all, keys.daily_of_all):
+    for key in (keys.daily, keys.network_daily, keys.global_hourly, keys.global_daily):
         client.set(key, sum(spent.values()), ex=SECONDS_PER_DAY)
 
 
 def _rings(keys: BookKeys, spent: dict[int, int], opened: dict[int, int]) -> Iterator[tuple[str, dict[Any, int]]]:
     yield keys.recent, spent
     yield keys.network_recent, spent
-    yield keys.open_identifier, opened
-    yield keys.open_network, opened
-    yield keys.open_of_all, opened
+    yield keys.pending_identifier, opened
+    yield keys.pending_network, opened
+    yield keys.pending_global, opened

@@ -36,7 +36,7 @@ from flaskapp.lab.delay import HOST, delayed
 AMPLE_NANOUSD = 10**15
 COST_NANOUSD = 4_050_000
 WINDOW_SECONDS = 600
-OPEN_SECONDS = 120
+PENDING_SECONDS = 120
 TIMEOUT_SECONDS = 5.0
 MAX_SPREAD = 0.9
 _GAP = "between_check_and_record"
@@ -362,7 +362,7 @@ class _Race:
         """One request; only its window can refuse it, and its network is its own."""
         limits = window_alone(limit_nanousd)
         rid = f"{identifier}-{number}"
-        ask = Ask(rid, identifier, identifier, cost_nanousd or self._plan.cost_nanousd, limits, OPEN_SECONDS)
+        ask = Ask(rid, identifier, identifier, cost_nanousd or self._plan.cost_nanousd, limits, PENDING_SECONDS)
         self._made.append((ask, self._clock.now_us() // US_PER_SECOND))
         return ask
 

@@ -38,7 +38,7 @@ class RaceRuns(Exception):
     """Another one runs."""
 
 
-class RaceDesk:
+class RaceRunner:
     """Starts races, one at a time for all workers of this instance.
 
     Args:
@@ -120,8 +120,8 @@ class RunningRace:
 
 
 def _number(name: str, text: str) -> int:
-    kind = FIELDS[name]
+    value_type = FIELDS[name]
     try:
-        return kind.read_text(text)
+        return value_type.read_text(text)
     except ValueError:
-        raise RaceRefused(f"{name}: {kind.allowed}") from None
+        raise RaceRefused(f"{name}: {value_type.allowed}") from None

@@ -15,8 +15,8 @@ _BROKEN_STATUS = 502
 _DONE = b"data: [DONE]\n\n"
 
 
-class CompletionVoice:
-    """How ``/v1/chat/completions`` tells an answer. See `stream.Voice`.
+class CompletionStreamFormat:
+    """How ``/v1/chat/completions`` tells an answer. See `stream.StreamFormat`.
 
     Usage is always asked from the upstream. It goes to the client once, at the end, and only if the client asked.
     """

@@ -8,26 +8,26 @@ from flask import Blueprint, Response, g, request
 
 from backends.clock import US_PER_SECOND, Clock
 from backends.pricing.prices import PriceBook
-from flaskapp.answers.admission import Offer, Till
-from flaskapp.answers.meter import Bill, Slices, slices_of
-from flaskapp.answers.stream import Stream, Terms, ask_model
+from flaskapp.answers.admission import Admission, CostBound
+from flaskapp.answers.meter import Meter, Slices, slices_of
+from flaskapp.answers.stream import Stream, StreamContext, ask_model
 from flaskapp.http.api_keys import ApiKeys
 from flaskapp.http.headers import read_idempotency
 from flaskapp.http.openai_errors import PREFIX
 from flaskapp.http.refusals import problem
 from flaskapp.llm import Model, ModelRequest, Piece, Usage
 from flaskapp.openai.body import Bounds, CompletionBody, read_completion_body
-from flaskapp.openai.events import CompletionVoice
+from flaskapp.openai.events import CompletionStreamFormat
 from flaskapp.settings import LiveSettings
 
 ROUTE = f"{PREFIX}/chat/completions"
 
 
 @dataclass(frozen=True, slots=True)
-class OpenAIRoom:
+class OpenAIRoutes:
     """What the ``/v1`` endpoints work with; made once by the lobby."""
 
-    till: Till
+    admission: Admission
     keys: ApiKeys
     model: Model
     prices: PriceBook
@@ -35,7 +35,7 @@ class OpenAIRoom:
     owner: str
     stream_deadline_seconds: int
     settings: Callable[[], LiveSettings]
-    terms: Terms
+    terms: StreamContext
     clock: Clock
 
     def complete(self) -> Response:
@@ -44,10 +44,10 @@ class OpenAIRoom:
         settings = self.settings()
         body = read_completion_body(request, self._bounds(settings))
         idempotency = read_idempotency(request, who.identifier, ROUTE, body.text)
-        sale = self.till.reserve(who, self._offer(body, settings), settings, idempotency)
-        if isinstance(sale, Response):
-            return sale
-        return sale.deliver(lambda bill: self._stream(body, bill) if body.stream else self._whole(body, bill))
+        admitted = self.admission.reserve(who, self._cost_bound(body, settings), settings, idempotency)
+        if isinstance(admitted, Response):
+            return admitted
+        return admitted.deliver(lambda meter: self._stream(body, meter) if body.stream else self._whole(body, meter))
 
     def models(self) -> Response:
         """``GET /v1/models``."""
@@ -71,11 +71,11 @@ class OpenAIRoom:
             max_choices=self.model.max_choices,
         )
 
-    def _offer(self, body: CompletionBody, settings: LiveSettings) -> Offer:
+    def _cost_bound(self, body: CompletionBody, settings: LiveSettings) -> CostBound:
         """What it costs at most: the input once, and every choice as long as it may be."""
         price = self.prices.price(body.model, self.clock.now_us())
         most = Usage(body.input_tokens, body.choices * body.max_tokens)
-        return Offer(price, most, self._slices(body, settings))
+        return CostBound(price, most, self._slices(body, settings))
 
     def _slices(self, body: CompletionBody, settings: LiveSettings) -> Slices | None:
         # What is not streamed can be neither counted nor cut on its way.
@@ -89,20 +89,24 @@ class OpenAIRoom:
             least_cushion_tokens=slices.least_cushion_tokens * body.choices,
         )
 
-    def _stream(self, body: CompletionBody, bill: Bill) -> Response:
+    def _stream(self, body: CompletionBody, meter: Meter) -> Response:
         deadline_at_seconds = self.clock.monotonic_seconds() + self.stream_deadline_seconds
         asked = self._request(body)
         answer = ask_model(lambda: self.model.open(asked), self.terms.stopping, drop=lambda late: late.close())
         created_seconds = self.clock.now_us() // US_PER_SECOND
-        voice = CompletionVoice(g.request_id, body.model, created_seconds, include_usage=body.include_usage)
-        return Stream(g.request_id, answer, bill, voice, self.terms, deadline_at_seconds=deadline_at_seconds).response()
+        stream_format = CompletionStreamFormat(
+            g.request_id, body.model, created_seconds, include_usage=body.include_usage
+        )
+        return Stream(
+            g.request_id, answer, meter, stream_format, self.terms, deadline_at_seconds=deadline_at_seconds
+        ).response()
 
-    def _whole(self, body: CompletionBody, bill: Bill) -> Response:
+    def _whole(self, body: CompletionBody, meter: Meter) -> Response:
         asked = self._request(body)
         completed = ask_model(lambda: self.model.complete(asked), self.terms.stopping)
         # All of it is there: what it is more than the maximum cannot be cut any more, but it is counted.
-        bill.take(Piece("", 0, completed.seen_tokens))
-        bill.settle(completed.usage)
+        meter.take(Piece("", 0, completed.seen_tokens))
+        meter.settle(completed.usage)
         return _json(completed.body)
 
     def _request(self, body: CompletionBody) -> ModelRequest:
@@ -127,7 +131,7 @@ def _json(body: dict[str, object]) -> Response:
     return response
 
 
-def make_openai_api(room: OpenAIRoom) -> Blueprint:
+def make_openai_api(room: OpenAIRoutes) -> Blueprint:
     """The blueprint ``openai``."""
     blueprint = Blueprint("openai", __name__)
     blueprint.add_url_rule(ROUTE, "complete", room.complete, methods=["POST"])

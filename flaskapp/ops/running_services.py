@@ -18,7 +18,7 @@ _NOTED = {"ENVIRONMENT", "DEBUG", "STREAM_DEADLINE_SECONDS", *(row.variable for 
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class RunningService:
     """A service that runs."""
 
     port: int
@@ -38,7 +38,7 @@ def noted(data_dir: Path, port: int, environment: Mapping[str, str]) -> Iterator
         place.unlink(missing_ok=True)
 
 
-def served(data_dir: Path) -> list[Served]:
+def served(data_dir: Path) -> list[RunningService]:
     """The services that run, the one that was started last first."""
     found = []
     for place in sorted(_folder(data_dir).glob("*.json"), key=_started_at, reverse=True):
@@ -46,7 +46,7 @@ def served(data_dir: Path) -> list[Served]:
         with suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
             note = json.loads(place.read_text(encoding="utf-8"))
             os.kill(note["pid"], 0)
-            found.append(Served(int(place.stem), note["variables"]))
+            found.append(RunningService(int(place.stem), note["variables"]))
     return found
 
 

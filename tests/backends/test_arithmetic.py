@@ -3,23 +3,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.clock import US_PER_SECOND
-from backends.conformance import ask
+from backends.conformance.behaviour import ask
 from backends.errors import StoreBroken
-from backends.keys import IDEMPOTENCY_KEEP_SECONDS, LIVING_OPEN_BUCKETS, OPEN_BUCKETS, RECORD_KEEP_SECONDS, RING_BUCKETS
+from backends.keys import (
+    IDEMPOTENCY_KEEP_SECONDS,
+    LIVE_PENDING_BUCKETS,
+    PENDING_BUCKETS,
+    RECORD_KEEP_SECONDS,
+    WINDOW_BUCKETS,
+)
 from backends.records import Record, parse_record
 from backends.strategies import arithmetic
 from tests.lua.by_hand import RESERVE
 
 
 def test_terms_tell_requests_apart():
-    def terms(identifier, network, cost):
-        return arithmetic.terms_of(ask("r0", cost, identifier=identifier, network=network))
+    def request_digest(identifier, network, cost):
+        return arithmetic.request_digest_of(ask("r0", cost, identifier=identifier, network=network))
 
-    one = terms("id", "net", 5)
-    assert one == terms("id", "net", 5)
+    one = request_digest("id", "net", 5)
+    assert one == request_digest("id", "net", 5)
     assert len(one) == 16
     others = [("id", "net", 6), ("id2", "net", 5), ("id", "net2", 5), ("id\nnet", "", 5), ("i", "dnet", 5)]
-    assert len({one, *(terms(*other) for other in others)}) == 6
+    assert len({one, *(request_digest(*other) for other in others)}) == 6
 
 
 @pytest.mark.parametrize("text", [b"", b"abc", b"-5", b"1.5", b"1e9", b" 5", b"9" * 17])
@@ -66,7 +72,7 @@ def test_python_and_lua_say_the_same_words():
     for status, reason in arithmetic.REASON_OF_STATUS.items():
         if status in arithmetic.STATUS_OF_CAUSE.values():
             assert f"{reason.value} = {status}" in RESERVE.text
-    names = "SECOND, LIVING_OPEN_BUCKETS, RECORD_KEEP_S, IDEMPOTENCY_KEEP_S"
-    numbers = f"{US_PER_SECOND}, {LIVING_OPEN_BUCKETS}, {RECORD_KEEP_SECONDS}, {IDEMPOTENCY_KEEP_SECONDS}"
+    names = "SECOND, LIVE_PENDING_BUCKETS, RECORD_KEEP_S, IDEMPOTENCY_KEEP_S"
+    numbers = f"{US_PER_SECOND}, {LIVE_PENDING_BUCKETS}, {RECORD_KEEP_SECONDS}, {IDEMPOTENCY_KEEP_SECONDS}"
     assert f"{names} = {numbers}\n" in RESERVE.text
-    assert f"ceil(window_s / {RING_BUCKETS}), ceil(open_s / {OPEN_BUCKETS})" in RESERVE.text
+    assert f"ceil(window_s / {WINDOW_BUCKETS}), ceil(open_s / {PENDING_BUCKETS})" in RESERVE.text

@@ -9,7 +9,7 @@ import redis
 
 from backends import open_backend
 from backends.clock import SystemClock
-from backends.conformance import NETWORK, ROOMY, WHO, ask
+from backends.conformance.behaviour import NETWORK, ROOMY, WHO, ask
 from backends.keys import book_keys, bucket_seconds_of
 from backends.ledger.accounts import Ledger
 from backends.ledger.audit import audit
@@ -69,7 +69,9 @@ def test_an_empty_database(link):
 
 
 @pytest.mark.parametrize("by", [1, -1])
-@pytest.mark.parametrize("kind", ["recent", "network_recent", "open_identifier", "open_network", "open_of_all"])
+@pytest.mark.parametrize(
+    "kind", ["recent", "network_recent", "pending_identifier", "pending_network", "pending_global"]
+)
 def test_a_wrong_bucket(link, books, raw, kind, by):
     key = getattr(books, kind)
     start, held = raw.zrange(key, 0, -1, withscores=True)[0]
@@ -79,7 +81,9 @@ def test_a_wrong_bucket(link, books, raw, kind, by):
     assert (told.stored_nanousd, told.expected_nanousd) == (held + by, held)
 
 
-@pytest.mark.parametrize("kind", ["recent", "network_recent", "open_identifier", "open_network", "open_of_all"])
+@pytest.mark.parametrize(
+    "kind", ["recent", "network_recent", "pending_identifier", "pending_network", "pending_global"]
+)
 def test_a_missing_bucket(link, books, raw, kind):
     key = getattr(books, kind)
     start, held = raw.zrange(key, 0, -1, withscores=True)[0]
@@ -95,7 +99,7 @@ def test_a_bucket_that_nobody_reserved(link, books, raw):
     assert found(link) == [("total", books.recent)]
 
 
-@pytest.mark.parametrize("kind", ["daily", "network_daily", "hourly_of_all", "daily_of_all"])
+@pytest.mark.parametrize("kind", ["daily", "network_daily", "global_hourly", "global_daily"])
 def test_a_total_that_is_too_small(link, books, raw, kind):
     key = getattr(books, kind)
     raw.decrby(key, 1)
@@ -105,29 +109,29 @@ def test_a_total_that_is_too_small(link, books, raw, kind):
     assert its.stored_nanousd == its.expected_nanousd - 1
 
 
-@pytest.mark.parametrize("kind", ["daily", "network_daily", "daily_of_all"])
+@pytest.mark.parametrize("kind", ["daily", "network_daily", "global_daily"])
 def test_the_sum_of_a_day_that_is_too_large(link, books, raw, kind):
     """Also on a day whose first records are gone: the days are compared with one another."""
     raw.incrby(getattr(books, kind), 1)
     told = [each for each in audit(link).disagreements if each.kind == "sum"]
-    assert {each.key for each in told} == {books.daily_of_all}
-    assert {each.stored_nanousd - each.expected_nanousd for each in told} == {1 if kind == "daily_of_all" else -1}
+    assert {each.key for each in told} == {books.global_daily}
+    assert {each.stored_nanousd - each.expected_nanousd for each in told} == {1 if kind == "global_daily" else -1}
 
 
 def test_an_hour_that_is_more_than_its_day(link, books, raw):
-    raw.incrby(books.hourly_of_all, 10**9)
+    raw.incrby(books.global_hourly, 10**9)
     told = [each for each in audit(link).disagreements if each.kind == "sum"]
-    assert [(each.key, "its hours" in each.told) for each in told] == [(books.daily_of_all, True)]
+    assert [(each.key, "its hours" in each.told) for each in told] == [(books.global_daily, True)]
 
 
 def test_a_missing_total(link, books, raw):
     raw.delete(books.daily)
     assert ("total", books.daily) in found(link)
-    assert ("sum", books.daily_of_all) in found(link)
+    assert ("sum", books.global_daily) in found(link)
 
 
 def test_books_of_one_of_whom_no_key_is_left(link, books, raw):
-    raw.delete(books.recent, books.daily, books.open_identifier)
+    raw.delete(books.recent, books.daily, books.pending_identifier)
     keys = {key for kind, key in found(link) if kind == "total"}
     assert len(keys) == 3
     assert all("#" in key for key in keys)
@@ -139,26 +143,26 @@ def test_a_record_that_was_changed_by_hand(link, books, raw):
     assert {("total", books.recent), ("total", books.network_recent)} <= set(found(link))
 
 
-@pytest.mark.parametrize("kind", ["recent", "daily", "hourly_of_all", "open_of_all"])
+@pytest.mark.parametrize("kind", ["recent", "daily", "global_hourly", "pending_global"])
 def test_a_key_without_a_ttl(link, books, raw, kind):
     raw.persist(getattr(books, kind))
     assert found(link) == [("no_ttl", getattr(books, kind))]
 
 
 def test_a_negative_total(link, books, raw):
-    raw.set(books.hourly_of_all, -5, keepttl=True)
-    assert ("no_amount", books.hourly_of_all) in found(link)
+    raw.set(books.global_hourly, -5, keepttl=True)
+    assert ("no_amount", books.global_hourly) in found(link)
 
 
 @pytest.mark.parametrize("text", [str(2**53), "rubbish", "1.5"])
 def test_what_is_no_amount(link, books, raw, text):
-    raw.set(books.hourly_of_all, text, keepttl=True)
-    assert ("no_amount", books.hourly_of_all) in found(link)
+    raw.set(books.global_hourly, text, keepttl=True)
+    assert ("no_amount", books.global_hourly) in found(link)
 
 
 def test_a_negative_bucket(link, books, raw):
-    raw.zadd(books.open_of_all, {"1773483600": -1})
-    assert ("no_amount", books.open_of_all) in found(link)
+    raw.zadd(books.pending_global, {"1773483600": -1})
+    assert ("no_amount", books.pending_global) in found(link)
 
 
 def test_an_unknown_key_is_told_and_those_of_others_are_not(link, books, raw):
@@ -198,7 +202,7 @@ def test_what_expired_and_was_swept_is_no_disagreement(link, backend, raw):
     backend.reserve(ask("r0", COST, ROOMY))
     made_before(raw, "r0", 131)
     keys = book_keys("r0", WHO, NETWORK, now)
-    for key in (keys.open_identifier, keys.open_network, keys.open_of_all):
+    for key in (keys.pending_identifier, keys.pending_network, keys.pending_global):
         raw.delete(key)
         raw.zadd(key, {str((now - 131) // 10 * 10): COST})
         raw.expire(key, 60)
@@ -251,7 +255,7 @@ def test_after_a_reset_identifiers_may_be_less_than_everybody_and_never_more(lin
     assert found(link) == []
     other = book_keys("", "other", "", raw.time()[0]).daily
     raw.incrby(other, 10**6)
-    assert ("sum", books.daily_of_all) in found(link)
+    assert ("sum", books.global_daily) in found(link)
 
 
 def test_since_a_reset_a_day_has_to_be_equal_to_its_records(link, backend, books, raw):
@@ -326,7 +330,7 @@ def test_a_total_that_is_too_small_is_told_while_it_moves(traffic, link, raw):
     open_backend("atomic", link).reserve(ask("whale", ROOMY.global_hour_nanousd // 2, ROOMY, identifier="whale"))
     seen = raw.time()[0]
     wait_until(lambda: raw.time()[0] > seen + 2, 30, "what is there has settled down")
-    hour = book_keys("", "", "", raw.time()[0]).hourly_of_all
+    hour = book_keys("", "", "", raw.time()[0]).global_hourly
     raw.set(hour, 0, keepttl=True)
     report = audit(link)
     assert ("total", hour) in [(each.kind, each.key) for each in report.disagreements]

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from backends.conformance import START_US, US, ManualClock
+from backends.conformance.behaviour import START_US, US, ManualClock
 from backends.guard.emergency_budget import EmergencyBudget
 
 HOUR_US = 3_600 * US

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from backends.conformance import COST, ROOMY, ManualClock, MemoryHarness, ask
+from backends.conformance.behaviour import COST, ROOMY, ManualClock, MemoryHarness, ask
 from backends.contract import Refusal, Reservation
 from backends.errors import ReservationConflict
 from backends.guard.emergency_budget import EmergencyBudget
@@ -91,9 +91,9 @@ def test_a_second_end_is_told_as_a_repeat_with_what_the_first_booked(guard, told
     ]
 
 
-def test_a_settlement_on_other_terms_is_told_and_raises_nothing(guard, told):
+def test_a_settlement_for_another_request_is_told_and_raises_nothing(guard, told):
     made = guard.reserve(ask("r0", COST))
-    guard.settle(replace(made, terms="0" * 16), 7)
+    guard.settle(replace(made, request_digest="0" * 16), 7)
     assert told.named("settle_refused")
     assert not told.named("settled")
 

@@ -6,14 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.keys import (
-    LIVING_OPEN_BUCKETS,
-    RING_BUCKETS,
+    LIVE_PENDING_BUCKETS,
+    WINDOW_BUCKETS,
     KnownKey,
     book_keys,
     bucket_seconds_of,
     idempotency_key,
     known_key,
-    open_bucket_seconds_of,
+    pending_bucket_seconds_of,
     reset_key,
 )
 
@@ -22,15 +22,15 @@ LONGEST_SECONDS = 31 * 86_400
 
 @pytest.mark.parametrize(("window_in_rings", "bucket"), [(1, 1), (10, 10), (10.001, 11), (1_440, 1_440)])
 def test_a_window_is_cut_into_whole_seconds_and_as_many_buckets_as_a_ring_has(window_in_rings, bucket):
-    assert bucket_seconds_of(math.ceil(window_in_rings * RING_BUCKETS)) == bucket
+    assert bucket_seconds_of(math.ceil(window_in_rings * WINDOW_BUCKETS)) == bucket
     assert bucket_seconds_of(1) == 1
 
 
 @given(st.integers(1, LONGEST_SECONDS), st.integers(0, 10**7))
 def test_no_more_buckets_live_than_a_ring_may_have(seconds, now):
     for bucket, most in (
-        (bucket_seconds_of(seconds), RING_BUCKETS + 1),
-        (open_bucket_seconds_of(seconds), LIVING_OPEN_BUCKETS),
+        (bucket_seconds_of(seconds), WINDOW_BUCKETS + 1),
+        (pending_bucket_seconds_of(seconds), LIVE_PENDING_BUCKETS),
     ):
         oldest = now - bucket - seconds
         living = now // bucket - oldest // bucket
@@ -49,8 +49,8 @@ def test_no_more_buckets_live_than_a_ring_may_have(seconds, now):
 def test_dates_are_utc(monkeypatch, moment, hour, date):
     monkeypatch.setenv("TZ", "America/Los_Angeles")
     keys = book_keys("rid", "id", "net", int(datetime.fromisoformat(moment).replace(tzinfo=UTC).timestamp()))
-    assert keys.hourly_of_all == f"llm:global:hourly:{hour}"
-    assert keys.daily_of_all == f"llm:global:daily:{date}"
+    assert keys.global_hourly == f"llm:global:hourly:{hour}"
+    assert keys.global_daily == f"llm:global:daily:{date}"
     assert keys.daily == f"llm:cost:daily:id:{date}"
     assert keys.network_daily == f"llm:network:daily:net:{date}"
 
@@ -66,9 +66,9 @@ def test_the_seeds_keys_to_the_letter():
 
 WHO, NETWORK = "ip:2001:db8::/64", "2001:db8::/64"
 HOUR = 1_773_482_400  # 2026-03-14 10:00:00 UTC
-OWNERS = dict.fromkeys(("marker", "recent", "daily", "open_identifier"), WHO)
-OWNERS |= dict.fromkeys(("network_recent", "network_daily", "open_network"), NETWORK)
-STARTS = {"hourly_of_all": HOUR} | dict.fromkeys(("daily", "network_daily", "daily_of_all"), HOUR - 10 * 3_600)
+OWNERS = dict.fromkeys(("marker", "recent", "daily", "pending_identifier"), WHO)
+OWNERS |= dict.fromkeys(("network_recent", "network_daily", "pending_network"), NETWORK)
+STARTS = {"global_hourly": HOUR} | dict.fromkeys(("daily", "network_daily", "global_daily"), HOUR - 10 * 3_600)
 
 
 def test_a_key_is_known_for_what_it_is():

@@ -7,7 +7,7 @@ import redis
 
 from backends import open_backend
 from backends.clock import SystemClock
-from backends.conformance import NETWORK, ROOMY, WHO, ask
+from backends.conformance.behaviour import NETWORK, ROOMY, WHO, ask
 from backends.contract import Refusal
 from backends.keys import RESET_KEEP_SECONDS, book_keys, reset_key
 from backends.ledger.accounts import Ledger
@@ -157,7 +157,7 @@ def test_a_reset_clears_the_identifiers_books_and_nobody_elses(ledger, either, l
         2 * COST,
         2 * COST,
     )
-    assert (books.window_nanousd, books.day_nanousd, books.open_nanousd) == (0, 0, 0)
+    assert (books.window_nanousd, books.day_nanousd, books.pending_nanousd) == (0, 0, 0)
     assert (books.network_window_nanousd, books.network_day_nanousd, books.global_day_nanousd) == (2 * COST,) * 3
     assert ledger.show(WHO, limits).marker is None
     report = audit(link)
@@ -270,7 +270,7 @@ def test_resets_that_race_with_reservations_lose_nothing_and_double_nothing(ledg
     ledger.reset(WHO)
     backend.settle(last, 1)
     books = backend.books(WHO, NETWORK, ROOMY.window_seconds)
-    assert (books.window_nanousd, books.day_nanousd, books.open_nanousd) == (0, 0, 0)
+    assert (books.window_nanousd, books.day_nanousd, books.pending_nanousd) == (0, 0, 0)
 
 
 def test_a_reset_in_the_same_microsecond_counts_what_is_made_up_to_then(ledger, raw, redis_url):

@@ -56,7 +56,7 @@ class Bench:
         # A window of a minute: nothing has left it when it is looked at.
         numbers = (seed for seed in range(1_000) if population_of(seed, 400).limits.window_seconds >= 60)
         self.population = next(
-            found for found in (population_of(seed, 400) for seed in numbers) if found.open_seconds == 120
+            found for found in (population_of(seed, 400) for seed in numbers) if found.pending_seconds == 120
         )
         self.link = Link(url, clock=SystemClock(), timeout_seconds=10)
         self.raw = redis.Redis.from_url(url, decode_responses=True)

@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from backends.clock import SystemClock
-from backends.conformance import COST, ROOMY, ManualClock, RedisHarness, ask, played, some_operations
+from backends.conformance.behaviour import COST, ROOMY, ManualClock, RedisHarness, ask, played, some_operations
 from backends.contract import Reservation
 from backends.errors import ConfigurationError, StoreBusy
 from backends.store.link import Link

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from backends.conformance import Conformance, MemoryHarness, RedisHarness
+from backends.conformance.behaviour import Conformance, MemoryHarness, RedisHarness
 
 OTHER_SERVERS = ["atomic on Debian's Redis", "legacy on Debian's Redis"] if shutil.which("redis-server") else []
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from backends.clock import SystemClock
-from backends.conformance import COST, NETWORK, ROOMY, WHO, WINDOW_SECONDS, MemoryHarness, ask
+from backends.conformance.behaviour import COST, NETWORK, ROOMY, WHO, WINDOW_SECONDS, MemoryHarness, ask
 from backends.contract import Books, Outcome, Reservation
 from backends.store.link import Link
 from backends.strategies.atomic import AtomicBackend
@@ -105,7 +105,7 @@ def test_a_fleet_half_on_each_keeps_one_set_of_books(race, books):
     assert race(asks, ["atomic", "atomic", "atomic", "atomic", "legacy", "legacy", "legacy", "legacy"]) == 128
     spent, total = books(), sum(each.cost_nanousd for each in asks)
     assert (spent.window_nanousd, spent.day_nanousd, spent.global_day_nanousd) == (total, total, total)
-    assert spent.open_nanousd == spent.network_window_nanousd == total
+    assert spent.pending_nanousd == spent.network_window_nanousd == total
 
 
 @pytest.mark.parametrize("there_and_back", [False, True])

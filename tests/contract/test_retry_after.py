@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from backends.conformance import (
+from backends.conformance.behaviour import (
     BUCKET_SECONDS,
     NETWORK,
     ROOMY,

@@ -22,10 +22,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from backends.conformance import (
+from backends.conformance.behaviour import (
     BUCKET_SECONDS,
-    OPEN_BUCKET_SECONDS,
-    OPEN_SECONDS,
+    PENDING_BUCKET_SECONDS,
+    PENDING_SECONDS,
     US,
     WINDOW_SECONDS,
     MemoryHarness,
@@ -44,7 +44,7 @@ from backends.contract import (
     Scope,
 )
 from backends.errors import ReservationConflict
-from backends.keys import IDEMPOTENCY_KEEP_SECONDS, OPEN_BUCKETS, RECORD_KEEP_SECONDS, RING_BUCKETS, book_keys
+from backends.keys import IDEMPOTENCY_KEEP_SECONDS, PENDING_BUCKETS, RECORD_KEEP_SECONDS, WINDOW_BUCKETS, book_keys
 
 EXAMPLES = int(os.environ.get("STATE_MACHINE_EXAMPLES", "30"))
 HOUR_US, DAY_US = 3_600 * US, 86_400 * US
@@ -56,9 +56,9 @@ AMOUNTS = st.sampled_from([1, 50, 333, 333, 700, 999, 1_000, 1_001, 2_500])
 HALVES = st.integers(1, 60).map(lambda halves: halves / 2)
 PAUSES_S = st.one_of(
     *[HALVES] * 6,
-    *[st.sampled_from([20, 60, OPEN_SECONDS, OPEN_SECONDS + OPEN_BUCKET_SECONDS])] * 3,
-    st.sampled_from([WINDOW_SECONDS - OPEN_SECONDS, WINDOW_SECONDS + BUCKET_SECONDS, 1_800]),
-    st.sampled_from([RECORD_KEEP_SECONDS - OPEN_SECONDS, RECORD_KEEP_SECONDS, 86_400, 90_000]),
+    *[st.sampled_from([20, 60, PENDING_SECONDS, PENDING_SECONDS + PENDING_BUCKET_SECONDS])] * 3,
+    st.sampled_from([WINDOW_SECONDS - PENDING_SECONDS, WINDOW_SECONDS + BUCKET_SECONDS, 1_800]),
+    st.sampled_from([RECORD_KEEP_SECONDS - PENDING_SECONDS, RECORD_KEEP_SECONDS, 86_400, 90_000]),
 )
 """Mostly short: what is open is to be gone on with."""
 AMOUNTS_OF = (
@@ -125,7 +125,7 @@ class Held:
         return (self.bucket(BUCKET_SECONDS) + BUCKET_SECONDS + WINDOW_SECONDS) * US
 
     def is_open_until_us(self):
-        return (self.bucket(OPEN_BUCKET_SECONDS) + OPEN_BUCKET_SECONDS + OPEN_SECONDS) * US
+        return (self.bucket(PENDING_BUCKET_SECONDS) + PENDING_BUCKET_SECONDS + PENDING_SECONDS) * US
 
 
 @dataclass
@@ -187,7 +187,7 @@ def places(every, who, network, limits, at_us, now_us):
 
     day_us, hour_us = at_us // DAY_US * DAY_US, at_us // HOUR_US * HOUR_US
     day_end_us, hour_end_us = day_us + DAY_US, hour_us + HOUR_US
-    window_us = (now_us // US - WINDOW_SECONDS + OPEN_BUCKET_SECONDS - 1) * US
+    window_us = (now_us // US - WINDOW_SECONDS + PENDING_BUCKET_SECONDS - 1) * US
     r, s = Reason, Scope
     return [
         Place(r.DAILY_LIMIT, s.IDENTIFIER, limits.day_nanousd, period(mine, DAY_US), day_end_us, day_us),
@@ -231,7 +231,7 @@ class Books(RuleBasedStateMachine):
             if first is not None
             and self._is_in_scope(held, place, first)
             and held.is_open_until_us() > self.now_us
-            and (held.bucket(OPEN_BUCKET_SECONDS) + OPEN_BUCKET_SECONDS) * US > place.since_us
+            and (held.bucket(PENDING_BUCKET_SECONDS) + PENDING_BUCKET_SECONDS) * US > place.since_us
         )
 
     @staticmethod
@@ -321,7 +321,7 @@ class Books(RuleBasedStateMachine):
 
     def admit(self, ask, made):
         held = Held(ask, self.now_us, made.cost_nanousd, made.cost_nanousd, 0, made)
-        held.record_gone_us = self.now_us + (OPEN_SECONDS + RECORD_KEEP_SECONDS) * US
+        held.record_gone_us = self.now_us + (PENDING_SECONDS + RECORD_KEEP_SECONDS) * US
         self.every.append(held)
         self.callers.append(held)
         window = [each for each in self.every if self._counts_for(each, ask.identifier)]
@@ -343,7 +343,7 @@ class Books(RuleBasedStateMachine):
                 ask.idempotency.body_digest,
                 made.cost_nanousd,
                 is_settled=False,
-                until_us=self.now_us + OPEN_SECONDS * US,
+                until_us=self.now_us + PENDING_SECONDS * US,
                 gone_us=self.now_us + IDEMPOTENCY_KEEP_SECONDS * US,
             )
 
@@ -360,8 +360,8 @@ class Books(RuleBasedStateMachine):
         ring = self.harness.stored().get("llm:open:global", ({}, 0))[0]
         total = 0
         for start, amount in ring.items():
-            if (start + OPEN_BUCKET_SECONDS + OPEN_SECONDS) * US <= self.now_us:
-                own = but.open if but.bucket(OPEN_BUCKET_SECONDS) == start and but.has_record(self.now_us) else 0
+            if (start + PENDING_BUCKET_SECONDS + PENDING_SECONDS) * US <= self.now_us:
+                own = but.open if but.bucket(PENDING_BUCKET_SECONDS) == start and but.has_record(self.now_us) else 0
                 total += max(0, amount - own)
         return total
 
@@ -395,7 +395,7 @@ class Books(RuleBasedStateMachine):
         self.number += 1
         idempotency = key and Idempotency((f"{ord(who):02x}{key[1]}" * 11)[:32], body * 16)
         at_least = least and min(cost, least)
-        ask = Ask(f"r{self.number}", who, network, cost, self.limits, OPEN_SECONDS, idempotency, at_least)
+        ask = Ask(f"r{self.number}", who, network, cost, self.limits, PENDING_SECONDS, idempotency, at_least)
         expected = self.expected_verdict(ask)
         if idempotency:
             known = self.harness.backend.find_duplicate(idempotency)
@@ -421,7 +421,11 @@ class Books(RuleBasedStateMachine):
                 self.harness.backend.reserve(ask)
             return
         again = self.harness.backend.reserve(ask)
-        assert (again.cost_nanousd, again.made_at_us, again.terms) == (held.booked, held.made_us, held.known.terms)
+        assert (again.cost_nanousd, again.made_at_us, again.request_digest) == (
+            held.booked,
+            held.made_us,
+            held.known.request_digest,
+        )
         assert again.expired_nanousd == 0
         found = self.harness.backend.find(ask)
         assert (found.cost_nanousd, found.made_at_us) == (held.booked, held.made_us)
@@ -436,7 +440,7 @@ class Books(RuleBasedStateMachine):
         def ask():
             return self.harness.backend.extend(held.known, to, self.limits, at_least_nanousd=at_least)
 
-        is_over = self.now_us >= min(held.made_us + OPEN_SECONDS * US, held.counts_until_us())
+        is_over = self.now_us >= min(held.made_us + PENDING_SECONDS * US, held.counts_until_us())
         if not held.has_record(self.now_us) or held.state != "open" or is_over:
             with pytest.raises(ReservationConflict):
                 ask()
@@ -586,12 +590,14 @@ class Books(RuleBasedStateMachine):
                     if (start + BUCKET_SECONDS + WINDOW_SECONDS) * US > self.now_us
                 }
                 assert living == expected_rings.pop(key, {}), "I2, I6"
-                assert len(ring) <= RING_BUCKETS + 1
+                assert len(ring) <= WINDOW_BUCKETS + 1
             if key.startswith("llm:open:"):
-                over = {start for start in ring if (start + OPEN_BUCKET_SECONDS + OPEN_SECONDS) * US <= self.now_us}
+                over = {
+                    start for start in ring if (start + PENDING_BUCKET_SECONDS + PENDING_SECONDS) * US <= self.now_us
+                }
                 living = {start: amount for start, amount in ring.items() if start not in over}
                 assert living == expected_open.pop(key, {}), "I2, I6"
-                assert len(ring) <= OPEN_BUCKETS + 2
+                assert len(ring) <= PENDING_BUCKETS + 2
                 assert not (self.swept and key == "llm:open:global" and over), "I8"
         assert not {key: ring for key, ring in (expected_rings | expected_open).items() if ring}, (
             "I2: a ring is missing"
@@ -605,8 +611,8 @@ class Books(RuleBasedStateMachine):
         for key, gone_us in (
             *mine,
             (keys.network_daily, day_gone_us),
-            (keys.hourly_of_all, hour_gone_us),
-            (keys.daily_of_all, day_gone_us),
+            (keys.global_hourly, hour_gone_us),
+            (keys.global_daily, day_gone_us),
         ):
             if self.now_us < gone_us:
                 totals[key] = totals.get(key, 0) + held.booked
@@ -616,9 +622,13 @@ class Books(RuleBasedStateMachine):
                 ring = rings.setdefault(key, {})
                 ring[held.bucket(BUCKET_SECONDS)] = ring.get(held.bucket(BUCKET_SECONDS), 0) + held.booked
         if held.is_open_until_us() > self.now_us and held.open:
-            for key in (*(() if held.is_cleared else (keys.open_identifier,)), keys.open_network, keys.open_of_all):
+            for key in (
+                *(() if held.is_cleared else (keys.pending_identifier,)),
+                keys.pending_network,
+                keys.pending_global,
+            ):
                 ring = opens.setdefault(key, {})
-                start = held.bucket(OPEN_BUCKET_SECONDS)
+                start = held.bucket(PENDING_BUCKET_SECONDS)
                 ring[start] = ring.get(start, 0) + held.open
 
     @staticmethod

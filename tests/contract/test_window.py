@@ -4,7 +4,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from backends.conformance import (
+from backends.conformance.behaviour import (
     BUCKET_SECONDS,
     US,
     WHO,

@@ -9,9 +9,9 @@ import yaml
 import backends
 import flaskapp
 from backends.keys import (
-    OPEN_BUCKETS,
-    RING_BUCKETS,
+    PENDING_BUCKETS,
     SETTINGS_KEY,
+    WINDOW_BUCKETS,
     book_keys,
     bucket_seconds_of,
     idempotency_key,
@@ -127,32 +127,32 @@ def test_the_key_map_is_that_of_the_code():
 def test_the_key_map_says_what_the_head_of_the_code_says():
     head = Path(backends.keys.__file__).read_text(encoding="utf-8")
     told = re.findall(r"^``([^`]+)``\s+(string|zset)\s+.+?\s{2,}(.+)$", head, re.MULTILINE)
-    assert [(row[0], row[1]) for row in key_rows()] == [(key, kind) for key, kind, _ in told]
+    assert [(row[0], row[1]) for row in key_rows()] == [(key, value_type) for key, value_type, _ in told]
     assert [life for row, (_, _, life) in zip(key_rows(), told, strict=True) if not row[3].startswith(life)] == []
 
 
 def test_the_key_map_tells_how_fine_the_rings_are():
     page = (DOCS / "KEYS.md").read_text(encoding="utf-8")
     default = LiveSettings().high_cost_window_seconds
-    assert f"at most {RING_BUCKETS + 1} buckets: {RING_BUCKETS}, and" in page
-    assert f"1/{RING_BUCKETS} of the window long, {bucket_seconds_of(default)} seconds by default" in page
-    assert f"at most {OPEN_BUCKETS + 2} buckets" in page
+    assert f"at most {WINDOW_BUCKETS + 1} buckets: {WINDOW_BUCKETS}, and" in page
+    assert f"1/{WINDOW_BUCKETS} of the window long, {bucket_seconds_of(default)} seconds by default" in page
+    assert f"at most {PENDING_BUCKETS + 2} buckets" in page
 
 
 @pytest.fixture
 def used(make_app):
     """A Redis after a visit of each kind: admitted, refused, with a challenge, setting, key; a reset; a log-out."""
-    room = make_app(ENABLE_COST_THROTTLING="true", ENABLE_CHALLENGE_RESPONSE="false", DEMO_TOKENS_PER_SECOND="20")
-    assert room.chat("hash456", max_tokens=1).status_code == 200
-    assert room.patch(daily_cost_limit_usd="0.001").status_code == 200
-    assert room.chat("poor").status_code == 429
-    assert room.client.get("/api/v1/auth/challenge", headers={"X-Fingerprint": "hash456"}).status_code == 200
-    under_way = room.open_chat("hash457", max_tokens=50, headers={"Idempotency-Key": "one"})
-    room.redis.set("llm:reset:hash457", "1", ex=60)
-    room.client.post("/admin/login", data={"token": ADMIN_TOKEN})
-    csrf = re.search(r'name="csrf_token" value="(\w+)"', room.client.get("/admin").text)[1]
-    assert room.client.post("/admin/logout", data={"csrf_token": csrf}).status_code == 303
-    yield room.redis
+    service = make_app(ENABLE_COST_THROTTLING="true", ENABLE_CHALLENGE_RESPONSE="false", DEMO_TOKENS_PER_SECOND="20")
+    assert service.chat("hash456", max_tokens=1).status_code == 200
+    assert service.patch(daily_cost_limit_usd="0.001").status_code == 200
+    assert service.chat("poor").status_code == 429
+    assert service.client.get("/api/v1/auth/challenge", headers={"X-Fingerprint": "hash456"}).status_code == 200
+    under_way = service.open_chat("hash457", max_tokens=50, headers={"Idempotency-Key": "one"})
+    service.redis.set("llm:reset:hash457", "1", ex=60)
+    service.client.post("/admin/login", data={"token": ADMIN_TOKEN})
+    csrf = re.search(r'name="csrf_token" value="(\w+)"', service.client.get("/admin").text)[1]
+    assert service.client.post("/admin/logout", data={"csrf_token": csrf}).status_code == 303
+    yield service.redis
     under_way.close()
 
 

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from backends.conformance import COST, KEY, NETWORK, ROOMY, WHO, WINDOW_SECONDS, ask
+from backends.conformance.behaviour import COST, KEY, NETWORK, ROOMY, WHO, WINDOW_SECONDS, ask
 from backends.contract import Outcome, Reservation
 from backends.errors import StoreUnavailable
 from backends.guard.guard import EMERGENCY, Health

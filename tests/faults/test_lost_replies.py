@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from backends.conformance import COST, KEY, NETWORK, ROOMY, WHO, WINDOW_SECONDS, ask
+from backends.conformance.behaviour import COST, KEY, NETWORK, ROOMY, WHO, WINDOW_SECONDS, ask
 from backends.contract import Duplicate, DuplicateState, Outcome, Refusal, Reservation
 from backends.errors import StoreUnavailable, ThrottleUnavailable
 from backends.guard.guard import EMERGENCY
@@ -76,7 +76,7 @@ def test_lost_once_each_the_link_says_it_again_and_nobody_pays_twice(proxy, back
     assert {end.outcome for end in ends} == {Outcome.REPEATED}
     assert {end.booked_nanousd for end in ends} == {7}
     assert books().window_nanousd == books().global_day_nanousd == LOST * 7
-    assert books().open_nanousd == 0
+    assert books().pending_nanousd == 0
 
 
 def test_a_limit_is_not_overspent_by_replies_that_are_lost(proxy, backend, books):
@@ -110,11 +110,11 @@ def test_an_extension_lost_once_is_said_again_and_charged_once(proxy, backend, b
     granted = [answer for answer in answers if isinstance(answer, Reservation)]
     assert len(granted) == 50
     assert {reservation.cost_nanousd for reservation in granted} == {2 * COST}
-    assert books().window_nanousd == books().open_nanousd == 150 * COST
+    assert books().window_nanousd == books().pending_nanousd == 150 * COST
     for reservation in made:
         backend.settle(reservation, 7)
     assert books().window_nanousd == books().global_hour_nanousd == 100 * 7
-    assert books().open_nanousd == 0
+    assert books().pending_nanousd == 0
 
 
 @pytest.mark.parametrize("then", ["said again", "extended further", "settled", "released"])
@@ -130,12 +130,12 @@ def test_an_extension_lost_twice_is_unknown_and_whatever_follows_puts_it_right(p
     if then in {"said again", "extended further"}:
         to_nanousd = 2 * COST if then == "said again" else 3 * COST
         assert backend.extend(made, to_nanousd, ROOMY).cost_nanousd == to_nanousd
-        assert books().window_nanousd == books().open_nanousd == to_nanousd
+        assert books().window_nanousd == books().pending_nanousd == to_nanousd
     booked = 0 if then == "released" else 7
     end = backend.release(made) if then == "released" else backend.settle(made, 7)
     assert end.booked_nanousd == booked
     assert books().window_nanousd == books().global_day_nanousd == booked
-    assert books().open_nanousd == 0
+    assert books().pending_nanousd == 0
 
 
 def test_an_answer_goes_on_by_the_emergency_budget_where_its_extension_was_lost(proxy, new_link, new_guard, books):
@@ -148,7 +148,7 @@ def test_an_answer_goes_on_by_the_emergency_budget_where_its_extension_was_lost(
     assert books().window_nanousd == 3 * COST, "it was charged, and nobody was told"
     proxy.lose = lambda _request: False
     guard.settle(bridged, 2 * COST - 1)
-    wait_for(lambda: books().open_nanousd == 0)
+    wait_for(lambda: books().pending_nanousd == 0)
     assert books().window_nanousd == books().global_day_nanousd == 2 * COST - 1
     assert guard._emergency.spent_nanousd() == 0
 
@@ -158,7 +158,7 @@ def test_a_release_whose_answer_was_lost_frees_its_key_once(proxy, backend, book
     proxy.lose = every_other(is_end)
     assert backend.release(made).outcome is Outcome.REPEATED
     proxy.lose = lambda _request: False
-    assert books().window_nanousd == books().open_nanousd == 0
+    assert books().window_nanousd == books().pending_nanousd == 0
     second = backend.reserve(ask("r1", COST, idempotency=KEY))
     assert isinstance(second, Reservation)
     assert backend.release(made).outcome is Outcome.REPEATED
@@ -176,7 +176,7 @@ def test_a_release_that_was_put_off_is_done_once(proxy, new_link, new_guard, boo
     proxy.lose = lambda _request: False
     wait_for(lambda: told.named("settled"))
     assert told.named("settled")[0]["outcome"] == "repeated"
-    assert books().window_nanousd == books().open_nanousd == 0
+    assert books().window_nanousd == books().pending_nanousd == 0
     assert guard.find_duplicate(KEY) is None
 
 
@@ -234,7 +234,7 @@ def test_what_was_charged_without_an_answer_is_given_back(proxy, new_link, new_g
     wait_for(lambda: books().window_nanousd == 0)
     guard.settle(verdict, 5)
     assert books().global_day_nanousd == 0
-    assert books().open_nanousd == 0
+    assert books().pending_nanousd == 0
     assert [fields["booked_nanousd"] for fields in told.named("settled") if fields["request_id"] == "ghost"] == [0, 5]
 
 

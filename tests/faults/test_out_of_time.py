@@ -4,7 +4,7 @@ from contextlib import suppress
 
 import pytest
 
-from backends.conformance import COST, WHO, ask
+from backends.conformance.behaviour import COST, WHO, ask
 from backends.errors import StoreBusy, ThrottleUnavailable
 from backends.guard.guard import Health
 from backends.keys import SETTINGS_KEY

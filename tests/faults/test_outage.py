@@ -7,7 +7,17 @@ from pathlib import Path
 import pytest
 
 from backends.clock import SystemClock
-from backends.conformance import COST, NETWORK, ROOMY, US, WHO, WINDOW_SECONDS, ManualClock, MemoryHarness, ask
+from backends.conformance.behaviour import (
+    COST,
+    NETWORK,
+    ROOMY,
+    US,
+    WHO,
+    WINDOW_SECONDS,
+    ManualClock,
+    MemoryHarness,
+    ask,
+)
 from backends.contract import Refusal, Reservation
 from backends.errors import StoreBusy, StoreUnavailable, ThrottleUnavailable
 from backends.guard.emergency_budget import EmergencyBudget
@@ -100,7 +110,7 @@ def test_settlements_wait_for_redis_and_are_booked_when_it_is_back(own_server, n
     assert SystemClock().monotonic_seconds() - back_at < 3, "the contract's time for the books to go on"
     assert {fields["outcome"] for fields in told.named("settled")} == {"settled"}
     assert books().window_nanousd == books().global_day_nanousd == 70
-    assert books().open_nanousd == 0
+    assert books().pending_nanousd == 0
 
 
 def test_what_an_emergency_cost_is_not_in_the_books(own_server, new_guard, books):

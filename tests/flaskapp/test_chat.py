@@ -1,4 +1,4 @@
-"""The chat room: from who asks to settled."""
+"""The chat service: from who asks to settled."""
 
 import pytest
 from werkzeug.test import EnvironBuilder
@@ -9,7 +9,7 @@ from tests.servers import CHAT, LITECOIN, events, nanousd, parse_events
 
 
 @pytest.fixture
-def room(make_app):
+def service(make_app):
     return make_app()
 
 
@@ -51,8 +51,8 @@ def script(monkeypatch):
     return set_script
 
 
-def test_an_answer_is_chunks_and_then_what_it_cost(room):
-    answer = room.chat()
+def test_an_answer_is_chunks_and_then_what_it_cost(service):
+    answer = service.chat()
     assert (answer.status_code, answer.mimetype) == (200, "text/event-stream")
     *chunks, last = events(answer)
     assert all(list(each) == ["status", "chunk"] and each["status"] == "streaming" for each in chunks)
@@ -66,16 +66,16 @@ def test_an_answer_is_chunks_and_then_what_it_cost(room):
     assert answer.headers["Cache-Control"] == "no-store"
 
 
-def test_the_headers_of_an_admitted_answer(room):
-    headers = room.chat().headers
+def test_the_headers_of_an_admitted_answer(service):
+    headers = service.chat().headers
     assert headers["X-Throttle-Backend"] == "atomic"
     assert headers["X-Cost-Reserved-USD"] == "0.004192500"
     assert headers["Server-Timing"].startswith("throttle;dur=")
 
 
-def test_max_tokens_is_what_the_model_is_told_and_what_is_reserved(room, script):
+def test_max_tokens_is_what_the_model_is_told_and_what_is_reserved(service, script):
     asked = script(ScriptedAnswer(["a"], Usage(10, 1)))
-    answer = room.chat(max_tokens=7, chat_history=[{"role": "assistant", "content": "Hello"}])
+    answer = service.chat(max_tokens=7, chat_history=[{"role": "assistant", "content": "Hello"}])
     (request,) = asked
     assert [message["role"] for message in request.messages] == ["system", "assistant", "user"]
     assert [message["content"] for message in request.messages[1:]] == ["Hello", "What is Litecoin?"]
@@ -83,66 +83,66 @@ def test_max_tokens_is_what_the_model_is_told_and_what_is_reserved(room, script)
     assert nanousd(answer.headers["X-Cost-Reserved-USD"]) == request.input_tokens * 2_500 + 7 * 10_000
 
 
-def test_an_answer_that_is_cut_says_length(room):
-    last = events(room.chat(max_tokens=5))[-1]
+def test_an_answer_that_is_cut_says_length(service):
+    last = events(service.chat(max_tokens=5))[-1]
     assert (last["finish_reason"], last["usage"]["output_tokens"]) == ("length", 5)
 
 
 @pytest.mark.parametrize("backend", ["atomic", "legacy"])
 def test_while_an_answer_runs_the_whole_reservation_is_booked(make_app, backend):
-    room = make_app(THROTTLE_BACKEND=backend, DEMO_TOKENS_PER_SECOND="20")
-    answer = room.open_chat()
-    assert room.daily() == room.window() == nanousd(answer.headers["X-Cost-Reserved-USD"]) == 4_192_500
-    assert len(room.redis.keys("llm:open:*")) == 3
+    service = make_app(THROTTLE_BACKEND=backend, DEMO_TOKENS_PER_SECOND="20")
+    answer = service.open_chat()
+    assert service.daily() == service.window() == nanousd(answer.headers["X-Cost-Reserved-USD"]) == 4_192_500
+    assert len(service.redis.keys("llm:open:*")) == 3
     stream = answer.iter_encoded()
     next(stream)
     answer.close()
-    settled = room.daily()
+    settled = service.daily()
     # Whole tokens that were said, and no longer the most that the answer could have been.
     tokens, rest = divmod(settled - 77 * 2_500, 10_000)
     assert rest == 0
     assert 1 <= tokens < 400
-    assert room.window() == settled
-    assert room.redis.keys("llm:open:*") == []
+    assert service.window() == settled
+    assert service.redis.keys("llm:open:*") == []
 
 
 def test_a_client_that_leaves_before_the_first_chunk_is_settled_too(make_app):
-    room = make_app(DEMO_TOKENS_PER_SECOND="1")
+    service = make_app(DEMO_TOKENS_PER_SECOND="1")
     # As a server does it; the test client would wait for the first chunk.
     environ = EnvironBuilder(CHAT, method="POST", json=LITECOIN, headers={"X-Fingerprint": "hash456"}).get_environ()
-    answer = room.app.wsgi_app(environ, lambda *_: None)
-    assert room.daily() == 4_192_500
+    answer = service.app.wsgi_app(environ, lambda *_: None)
+    assert service.daily() == 4_192_500
     answer.close()
-    assert room.daily() == 77 * 2_500
+    assert service.daily() == 77 * 2_500
     answer.close()
-    assert room.daily() == 77 * 2_500
+    assert service.daily() == 77 * 2_500
 
 
-def test_an_answer_is_settled_before_its_last_event(room):
-    answer = room.open_chat()
+def test_an_answer_is_settled_before_its_last_event(service):
+    answer = service.open_chat()
     seen = []
     for event in answer.iter_encoded():
         (parsed,) = parse_events(event)
         if parsed["status"] == "complete":
-            seen.append((room.daily(), nanousd(parsed["cost_usd"])))
+            seen.append((service.daily(), nanousd(parsed["cost_usd"])))
     assert seen
     assert seen[0][0] == seen[0][1] > 0
     answer.close()
-    assert room.daily() == seen[0][0]
+    assert service.daily() == seen[0][0]
 
 
-def test_what_the_model_used_is_booked_also_where_it_is_more_than_was_reserved(room, script, caplog):
+def test_what_the_model_used_is_booked_also_where_it_is_more_than_was_reserved(service, script, caplog):
     script(ScriptedAnswer(["a"], Usage(100, 1_000)))
-    last = events(room.chat())[-1]
-    assert nanousd(last["cost_usd"]) == 10_250_000 == room.daily()
+    last = events(service.chat())[-1]
+    assert nanousd(last["cost_usd"]) == 10_250_000 == service.daily()
     (settled,) = [record for record in caplog.records if record.message == "Cost settled"]
     assert (settled.levelname, settled.fields["overrun_usd"]) == ("WARNING", "0.006057500")
 
 
-def test_a_stream_that_breaks_ends_with_an_error_and_the_whole_reservation(room, script):
+def test_a_stream_that_breaks_ends_with_an_error_and_the_whole_reservation(service, script):
     answer = ScriptedAnswer(["Lite"], None, UpstreamBroken("The model's server broke off.", detail="secret"))
     script(answer)
-    response = room.chat()
+    response = service.chat()
     assert response.status_code == 200
     first, last = events(response)
     assert first == {"status": "streaming", "chunk": "Lite"}
@@ -151,101 +151,101 @@ def test_a_stream_that_breaks_ends_with_an_error_and_the_whole_reservation(room,
     assert last["usage"] == {"input_tokens": 77, "output_tokens": 400}
     assert last["request_id"] == response.headers["X-Request-ID"]
     assert b"secret" not in response.data
-    assert room.daily() == 4_192_500
-    assert room.redis.keys("llm:open:*") == []
+    assert service.daily() == 4_192_500
+    assert service.redis.keys("llm:open:*") == []
     assert answer.closed
 
 
-def test_a_stream_that_breaks_after_its_usage_costs_what_was_used(room, script):
+def test_a_stream_that_breaks_after_its_usage_costs_what_was_used(service, script):
     script(ScriptedAnswer(["Lite"], Usage(10, 3), UpstreamBroken("It broke off.")))
-    last = events(room.chat())[-1]
+    last = events(service.chat())[-1]
     assert (last["status"], last["cost_usd"]) == ("error", "0.000055000")
-    assert room.daily() == 55_000
+    assert service.daily() == 55_000
 
 
 def test_an_answer_that_ends_at_its_deadline_has_time_to_be_settled(make_app):
     """Until then nobody takes it for one that nobody ends."""
-    room = make_app(STREAM_DEADLINE_SECONDS="3")
-    answer = room.chat(max_tokens=1)
-    record = room.redis.get(f"llm:reservation:{answer.headers['X-Request-ID']}")
+    service = make_app(STREAM_DEADLINE_SECONDS="3")
+    answer = service.chat(max_tokens=1)
+    record = service.redis.get(f"llm:reservation:{answer.headers['X-Request-ID']}")
     assert record.split()[5] == str(3 + 5)
 
 
 def test_an_answer_past_its_deadline_is_cut_and_settled(make_app):
-    room = make_app(STREAM_DEADLINE_SECONDS="1", DEMO_TOKENS_PER_SECOND="10")
-    *chunks, last = events(room.chat())
+    service = make_app(STREAM_DEADLINE_SECONDS="1", DEMO_TOKENS_PER_SECOND="10")
+    *chunks, last = events(service.chat())
     assert (last["status"], last["error"]) == ("error", "stream_deadline")
     assert 5 <= len(chunks) <= 10
     assert len(chunks) <= last["usage"]["output_tokens"] <= 11
-    assert room.daily() == nanousd(last["cost_usd"]) == 77 * 2_500 + last["usage"]["output_tokens"] * 10_000
+    assert service.daily() == nanousd(last["cost_usd"]) == 77 * 2_500 + last["usage"]["output_tokens"] * 10_000
 
 
-def test_a_server_that_was_not_reached_costs_nothing(room, script):
+def test_a_server_that_was_not_reached_costs_nothing(service, script):
     script(UpstreamNotTaken("The model's server cannot be reached.", detail="secret"))
-    answer = room.chat()
+    answer = service.chat()
     assert (answer.status_code, answer.json["error"], answer.json["cost_usd"]) == (502, "upstream_error", "0.000000000")
     assert list(answer.json)[-1] == "cost_usd"
     assert b"secret" not in answer.data
     assert "throttle;dur=" in answer.headers["Server-Timing"]
-    assert room.daily() == room.window() == 0
-    assert room.redis.keys("llm:open:*") == []
+    assert service.daily() == service.window() == 0
+    assert service.redis.keys("llm:open:*") == []
 
 
 @pytest.mark.parametrize(("timed_out", "status"), [(True, 504), (False, 502)])
-def test_a_server_that_may_have_worked_costs_the_whole_reservation(room, script, timed_out, status):
+def test_a_server_that_may_have_worked_costs_the_whole_reservation(service, script, timed_out, status):
     script(UpstreamBroken("No answer.", timed_out=timed_out))
-    answer = room.chat()
+    answer = service.chat()
     assert (answer.status_code, answer.json["error"], answer.json["cost_usd"]) == (
         status,
         "upstream_error",
         "0.004192500",
     )
-    assert room.daily() == 4_192_500
-    assert room.redis.keys("llm:open:*") == []
+    assert service.daily() == 4_192_500
+    assert service.redis.keys("llm:open:*") == []
 
 
-def test_a_bug_in_the_model_is_a_500_and_the_whole_reservation(room, script):
+def test_a_bug_in_the_model_is_a_500_and_the_whole_reservation(service, script):
     script(RuntimeError("bug"))
-    answer = room.chat()
+    answer = service.chat()
     assert (answer.status_code, answer.json["error"]) == (500, "internal_error")
-    assert room.daily() == 4_192_500
-    assert room.redis.keys("llm:open:*") == []
+    assert service.daily() == 4_192_500
+    assert service.redis.keys("llm:open:*") == []
 
 
-def test_half_a_character_of_a_model_does_not_break_the_stream(room, script):
+def test_half_a_character_of_a_model_does_not_break_the_stream(service, script):
     script(ScriptedAnswer(["good ", "\ud83d", "\u2028", "\n\n", "data: x"], Usage(1, 5)))
-    *chunks, last = events(room.chat())
+    *chunks, last = events(service.chat())
     assert [each["chunk"] for each in chunks] == ["good ", "?", "\u2028", "\n\n", "data: x"]
     assert last["status"] == "complete"
 
 
 def test_a_silent_model_does_not_keep_the_client_in_doubt(make_app):
-    room = make_app(STREAM_DEADLINE_SECONDS="2", DEMO_TOKENS_PER_SECOND="0.000001")
-    body = room.chat().data
+    service = make_app(STREAM_DEADLINE_SECONDS="2", DEMO_TOKENS_PER_SECOND="0.000001")
+    body = service.chat().data
     assert body.startswith(b": still here\n\n")
     assert parse_events(body)[-1]["error"] == "stream_deadline"
 
 
 def test_a_model_that_the_caller_may_not_name_is_refused_and_one_that_it_may_has_its_own_price(make_app):
-    room = make_app(LLM_MODELS="gpt-4o-mini,gpt-4o")
-    assert room.chat(model="gpt-4o-mini").headers["X-Cost-Reserved-USD"] == "0.000251550"
-    assert room.chat().headers["X-Cost-Reserved-USD"] == "0.004192500"
-    before = room.stored()
-    refused = room.chat(model="gpt-5")
+    service = make_app(LLM_MODELS="gpt-4o-mini,gpt-4o")
+    assert service.chat(model="gpt-4o-mini").headers["X-Cost-Reserved-USD"] == "0.000251550"
+    assert service.chat().headers["X-Cost-Reserved-USD"] == "0.004192500"
+    before = service.stored()
+    refused = service.chat(model="gpt-5")
     assert (refused.status_code, refused.json["field"]) == (422, "model")
     assert "gpt-4o-mini" in refused.json["reason"]
-    assert room.stored() == before
+    assert service.stored() == before
 
 
 def test_prices_of_ones_own_beat_the_table(make_app):
-    room = make_app(LLM_PRICE_INPUT_USD_PER_MTOK="0.001", LLM_PRICE_OUTPUT_USD_PER_MTOK="2")
-    assert room.chat(max_tokens=40).headers["X-Cost-Reserved-USD"] == "0.000080077"
-    assert room.daily() == 80_077
+    service = make_app(LLM_PRICE_INPUT_USD_PER_MTOK="0.001", LLM_PRICE_OUTPUT_USD_PER_MTOK="2")
+    assert service.chat(max_tokens=40).headers["X-Cost-Reserved-USD"] == "0.000080077"
+    assert service.daily() == 80_077
 
 
-def test_head_and_options_reach_no_model(room, script):
+def test_head_and_options_reach_no_model(service, script):
     asked = script(ScriptedAnswer(["a"], Usage(1, 1)))
     for method in ("HEAD", "OPTIONS", "PUT"):
-        assert room.client.open("/api/v1/chat/stream", method=method).status_code in {200, 405}
+        assert service.client.open("/api/v1/chat/stream", method=method).status_code in {200, 405}
     assert asked == []
-    assert room.stored() == {}
+    assert service.stored() == {}

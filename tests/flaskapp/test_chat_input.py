@@ -12,24 +12,24 @@ DEEP = 100_000
 
 
 @pytest.fixture
-def room(make_app):
+def service(make_app):
     # Challenges on: none may be used up, or asked for, by what is refused before.
     return make_app(HIGH_COST_THRESHOLD_USD="1", NETWORK_COST_LIMIT_USD="0", DAILY_COST_LIMIT_USD="1")
 
 
-def post(room, body, **headers):
+def post(service, body, **headers):
     given = {"Content-Type": "application/json", "X-Fingerprint": "hash456", **headers}
-    return room.client.post(CHAT, data=body, headers=given, buffered=True)
+    return service.client.post(CHAT, data=body, headers=given, buffered=True)
 
 
-def is_refused(room, answer, status, field, reason=""):
+def is_refused(service, answer, status, field, reason=""):
     assert answer.status_code == status, answer.data
     assert answer.json["error"] == "invalid_request"
     assert answer.json["field"] == field
     assert answer.json["reason"].startswith(f"{field}: ")
     assert reason in answer.json["reason"]
     assert len(answer.data) < 2_000
-    assert room.stored() == {}
+    assert service.stored() == {}
 
 
 NOT_JSON = {
@@ -67,14 +67,14 @@ NOT_JSON = {
 
 
 @pytest.mark.parametrize("name", NOT_JSON)
-def test_what_is_no_strict_json_is_a_400(room, name):
+def test_what_is_no_strict_json_is_a_400(service, name):
     body, reason = NOT_JSON[name]
-    is_refused(room, post(room, body), 400, "body", reason)
+    is_refused(service, post(service, body), 400, "body", reason)
 
 
 @pytest.mark.parametrize("body", [b"[]", b"null", b'"query"', b"1", b"true"])
-def test_json_that_is_no_object_is_told_in_words_of_the_caller(room, body):
-    is_refused(room, post(room, body), 422, "body", "has to be a JSON object")
+def test_json_that_is_no_object_is_told_in_words_of_the_caller(service, body):
+    is_refused(service, post(service, body), 422, "body", "has to be a JSON object")
 
 
 NOT_A_QUESTION = {
@@ -115,14 +115,14 @@ NOT_A_QUESTION = {
 
 
 @pytest.mark.parametrize("name", NOT_A_QUESTION)
-def test_what_is_no_question_is_a_422_that_names_the_field(room, name):
+def test_what_is_no_question_is_a_422_that_names_the_field(service, name):
     body, field = NOT_A_QUESTION[name]
-    is_refused(room, post(room, json.dumps(body)), 422, field)
+    is_refused(service, post(service, json.dumps(body)), 422, field)
 
 
 @pytest.mark.parametrize("number", ["9" * 4_301, "-" + "9" * 4_301, "9" * 900_000, "1e400", "5.0", "5e0", "0.5e1"])
-def test_a_number_of_any_length_is_a_422_at_once(room, number):
-    is_refused(room, post(room, f'{{"query": "x", "max_tokens": {number}}}'), 422, "max_tokens")
+def test_a_number_of_any_length_is_a_422_at_once(service, number):
+    is_refused(service, post(service, f'{{"query": "x", "max_tokens": {number}}}'), 422, "max_tokens")
 
 
 @pytest.mark.parametrize(
@@ -136,32 +136,32 @@ def test_a_number_of_any_length_is_a_422_at_once(room, number):
         "x",
     ],
 )
-def test_another_content_type_is_a_415(room, content_type):
-    is_refused(room, post(room, '{"query": "x"}', **{"Content-Type": content_type}), 415, "Content-Type")
+def test_another_content_type_is_a_415(service, content_type):
+    is_refused(service, post(service, '{"query": "x"}', **{"Content-Type": content_type}), 415, "Content-Type")
 
 
 @pytest.mark.parametrize("size", [1_000_001, 5_000_000])
-def test_more_than_a_megabyte_is_a_413(room, size):
-    is_refused(room, post(room, b'{"query": "' + b"x" * (size - 13) + b'"}'), 413, "body")
+def test_more_than_a_megabyte_is_a_413(service, size):
+    is_refused(service, post(service, b'{"query": "' + b"x" * (size - 13) + b'"}'), 413, "body")
 
 
-def test_a_megabyte_is_read(room):
+def test_a_megabyte_is_read(service):
     body = b'{"query": "' + b"x" * (1_000_000 - 13) + b'"}'
     assert len(body) == 1_000_000
-    is_refused(room, post(room, body), 422, "query", "8000")
+    is_refused(service, post(service, body), 422, "query", "8000")
 
 
 @pytest.mark.parametrize(("behind", "status"), [(0, 200), (1, 413)])
-def test_a_body_of_unknown_length_is_read_to_its_end(room, behind, status):
+def test_a_body_of_unknown_length_is_read_to_its_end(service, behind, status):
     whole = b'{"query": "x", "max_tokens": 1}'
     body = whole + b" " * (1_000_000 - len(whole) + behind)
     environ = EnvironBuilder(CHAT, method="POST", headers={"X-Fingerprint": "hash456"}).get_environ()
     environ |= {"wsgi.input": BytesIO(body), "wsgi.input_terminated": True, "CONTENT_TYPE": "application/json"}
     environ.pop("CONTENT_LENGTH", None)
     # The test client would find out the length and announce it.
-    _, answered, _ = run_wsgi_app(room.app, environ, buffered=True)
+    _, answered, _ = run_wsgi_app(service.app, environ, buffered=True)
     assert answered.startswith(str(status))
-    assert (room.daily() > 0) == (status == 200)
+    assert (service.daily() > 0) == (status == 200)
 
 
 FINGERPRINTS = {
@@ -198,9 +198,9 @@ FINGERPRINTS = {
 
 
 @pytest.mark.parametrize("name", FINGERPRINTS)
-def test_a_strange_fingerprint_is_a_400(room, name):
-    answer = post(room, '{"query": "x"}', **{"X-Fingerprint": FINGERPRINTS[name]})
-    is_refused(room, answer, 400, "X-Fingerprint")
+def test_a_strange_fingerprint_is_a_400(service, name):
+    answer = post(service, '{"query": "x"}', **{"X-Fingerprint": FINGERPRINTS[name]})
+    is_refused(service, answer, 400, "X-Fingerprint")
     # What was sent is not sent back.
     assert len(answer.data) < 700
 
@@ -219,32 +219,32 @@ GOOD = {
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_what_is_allowed_is_allowed(room, name):
+def test_what_is_allowed_is_allowed(service, name):
     body, fingerprint = GOOD[name]
-    answer = post(room, json.dumps(body), **{"X-Fingerprint": fingerprint})
+    answer = post(service, json.dumps(body), **{"X-Fingerprint": fingerprint})
     assert answer.status_code == 200, answer.data
     assert events(answer)[-1]["status"] == "complete"
-    assert room.daily(fingerprint.rpartition(":")[2]) > 0
+    assert service.daily(fingerprint.rpartition(":")[2]) > 0
 
 
-def test_a_charset_and_upper_case_of_the_content_type_do_not_matter(room):
-    assert post(room, '{"query": "x"}', **{"Content-Type": "Application/JSON; charset=utf-8"}).status_code == 200
+def test_a_charset_and_upper_case_of_the_content_type_do_not_matter(service):
+    assert post(service, '{"query": "x"}', **{"Content-Type": "Application/JSON; charset=utf-8"}).status_code == 200
 
 
 def test_bad_input_uses_up_no_challenge(make_app):
-    room = make_app(ENABLE_CHALLENGE_RESPONSE="true")
-    given = room.client.get("/api/v1/auth/challenge", headers={"X-Fingerprint": "hash456"}).json["challenge"]
+    service = make_app(ENABLE_CHALLENGE_RESPONSE="true")
+    given = service.client.get("/api/v1/auth/challenge", headers={"X-Fingerprint": "hash456"}).json["challenge"]
     mine = f"fp:{given}:hash456"
-    assert post(room, "{}", **{"X-Fingerprint": mine}).status_code == 422
-    assert post(room, '{"query": "x"}', **{"X-Fingerprint": mine}).status_code == 200
+    assert post(service, "{}", **{"X-Fingerprint": mine}).status_code == 422
+    assert post(service, '{"query": "x"}', **{"X-Fingerprint": mine}).status_code == 200
 
 
 def test_bad_input_counts_as_a_request_and_as_nothing_else(make_app):
-    room = make_app(CHAT_RATE_LIMIT="3 per minute")
-    statuses = [post(room, "{}").status_code for _ in range(5)]
+    service = make_app(CHAT_RATE_LIMIT="3 per minute")
+    statuses = [post(service, "{}").status_code for _ in range(5)]
     assert statuses == [422, 422, 422, 429, 429]
-    assert room.stored() == {}
-    assert len(room.redis.keys("llm:rate:*")) == 1
+    assert service.stored() == {}
+    assert len(service.redis.keys("llm:rate:*")) == 1
 
 
 @pytest.mark.parametrize(
@@ -266,5 +266,5 @@ def test_bad_input_counts_as_a_request_and_as_nothing_else(make_app):
         ),
     ],
 )
-def test_the_reason_is_in_words_for_who_sent_it(room, body, reason):
-    assert post(room, json.dumps(body)).json["reason"] == reason
+def test_the_reason_is_in_words_for_who_sent_it(service, body, reason):
+    assert post(service, json.dumps(body)).json["reason"] == reason

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from backends import open_backend
 from backends.clock import SystemClock
-from backends.conformance import ROOMY, WHO, ask
+from backends.conformance.behaviour import ROOMY, WHO, ask
 from backends.keys import book_keys
 from backends.store.link import Link
 from flaskapp.cli.ledger import identifier_of, make_ledger_cli

@@ -322,7 +322,7 @@ def test_every_variable_is_listed_once():
     assert {variable.name for variable in variables() if variable.live} == {
         name.upper() for name in LiveSettings.model_fields
     }
-    assert all(variable.kind is None or variable.kind.description for variable in variables())
+    assert all(variable.value_type is None or variable.value_type.description for variable in variables())
 
 
 NAMES = [variable.name for variable in variables()] + [

@@ -8,8 +8,8 @@ from tests.servers import wait_until
 MEMBERS = ["status", "backend", "redis", "degraded"]
 
 
-def ready(room):
-    answer = room.client.get("/readyz")
+def ready(service):
+    answer = service.client.get("/readyz")
     assert list(answer.json) == MEMBERS
     assert answer.headers["Cache-Control"] == "no-store"
     body = answer.json
@@ -18,127 +18,127 @@ def ready(room):
 
 @pytest.mark.parametrize("backend", ["atomic", "legacy"])
 def test_with_redis_all_is_well(make_app, backend):
-    room = make_app(THROTTLE_BACKEND=backend)
-    assert ready(room) == (200, "ok", "up", False)
-    assert room.client.get("/readyz").json["backend"] == backend
-    assert (room.client.get("/healthz").status_code, room.client.get("/healthz").json) == (200, {"status": "ok"})
+    service = make_app(THROTTLE_BACKEND=backend)
+    assert ready(service) == (200, "ok", "up", False)
+    assert service.client.get("/readyz").json["backend"] == backend
+    assert (service.client.get("/healthz").status_code, service.client.get("/healthz").json) == (200, {"status": "ok"})
 
 
 def test_before_the_first_contact_it_is_not_ready(own_server, tmp_path):
     own_server.kill()
-    with open_app(own_server.url, tmp_path, {}) as room:
-        assert ready(room) == (503, "unavailable", "down", False)
-        assert room.client.get("/healthz").status_code == 200
+    with open_app(own_server.url, tmp_path, {}) as service:
+        assert ready(service) == (503, "unavailable", "down", False)
+        assert service.client.get("/healthz").status_code == 200
         own_server.start()
         # As soon as somebody has asked Redis anything, and that the settings do all the time.
-        rest_is_over(room)
-        assert ready(room) == (200, "ok", "up", False)
+        rest_is_over(service)
+        assert ready(service) == (200, "ok", "up", False)
 
 
-def rest_is_over(room):
-    wait_until(lambda: room.tollgate.link.is_up, 5, "contact with Redis")
+def rest_is_over(service):
+    wait_until(lambda: service.tollgate.link.is_up, 5, "contact with Redis")
 
 
 def test_without_redis_it_is_degraded_while_the_emergency_budget_lasts(own_server, tmp_path):
-    with open_app(own_server.url, tmp_path, {"FAIL_OPEN_BUDGET_USD": "0.005"}) as room:
-        assert ready(room) == (200, "ok", "up", False)
+    with open_app(own_server.url, tmp_path, {"FAIL_OPEN_BUDGET_USD": "0.005"}) as service:
+        assert ready(service) == (200, "ok", "up", False)
         own_server.kill()
-        assert room.chat().headers["X-Throttle-Backend"] == "emergency"
-        assert ready(room) == (200, "ok", "down", True)
-        while (answer := room.chat()).status_code == 200:
+        assert service.chat().headers["X-Throttle-Backend"] == "emergency"
+        assert ready(service) == (200, "ok", "down", True)
+        while (answer := service.chat()).status_code == 200:
             pass
         assert (answer.status_code, answer.json["error"]) == (503, "throttle_unavailable")
         # Not nothing, but less than a request needs.
-        assert 0 < room.tollgate.guard._emergency.spent_nanousd() < 5_000_000
-        assert ready(room) == (503, "unavailable", "down", False)
+        assert 0 < service.tollgate.guard._emergency.spent_nanousd() < 5_000_000
+        assert ready(service) == (503, "unavailable", "down", False)
         own_server.start()
-        rest_is_over(room)
-        assert ready(room) == (200, "ok", "up", False)
+        rest_is_over(service)
+        assert ready(service) == (200, "ok", "up", False)
 
 
 def test_without_redis_and_without_a_budget_it_is_not_ready(own_server, tmp_path):
-    with open_app(own_server.url, tmp_path, {"FAIL_OPEN_BUDGET_USD": "0"}) as room:
-        room.chat()
+    with open_app(own_server.url, tmp_path, {"FAIL_OPEN_BUDGET_USD": "0"}) as service:
+        service.chat()
         own_server.kill()
-        assert room.chat().status_code == 503
-        assert ready(room) == (503, "unavailable", "down", False)
+        assert service.chat().status_code == 503
+        assert ready(service) == (503, "unavailable", "down", False)
 
 
 def test_closed_without_redis_is_not_ready(own_server, tmp_path):
-    with open_app(own_server.url, tmp_path, {"THROTTLE_ON_ERROR": "closed"}) as room:
-        room.chat()
+    with open_app(own_server.url, tmp_path, {"THROTTLE_ON_ERROR": "closed"}) as service:
+        service.chat()
         own_server.kill()
-        refused = room.chat()
+        refused = service.chat()
         assert (refused.status_code, refused.json["error"]) == (503, "throttle_unavailable")
         assert int(refused.headers["Retry-After"]) >= 1
         assert "throttle;dur=" in refused.headers["Server-Timing"]
-        assert ready(room) == (503, "unavailable", "down", False)
+        assert ready(service) == (503, "unavailable", "down", False)
 
 
 def test_a_budget_that_cannot_be_read_counts_as_used_up(own_server, tmp_path):
-    with open_app(own_server.url, tmp_path, {}) as room:
-        room.chat()
+    with open_app(own_server.url, tmp_path, {}) as service:
+        service.chat()
         own_server.kill()
         (tmp_path / ".data").mkdir(exist_ok=True)
         (tmp_path / ".data" / "emergency-budget-127.0.0.1-8000.json").write_text("rubbish")
         assert [each.name for each in (tmp_path / ".data").iterdir()] == ["emergency-budget-127.0.0.1-8000.json"]
-        assert room.chat().status_code == 503
-        assert ready(room)[0] == 503
+        assert service.chat().status_code == 503
+        assert ready(service)[0] == 503
 
 
 @pytest.mark.parametrize("on_error", ["open", "closed"])
 def test_a_redis_that_answers_and_cannot_work_is_an_outage_too(own_server, tmp_path, on_error):
-    with open_app(own_server.url, tmp_path, {"THROTTLE_ON_ERROR": on_error}) as room:
-        assert room.chat().headers["X-Throttle-Backend"] == "atomic"
-        room.redis.config_set("maxmemory", "1")
-        answer = room.chat()
+    with open_app(own_server.url, tmp_path, {"THROTTLE_ON_ERROR": on_error}) as service:
+        assert service.chat().headers["X-Throttle-Backend"] == "atomic"
+        service.redis.config_set("maxmemory", "1")
+        answer = service.chat()
         if on_error == "open":
             assert (answer.status_code, answer.headers["X-Throttle-Backend"]) == (200, "emergency")
-            assert ready(room) == (200, "ok", "down", True)
+            assert ready(service) == (200, "ok", "down", True)
         else:
             assert (answer.status_code, answer.json["error"]) == (503, "throttle_unavailable")
-            assert ready(room) == (503, "unavailable", "down", False)
-        room.redis.config_set("maxmemory", "0")
-        assert room.chat("another").headers["X-Throttle-Backend"] == "atomic"
-        wait_until(lambda: ready(room) == (200, "ok", "up", False), 5, "all is well again")
+            assert ready(service) == (503, "unavailable", "down", False)
+        service.redis.config_set("maxmemory", "0")
+        assert service.chat("another").headers["X-Throttle-Backend"] == "atomic"
+        wait_until(lambda: ready(service) == (200, "ok", "up", False), 5, "all is well again")
 
 
-def spoil_everybodys_hour(room):
-    room.chat()
-    (key,) = room.redis.keys("llm:global:hourly:*")
-    room.redis.delete(key)
-    room.redis.lpush(key, "no amount")
-    return lambda: room.redis.delete(key)
+def spoil_everybodys_hour(service):
+    service.chat()
+    (key,) = service.redis.keys("llm:global:hourly:*")
+    service.redis.delete(key)
+    service.redis.lpush(key, "no amount")
+    return lambda: service.redis.delete(key)
 
 
-def take_the_permission(room):
-    room.redis.acl_setuser("default", commands=["-evalsha", "-eval"], enabled=True)
-    return lambda: room.redis.acl_setuser("default", commands=["+@all"], enabled=True)
+def take_the_permission(service):
+    service.redis.acl_setuser("default", commands=["-evalsha", "-eval"], enabled=True)
+    return lambda: service.redis.acl_setuser("default", commands=["+@all"], enabled=True)
 
 
 @pytest.mark.parametrize("spoil", [spoil_everybodys_hour, take_the_permission])
 @pytest.mark.parametrize("on_error", ["open", "closed"])
 def test_a_redis_that_answers_with_bugs_is_told_too(own_server, tmp_path, spoil, on_error):
     settings = {"THROTTLE_ON_ERROR": on_error, "FAIL_OPEN_BUDGET_USD": "0.005"}
-    with open_app(own_server.url, tmp_path, settings) as room:
-        mend = spoil(room)
-        answer = room.chat("visitor")
+    with open_app(own_server.url, tmp_path, settings) as service:
+        mend = spoil(service)
+        answer = service.chat("visitor")
         if on_error == "open":
             assert (answer.status_code, answer.headers["X-Throttle-Backend"]) == (200, "emergency")
-            assert ready(room)[::3] == (200, True)
-            while room.chat("visitor").status_code == 200:
+            assert ready(service)[::3] == (200, True)
+            while service.chat("visitor").status_code == 200:
                 pass
-        assert ready(room)[::3] == (503, False)
+        assert ready(service)[::3] == (503, False)
         mend()
-        assert room.chat("another").headers["X-Throttle-Backend"] == "atomic"
-        wait_until(lambda: ready(room) == (200, "ok", "up", False), 5, "all is well again")
+        assert service.chat("another").headers["X-Throttle-Backend"] == "atomic"
+        wait_until(lambda: ready(service) == (200, "ok", "up", False), 5, "all is well again")
 
 
 def test_a_redis_with_another_password_is_told_too(own_server, tmp_path):
-    with open_app(own_server.url, tmp_path, {}) as room:
-        assert room.chat().headers["X-Throttle-Backend"] == "atomic"
-        room.redis.config_set("requirepass", "another")
-        room.redis.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-        assert room.chat().headers["X-Throttle-Backend"] == "emergency"
+    with open_app(own_server.url, tmp_path, {}) as service:
+        assert service.chat().headers["X-Throttle-Backend"] == "atomic"
+        service.redis.config_set("requirepass", "another")
+        service.redis.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        assert service.chat().headers["X-Throttle-Backend"] == "emergency"
         # Also without a visitor: whatever is asked fails.
-        assert ready(room)[::3] == (200, True)
+        assert ready(service)[::3] == (200, True)

@@ -13,8 +13,8 @@ from tests.servers import CHAT, LITECOIN, events, nanousd
 DAY_SECONDS = 86_400
 
 
-def chat(room, key="one", fingerprint="hash456", **fields):
-    return room.chat(fingerprint, headers={"Idempotency-Key": key}, **{"max_tokens": 2, **fields})
+def chat(service, key="one", fingerprint="hash456", **fields):
+    return service.chat(fingerprint, headers={"Idempotency-Key": key}, **{"max_tokens": 2, **fields})
 
 
 def told(refused):
@@ -26,9 +26,9 @@ def told(refused):
     return refused.json["reason"], refused.json["first_request_id"], nanousd(refused.json["cost_usd"])
 
 
-def booked(room, identifier="hash456"):
-    books = room.tollgate.guard.books(identifier, NETWORK, 600)
-    return books.window_nanousd, books.day_nanousd, books.open_nanousd
+def booked(service, identifier="hash456"):
+    books = service.tollgate.guard.books(identifier, NETWORK, 600)
+    return books.window_nanousd, books.day_nanousd, books.pending_nanousd
 
 
 @pytest.fixture(params=["atomic", "legacy", "memory"])
@@ -37,57 +37,57 @@ def backend(request):
 
 
 @pytest.fixture
-def room(make_app, backend):
+def service(make_app, backend):
     return make_app(THROTTLE_BACKEND=backend, DEMO_TOKENS_PER_SECOND="20")
 
 
-def test_while_the_first_is_under_way(room):
-    first = room.open_chat(headers={"Idempotency-Key": "one"}, max_tokens=50)
-    before = booked(room)
-    again = chat(room, max_tokens=50)
+def test_while_the_first_is_under_way(service):
+    first = service.open_chat(headers={"Idempotency-Key": "one"}, max_tokens=50)
+    before = booked(service)
+    again = chat(service, max_tokens=50)
     assert told(again) == ("in_flight", first.headers["X-Request-ID"], before[2])
     assert before[2] == nanousd(first.headers["X-Cost-Reserved-USD"])
-    assert booked(room) == before
+    assert booked(service) == before
     assert again.json["request_id"] != first.headers["X-Request-ID"]
     first.close()
 
 
-def test_after_the_first_is_settled(room):
-    first = chat(room)
+def test_after_the_first_is_settled(service):
+    first = chat(service)
     cost_nanousd = nanousd(events(first)[-1]["cost_usd"])
     for _ in range(3):
-        assert told(chat(room)) == ("settled", first.headers["X-Request-ID"], cost_nanousd)
-    assert booked(room) == (cost_nanousd, cost_nanousd, 0)
+        assert told(chat(service)) == ("settled", first.headers["X-Request-ID"], cost_nanousd)
+    assert booked(service) == (cost_nanousd, cost_nanousd, 0)
 
 
-def test_with_another_body(room):
-    first = chat(room)
+def test_with_another_body(service):
+    first = chat(service)
     cost_nanousd = nanousd(events(first)[-1]["cost_usd"])
     for other in ({"query": "What is Bitcoin?"}, {"max_tokens": 3}, {"model": "gpt-4o"}):
-        refused = chat(room, **other)
+        refused = chat(service, **other)
         assert told(refused) == ("other_body", first.headers["X-Request-ID"], cost_nanousd)
         assert refused.json["first_state"] == "settled"
-    assert booked(room)[0] == cost_nanousd
+    assert booked(service)[0] == cost_nanousd
 
 
-def test_the_same_body_in_another_spelling_is_the_same(room):
-    first = chat(room)
+def test_the_same_body_in_another_spelling_is_the_same(service):
+    first = chat(service)
     body = '{"max_tokens":2,   "chat_history": [], "query": "What is L\\u0069tecoin?"}'
     headers = {"X-Fingerprint": "hash456", "Idempotency-Key": "one"}
-    again = room.client.post(CHAT, data=body, headers=headers, content_type="application/json")
+    again = service.client.post(CHAT, data=body, headers=headers, content_type="application/json")
     assert told(again)[:2] == ("settled", first.headers["X-Request-ID"])
 
 
-def test_a_key_belongs_to_its_identifier(room):
-    assert chat(room).status_code == 200
-    assert chat(room, fingerprint="another").status_code == 200
-    assert chat(room, fingerprint=None).status_code == 200
-    assert chat(room, "two").status_code == 200
-    assert told(chat(room, fingerprint="fp:anything:another"))[0] == "settled"
+def test_a_key_belongs_to_its_identifier(service):
+    assert chat(service).status_code == 200
+    assert chat(service, fingerprint="another").status_code == 200
+    assert chat(service, fingerprint=None).status_code == 200
+    assert chat(service, "two").status_code == 200
+    assert told(chat(service, fingerprint="fp:anything:another"))[0] == "settled"
 
 
-def test_a_key_belongs_to_its_route(room):
-    with room.app.test_request_context(headers={"Idempotency-Key": "one"}) as context:
+def test_a_key_belongs_to_its_route(service):
+    with service.app.test_request_context(headers={"Idempotency-Key": "one"}) as context:
         asked = context.request
         digests = {
             read_idempotency(asked, who, route, "body").digest
@@ -98,138 +98,138 @@ def test_a_key_belongs_to_its_route(room):
 
 
 @pytest.mark.parametrize("key", ["", " ", "a b", "a\tb", "ü", "\x7f", "x" * 129])
-def test_what_is_no_key_is_a_400_that_changes_nothing(room, key):
-    refused = chat(room, key)
+def test_what_is_no_key_is_a_400_that_changes_nothing(service, key):
+    refused = chat(service, key)
     assert (refused.status_code, refused.json["error"]) == (400, "invalid_request")
     assert refused.json["field"] == "Idempotency-Key"
-    assert booked(room) == (0, 0, 0)
-    assert room.stored() == {}
+    assert booked(service) == (0, 0, 0)
+    assert service.stored() == {}
 
 
 @pytest.mark.parametrize("key", ["!", "~" * 128, '"quoted"', "a,b;c=d", "0b9a7c1e-55f1-4a0e-9c1c-1f8f3a2b7d10"])
-def test_any_visible_ascii_is_a_key(room, key):
-    assert chat(room, key).status_code == 200
-    assert told(chat(room, key))[0] == "settled"
+def test_any_visible_ascii_is_a_key(service, key):
+    assert chat(service, key).status_code == 200
+    assert told(chat(service, key))[0] == "settled"
 
 
-def test_a_first_try_that_was_refused_frees_it(room):
-    room.patch(network_cost_limit_usd="0.0001")
-    assert [chat(room).json["reason"] for _ in range(2)] == ["network_limit"] * 2
-    room.patch(network_cost_limit_usd="1")
-    assert chat(room).status_code == 200
-    assert told(chat(room))[0] == "settled"
+def test_a_first_try_that_was_refused_frees_it(service):
+    service.patch(network_cost_limit_usd="0.0001")
+    assert [chat(service).json["reason"] for _ in range(2)] == ["network_limit"] * 2
+    service.patch(network_cost_limit_usd="1")
+    assert chat(service).status_code == 200
+    assert told(chat(service))[0] == "settled"
 
 
 def test_a_first_try_that_a_marker_refused_frees_it(make_app):
-    room = make_app(HIGH_COST_THRESHOLD_USD="0.0001")
-    assert [chat(room).json["reason"] for _ in range(2)] == ["window_limit", "throttled"]
-    assert room.redis.keys("llm:idempotency:*") == []
-    room.patch(high_cost_threshold_usd="0.02")
-    room.redis.delete("llm:throttle:hash456")
-    assert chat(room).status_code == 200
+    service = make_app(HIGH_COST_THRESHOLD_USD="0.0001")
+    assert [chat(service).json["reason"] for _ in range(2)] == ["window_limit", "throttled"]
+    assert service.redis.keys("llm:idempotency:*") == []
+    service.patch(high_cost_threshold_usd="0.02")
+    service.redis.delete("llm:throttle:hash456")
+    assert chat(service).status_code == 200
 
 
 def test_a_first_try_that_the_model_did_not_take_frees_it(make_app, backend):
-    room = make_app(THROTTLE_BACKEND=backend, LLM_BASE_URL=f"http://127.0.0.1:{free_port()}/v1")
+    service = make_app(THROTTLE_BACKEND=backend, LLM_BASE_URL=f"http://127.0.0.1:{free_port()}/v1")
     for _ in range(2):
-        refused = chat(room)
+        refused = chat(service)
         assert (refused.status_code, refused.json["cost_usd"]) == (502, "0.000000000")
-    assert booked(room) == (0, 0, 0)
-    assert room.redis.keys("llm:idempotency:*") == []
+    assert booked(service) == (0, 0, 0)
+    assert service.redis.keys("llm:idempotency:*") == []
 
 
 def test_it_is_told_before_anything_is_said_about_limits(make_app, backend):
-    room = make_app(THROTTLE_BACKEND=backend)
-    first = chat(room)
-    room.patch(high_cost_threshold_usd="0.0001")
-    assert chat(room, "two").json["reason"] == "window_limit"
-    assert told(chat(room))[:2] == ("settled", first.headers["X-Request-ID"])
+    service = make_app(THROTTLE_BACKEND=backend)
+    first = chat(service)
+    service.patch(high_cost_threshold_usd="0.0001")
+    assert chat(service, "two").json["reason"] == "window_limit"
+    assert told(chat(service))[:2] == ("settled", first.headers["X-Request-ID"])
 
 
 def test_a_duplicate_does_not_use_up_its_challenge(make_app):
-    room = make_app(ENABLE_CHALLENGE_RESPONSE="true")
+    service = make_app(ENABLE_CHALLENGE_RESPONSE="true")
 
     def fresh():
         headers, home = {"X-Fingerprint": "hash456"}, {"REMOTE_ADDR": NETWORK}
-        return room.client.get("/api/v1/auth/challenge", headers=headers, environ_base=home).json["challenge"]
+        return service.client.get("/api/v1/auth/challenge", headers=headers, environ_base=home).json["challenge"]
 
-    assert chat(room, fingerprint=f"fp:{fresh()}:hash456").status_code == 200
+    assert chat(service, fingerprint=f"fp:{fresh()}:hash456").status_code == 200
     challenge = fresh()
-    assert told(chat(room, fingerprint=f"fp:{challenge}:hash456"))[0] == "settled"
-    assert told(chat(room, fingerprint=f"fp:{challenge}:hash456", query="Another?"))[0] == "other_body"
+    assert told(chat(service, fingerprint=f"fp:{challenge}:hash456"))[0] == "settled"
+    assert told(chat(service, fingerprint=f"fp:{challenge}:hash456", query="Another?"))[0] == "other_body"
     # Without any challenge too: there is nothing to protect.
-    assert told(chat(room))[0] == "settled"
-    assert room.redis.exists(f"llm:challenge:{challenge}")
-    assert chat(room, "two", fingerprint=f"fp:{challenge}:hash456").status_code == 200
-    assert not room.redis.exists(f"llm:challenge:{challenge}")
+    assert told(chat(service))[0] == "settled"
+    assert service.redis.exists(f"llm:challenge:{challenge}")
+    assert chat(service, "two", fingerprint=f"fp:{challenge}:hash456").status_code == 200
+    assert not service.redis.exists(f"llm:challenge:{challenge}")
 
 
 def test_where_the_key_cannot_be_looked_up_the_challenge_is_kept(make_app):
-    room = make_app(ENABLE_CHALLENGE_RESPONSE="true")
+    service = make_app(ENABLE_CHALLENGE_RESPONSE="true")
     headers, home = {"X-Fingerprint": "hash456"}, {"REMOTE_ADDR": NETWORK}
-    challenge = room.client.get("/api/v1/auth/challenge", headers=headers, environ_base=home).json["challenge"]
-    assert chat(room, fingerprint=f"fp:{challenge}:hash456").status_code == 200
-    challenge = room.client.get("/api/v1/auth/challenge", headers=headers, environ_base=home).json["challenge"]
-    (key,) = room.redis.keys("llm:idempotency:*")
-    room.redis.delete(key)
-    room.redis.lpush(key, "of another kind")
-    refused = chat(room, fingerprint=f"fp:{challenge}:hash456")
+    challenge = service.client.get("/api/v1/auth/challenge", headers=headers, environ_base=home).json["challenge"]
+    assert chat(service, fingerprint=f"fp:{challenge}:hash456").status_code == 200
+    challenge = service.client.get("/api/v1/auth/challenge", headers=headers, environ_base=home).json["challenge"]
+    (key,) = service.redis.keys("llm:idempotency:*")
+    service.redis.delete(key)
+    service.redis.lpush(key, "of another kind")
+    refused = chat(service, fingerprint=f"fp:{challenge}:hash456")
     assert (refused.status_code, refused.json["error"]) == (503, "throttle_unavailable")
-    assert room.redis.exists(f"llm:challenge:{challenge}")
+    assert service.redis.exists(f"llm:challenge:{challenge}")
 
 
 @pytest.mark.parametrize("backend", ["atomic", "legacy"], indirect=True)
-def test_it_is_remembered_for_24_hours_from_its_last_word(room):
-    first = room.open_chat(headers={"Idempotency-Key": "one"}, max_tokens=2)
-    (key,) = room.redis.keys("llm:idempotency:*")
-    assert DAY_SECONDS - 2 <= room.redis.ttl(key) <= DAY_SECONDS
+def test_it_is_remembered_for_24_hours_from_its_last_word(service):
+    first = service.open_chat(headers={"Idempotency-Key": "one"}, max_tokens=2)
+    (key,) = service.redis.keys("llm:idempotency:*")
+    assert DAY_SECONDS - 2 <= service.redis.ttl(key) <= DAY_SECONDS
     assert key.removeprefix("llm:idempotency:").isalnum()
-    room.redis.expire(key, 60)
+    service.redis.expire(key, 60)
     first.get_data()
     first.close()
-    assert DAY_SECONDS - 2 <= room.redis.ttl(key) <= DAY_SECONDS
-    assert len(room.redis.get(key)) <= 200
-    room.redis.pexpire(key, 0)
-    assert chat(room).status_code == 200
+    assert DAY_SECONDS - 2 <= service.redis.ttl(key) <= DAY_SECONDS
+    assert len(service.redis.get(key)) <= 200
+    service.redis.pexpire(key, 0)
+    assert chat(service).status_code == 200
 
 
 @pytest.mark.parametrize("on_error", ["open", "closed"])
 def test_without_redis_nobody_knows_so_nobody_is_admitted(own_server, tmp_path, on_error):
-    with open_app(own_server.url, tmp_path, {"THROTTLE_ON_ERROR": on_error}) as room:
-        assert chat(room).status_code == 200
+    with open_app(own_server.url, tmp_path, {"THROTTLE_ON_ERROR": on_error}) as service:
+        assert chat(service).status_code == 200
         own_server.kill()
         for key in ("one", "two"):
-            refused = chat(room, key)
+            refused = chat(service, key)
             assert (refused.status_code, refused.json["error"]) == (503, "throttle_unavailable")
             assert refused.headers["Retry-After"] == "1"
-        assert room.chat(max_tokens=2).status_code == (200 if on_error == "open" else 503)
+        assert service.chat(max_tokens=2).status_code == (200 if on_error == "open" else 503)
         own_server.start()
 
 
 def test_with_throttling_off_keys_mean_nothing(make_app):
-    room = make_app(ENABLE_COST_THROTTLING="false")
-    assert [chat(room).status_code for _ in range(2)] == [200, 200]
-    assert room.stored() == {}
+    service = make_app(ENABLE_COST_THROTTLING="false")
+    assert [chat(service).status_code for _ in range(2)] == [200, 200]
+    assert service.stored() == {}
 
 
-def test_a_bad_body_or_header_is_told_first_and_leaves_the_key_free(room):
-    assert chat(room, max_tokens=-1).status_code == 422
-    assert chat(room, fingerprint="a:b").status_code == 400
-    assert chat(room).status_code == 200
+def test_a_bad_body_or_header_is_told_first_and_leaves_the_key_free(service):
+    assert chat(service, max_tokens=-1).status_code == 422
+    assert chat(service, fingerprint="a:b").status_code == 400
+    assert chat(service).status_code == 200
 
 
 @pytest.mark.parametrize("backend", ["atomic", "legacy"], indirect=True)
 def test_of_many_at_once_one_is_admitted_and_legacy_admits_them_all(make_app, backend):
     """Legacy looks first and remembers later, as declared: held there, all of them have seen that the key is free."""
-    room = make_app(THROTTLE_BACKEND=backend, HIGH_COST_THRESHOLD_USD="1", NETWORK_COST_LIMIT_USD="0")
+    service = make_app(THROTTLE_BACKEND=backend, HIGH_COST_THRESHOLD_USD="1", NETWORK_COST_LIMIT_USD="0")
     callers = 6
-    strategy = room.tollgate.guard._primary
+    strategy = service.tollgate.guard._primary
     if not strategy.promises_atomicity:
         strategy.between_check_and_record = threading.Barrier(callers, timeout=10).wait
     start, answers = threading.Barrier(callers), []
 
     def ask():
-        client = room.app.test_client()
+        client = service.app.test_client()
         headers = {"X-Fingerprint": "hash456", "Idempotency-Key": "one"}
         start.wait(10)
         answers.append(client.post(CHAT, json={**LITECOIN, "max_tokens": 2}, headers=headers, buffered=True))

@@ -75,22 +75,22 @@ def test_a_bad_fingerprint_counts_for_its_network():
     assert rate_key(request_with(**{"X-Fingerprint": "fp:a:b"})) == "b"
 
 
-def ask(room, forwarded):
+def ask(service, forwarded):
     headers = {"X-Forwarded-For": forwarded} if forwarded else {}
-    return room.client.post(
+    return service.client.post(
         CHAT, json=LITECOIN, headers=headers, buffered=True, environ_base={"REMOTE_ADDR": "10.0.0.1"}
     )
 
 
-def networks(room):
-    return {key.split(":")[3] for key in room.redis.scan_iter("llm:network:daily:*")}
+def networks(service):
+    return {key.split(":")[3] for key in service.redis.scan_iter("llm:network:daily:*")}
 
 
 def test_without_a_proxy_nobody_chooses_his_network_and_it_is_told_once(make_app, caplog):
-    room = make_app(NETWORK_COST_LIMIT_USD="0", HIGH_COST_THRESHOLD_USD="1", HOURLY_SPEND_LIMIT_USD="9")
+    service = make_app(NETWORK_COST_LIMIT_USD="0", HIGH_COST_THRESHOLD_USD="1", HOURLY_SPEND_LIMIT_USD="9")
     for number in range(20):
-        assert ask(room, f"203.0.113.{number}").status_code == 200
-    assert networks(room) == {"10.0.0.1"}
+        assert ask(service, f"203.0.113.{number}").status_code == 200
+    assert networks(service) == {"10.0.0.1"}
     assert [record.levelname for record in caplog.records if "X-Forwarded-For" in record.message] == ["WARNING"]
 
 
@@ -107,7 +107,7 @@ def test_without_a_proxy_nobody_chooses_his_network_and_it_is_told_once(make_app
     ],
 )
 def test_as_many_proxies_as_are_trusted_are_believed(make_app, caplog, hops, forwarded, network):
-    room = make_app(TRUSTED_PROXY_HOPS=hops)
-    assert ask(room, forwarded).status_code == 200
-    assert networks(room) == {network}
+    service = make_app(TRUSTED_PROXY_HOPS=hops)
+    assert ask(service, forwarded).status_code == 200
+    assert networks(service) == {network}
     assert [record for record in caplog.records if "X-Forwarded-For" in record.message] == []

@@ -53,95 +53,95 @@ def test_while_redis_is_away_it_says_so_and_nothing_worse(own_server):
 
 
 def test_the_61st_request_of_a_minute_is_refused(make_app):
-    room = make_app(ENABLE_COST_THROTTLING="false")
+    service = make_app(ENABLE_COST_THROTTLING="false")
     # The window is a fixed minute: begin again if one ends in between.
     for _ in range(2):
-        statuses = [room.chat(max_tokens=1).status_code for _ in range(61)]
-        if len(room.redis.keys("llm:rate:*")) == 1:
+        statuses = [service.chat(max_tokens=1).status_code for _ in range(61)]
+        if len(service.redis.keys("llm:rate:*")) == 1:
             break
     assert statuses == [200] * 60 + [429]
-    refused = room.chat()
+    refused = service.chat()
     assert (refused.status_code, refused.json["error"], refused.json["reason"]) == (429, "rate_limited", "rate_limit")
     assert refused.json["scope"] == "identifier"
     assert refused.mimetype == "application/problem+json"
     assert refused.headers["X-Request-ID"] == refused.json["request_id"]
-    (counter,) = room.redis.keys("llm:rate:*")
-    left_seconds = room.redis.pttl(counter) / 1_000
+    (counter,) = service.redis.keys("llm:rate:*")
+    left_seconds = service.redis.pttl(counter) / 1_000
     # Never earlier than the refusal can end.
     assert (
         left_seconds <= int(refused.headers["Retry-After"]) == refused.json["retry_after_seconds"] <= left_seconds + 1.5
     )
     assert refused.json["message"].startswith("Too many requests: 60 per minute are allowed.")
-    assert room.chat("somebody-else").status_code == 200
+    assert service.chat("somebody-else").status_code == 200
 
 
 def test_what_is_refused_for_its_number_costs_nothing(make_app):
-    room = make_app(CHAT_RATE_LIMIT="1 per hour")
-    room.chat()
-    before = room.stored()
-    assert room.chat().json["error"] == "rate_limited"
-    assert room.stored() == before
+    service = make_app(CHAT_RATE_LIMIT="1 per hour")
+    service.chat()
+    before = service.stored()
+    assert service.chat().json["error"] == "rate_limited"
+    assert service.stored() == before
 
 
 def test_the_limit_is_live(make_app):
-    room = make_app(ENABLE_COST_THROTTLING="false")
-    assert room.chat().status_code == 200
-    room.patch(chat_rate_limit="2 per hour")
-    assert [room.chat().status_code for _ in range(3)] == [200, 200, 429]
-    room.patch(chat_rate_limit="4 per hour; 1000 per day")
+    service = make_app(ENABLE_COST_THROTTLING="false")
+    assert service.chat().status_code == 200
+    service.patch(chat_rate_limit="2 per hour")
+    assert [service.chat().status_code for _ in range(3)] == [200, 200, 429]
+    service.patch(chat_rate_limit="4 per hour; 1000 per day")
     # A new limit counts anew.
-    assert [room.chat().status_code for _ in range(5)] == [200, 200, 200, 200, 429]
+    assert [service.chat().status_code for _ in range(5)] == [200, 200, 200, 200, 429]
 
 
 def test_challenges_count_for_the_same_identifier_but_for_themselves(make_app):
-    room = make_app(CHAT_RATE_LIMIT="2 per hour")
+    service = make_app(CHAT_RATE_LIMIT="2 per hour")
     headers = {"X-Fingerprint": "hash456"}
-    assert [room.client.get(CHALLENGE, headers=headers).status_code for _ in range(3)] == [200, 200, 429]
-    assert room.client.get(CHALLENGE, headers={"X-Fingerprint": "another"}).status_code == 200
-    assert room.chat(max_tokens=1).status_code == 200
+    assert [service.client.get(CHALLENGE, headers=headers).status_code for _ in range(3)] == [200, 200, 429]
+    assert service.client.get(CHALLENGE, headers={"X-Fingerprint": "another"}).status_code == 200
+    assert service.chat(max_tokens=1).status_code == 200
 
 
 def test_the_operators_room_counts_by_network_with_or_without_the_word(make_app):
-    room = make_app()
+    service = make_app()
     for _ in range(2):
-        statuses = [room.client.get(SETTINGS, headers={"X-Fingerprint": f"f{n}"}).status_code for n in range(61)]
+        statuses = [service.client.get(SETTINGS, headers={"X-Fingerprint": f"f{n}"}).status_code for n in range(61)]
         if statuses[-1] == 429:
             break
     assert statuses[-1] == 429
-    assert room.client.get(SETTINGS, headers=BEARER).status_code == 429
-    assert room.client.get("/healthz").status_code == 200
+    assert service.client.get(SETTINGS, headers=BEARER).status_code == 429
+    assert service.client.get("/healthz").status_code == 200
 
 
 def test_forged_addresses_do_not_give_a_new_counter(make_app):
-    room = make_app(CHAT_RATE_LIMIT="1 per hour", ENABLE_COST_THROTTLING="false")
+    service = make_app(CHAT_RATE_LIMIT="1 per hour", ENABLE_COST_THROTTLING="false")
     for number in range(20):
-        room.client.post(
+        service.client.post(
             "/api/v1/chat/stream", json={"query": "x"}, headers={"X-Forwarded-For": f"1.2.3.{number}"}, buffered=True
         )
-    assert len(room.redis.keys("llm:rate:*")) == 1
+    assert len(service.redis.keys("llm:rate:*")) == 1
 
 
 def test_the_loss_of_redis_never_becomes_a_500_and_the_count_goes_on(own_server, tmp_path):
     from tests.apps import open_app
 
-    with open_app(own_server.url, tmp_path, {"CHAT_RATE_LIMIT": "3 per hour"}) as room:
-        assert room.chat(max_tokens=1).status_code == 200
+    with open_app(own_server.url, tmp_path, {"CHAT_RATE_LIMIT": "3 per hour"}) as service:
+        assert service.chat(max_tokens=1).status_code == 200
         own_server.kill()
         # From now on in the worker's own memory.
-        statuses = [room.chat(max_tokens=1).status_code for _ in range(6)]
+        statuses = [service.chat(max_tokens=1).status_code for _ in range(6)]
         assert statuses == [200, 200, 200, 429, 429, 429]
         own_server.start()
 
 
 def test_redis_lost_between_the_count_and_the_refusal_is_no_500_either(make_app, monkeypatch):
-    room = make_app(CHAT_RATE_LIMIT="1 per 2 hours")
-    room.chat(max_tokens=1)
+    service = make_app(CHAT_RATE_LIMIT="1 per 2 hours")
+    service.chat(max_tokens=1)
 
     def lost(*_):
         raise StoreUnavailable("gone")
 
     monkeypatch.setattr(LinkStorage, "get_expiry", lost)
-    refused = room.chat()
+    refused = service.chat()
     assert (refused.status_code, refused.json["error"]) == (429, "rate_limited")
     assert refused.headers["Retry-After"] == "7200"
 
@@ -149,12 +149,12 @@ def test_redis_lost_between_the_count_and_the_refusal_is_no_500_either(make_app,
 def test_a_refusal_without_a_known_limit_still_waits_a_second(make_app):
     from flask_limiter import RateLimitExceeded
 
-    room = make_app()
+    service = make_app()
     limit = SimpleNamespace(key_func=None, error_message=None, limit="x", shared=False)
 
-    @room.app.get("/refused")
+    @service.app.get("/refused")
     def refused():
         raise RateLimitExceeded(limit)
 
-    answer = room.client.get("/refused")
+    answer = service.client.get("/refused")
     assert (answer.status_code, answer.headers["Retry-After"]) == (429, "1")

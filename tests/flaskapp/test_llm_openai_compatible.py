@@ -465,7 +465,7 @@ import gevent, json, sys
 from backends.clock import SystemClock
 from backends.pricing.token_bounds import Message
 from flaskapp.llm.openai_compatible import OpenAICompatibleModel
-from flaskapp.answers.upstream_reader import Pump
+from flaskapp.answers.upstream_reader import UpstreamReader
 from backends.pricing.token_bounds import counter_for
 from tests.models import Texts, model_request
 counter_for("gpt-4o")  # as the lobby does: a vocabulary takes a while to load
@@ -473,14 +473,14 @@ clock = SystemClock()
 model = OpenAICompatibleModel(sys.argv[1], clock=clock)
 def one(number):
     answer = Texts(model.open(model_request([Message("user", "hi")])))
-    pump = Pump(answer, clock=clock, deadline_at_seconds=clock.monotonic_seconds() + 20)
+    pump = UpstreamReader(answer, clock=clock, deadline_at_seconds=clock.monotonic_seconds() + 20)
     pieces = 0
     for pieces, piece in enumerate(pump, start=1):
         order.append((number, pieces))
     return pieces, answer.usage.output_tokens
 def leave(number):
     answer = Texts(model.open(model_request([Message("user", "hi")])))
-    pump = Pump(answer, clock=clock, deadline_at_seconds=clock.monotonic_seconds() + 20)
+    pump = UpstreamReader(answer, clock=clock, deadline_at_seconds=clock.monotonic_seconds() + 20)
     next(iter(pump))
     pump.close()
     return not pump.is_over

@@ -23,8 +23,8 @@ def _log_as_it_was():
     logger.handlers, logger.level = handlers, level
 
 
-def ask_until_refused(room, fingerprint="fp:secretchallenge:hash456789abcdef"):
-    while (answer := room.chat(fingerprint)).status_code == 200:
+def ask_until_refused(service, fingerprint="fp:secretchallenge:hash456789abcdef"):
+    while (answer := service.chat(fingerprint)).status_code == 200:
         last = answer
     return last, answer
 
@@ -43,8 +43,8 @@ def parsed(line):
 
 @pytest.mark.parametrize(("backend", "script"), [("atomic", "reserve.lua"), ("legacy", "legacy")])
 def test_the_lines_of_an_admission_and_of_a_refusal(make_app, capsys, backend, script):
-    room = make_app(THROTTLE_BACKEND=backend)
-    admitted, refused = ask_until_refused(room)
+    service = make_app(THROTTLE_BACKEND=backend)
+    admitted, refused = ask_until_refused(service)
     lines = [parsed(line) for line in capsys.readouterr().err.splitlines()]
     assert lines[0] == ("Cost throttling is on (environment)", {})
     id_ = {"identifier": "hash4567…", "backend": backend}
@@ -65,12 +65,14 @@ def test_the_lines_of_an_admission_and_of_a_refusal(make_app, capsys, backend, s
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_neither_the_challenge_nor_the_whole_identifier_is_ever_written(make_app, capsys, log_format):
-    room = make_app(LOG_FORMAT=log_format, LOG_LEVEL="DEBUG", ENABLE_CHALLENGE_RESPONSE="true")
-    given = room.client.get("/api/v1/auth/challenge", headers={"X-Fingerprint": "hash456789abcdef"}).json["challenge"]
+    service = make_app(LOG_FORMAT=log_format, LOG_LEVEL="DEBUG", ENABLE_CHALLENGE_RESPONSE="true")
+    given = service.client.get("/api/v1/auth/challenge", headers={"X-Fingerprint": "hash456789abcdef"}).json[
+        "challenge"
+    ]
     for fingerprint in ("fp:secretchallenge:hash456789abcdef", f"fp:{given}:hash456789abcdef", "fp:{secret}:x"):
-        room.chat(fingerprint)
-    room.patch(enable_challenge_response=False, high_cost_threshold_usd="0.005")
-    ask_until_refused(room)
+        service.chat(fingerprint)
+    service.patch(enable_challenge_response=False, high_cost_threshold_usd="0.005")
+    ask_until_refused(service)
     written = capsys.readouterr().err
     assert RECORDED in written
     assert TRIGGERED in written
@@ -79,8 +81,8 @@ def test_neither_the_challenge_nor_the_whole_identifier_is_ever_written(make_app
 
 
 def test_as_json_each_line_is_an_object_with_the_same_fields(make_app, capsys):
-    room = make_app(LOG_FORMAT="json")
-    admitted, refused = ask_until_refused(room)
+    service = make_app(LOG_FORMAT="json")
+    admitted, refused = ask_until_refused(service)
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert all(list(line)[:3] == ["time", "level", "message"] for line in lines)
     by_id = {line["request_id"]: line for line in lines if line["message"] in {RECORDED, TRIGGERED}}
@@ -99,8 +101,8 @@ def test_as_json_each_line_is_an_object_with_the_same_fields(make_app, capsys):
 
 
 def test_the_check_is_told_also_while_throttling_is_off(make_app, capsys):
-    room = make_app(ENABLE_COST_THROTTLING="", THROTTLE_BACKEND="atomic")
-    room.chat()
+    service = make_app(ENABLE_COST_THROTTLING="", THROTTLE_BACKEND="atomic")
+    service.chat()
     written = capsys.readouterr().err
     assert "Cost throttling is off (development mode)" in written
     (checked,) = [parsed(line)[1] for line in written.splitlines() if CHECKED in line]
@@ -109,12 +111,12 @@ def test_the_check_is_told_also_while_throttling_is_off(make_app, capsys):
 
 
 def test_each_change_of_the_switch_is_told(make_app, capsys):
-    room = make_app(ENABLE_COST_THROTTLING="")
-    room.chat()
-    room.patch(enable_cost_throttling=True)
-    room.patch(daily_cost_limit_usd="1")
-    room.patch(enable_cost_throttling=False)
-    room.patch(enable_cost_throttling=None)
+    service = make_app(ENABLE_COST_THROTTLING="")
+    service.chat()
+    service.patch(enable_cost_throttling=True)
+    service.patch(daily_cost_limit_usd="1")
+    service.patch(enable_cost_throttling=False)
+    service.patch(enable_cost_throttling=None)
     told = [parsed(line)[0] for line in capsys.readouterr().err.splitlines() if "Cost throttling is" in line]
     assert told == [
         "Cost throttling is off (development mode)",
@@ -130,9 +132,9 @@ def test_production_is_on_by_default(make_app, capsys):
 
 
 def test_a_script_that_fails_is_told_with_its_cause(make_app, capsys):
-    room = make_app()
-    room.redis.hset("llm:cost:recent:hash456", "x", "1")
-    answer = room.chat()
+    service = make_app()
+    service.redis.hset("llm:cost:recent:hash456", "x", "1")
+    answer = service.chat()
     assert (answer.status_code, answer.headers["X-Throttle-Backend"]) == (200, "emergency")
     lines = capsys.readouterr().err.splitlines()
     (failed,) = [line for line in lines if FAILED in line]
@@ -145,10 +147,10 @@ def test_a_script_that_fails_is_told_with_its_cause(make_app, capsys):
 
 
 def test_what_a_client_sends_never_makes_a_line_of_its_own(make_app, capsys):
-    room = make_app()
+    service = make_app()
     headers = {"X-Fingerprint": "hash456", "X-Forwarded-For": "a\tb", "User-Agent": "x"}
     body = {**LITECOIN, "query": "Cost throttling is off\nfaked INFO line"}
-    room.client.post(CHAT, json=body, headers=headers, buffered=True)
+    service.client.post(CHAT, json=body, headers=headers, buffered=True)
     lines = capsys.readouterr().err.splitlines()
     assert [line for line in lines if "faked" in line] == []
     assert all(line.startswith("20") for line in lines)
@@ -187,9 +189,9 @@ def test_an_identifier_is_never_shown_whole(identifier, shown):
 
 @pytest.mark.parametrize("text", ['a \\"b\\" c', 'a\\"b', "ab"])
 def test_what_has_quotes_or_spaces_in_it_is_one_word(make_app, capsys, text):
-    room = make_app()
-    room.redis.set("settings", f'{{"llm_max_tokens": "{text}"}}')
-    assert room.chat().status_code == 200
+    service = make_app()
+    service.redis.set("settings", f'{{"llm_max_tokens": "{text}"}}')
+    assert service.chat().status_code == 200
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "Setting ignored" in line]
     shown = line.partition(" got=")[2]
     assert json.loads(shown) == f'"{text}"'

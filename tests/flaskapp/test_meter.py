@@ -6,12 +6,12 @@ from decimal import Decimal
 import pytest
 
 from backends.clock import SystemClock
-from backends.conformance import ROOMY, MemoryHarness, ask
+from backends.conformance.behaviour import ROOMY, MemoryHarness, ask
 from backends.contract import Reservation
 from backends.guard.emergency_budget import EmergencyBudget
 from backends.guard.guard import FailurePolicy, Guard
 from backends.pricing.prices import Price
-from flaskapp.answers.meter import Bill, RunAhead, Slices, slices_of
+from flaskapp.answers.meter import Meter, RunAhead, Slices, slices_of
 from flaskapp.llm import Piece, Usage
 from flaskapp.settings import LiveSettings
 
@@ -47,7 +47,7 @@ def guard(books, tmp_path):
 
 @pytest.fixture
 def bill_of(guard):
-    """`bill_of(limit in tokens)`: a bill under slices, whose identifier's day has room for its input and so much."""
+    """`bill_of(limit in tokens)`: a meter under slices, whose identifier's day has room for its input and so much."""
 
     def make(limit_tokens=10**6, slices=SLICES, most=MOST, price=PRICE):
         limits = replace(ROOMY, day_nanousd=INPUT + limit_tokens * TOKEN)
@@ -55,7 +55,7 @@ def bill_of(guard):
         cost = PRICE.highest_cost_nanousd(first.input_tokens, first.output_tokens)
         made = guard.reserve(ask("r0", cost, limits))
         assert isinstance(made, Reservation)
-        return Bill(guard, made, price, most, slices=slices, limits=lambda: limits)
+        return Meter(guard, made, price, most, slices=slices, limits=lambda: limits)
 
     return make
 
@@ -70,124 +70,124 @@ def test_a_slice_and_the_cushion_are_held_before_a_word_is_said(bill_of, books):
 
 
 def test_the_hold_is_always_the_cushion_ahead_of_what_was_read(bill_of, books):
-    bill = bill_of()
+    meter = bill_of()
     for read in range(1, 391):
-        assert bill.take(piece())
+        assert meter.take(piece())
         held_tokens = (day(books) - INPUT) // TOKEN
         assert min(read + 10, 400) <= held_tokens <= min(read + 10 + 50, 400)
 
 
 def test_it_never_holds_more_than_the_most(bill_of, books):
-    bill = bill_of()
-    assert all(bill.take(piece()) for _ in range(400))
+    meter = bill_of()
+    assert all(meter.take(piece()) for _ in range(400))
     assert day(books) == INPUT + 400 * TOKEN
 
 
 def test_where_there_is_no_room_the_answer_ends_inside_what_is_held(bill_of, books):
-    bill = bill_of(limit_tokens=100)
+    meter = bill_of(limit_tokens=100)
     read = 0
-    while bill.take(piece()):
+    while meter.take(piece()):
         read += 1
     # The piece that was one too many was read as well; the cushion behind it is what the upstream may be ahead.
     assert read + 1 + 10 == 100 + 1
     assert day(books) == INPUT + 100 * TOKEN
-    assert bill.settle(None) == INPUT + 100 * TOKEN == day(books)
+    assert meter.settle(None) == INPUT + 100 * TOKEN == day(books)
 
 
 def test_where_all_that_came_was_read_only_the_cushion_is_unknown(bill_of, books):
     """The first that is cut gives back what its upstream cannot have generated; it is there for the others."""
     ahead = RunAhead()
     ahead.note(40)
-    bill = bill_of(limit_tokens=210, slices=Slices(200, 10, ahead))
-    while bill.take(piece()):
+    meter = bill_of(limit_tokens=210, slices=Slices(200, 10, ahead))
+    while meter.take(piece()):
         pass
     # It went on until less than 40 were left; 5 more had come, of which nothing is asked for any more.
-    assert not bill.take(piece(tokens=5))
+    assert not meter.take(piece(tokens=5))
     assert day(books) == INPUT + 210 * TOKEN
-    bill.nothing_is_unread()
-    assert bill.unknown_usage == Usage(100, 171 + 5 + 10)
-    assert bill.settle(None) == INPUT + 186 * TOKEN == day(books)
+    meter.nothing_is_unread()
+    assert meter.unknown_usage == Usage(100, 171 + 5 + 10)
+    assert meter.settle(None) == INPUT + 186 * TOKEN == day(books)
 
 
 @pytest.mark.parametrize(("late", "booked"), [(34, 210), (39, 210), (45, 216)])
 def test_what_had_come_beyond_what_is_held_is_booked_as_it_is(bill_of, books, late, booked):
     ahead = RunAhead()
     ahead.note(40)
-    bill = bill_of(limit_tokens=210, slices=Slices(200, 10, ahead))
-    while bill.take(piece()):
+    meter = bill_of(limit_tokens=210, slices=Slices(200, 10, ahead))
+    while meter.take(piece()):
         pass
-    bill.take(piece(tokens=late))
-    bill.nothing_is_unread()
-    assert bill.settle(None) == INPUT + booked * TOKEN == day(books)
+    meter.take(piece(tokens=late))
+    meter.nothing_is_unread()
+    assert meter.settle(None) == INPUT + booked * TOKEN == day(books)
 
 
 def test_an_answer_that_ends_by_itself_without_a_usage_is_booked_whole(bill_of, books):
-    bill = bill_of()
-    assert bill.take(piece())
-    bill.nothing_is_unread()
-    assert bill.settle(None) == INPUT + 60 * TOKEN == day(books)
+    meter = bill_of()
+    assert meter.take(piece())
+    meter.nothing_is_unread()
+    assert meter.settle(None) == INPUT + 60 * TOKEN == day(books)
 
 
 def test_the_last_room_is_used_to_the_last_token(bill_of, books):
-    bill = bill_of(limit_tokens=73)
-    while bill.take(piece()):
+    meter = bill_of(limit_tokens=73)
+    while meter.take(piece()):
         pass
     assert day(books) == INPUT + 73 * TOKEN
 
 
 def test_what_nobody_knows_is_told_as_what_is_booked_for_it(bill_of):
-    bill = bill_of(limit_tokens=100)
-    assert bill.unknown_usage == Usage(100, 60), "the first slice and the cushion"
-    while bill.take(piece()):
+    meter = bill_of(limit_tokens=100)
+    assert meter.unknown_usage == Usage(100, 60), "the first slice and the cushion"
+    while meter.take(piece()):
         pass
-    assert bill.unknown_usage == Usage(100, 100)
-    assert bill.settle(None) == bill.unknown_usage.cost_nanousd(PRICE)
+    assert meter.unknown_usage == Usage(100, 100)
+    assert meter.settle(None) == meter.unknown_usage.cost_nanousd(PRICE)
 
 
 def test_what_was_seen_beyond_the_most_is_told_as_well(bill_of):
-    bill = bill_of(slices=None, most=Usage(100, 20))
-    assert bill.unknown_usage == Usage(100, 20)
+    meter = bill_of(slices=None, most=Usage(100, 20))
+    assert meter.unknown_usage == Usage(100, 20)
     for _ in range(25):
-        bill.take(piece())
-    assert bill.unknown_usage == Usage(100, 25)
-    assert bill.settle(None) == bill.unknown_usage.cost_nanousd(PRICE)
+        meter.take(piece())
+    assert meter.unknown_usage == Usage(100, 25)
+    assert meter.settle(None) == meter.unknown_usage.cost_nanousd(PRICE)
 
 
 def test_a_usage_settles_to_what_was_used(bill_of, books):
-    bill = bill_of()
+    meter = bill_of()
     for _ in range(80):
-        bill.take(piece())
-    assert bill.settle(Usage(90, 80)) == 90 * 1_000 + 80 * TOKEN == day(books)
-    assert bill.settle(None) == 90 * 1_000 + 80 * TOKEN
-    assert not bill.take(piece(tokens=200)), "after the end nothing more is asked for"
+        meter.take(piece())
+    assert meter.settle(Usage(90, 80)) == 90 * 1_000 + 80 * TOKEN == day(books)
+    assert meter.settle(None) == 90 * 1_000 + 80 * TOKEN
+    assert not meter.take(piece(tokens=200)), "after the end nothing more is asked for"
     assert day(books) == 90 * 1_000 + 80 * TOKEN
 
 
 def test_an_upstream_that_gives_more_than_it_was_asked_for_is_cut_and_booked_as_it_is(bill_of, books):
-    bill = bill_of(slices=None, most=Usage(100, 20))
-    taken = [bill.take(piece()) for _ in range(25)]
+    meter = bill_of(slices=None, most=Usage(100, 20))
+    taken = [meter.take(piece()) for _ in range(25)]
     assert taken == [True] * 20 + [False] * 5
-    assert bill.settle(None) == INPUT + 25 * TOKEN == day(books)
+    assert meter.settle(None) == INPUT + 25 * TOKEN == day(books)
 
 
 def test_a_batch_that_jumps_over_the_cushion_is_covered_at_once(bill_of, books):
-    bill = bill_of()
-    assert bill.take(piece(tokens=200))
+    meter = bill_of()
+    assert meter.take(piece(tokens=200))
     assert (day(books) - INPUT) // TOKEN >= 210
 
 
 def test_or_it_ends_the_answer(bill_of, books):
-    bill = bill_of(limit_tokens=60)
-    assert not bill.take(piece(tokens=300))
+    meter = bill_of(limit_tokens=60)
+    assert not meter.take(piece(tokens=300))
     # What was seen is booked, also where nothing covered it.
-    assert bill.unknown_usage == Usage(100, 300)
-    assert bill.settle(None) == INPUT + 300 * TOKEN == day(books)
+    assert meter.unknown_usage == Usage(100, 300)
+    assert meter.settle(None) == INPUT + 300 * TOKEN == day(books)
 
 
 def test_the_cushion_grows_with_what_upstreams_are_seen_to_be_ahead(bill_of, books):
     ahead = RunAhead()
-    bill = bill_of(slices=Slices(50, 10, ahead))
-    assert bill.take(Piece("x", 1, 1, ahead=30))
+    meter = bill_of(slices=Slices(50, 10, ahead))
+    assert meter.take(Piece("x", 1, 1, ahead=30))
     assert (day(books) - INPUT) // TOKEN >= 1 + 2 * 30
 
 
@@ -204,19 +204,19 @@ KNOWN = replace(PRICE, model="gpt-4o")
 
 @pytest.mark.parametrize(("price", "is_cut"), [(KNOWN, True), (PRICE, False)])
 def test_many_tokens_in_few_events_are_booked_and_cut_where_they_can_be_counted(bill_of, books, price, is_cut):
-    bill = bill_of(slices=None, most=Usage(100, 20), price=price)
-    taken = [bill.take(piece(tokens=10)) for _ in range(9)]
+    meter = bill_of(slices=None, most=Usage(100, 20), price=price)
+    taken = [meter.take(piece(tokens=10)) for _ in range(9)]
     assert taken == [True] * 2 + [not is_cut] * 7
-    assert bill.unknown_usage == Usage(100, 90)
-    assert bill.settle(None) == INPUT + 90 * TOKEN == day(books)
+    assert meter.unknown_usage == Usage(100, 90)
+    assert meter.settle(None) == INPUT + 90 * TOKEN == day(books)
 
 
 @pytest.mark.parametrize(("price", "tokens"), [(KNOWN, 450), (PRICE, 800)])
 def test_an_honest_answer_that_is_counted_a_little_too_high_is_neither_cut_nor_an_overrun(bill_of, price, tokens):
-    bill = bill_of(slices=None, price=price)
-    assert bill.take(piece(tokens=tokens, deltas=400))
-    assert bill.unknown_usage == MOST
-    assert bill.settle(None) == INPUT + 400 * TOKEN
+    meter = bill_of(slices=None, price=price)
+    assert meter.take(piece(tokens=tokens, deltas=400))
+    assert meter.unknown_usage == MOST
+    assert meter.settle(None) == INPUT + 400 * TOKEN
 
 
 def test_what_was_seen_is_forgotten_after_a_while():
@@ -231,15 +231,15 @@ def test_what_was_seen_is_forgotten_after_a_while():
 
 
 def test_released_books_nothing(bill_of, books):
-    bill = bill_of()
-    assert bill.release() == 0 == day(books)
-    assert bill.settle(None) == 0 == day(books)
+    meter = bill_of()
+    assert meter.release() == 0 == day(books)
+    assert meter.settle(None) == 0 == day(books)
 
 
 def test_without_a_reservation_everything_is_covered(guard):
-    bill = Bill(guard, None, PRICE, MOST, slices=SLICES, limits=lambda: ROOMY)
-    assert all(bill.take(piece()) for _ in range(400))
-    assert bill.settle(None) == INPUT + 400 * TOKEN
+    meter = Meter(guard, None, PRICE, MOST, slices=SLICES, limits=lambda: ROOMY)
+    assert all(meter.take(piece()) for _ in range(400))
+    assert meter.settle(None) == INPUT + 400 * TOKEN
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_what_an_answer_only_wishes_for_is_no_reason_to_end_it(bill_of, books):
     """A full budget, and upstreams seen far ahead: it goes on while its hold covers a quarter of a slice more."""
     ahead = RunAhead()
     ahead.note(4_000)
-    bill = bill_of(limit_tokens=60, slices=Slices(50, 10, ahead))
+    meter = bill_of(limit_tokens=60, slices=Slices(50, 10, ahead))
     # 60 are held; of the cushion a quarter of a slice is the last that it gives up.
-    assert [bill.take(piece()) for _ in range(49)] == [True] * 48 + [False]
+    assert [meter.take(piece()) for _ in range(49)] == [True] * 48 + [False]
     assert day(books) == INPUT + 60 * TOKEN

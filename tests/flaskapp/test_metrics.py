@@ -7,8 +7,8 @@ from tests.apps import open_app
 from tests.servers import events, nanousd
 
 
-def numbers(room):
-    answer = room.client.get("/metrics")
+def numbers(service):
+    answer = service.client.get("/metrics")
     assert answer.status_code == 200
     assert answer.mimetype == "text/plain"
     return {
@@ -20,18 +20,18 @@ def numbers(room):
 
 @pytest.mark.parametrize("backend", ["atomic", "legacy"])
 def test_admissions_and_refusals_are_counted_with_their_amounts(make_app, backend):
-    room = make_app(THROTTLE_BACKEND=backend)
+    service = make_app(THROTTLE_BACKEND=backend)
     spent = admitted = 0
-    while (answer := room.chat()).status_code == 200:
+    while (answer := service.chat()).status_code == 200:
         admitted += 1
         spent += nanousd(events(answer)[-1]["cost_usd"])
-    room.chat()
-    counted = numbers(room)
+    service.chat()
+    counted = numbers(service)
     assert counted["checks_total", (backend, "admitted")] == admitted
     assert counted["checks_total", (backend, "window_limit")] == 1
     assert counted["checks_total", (backend, "throttled")] == 1
     assert counted["reserved_nanousd_total", (backend,)] == admitted * 4_192_500
-    assert counted["booked_nanousd_total", (backend, "settled")] == spent == room.daily()
+    assert counted["booked_nanousd_total", (backend, "settled")] == spent == service.daily()
     assert counted["overrun_nanousd_total", (backend,)] == 0
     assert counted["check_seconds_count", (backend,)] == admitted + 2
     assert 0 < counted["check_seconds_sum", (backend,)] < 5
@@ -39,12 +39,12 @@ def test_admissions_and_refusals_are_counted_with_their_amounts(make_app, backen
 
 
 def test_emergency_spend_and_failures_are_counted(own_server, tmp_path):
-    with open_app(own_server.url, tmp_path, {}) as room:
-        room.chat()
+    with open_app(own_server.url, tmp_path, {}) as service:
+        service.chat()
         own_server.kill()
-        answers = [room.chat() for _ in range(3)]
+        answers = [service.chat() for _ in range(3)]
         assert {each.headers["X-Throttle-Backend"] for each in answers} == {"emergency"}
-        counted = numbers(room)
+        counted = numbers(service)
         assert counted["checks_total", ("emergency", "admitted")] == 3
         assert counted["emergency_nanousd_total", ()] == 3 * 4_192_500
         assert counted["store_failures_total", ("false",)] == 3
@@ -54,17 +54,17 @@ def test_emergency_spend_and_failures_are_counted(own_server, tmp_path):
 
 
 def test_a_wrong_kind_of_key_is_counted_as_a_bug(make_app):
-    room = make_app()
-    room.redis.hset("llm:cost:recent:hash456", "x", "1")
-    room.chat()
-    counted = numbers(room)
+    service = make_app()
+    service.redis.hset("llm:cost:recent:hash456", "x", "1")
+    service.chat()
+    counted = numbers(service)
     assert counted["store_failures_total", ("true",)] == 1
     assert counted["events_total", ("store_broken",)] >= 1
 
 
 def test_numbers_need_no_word_and_hold_no_identifier(make_app):
-    room = make_app()
-    room.chat("visitor_x")
-    text = room.client.get("/metrics").text
+    service = make_app()
+    service.chat("visitor_x")
+    text = service.client.get("/metrics").text
     assert "tollgate_checks_total" in text
     assert "visitor" not in text

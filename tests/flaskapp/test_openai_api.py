@@ -10,7 +10,7 @@ import pytest
 
 from flaskapp.answers.meter import RUN_AHEAD
 from flaskapp.llm import Piece, Usage
-from flaskapp.openai.events import CompletionVoice
+from flaskapp.openai.events import CompletionStreamFormat
 from tests.apps import NETWORK
 from tests.servers import nanousd, wait_until
 from tests.upstream import WORDS, Upstream
@@ -53,14 +53,14 @@ def make_room(make_app, upstream):
 
 
 @pytest.fixture
-def room(make_room):
+def service(make_room):
     return make_room()
 
 
-def ask(room, *, key=KEY, headers=None, body=None, **fields):
+def ask(service, *, key=KEY, headers=None, body=None, **fields):
     given = {} if key is None else {"Authorization": f"Bearer {key}"}
     content = {**ASKED, **fields} if body is None else body
-    return room.client.post(
+    return service.client.post(
         ROUTE, json=content, headers={**given, **(headers or {})}, environ_base={"REMOTE_ADDR": NETWORK}, buffered=True
     )
 
@@ -100,56 +100,56 @@ def reserved(answer):
     "authorization",
     [None, "", "Bearer", "Bearer ", "Bearer wrong", f"Basic {KEY}", KEY, f"Bearer {IDENTIFIER}", "Bearer schl\xfcssel"],
 )
-def test_without_a_registered_key_everything_is_a_401(room, upstream, path, authorization):
+def test_without_a_registered_key_everything_is_a_401(service, upstream, path, authorization):
     headers = {} if authorization is None else {"Authorization": authorization}
-    method = room.client.post if path == ROUTE else room.client.get
+    method = service.client.post if path == ROUTE else service.client.get
     answer = method(path, headers=headers, **({"json": ASKED} if path == ROUTE else {}))
     error = told(answer, 401)
     assert (error["code"], error["reason"]) == ("invalid_api_key", "unauthorized")
     assert answer.headers["WWW-Authenticate"] == "Bearer"
     assert answer.headers["x-should-retry"] == "false"
-    assert room.stored() == {}
+    assert service.stored() == {}
     assert upstream.ledger == []
 
 
 @pytest.mark.parametrize("key", [KEY, None, "*", ""])
 def test_without_api_keys_nobody_passes_in_production(make_room, key):
-    room = make_room(API_KEYS=None, ENVIRONMENT="production", ENABLE_CHALLENGE_RESPONSE="false")
-    told(ask(room, key=key), 401)
-    assert room.stored() == {}
+    service = make_room(API_KEYS=None, ENVIRONMENT="production", ENABLE_CHALLENGE_RESPONSE="false")
+    told(ask(service, key=key), 401)
+    assert service.stored() == {}
 
 
 @pytest.mark.parametrize("registered", [KEY, IDENTIFIER, f"other-key, {IDENTIFIER.upper()}", f"{'0' * 64},{KEY}"])
 def test_a_key_is_known_by_itself_or_by_its_hash_and_the_hash_is_who_asks(make_room, upstream, registered):
-    room = make_room(API_KEYS=registered)
-    assert ask(room).status_code == 200
-    assert room.daily(IDENTIFIER) == room.window(IDENTIFIER) == bill_of(upstream.ledger[0]) > 0
-    told(ask(room, key="0" * 64), 401)
+    service = make_room(API_KEYS=registered)
+    assert ask(service).status_code == 200
+    assert service.daily(IDENTIFIER) == service.window(IDENTIFIER) == bill_of(upstream.ledger[0]) > 0
+    told(ask(service, key="0" * 64), 401)
 
 
 @pytest.mark.parametrize("place", [0, 1, 31, 63])
 def test_all_of_a_hash_has_to_agree(make_room, place):
     other = "0" if IDENTIFIER[place] != "0" else "1"
-    room = make_room(API_KEYS=IDENTIFIER[:place] + other + IDENTIFIER[place + 1 :])
-    told(ask(room), 401)
+    service = make_room(API_KEYS=IDENTIFIER[:place] + other + IDENTIFIER[place + 1 :])
+    told(ask(service), 401)
 
 
 @pytest.mark.parametrize("key", [None, KEY, "schl\xfcssel"])
 def test_open_to_anyone_the_network_is_who_asks(make_room, upstream, key):
-    room = make_room(API_KEYS="*")
-    assert ask(room, key=key, headers={"X-Fingerprint": "not looked at!"}).status_code == 200
-    assert room.daily(f"ip:{NETWORK}") == bill_of(upstream.ledger[0])
-    assert [stored for stored in room.redis.keys("*") if IDENTIFIER in stored] == []
+    service = make_room(API_KEYS="*")
+    assert ask(service, key=key, headers={"X-Fingerprint": "not looked at!"}).status_code == 200
+    assert service.daily(f"ip:{NETWORK}") == bill_of(upstream.ledger[0])
+    assert [stored for stored in service.redis.keys("*") if IDENTIFIER in stored] == []
 
 
 def test_a_callers_key_goes_nowhere(make_room, upstream, caplog):
-    room = make_room()
+    service = make_room()
     with caplog.at_level(logging.DEBUG, "tollgate"):
-        assert ask(room).status_code == ask(room, stream=True, user="somebody").status_code == 200
-        told(ask(room, n=99), 422)
-        told(ask(room, key="sk-wrong-but-secret"), 401)
+        assert ask(service).status_code == ask(service, stream=True, user="somebody").status_code == 200
+        told(ask(service, n=99), 422)
+        told(ask(service, key="sk-wrong-but-secret"), 401)
     assert [entry.headers["Authorization"] for entry in upstream.ledger] == ["Bearer key-of-the-operator"] * 2
-    dump = " ".join(room.redis.keys("*")) + str(room.stored())
+    dump = " ".join(service.redis.keys("*")) + str(service.stored())
     lines = "\n".join(f"{record.getMessage()} {vars(record)}" for record in caplog.records)
     assert "identifier" in lines
     for secret in (KEY, "sk-wrong-but-secret", "key-of-the-operator"):
@@ -159,14 +159,14 @@ def test_a_callers_key_goes_nowhere(make_room, upstream, caplog):
 
 
 def test_the_counter_of_requests_is_the_keys_own(make_room):
-    room = make_room(API_KEYS=f"{KEY},other", CHAT_RATE_LIMIT="2 per minute")
-    assert [ask(room).status_code for _ in range(2)] == [200, 200]
-    error = told(refused := ask(room), 429)
+    service = make_room(API_KEYS=f"{KEY},other", CHAT_RATE_LIMIT="2 per minute")
+    assert [ask(service).status_code for _ in range(2)] == [200, 200]
+    error = told(refused := ask(service), 429)
     assert (error["code"], error["reason"], error["scope"]) == ("rate_limited", "rate_limit", "identifier")
     assert refused.headers["x-should-retry"] == "true"
     assert int(refused.headers["retry-after-ms"]) == 1_000 * int(refused.headers["Retry-After"]) <= 60_000
-    assert ask(room, key="other").status_code == 200
-    assert [ask(room, key="wrong").status_code for _ in range(3)] == [401, 401, 429]
+    assert ask(service, key="other").status_code == 200
+    assert [ask(service, key="wrong").status_code for _ in range(3)] == [401, 401, 429]
 
 
 # --- what passes
@@ -222,25 +222,25 @@ MESSAGES = [
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_cannot_multiply_the_cost_passes_as_it_was_sent(room, upstream, stream):
-    assert ask(room, messages=MESSAGES, **PASSES, stream=stream).status_code == 200
+def test_what_cannot_multiply_the_cost_passes_as_it_was_sent(service, upstream, stream):
+    assert ask(service, messages=MESSAGES, **PASSES, stream=stream).status_code == 200
     sent = dict(upstream.ledger[0].request)
     assert sent.pop("max_tokens") == 400
     if stream:
         assert (sent.pop("stream"), sent.pop("stream_options")) == (True, {"include_usage": True})
     assert sent == {"model": "gpt-4o", "messages": MESSAGES, **PASSES}
-    assert room.daily(IDENTIFIER) == bill_of(upstream.ledger[0])
+    assert service.daily(IDENTIFIER) == bill_of(upstream.ledger[0])
 
 
-def test_null_is_as_good_as_nothing(room, upstream):
+def test_null_is_as_good_as_nothing(service, upstream):
     nothing = dict.fromkeys([*PASSES, "n", "max_tokens", "max_completion_tokens", "stream", "stream_options"])
-    assert ask(room, **nothing).status_code == 200
+    assert ask(service, **nothing).status_code == 200
     assert set(upstream.ledger[0].request) == {"model", "messages", "max_tokens"}
 
 
-def test_every_digit_of_a_number_passes(room, upstream):
+def test_every_digit_of_a_number_passes(service, upstream):
     body = json.dumps(ASKED)[:-1] + ', "temperature": 0.1000000000000000055511151231257827}'
-    answer = room.client.post(
+    answer = service.client.post(
         ROUTE, data=body, content_type="application/json", headers={"Authorization": f"Bearer {KEY}"}
     )
     assert answer.status_code == 200
@@ -258,31 +258,31 @@ def test_every_digit_of_a_number_passes(room, upstream):
         ({"max_tokens": 10**9, "max_completion_tokens": None}, 400),
     ],
 )
-def test_the_maximum_is_cut_to_the_ceiling_and_reserved_as_told(room, upstream, asked, told_to_upstream):
-    answer = ask(room, **asked)
+def test_the_maximum_is_cut_to_the_ceiling_and_reserved_as_told(service, upstream, asked, told_to_upstream):
+    answer = ask(service, **asked)
     (entry,) = upstream.ledger
     assert {name: entry.request[name] for name in entry.request if "tokens" in name} == {"max_tokens": told_to_upstream}
     assert (reserved(answer) - told_to_upstream * 10_000) % 2_500 == 0
     assert reserved(answer) >= told_to_upstream * 10_000 + entry.input_tokens * 2_500
 
 
-def test_a_ceiling_that_is_changed_holds_at_once(room, upstream):
-    assert room.patch(llm_max_tokens=3).status_code == 200
-    assert ask(room, max_tokens=5).json["usage"]["completion_tokens"] == 3
+def test_a_ceiling_that_is_changed_holds_at_once(service, upstream):
+    assert service.patch(llm_max_tokens=3).status_code == 200
+    assert ask(service, max_tokens=5).json["usage"]["completion_tokens"] == 3
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_choices_are_priced(room, upstream, stream):
-    one, three = ask(room, max_tokens=30), ask(room, n=3, max_tokens=30, stream=stream)
+def test_choices_are_priced(service, upstream, stream):
+    one, three = ask(service, max_tokens=30), ask(service, n=3, max_tokens=30, stream=stream)
     assert reserved(three) - reserved(one) == 2 * 30 * 10_000
     assert upstream.ledger[1].request["n"] == 3
     assert upstream.ledger[1].generated_tokens == 60
-    assert room.daily(IDENTIFIER) == sum(map(bill_of, upstream.ledger))
+    assert service.daily(IDENTIFIER) == sum(map(bill_of, upstream.ledger))
 
 
 @pytest.mark.parametrize(("asked", "sent"), [("auto", "default"), ("default", "default"), (None, None)])
-def test_the_tier_is_the_one_whose_prices_hold(room, upstream, asked, sent):
-    assert ask(room, service_tier=asked).status_code == 200
+def test_the_tier_is_the_one_whose_prices_hold(service, upstream, asked, sent):
+    assert ask(service, service_tier=asked).status_code == 200
     assert upstream.ledger[0].request.get("service_tier") == sent
 
 
@@ -351,22 +351,22 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("fields", "place"), REFUSED)
-def test_what_is_unknown_or_not_bounded_is_a_422_that_names_the_field(room, upstream, fields, place):
-    error = told(ask(room, **fields), 422)
+def test_what_is_unknown_or_not_bounded_is_a_422_that_names_the_field(service, upstream, fields, place):
+    error = told(ask(service, **fields), 422)
     assert (error["param"], error["type"]) == (place, "invalid_request_error")
     assert error["reason"].startswith(f"{place}: ")
     assert upstream.ledger == []
-    assert room.stored() == {}
+    assert service.stored() == {}
 
 
-def test_a_model_that_is_not_offered_is_a_422(room, upstream):
-    error = told(ask(room, model="gpt-5"), 422)
+def test_a_model_that_is_not_offered_is_a_422(service, upstream):
+    error = told(ask(service, model="gpt-5"), 422)
     assert (error["param"], error["code"]) == ("model", "model_not_found")
     assert upstream.ledger == []
 
 
-def test_without_a_model_the_default_one_answers(room, upstream):
-    assert ask(room, body={"messages": ASKED["messages"]}).status_code == 200
+def test_without_a_model_the_default_one_answers(service, upstream):
+    assert ask(service, body={"messages": ASKED["messages"]}).status_code == 200
     assert upstream.ledger[0].request["model"] == "gpt-4o"
 
 
@@ -384,57 +384,57 @@ def test_without_a_model_the_default_one_answers(room, upstream):
         ("x" * 1_000_001, "application/json", 413),
     ],
 )
-def test_what_is_no_body_has_the_same_shape(room, upstream, data, content_type, status):
+def test_what_is_no_body_has_the_same_shape(service, upstream, data, content_type, status):
     headers = {"Authorization": f"Bearer {KEY}"}
-    error = told(room.client.post(ROUTE, data=data, content_type=content_type, headers=headers), status)
+    error = told(service.client.post(ROUTE, data=data, content_type=content_type, headers=headers), status)
     assert error["type"] == "invalid_request_error"
     assert error["param"] in {"body", "Content-Type"}
     assert upstream.ledger == []
 
 
-def test_flasks_own_errors_have_the_shape_too(room):
+def test_flasks_own_errors_have_the_shape_too(service):
     headers = {"Authorization": f"Bearer {KEY}"}
-    assert told(room.client.get("/v1/embeddings", headers=headers), 404)["code"] == "not_found"
-    assert told(room.client.get("/v1"), 404)["code"] == "not_found"
-    answer = room.client.get(ROUTE, headers=headers)
+    assert told(service.client.get("/v1/embeddings", headers=headers), 404)["code"] == "not_found"
+    assert told(service.client.get("/v1"), 404)["code"] == "not_found"
+    answer = service.client.get(ROUTE, headers=headers)
     assert told(answer, 405)["code"] == "method_not_allowed"
     assert "POST" in answer.headers["Allow"]
     # Elsewhere nothing changes.
-    assert room.client.get("/v10").mimetype == room.client.get("/x").mimetype == "application/problem+json"
+    assert service.client.get("/v10").mimetype == service.client.get("/x").mimetype == "application/problem+json"
 
 
-def test_a_bug_is_a_500_without_a_traceback_and_the_whole_reservation(room, monkeypatch):
+def test_a_bug_is_a_500_without_a_traceback_and_the_whole_reservation(service, monkeypatch):
     from flaskapp.llm.openai_compatible import OpenAICompatibleModel
 
     def fail(*_):
         raise RuntimeError("inner words")
 
     monkeypatch.setattr(OpenAICompatibleModel, "complete", fail)
-    answer = ask(room)
+    answer = ask(service)
     error = told(answer, 500)
     assert (error["type"], error["code"]) == ("server_error", "internal_error")
     assert answer.headers["x-should-retry"] == "false"
     assert "inner" not in answer.text
-    assert room.daily(IDENTIFIER) > 4_000_000
+    assert service.daily(IDENTIFIER) > 4_000_000
 
 
 # --- the input
 
 
-def test_an_input_that_is_too_long_is_refused_and_nothing_is_left_out(room, upstream):
+def test_an_input_that_is_too_long_is_refused_and_nothing_is_left_out(service, upstream):
     history = [{"role": "user", "content": "word " * 1_600}, {"role": "assistant", "content": "word " * 1_600}]
-    error = told(ask(room, messages=[*history, USER]), 422)
+    error = told(ask(service, messages=[*history, USER]), 422)
     assert (error["param"], error["code"]) == ("messages", "context_length_exceeded")
     assert upstream.ledger == []
-    assert ask(room, messages=[history[0], USER]).status_code == 200
+    assert ask(service, messages=[history[0], USER]).status_code == 200
     assert len(upstream.ledger[0].request["messages"]) == 2
 
 
 def test_an_image_of_a_model_without_a_bound_is_refused(make_room, upstream):
     prices = {"LLM_PRICE_INPUT_USD_PER_MTOK": "1", "LLM_PRICE_OUTPUT_USD_PER_MTOK": "2"}
-    room = make_room(LLM_MODEL="some-vision-model", **prices)
-    assert ask(room, model="some-vision-model").status_code == 200
-    error = told(ask(room, model="some-vision-model", messages=MESSAGES), 422)
+    service = make_room(LLM_MODEL="some-vision-model", **prices)
+    assert ask(service, model="some-vision-model").status_code == 200
+    error = told(ask(service, model="some-vision-model", messages=MESSAGES), 422)
     assert error["param"] == "messages"
     assert "image" in error["reason"]
     assert len(upstream.ledger) == 1
@@ -443,9 +443,9 @@ def test_an_image_of_a_model_without_a_bound_is_refused(make_room, upstream):
 # --- streams
 
 
-def test_chunks_pass_through_as_they_are_and_the_usage_only_if_it_was_asked_for(room, upstream):
+def test_chunks_pass_through_as_they_are_and_the_usage_only_if_it_was_asked_for(service, upstream):
     upstream.behave(words=("one ", "two "), usage="every", comments=True)
-    plain, with_usage = ask(room, stream=True), ask(room, stream=True, stream_options={"include_usage": True})
+    plain, with_usage = ask(service, stream=True), ask(service, stream=True, stream_options={"include_usage": True})
     assert (plain.status_code, plain.mimetype) == (200, "text/event-stream")
     *chunks, done = chunks_of(plain)
     assert done == "[DONE]"
@@ -471,29 +471,29 @@ def test_chunks_pass_through_as_they_are_and_the_usage_only_if_it_was_asked_for(
         "completion_tokens_details": {"reasoning_tokens": 0},
     }
     assert (last, done) == ({**envelope, "choices": []}, "[DONE]")
-    assert room.daily(IDENTIFIER) == sum(map(bill_of, upstream.ledger))
+    assert service.daily(IDENTIFIER) == sum(map(bill_of, upstream.ledger))
 
 
 @pytest.mark.parametrize("asked", [None, False])
 @pytest.mark.parametrize("usage", ["end", "twice", "with_finish", "every"])
-def test_it_is_counted_also_where_the_client_does_not_ask(room, upstream, usage, asked):
+def test_it_is_counted_also_where_the_client_does_not_ask(service, upstream, usage, asked):
     upstream.behave(usage=usage)
-    answer = ask(room, stream=True, stream_options={"include_usage": asked, "include_obfuscation": False})
+    answer = ask(service, stream=True, stream_options={"include_usage": asked, "include_obfuscation": False})
     chunks = chunks_of(answer)
     assert chunks[-1] == "[DONE]"
     assert [chunk for chunk in chunks[:-1] if "usage" in chunk or not chunk["choices"]] == []
     assert upstream.ledger[0].request["stream_options"] == {"include_usage": True, "include_obfuscation": False}
-    assert room.daily(IDENTIFIER) == bill_of(upstream.ledger[0])
+    assert service.daily(IDENTIFIER) == bill_of(upstream.ledger[0])
 
 
 @pytest.mark.parametrize("usage", ["none", "zero", "zero_output", "rubbish", "absurd"])
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_nobody_can_know_is_the_whole_reservation(room, upstream, usage, stream):
+def test_what_nobody_can_know_is_the_whole_reservation(service, upstream, usage, stream):
     upstream.behave(usage=usage)
     options = {"stream_options": {"include_usage": True}} if stream else {}
-    answer = ask(room, stream=stream, **options)
+    answer = ask(service, stream=stream, **options)
     assert answer.status_code == 200
-    assert room.daily(IDENTIFIER) == reserved(answer) > bill_of(upstream.ledger[0])
+    assert service.daily(IDENTIFIER) == reserved(answer) > bill_of(upstream.ledger[0])
     if stream:
         *_, last, done = chunks_of(answer)
         assert done == "[DONE]"
@@ -501,35 +501,35 @@ def test_what_nobody_can_know_is_the_whole_reservation(room, upstream, usage, st
         assert last["usage"]["completion_tokens"] == 400
 
 
-def test_reasoning_tools_and_choices_stream_through(room, upstream):
+def test_reasoning_tools_and_choices_stream_through(service, upstream):
     upstream.behave(tool_call=True)
-    chunks = chunks_of(ask(room, stream=True, tools=[TOOL], n=2))
+    chunks = chunks_of(ask(service, stream=True, tools=[TOOL], n=2))
     calls = [part for chunk in chunks[:-1] for part in chunk["choices"][0]["delta"].get("tool_calls", [])]
     assert [call["function"]["arguments"] for call in calls] == ["", "", '{"city"', '{"city"', ':"Oslo"}', ':"Oslo"}']
     assert [chunk["choices"][0]["index"] for chunk in chunks[:-1]] == [0, 1] * 5
     upstream.behave(reasoning_words=3, words=("x",))
-    deltas = [chunk["choices"][0]["delta"] for chunk in chunks_of(ask(room, stream=True))[:-1]]
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks_of(ask(service, stream=True))[:-1]]
     assert sum("reasoning_content" in delta for delta in deltas) == 3
-    assert room.daily(IDENTIFIER) == sum(map(bill_of, upstream.ledger))
+    assert service.daily(IDENTIFIER) == sum(map(bill_of, upstream.ledger))
 
 
 @pytest.mark.parametrize("how", ["cut", "rubbish", "error_event", "named_error", "not_an_object", "late_reset"])
-def test_a_stream_that_breaks_ends_with_an_error_and_no_mark(room, upstream, how):
+def test_a_stream_that_breaks_ends_with_an_error_and_no_mark(service, upstream, how):
     upstream.behave(words=("one ", "two "), ending=how)
-    answer = ask(room, stream=True)
+    answer = ask(service, stream=True)
     *chunks, last = chunks_of(answer)
     assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == "one two "
     error = last["error"]
     assert list(error)[:4] == ["message", "type", "param", "code"]
     assert (error["type"], error["code"]) == ("server_error", "upstream_error")
     assert error["request_id"] == answer.headers["X-Request-ID"]
-    assert nanousd(error["cost_usd"]) == reserved(answer) == room.daily(IDENTIFIER) >= bill_of(upstream.ledger[0])
+    assert nanousd(error["cost_usd"]) == reserved(answer) == service.daily(IDENTIFIER) >= bill_of(upstream.ledger[0])
     assert "overloaded" not in answer.text
 
 
-def test_more_than_was_asked_for_is_cut_with_an_end_that_says_so(room, upstream):
+def test_more_than_was_asked_for_is_cut_with_an_end_that_says_so(service, upstream):
     upstream.behave(ignore_max_tokens=True, pause_seconds=0.005)
-    answer = ask(room, stream=True, max_tokens=3, n=2, stream_options={"include_usage": True})
+    answer = ask(service, stream=True, max_tokens=3, n=2, stream_options={"include_usage": True})
     *_, first_end, second_end, usage, done = chunks_of(answer)
     ends = [end["choices"][0] for end in (first_end, second_end)]
     assert [(end["index"], end["finish_reason"], end["delta"]) for end in ends] == [
@@ -540,7 +540,7 @@ def test_more_than_was_asked_for_is_cut_with_an_end_that_says_so(room, upstream)
     assert (usage["choices"], done) == ([], "[DONE]")
     # It is heard to its end for its bill, and that is booked, and told.
     assert usage["usage"]["completion_tokens"] == upstream.ledger[0].generated_tokens == 40
-    assert room.daily(IDENTIFIER) == bill_of(upstream.ledger[0]) > reserved(answer)
+    assert service.daily(IDENTIFIER) == bill_of(upstream.ledger[0]) > reserved(answer)
 
 
 @pytest.fixture
@@ -556,61 +556,61 @@ def forget(monkeypatch):
 
 
 def test_slices_reserve_little_and_end_the_stream_cleanly_where_the_budget_ends(make_room, upstream, forget):
-    room = make_room(RESERVATION_POLICY="slices", DAILY_COST_LIMIT_USD="0.0010")
-    changed = room.patch(reservation_slice_tokens=10, reservation_cushion_tokens=20)
+    service = make_room(RESERVATION_POLICY="slices", DAILY_COST_LIMIT_USD="0.0010")
+    changed = service.patch(reservation_slice_tokens=10, reservation_cushion_tokens=20)
     assert changed.status_code == 200
     upstream.behave(words=tuple(f"word{number} " for number in range(300)), pause_seconds=0.002)
-    answer = ask(room, stream=True, stream_options={"include_usage": True})
+    answer = ask(service, stream=True, stream_options={"include_usage": True})
     input_nanousd = reserved(answer) - 30 * 10_000
     assert 0 < input_nanousd < 40 * 2_500
     *_, end, last, done = chunks_of(answer)
     assert (end["choices"][0]["finish_reason"], done) == ("length", "[DONE]")
     # What was generated nobody knows: told is what is booked for it, and not the maximum that was never granted.
     cost_nanousd = input_nanousd + last["usage"]["completion_tokens"] * 10_000
-    assert cost_nanousd <= room.daily(IDENTIFIER) < cost_nanousd + 10_000
-    assert room.daily(IDENTIFIER) <= 1_000_000
+    assert cost_nanousd <= service.daily(IDENTIFIER) < cost_nanousd + 10_000
+    assert service.daily(IDENTIFIER) <= 1_000_000
     wait_until(upstream.ledger[0].over.is_set, 5, "the upstream has noticed")
-    assert bill_of(upstream.ledger[0]) <= room.daily(IDENTIFIER)
+    assert bill_of(upstream.ledger[0]) <= service.daily(IDENTIFIER)
     # What is not streamed cannot be extended on its way: all of it, or nothing.
-    assert told(ask(room), 429)["can_never_fit"] is True
+    assert told(ask(service), 429)["can_never_fit"] is True
 
 
 def test_under_slices_an_answer_may_begin_on_the_last_of_a_budget(make_room, upstream, forget):
-    room = make_room(RESERVATION_POLICY="slices")
-    room.patch(reservation_slice_tokens=40, reservation_cushion_tokens=8)
+    service = make_room(RESERVATION_POLICY="slices")
+    service.patch(reservation_slice_tokens=40, reservation_cushion_tokens=8)
     upstream.behave(words=tuple(f"word{number} " for number in range(300)), pause_seconds=0.005)
     # An eighth of a slice, and a quarter, which is more than the cushion: so many tokens will do.
     least = 5 + 10
 
     def ask_with_room_for(tokens):
-        spent_nanousd = room.daily(IDENTIFIER)
+        spent_nanousd = service.daily(IDENTIFIER)
         left_nanousd = input_nanousd + tokens * 10_000
-        changed = room.patch(daily_cost_limit_usd=(spent_nanousd + left_nanousd) / 10**9, throttle_when_busy=False)
+        changed = service.patch(daily_cost_limit_usd=(spent_nanousd + left_nanousd) / 10**9, throttle_when_busy=False)
         assert changed.status_code == 200
         forget()
-        return ask(room, stream=True), spent_nanousd + left_nanousd
+        return ask(service, stream=True), spent_nanousd + left_nanousd
 
-    input_nanousd = reserved(ask(room, stream=True, max_tokens=60)) - 48 * 10_000
+    input_nanousd = reserved(ask(service, stream=True, max_tokens=60)) - 48 * 10_000
     answer, limit_nanousd = ask_with_room_for(least)
     assert reserved(answer) == input_nanousd + least * 10_000
     *_, end, done = chunks_of(answer)
     assert (end["choices"][0]["finish_reason"], done) == ("length", "[DONE]")
-    assert room.daily(IDENTIFIER) <= limit_nanousd
+    assert service.daily(IDENTIFIER) <= limit_nanousd
     refused, _ = ask_with_room_for(least - 1)
     assert told(refused, 429)["reason"] == "daily_limit"
 
 
 def test_each_choice_has_a_slice_and_a_cushion_of_its_own(make_room, forget):
-    room = make_room(RESERVATION_POLICY="slices")
-    assert room.patch(reservation_slice_tokens=10, reservation_cushion_tokens=20).status_code == 200
-    one = ask(room, stream=True)
+    service = make_room(RESERVATION_POLICY="slices")
+    assert service.patch(reservation_slice_tokens=10, reservation_cushion_tokens=20).status_code == 200
+    one = ask(service, stream=True)
     forget()
-    two = ask(room, stream=True, n=2)
+    two = ask(service, stream=True, n=2)
     assert reserved(two) - reserved(one) == 30 * 10_000
 
 
 def test_a_choice_that_has_ended_is_not_ended_again():
-    voice = CompletionVoice("r", "gpt-4o", 1, include_usage=False)
+    voice = CompletionStreamFormat("r", "gpt-4o", 1, include_usage=False)
     for index, reason in ((0, "stop"), (1, None), (2, None)):
         choice = {"index": index, "delta": {"content": "x"}, "finish_reason": reason}
         voice.piece(Piece("x", 1, 1, chunk={"id": "theirs", "choices": [choice]}))
@@ -620,19 +620,19 @@ def test_a_choice_that_has_ended_is_not_ended_again():
     assert [(choice["index"], choice["finish_reason"]) for (choice,) in choices] == [(1, "length"), (2, "length")]
 
 
-def test_a_client_that_leaves_is_settled(room, upstream):
+def test_a_client_that_leaves_is_settled(service, upstream):
     headers = {"Authorization": f"Bearer {KEY}"}
-    answer = room.client.post(ROUTE, json={**ASKED, "stream": True}, headers=headers)
+    answer = service.client.post(ROUTE, json={**ASKED, "stream": True}, headers=headers)
     answer.close()
-    assert room.daily(IDENTIFIER) == bill_of(upstream.ledger[0])
-    assert room.redis.keys("llm:open:*") == []
+    assert service.daily(IDENTIFIER) == bill_of(upstream.ledger[0])
+    assert service.redis.keys("llm:open:*") == []
 
 
 # --- whole answers
 
 
-def test_a_whole_answer_is_passed_on_as_it_is(room, upstream):
-    answer = ask(room)
+def test_a_whole_answer_is_passed_on_as_it_is(service, upstream):
+    answer = ask(service)
     (entry,) = upstream.ledger
     assert (answer.status_code, answer.mimetype) == (200, "application/json")
     assert "stream" not in entry.request
@@ -641,26 +641,26 @@ def test_a_whole_answer_is_passed_on_as_it_is(room, upstream):
     assert (body["id"], body["x_extra"]) == ("chatcmpl-upstream", 0.1)
     assert body["choices"][0]["message"] == {"role": "assistant", "content": "".join(WORDS)}
     assert body["usage"]["completion_tokens"] == entry.generated_tokens == 20
-    assert room.daily(IDENTIFIER) == bill_of(entry)
-    assert room.redis.keys("llm:open:*") == []
+    assert service.daily(IDENTIFIER) == bill_of(entry)
+    assert service.redis.keys("llm:open:*") == []
 
 
 @pytest.mark.parametrize(("words", "booked_tokens"), [(20, 20), (29, 29), (90, 90)])
-def test_a_whole_answer_above_its_maximum_is_booked_as_it_is_seen_to_be(room, upstream, words, booked_tokens):
+def test_a_whole_answer_above_its_maximum_is_booked_as_it_is_seen_to_be(service, upstream, words, booked_tokens):
     upstream.behave(words=(" tok",) * words, usage="none", ignore_max_tokens=True)
-    answer = ask(room, max_tokens=20)
+    answer = ask(service, max_tokens=20)
     (entry,) = upstream.ledger
     assert entry.generated_tokens == words
-    booked = room.daily(IDENTIFIER)
+    booked = service.daily(IDENTIFIER)
     assert booked == reserved(answer) + (booked_tokens - 20) * 10_000 >= bill_of(entry)
 
 
-def test_a_whole_answer_calls_tools(room, upstream):
+def test_a_whole_answer_calls_tools(service, upstream):
     upstream.behave(tool_call=True)
-    (choice,) = ask(room, tools=[TOOL]).json["choices"]
+    (choice,) = ask(service, tools=[TOOL]).json["choices"]
     assert choice["finish_reason"] == "tool_calls"
     assert choice["message"]["tool_calls"][0]["function"] == {"name": "weather", "arguments": '{"city":"Oslo"}'}
-    assert room.daily(IDENTIFIER) == bill_of(upstream.ledger[0])
+    assert service.daily(IDENTIFIER) == bill_of(upstream.ledger[0])
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -668,15 +668,15 @@ def test_a_whole_answer_calls_tools(room, upstream):
     ("status", "retry"),
     [(400, "false"), (401, "false"), (404, "false"), (302, "false"), (429, "true"), (500, "true"), (503, "true")],
 )
-def test_a_refusal_of_the_upstream_is_a_502_that_costs_nothing(room, upstream, status, retry, stream):
+def test_a_refusal_of_the_upstream_is_a_502_that_costs_nothing(service, upstream, status, retry, stream):
     upstream.behave(status=status, body='{"error": {"message": "words of the upstream"}}')
-    answer = ask(room, stream=stream)
+    answer = ask(service, stream=stream)
     error = told(answer, 502)
     assert (error["code"], error["cost_usd"]) == ("upstream_error", "0.000000000")
     assert (error["reason"], error["upstream_status"]) == ("not_taken", status)
     assert answer.headers["x-should-retry"] == retry
     assert "words of" not in answer.text
-    assert room.daily(IDENTIFIER) == 0
+    assert service.daily(IDENTIFIER) == 0
     assert len(upstream.ledger) == 1
 
 
@@ -693,57 +693,57 @@ def test_a_refusal_of_the_upstream_is_a_502_that_costs_nothing(room, upstream, s
     ],
     ids=str,
 )
-def test_a_whole_answer_that_breaks_is_a_502_and_the_whole_reservation(room, upstream, script):
+def test_a_whole_answer_that_breaks_is_a_502_and_the_whole_reservation(service, upstream, script):
     upstream.behave(**script)
-    answer = ask(room)
+    answer = ask(service)
     error = told(answer, 502)
-    assert nanousd(error["cost_usd"]) == reserved(answer) == room.daily(IDENTIFIER) > 4_000_000
+    assert nanousd(error["cost_usd"]) == reserved(answer) == service.daily(IDENTIFIER) > 4_000_000
     assert (error["reason"], answer.headers["x-should-retry"]) == ("broken", "false")
     assert len(upstream.ledger) == 1
 
 
 @pytest.mark.parametrize("script", [{"before_headers": "stall"}, {"before_headers": "trickle"}, {"ending": "stall"}])
 def test_an_answer_past_the_deadline_is_a_504_and_the_whole_reservation(make_room, upstream, script):
-    room = make_room(STREAM_DEADLINE_SECONDS="1")
+    service = make_room(STREAM_DEADLINE_SECONDS="1")
     upstream.behave(**script)
-    answer = ask(room)
+    answer = ask(service)
     error = told(answer, 504)
-    assert nanousd(error["cost_usd"]) == reserved(answer) == room.daily(IDENTIFIER)
+    assert nanousd(error["cost_usd"]) == reserved(answer) == service.daily(IDENTIFIER)
     assert (error["reason"], answer.headers["x-should-retry"]) == ("timeout", "false")
     assert upstream.ledger[0].over.wait(2)
 
 
-def test_a_server_that_stops_ends_whole_answers_too(room, upstream):
+def test_a_server_that_stops_ends_whole_answers_too(service, upstream):
     upstream.behave(before_headers="stall")
     answers = []
-    thread = threading.Thread(target=lambda: answers.append(ask(room)))
+    thread = threading.Thread(target=lambda: answers.append(ask(service)))
     thread.start()
     wait_until(lambda: len(upstream.ledger) == 1, 5, "the upstream was asked")
-    room.tollgate.stopping.begin()
+    service.tollgate.stopping.begin()
     thread.join()
     (answer,) = answers
     error = told(answer, 502)
-    assert nanousd(error["cost_usd"]) == reserved(answer) == room.daily(IDENTIFIER)
+    assert nanousd(error["cost_usd"]) == reserved(answer) == service.daily(IDENTIFIER)
     assert (error["reason"], answer.headers["x-should-retry"]) == ("broken", "false")
     # From then on nothing is asked any more, and another server may be tried.
-    later = ask(room)
+    later = ask(service)
     assert told(later, 502)["cost_usd"] == "0.000000000"
     assert later.headers["x-should-retry"] == "true"
     assert len(upstream.ledger) == 1
 
 
-def test_an_overrun_is_booked_as_it_is(room, upstream):
+def test_an_overrun_is_booked_as_it_is(service, upstream):
     upstream.behave(ignore_max_tokens=True)
-    answer = ask(room, max_tokens=2)
-    assert room.daily(IDENTIFIER) == bill_of(upstream.ledger[0]) > reserved(answer)
+    answer = ask(service, max_tokens=2)
+    assert service.daily(IDENTIFIER) == bill_of(upstream.ledger[0]) > reserved(answer)
 
 
 # --- the guard
 
 
-def test_an_admitted_answer_has_the_headers_of_the_contract(room):
+def test_an_admitted_answer_has_the_headers_of_the_contract(service):
     for stream in (False, True):
-        headers = ask(room, stream=stream, headers={"X-Request-ID": "mine"}).headers
+        headers = ask(service, stream=stream, headers={"X-Request-ID": "mine"}).headers
         assert headers["X-Throttle-Backend"] == "atomic"
         assert headers["X-Request-ID"] != "mine"
         assert headers["Server-Timing"].startswith("throttle;dur=")
@@ -757,20 +757,20 @@ def test_an_admitted_answer_has_the_headers_of_the_contract(room):
 @pytest.mark.parametrize("stream", [False, True])
 def test_every_backend_stands_in_front_of_it(make_room, upstream, backend, stream):
     if backend == "off":
-        room = make_room(ENABLE_COST_THROTTLING="false")
+        service = make_room(ENABLE_COST_THROTTLING="false")
     else:
-        room = make_room(THROTTLE_BACKEND=backend, WEB_CONCURRENCY="1")
-    answer = ask(room, stream=stream)
+        service = make_room(THROTTLE_BACKEND=backend, WEB_CONCURRENCY="1")
+    answer = ask(service, stream=stream)
     assert (answer.status_code, answer.headers["X-Throttle-Backend"]) == (200, backend)
     assert ("X-Cost-Reserved-USD" in answer.headers) == (backend != "off")
     if backend == "legacy":
-        assert room.daily(IDENTIFIER) == bill_of(upstream.ledger[0])
+        assert service.daily(IDENTIFIER) == bill_of(upstream.ledger[0])
 
 
 def test_while_redis_is_away_the_emergency_budget_pays_or_it_is_closed(make_room, upstream):
-    room = make_room(REDIS_URL="redis://127.0.0.1:1/0", FAIL_OPEN_BUDGET_USD="0.004")
-    assert ask(room, max_tokens=100).headers["X-Throttle-Backend"] == "emergency"
-    refused = ask(room)
+    service = make_room(REDIS_URL="redis://127.0.0.1:1/0", FAIL_OPEN_BUDGET_USD="0.004")
+    assert ask(service, max_tokens=100).headers["X-Throttle-Backend"] == "emergency"
+    refused = ask(service)
     error = told(refused, 503)
     assert (error["code"], error["type"]) == ("throttle_unavailable", "server_error")
     assert refused.headers["x-should-retry"] == "true"
@@ -780,10 +780,10 @@ def test_while_redis_is_away_the_emergency_budget_pays_or_it_is_closed(make_room
 
 
 def test_a_window_that_is_spent_says_whether_to_wait(make_room, upstream):
-    room = make_room(HIGH_COST_THRESHOLD_USD="0.0045", THROTTLE_WHEN_BUSY="false")
+    service = make_room(HIGH_COST_THRESHOLD_USD="0.0045", THROTTLE_WHEN_BUSY="false")
     upstream.behave(usage="none")
-    assert ask(room).status_code == 200
-    refused = ask(room)
+    assert ask(service).status_code == 200
+    refused = ask(service)
     error = told(refused, 429)
     assert (error["type"], error["code"]) == ("rate_limit_error", "cost_throttled")
     assert (error["reason"], error["scope"]) == ("window_limit", "identifier")
@@ -797,26 +797,26 @@ def test_a_window_that_is_spent_says_whether_to_wait(make_room, upstream):
 
 
 def test_what_never_fits_and_a_spent_day_are_not_tried_again(make_room, upstream):
-    room = make_room(DAILY_COST_LIMIT_USD="0.0045")
-    never = ask(room, n=2)
+    service = make_room(DAILY_COST_LIMIT_USD="0.0045")
+    never = ask(service, n=2)
     error = told(never, 429)
     assert (error["reason"], error["can_never_fit"]) == ("daily_limit", True)
     assert (never.headers["x-should-retry"], "Retry-After" in never.headers) == ("false", False)
-    room.redis.delete(f"llm:throttle:{IDENTIFIER}")
+    service.redis.delete(f"llm:throttle:{IDENTIFIER}")
     upstream.behave(usage="none")
-    assert ask(room).status_code == 200
-    spent = ask(room)
+    assert ask(service).status_code == 200
+    spent = ask(service)
     assert told(spent, 429)["message"].startswith("Daily usage limit reached")
     assert spent.headers["x-should-retry"] == "false"
 
 
 def test_a_key_of_idempotency_is_answered_once_and_belongs_to_its_caller_and_route(make_room, upstream):
-    room = make_room(API_KEYS=f"{KEY},other")
+    service = make_room(API_KEYS=f"{KEY},other")
     once = {"Idempotency-Key": "once"}
-    first = ask(room, headers=once)
+    first = ask(service, headers=once)
     assert first.status_code == 200
     for stream in (False, True):
-        again = ask(room, headers=once, **({"stream": True} if stream else {}))
+        again = ask(service, headers=once, **({"stream": True} if stream else {}))
         error = told(again, 409)
         assert (error["code"], error["reason"]) == ("duplicate_request", "other_body" if stream else "settled")
         assert error["first_request_id"] == first.headers["X-Request-ID"]
@@ -824,19 +824,19 @@ def test_a_key_of_idempotency_is_answered_once_and_belongs_to_its_caller_and_rou
         assert again.headers["x-should-retry"] == "false"
         assert "Server-Timing" in again.headers
     assert len(upstream.ledger) == 1
-    assert ask(room, headers=once, key="other").status_code == 200
-    assert room.chat(IDENTIFIER, headers=once).status_code == 200
+    assert ask(service, headers=once, key="other").status_code == 200
+    assert service.chat(IDENTIFIER, headers=once).status_code == 200
     # One that was released is free again.
     upstream.behave(status=500)
-    assert [ask(room, headers={"Idempotency-Key": "two"}).status_code for _ in range(2)] == [502, 502]
-    assert told(ask(room, headers={"Idempotency-Key": "ü"}), 400)["param"] == "Idempotency-Key"
+    assert [ask(service, headers={"Idempotency-Key": "two"}).status_code for _ in range(2)] == [502, 502]
+    assert told(ask(service, headers={"Idempotency-Key": "ü"}), 400)["param"] == "Idempotency-Key"
 
 
 def test_the_words_of_the_log_are_those_of_the_chat(make_room, caplog):
-    room = make_room(HIGH_COST_THRESHOLD_USD="0.0045")
+    service = make_room(HIGH_COST_THRESHOLD_USD="0.0045")
     with caplog.at_level(logging.INFO, "tollgate"):
-        ask(room, stream=True)
-        told(ask(room, n=2), 429)
+        ask(service, stream=True)
+        told(ask(service, n=2), 429)
     messages = [record.getMessage() for record in caplog.records]
     called, recorded = "Cost throttling check called", "Cost recorded for stable_identifier"
     assert [line for line in messages if line in {called, recorded}] == [called, recorded, called]
@@ -881,30 +881,30 @@ def test_the_builtin_model_streams(builtin):
 
 
 def test_the_builtin_model_has_a_deadline_too(make_app):
-    room = make_app(API_KEYS=KEY, **PLENTY, STREAM_DEADLINE_SECONDS="1", DEMO_TOKENS_PER_SECOND="20")
-    answer = ask(room)
+    service = make_app(API_KEYS=KEY, **PLENTY, STREAM_DEADLINE_SECONDS="1", DEMO_TOKENS_PER_SECOND="20")
+    answer = ask(service)
     assert told(answer, 504)["reason"] == "timeout"
-    assert room.daily(IDENTIFIER) == reserved(answer)
+    assert service.daily(IDENTIFIER) == reserved(answer)
 
 
 # --- models
 
 
 def test_the_offered_models_are_listed(make_room):
-    room = make_room(LLM_MODELS="gpt-4o,gpt-4o-mini")
+    service = make_room(LLM_MODELS="gpt-4o,gpt-4o-mini")
     headers = {"Authorization": f"Bearer {KEY}"}
-    listed = room.client.get("/v1/models", headers=headers).json
+    listed = service.client.get("/v1/models", headers=headers).json
     assert listed["object"] == "list"
     assert [card["id"] for card in listed["data"]] == ["gpt-4o", "gpt-4o-mini"]
-    assert room.client.get("/v1/models/gpt-4o", headers=headers).json == listed["data"][0]
-    assert told(room.client.get("/v1/models/gpt-5", headers=headers), 404)["code"] == "model_not_found"
+    assert service.client.get("/v1/models/gpt-4o", headers=headers).json == listed["data"][0]
+    assert told(service.client.get("/v1/models/gpt-5", headers=headers), 404)["code"] == "model_not_found"
 
 
-def test_a_price_of_the_reservation_covers_cached_input(room, upstream):
+def test_a_price_of_the_reservation_covers_cached_input(service, upstream):
     upstream.behave(cached_tokens=4)
-    ask(room)
+    ask(service)
     entry = upstream.ledger[0]
-    assert room.daily(IDENTIFIER) == bill_of(entry) - 4 * Decimal(1_250)
+    assert service.daily(IDENTIFIER) == bill_of(entry) - 4 * Decimal(1_250)
 
 
 # --- what an upstream should not say
@@ -927,59 +927,59 @@ def no_answer(name, part):
 
 
 @pytest.mark.parametrize("name", [*NO_ANSWERS, "odd_finish_reason"])
-def test_what_is_no_json_or_no_answer_is_the_upstreams_error_and_booked_whole(room, upstream, name):
+def test_what_is_no_json_or_no_answer_is_the_upstreams_error_and_booked_whole(service, upstream, name):
     upstream.behave(raw=no_answer(name, "message"))
-    whole = told(ask(room, max_tokens=100), 502)
+    whole = told(ask(service, max_tokens=100), 502)
     assert whole["code"] == "upstream_error"
     upstream.behave(raw=no_answer(name, "delta"))
-    last = chunks_of(ask(room, max_tokens=100, stream=True))[-1]
+    last = chunks_of(ask(service, max_tokens=100, stream=True))[-1]
     assert last["error"]["code"] == "upstream_error"
     assert last["error"]["cost_usd"] == whole["cost_usd"]
     assert Decimal(whole["cost_usd"]) >= Decimal("0.001")
 
 
 @pytest.mark.parametrize("raw", ['{"choices":[[1]]}', '{"choices":[{"message":[1]}]}'])
-def test_choices_that_are_none_are_no_answer(room, upstream, raw):
+def test_choices_that_are_none_are_no_answer(service, upstream, raw):
     upstream.behave(raw=raw)
-    assert told(ask(room), 502)["code"] == "upstream_error"
+    assert told(ask(service), 502)["code"] == "upstream_error"
 
 
 # --- small things that have to be true
 
 
 @pytest.mark.parametrize("path", ["/v1//chat/completions", "/v1/chat//completions", "/v1//models"])
-def test_a_path_with_two_slashes_is_none_of_ours(room, path):
-    error = told(room.client.open(path, method="GET" if "models" in path else "POST", json=ASKED), 404)
+def test_a_path_with_two_slashes_is_none_of_ours(service, path):
+    error = told(service.client.open(path, method="GET" if "models" in path else "POST", json=ASKED), 404)
     assert error["code"] == "not_found"
 
 
 @pytest.mark.parametrize("path", ["/api//v1/chat/stream", "//v1/chat/completions"])
-def test_elsewhere_too(room, path):
-    answer = room.client.post("http://localhost" + path, json={"query": "hi"})
+def test_elsewhere_too(service, path):
+    answer = service.client.post("http://localhost" + path, json={"query": "hi"})
     assert (answer.status_code, answer.mimetype) == (404, "application/problem+json")
 
 
 def test_how_many_keys_look_like_a_digest_is_told_once_at_the_start_and_not_which(make_room, caplog):
     raw = "0123456789abcdef" * 4
-    room = make_room(API_KEYS=f"{KEY},{raw},{IDENTIFIER}")
+    service = make_room(API_KEYS=f"{KEY},{raw},{IDENTIFIER}")
     for _ in range(3):
-        ask(room)
+        ask(service)
     (record,) = [record for record in caplog.records if "taken as the SHA-256" in record.message]
     assert (record.levelname, record.fields) == ("WARNING", {"keys": 2})
     # And no digest opens anything, which is why such a key is not both.
-    told(ask(room, key=IDENTIFIER), 401)
-    told(ask(room, key=raw), 401)
+    told(ask(service, key=IDENTIFIER), 401)
+    told(ask(service, key=raw), 401)
 
 
-def test_of_keys_that_look_like_keys_nothing_is_told(room, caplog):
-    ask(room)
+def test_of_keys_that_look_like_keys_nothing_is_told(service, caplog):
+    ask(service)
     assert [record for record in caplog.records if "taken as the SHA-256" in record.message] == []
 
 
-def test_a_key_whose_first_try_broke_off_is_not_told_that_it_was_answered(room, upstream):
+def test_a_key_whose_first_try_broke_off_is_not_told_that_it_was_answered(service, upstream):
     upstream.behave(ending="cut")
-    told(ask(room, headers={"Idempotency-Key": "broken"}), 502)
-    error = told(ask(room, headers={"Idempotency-Key": "broken"}), 409)
+    told(ask(service, headers={"Idempotency-Key": "broken"}), 502)
+    error = told(ask(service, headers={"Idempotency-Key": "broken"}), 409)
     assert "was charged; it is not sent again" in error["message"]
     assert "answered" not in error["message"]
     assert Decimal(error["cost_usd"]) > 0

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.conformance import ROOMY, ManualClock
+from backends.conformance.behaviour import ROOMY, ManualClock
 from backends.contract import Reservation
 from backends.keys import bucket_seconds_of
 from flaskapp.http.headers import rate_limit_headers
@@ -48,12 +48,12 @@ def test_the_parser_of_this_test_takes_no_nonsense():
 
 @pytest.mark.parametrize("backend", ["atomic", "legacy"])
 def test_every_number_is_what_redis_holds_at_the_reservation(make_app, backend):
-    room = make_app(THROTTLE_BACKEND=backend, DEMO_TOKENS_PER_SECOND="20", DAILY_COST_LIMIT_USD="0.123456789")
-    room.chat(max_tokens=3)
-    under_way = room.open_chat(max_tokens=50)
-    window, day = room.window(), room.daily()
-    made_at_us = int(room.redis.get(f"llm:reservation:{under_way.headers['X-Request-ID']}").split()[2])
-    oldest = min(int(start) for start in room.redis.zrange("llm:cost:recent:hash456", 0, -1))
+    service = make_app(THROTTLE_BACKEND=backend, DEMO_TOKENS_PER_SECOND="20", DAILY_COST_LIMIT_USD="0.123456789")
+    service.chat(max_tokens=3)
+    under_way = service.open_chat(max_tokens=50)
+    window, day = service.window(), service.daily()
+    made_at_us = int(service.redis.get(f"llm:reservation:{under_way.headers['X-Request-ID']}").split()[2])
+    oldest = min(int(start) for start in service.redis.zrange("llm:cost:recent:hash456", 0, -1))
     assert parsed(under_way.headers["RateLimit-Policy"]) == {
         "window": {"q": 20_000, "w": 600, "qu": "tollgate-microusd"},
         "day": {"q": 123_456, "w": DAY, "qu": "tollgate-microusd"},
@@ -71,9 +71,9 @@ def test_every_number_is_what_redis_holds_at_the_reservation(make_app, backend):
 
 def test_what_is_left_is_told_after_each_answer_until_nothing_fits(make_app):
     clock = ManualClock()
-    room = make_app(clock=clock, THROTTLE_BACKEND="legacy", HIGH_COST_THRESHOLD_USD="0.009999999")
+    service = make_app(clock=clock, THROTTLE_BACKEND="legacy", HIGH_COST_THRESHOLD_USD="0.009999999")
     left, booked = [], 0
-    while (answer := room.open_chat()).status_code == 200:
+    while (answer := service.open_chat()).status_code == 200:
         with_this_one = booked + nanousd(answer.headers["X-Cost-Reserved-USD"])
         told = parsed(answer.headers["RateLimit"])
         assert told["window"]["r"] == (9_999_999 - with_this_one) // 1_000
@@ -106,22 +106,22 @@ def test_who_comes_back_when_told_is_admitted_and_a_second_earlier_is_not(
     make_app, backend, seconds_early, setting, reason
 ):
     clock = ManualClock()
-    room = make_app(clock=clock, THROTTLE_BACKEND=backend, CHAT_RATE_LIMIT="1000 per minute", **{setting: "0.005"})
-    admitted = room.chat()
+    service = make_app(clock=clock, THROTTLE_BACKEND=backend, CHAT_RATE_LIMIT="1000 per minute", **{setting: "0.005"})
+    admitted = service.chat()
     clock.us += 123_400_000
-    refused = room.chat()
+    refused = service.chat()
     assert (refused.status_code, refused.json["reason"]) == (429, reason)
     retry_after_seconds = int(refused.headers["Retry-After"])
     if setting == "HIGH_COST_THRESHOLD_USD":
         # Never earlier than the `t` that was told before: here they are the same moment.
         assert retry_after_seconds == parsed(admitted.headers["RateLimit"])["window"]["t"] - 123
     clock.us += (retry_after_seconds - seconds_early) * US
-    assert room.chat().status_code == (429 if seconds_early else 200)
+    assert service.chat().status_code == (429 if seconds_early else 200)
 
 
 def test_without_a_reservation_nothing_is_told(make_app):
-    room = make_app(ENABLE_COST_THROTTLING="false")
-    headers = room.chat(max_tokens=1).headers
+    service = make_app(ENABLE_COST_THROTTLING="false")
+    headers = service.chat(max_tokens=1).headers
     assert headers["X-Throttle-Backend"] == "off"
     assert {"RateLimit", "RateLimit-Policy", "X-Cost-Reserved-USD"}.isdisjoint(headers.keys())
 
@@ -139,7 +139,7 @@ def test_any_amounts_make_fields_that_can_be_parsed(window, day, spent, made_at_
         *("r", "who", NETWORK, 1, "0" * 16),
         made_at_us=made_at_us,
         window_seconds=window_seconds,
-        open_seconds=120,
+        pending_seconds=120,
         backend="atomic",
         window_spent_nanousd=spent,
         day_spent_nanousd=spent,

@@ -6,7 +6,7 @@ import pytest
 
 from backends import open_backend
 from backends.clock import SystemClock
-from backends.conformance import COST, NETWORK, ROOMY, WHO, WINDOW_SECONDS, ask
+from backends.conformance.behaviour import COST, NETWORK, ROOMY, WHO, WINDOW_SECONDS, ask
 from backends.contract import Reservation
 from backends.store.link import Link
 from flaskapp.config import load_config

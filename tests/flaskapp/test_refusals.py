@@ -41,14 +41,14 @@ def members_of(answer):
 
 
 @pytest.fixture
-def room(make_app):
+def service(make_app):
     return make_app()
 
 
-def test_a_cost_refusal(room):
-    room.patch(high_cost_threshold_usd="0.005")
-    room.chat()
-    refused = room.chat()
+def test_a_cost_refusal(service):
+    service.patch(high_cost_threshold_usd="0.005")
+    service.chat()
+    refused = service.chat()
     assert refused.status_code == 429
     assert members_of(refused) == []
     assert refused.json["error"] == "cost_throttled"
@@ -57,9 +57,9 @@ def test_a_cost_refusal(room):
     assert re.fullmatch(r"throttle;dur=\d+\.\d{3}", refused.headers["Server-Timing"])
 
 
-def test_one_that_can_never_fit_has_no_retry_after(room):
-    room.patch(high_cost_threshold_usd="0.001")
-    refused = room.chat()
+def test_one_that_can_never_fit_has_no_retry_after(service):
+    service.patch(high_cost_threshold_usd="0.001")
+    refused = service.chat()
     assert members_of(refused) == ["can_never_fit"]
     assert refused.json["can_never_fit"] is True
     assert refused.json["message"].startswith("High usage detected")
@@ -67,9 +67,9 @@ def test_one_that_can_never_fit_has_no_retry_after(room):
 
 
 def test_one_that_only_open_reservations_cause_says_so(make_app):
-    room = make_app(HIGH_COST_THRESHOLD_USD="0.005", DEMO_TOKENS_PER_SECOND="10")
-    under_way = room.open_chat()
-    refused = room.chat()
+    service = make_app(HIGH_COST_THRESHOLD_USD="0.005", DEMO_TOKENS_PER_SECOND="10")
+    under_way = service.open_chat()
+    refused = service.chat()
     assert members_of(refused) == ["in_flight"]
     assert refused.json["in_flight"] is True
     # The marker stands in the way for its whole life.
@@ -90,11 +90,11 @@ def test_one_that_only_open_reservations_cause_says_so(make_app):
         (Reason.GLOBAL_DAILY_LIMIT, Reason.GLOBAL_DAILY_LIMIT, "This service has reached its usage limit for today."),
     ],
 )
-def test_the_message_tells_which_limit_it_was(room, reason, cause, words):
+def test_the_message_tells_which_limit_it_was(service, reason, cause, words):
     refusal = Refusal(
         reason, cause, Scope.NETWORK, 100, in_flight=False, can_never_fit=False, marker_seconds=0, limit_nanousd=None
     )
-    with room.app.test_request_context():
+    with service.app.test_request_context():
         answer = cost_refused(refusal)
     assert answer.json["message"].startswith(words)
     assert (answer.json["reason"], answer.json["scope"]) == (reason.value, "network")
@@ -104,7 +104,7 @@ def test_the_message_tells_which_limit_it_was(room, reason, cause, words):
     ("seconds", "words"),
     [(1, "1 second."), (119, "119 seconds."), (120, "2 minutes."), (121, "3 minutes."), (7_201, "3 hours.")],
 )
-def test_a_wait_is_told_in_words_that_are_never_too_short(room, seconds, words):
+def test_a_wait_is_told_in_words_that_are_never_too_short(service, seconds, words):
     cause = Reason.WINDOW_LIMIT
     refusal = Refusal(
         cause,
@@ -116,7 +116,7 @@ def test_a_wait_is_told_in_words_that_are_never_too_short(room, seconds, words):
         marker_seconds=30,
         limit_nanousd=1,
     )
-    with room.app.test_request_context():
+    with service.app.test_request_context():
         assert cost_refused(refusal).json["message"].endswith(f"in {words}")
 
 
@@ -136,28 +136,28 @@ def test_a_wait_is_told_in_words_that_are_never_too_short(room, seconds, words):
         ("GET", "/api/v1/auth/challenge", {"X-Fingerprint": "fp:a:b"}, 400, "invalid_request"),
     ],
 )
-def test_refusals_of_http_are_problems_too(room, method, path, headers, status, error):
-    answer = room.client.open(path, method=method, headers=headers)
+def test_refusals_of_http_are_problems_too(service, method, path, headers, status, error):
+    answer = service.client.open(path, method=method, headers=headers)
     assert (answer.status_code, answer.json["error"]) == (status, error)
     members_of(answer)
     assert (answer.headers.get("Allow") is not None) == (status == 405)
     assert (answer.headers.get("WWW-Authenticate") is not None) == (status == 401)
 
 
-def test_the_request_id_is_ours_and_never_the_callers(room):
+def test_the_request_id_is_ours_and_never_the_callers(service):
     mine = {"X-Request-ID": "mine", "X-Fingerprint": "hash456"}
-    first, second = (room.client.post(CHAT, json={"query": "x"}, headers=mine, buffered=True) for _ in range(2))
+    first, second = (service.client.post(CHAT, json={"query": "x"}, headers=mine, buffered=True) for _ in range(2))
     ids = {first.headers["X-Request-ID"], second.headers["X-Request-ID"]}
     assert len(ids) == 2
     assert all(re.fullmatch(r"[0-9a-f]{32}", each) for each in ids)
 
 
-def test_a_bug_of_ours_is_a_500_without_a_word_about_it(room, monkeypatch, caplog):
+def test_a_bug_of_ours_is_a_500_without_a_word_about_it(service, monkeypatch, caplog):
     def broken(*_):
         raise ValueError("secret")
 
-    monkeypatch.setattr(room.tollgate.guard, "reserve", broken)
-    answer = room.chat()
+    monkeypatch.setattr(service.tollgate.guard, "reserve", broken)
+    answer = service.chat()
     assert (answer.status_code, answer.json["error"]) == (500, "internal_error")
     members_of(answer)
     assert b"secret" not in answer.data

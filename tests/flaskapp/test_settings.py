@@ -137,10 +137,10 @@ def test_durations_are_whole_seconds_of_at_most_31_days(value):
 
 @pytest.mark.parametrize("text", ["1.0", "1e3", "+1", "-1", "", "९", "1_000", "9" * 5_000, "0x10"])
 def test_typed_whole_numbers_are_digits(text):
-    kind = Whole("what", maximum=10**9)
-    assert kind.read_text(" 42 ") == 42
+    value_type = Whole("what", maximum=10**9)
+    assert value_type.read_text(" 42 ") == 42
     with pytest.raises(ValueError):
-        kind.read_text(text)
+        value_type.read_text(text)
 
 
 @pytest.mark.parametrize("value", ["true", 1, 0, None, "on"])
@@ -199,9 +199,9 @@ def test_each_setting_is_described_and_has_a_usable_default():
     table = settings_table(120)
     assert len(table) == 20
     for name, row in table.items():
-        assert row.kind.description.endswith(".")
-        assert row.kind.read(row.default) == row.default
-        assert row.kind.read_text(row.kind.text(row.default)) == row.default
+        assert row.value_type.description.endswith(".")
+        assert row.value_type.read(row.default) == row.default
+        assert row.value_type.read_text(row.value_type.text(row.default)) == row.default
         assert row.variable == name.upper()
 
 
@@ -300,7 +300,7 @@ def test_no_text_in_redis_breaks_the_settings(text):
     raw_text = text if isinstance(text, bytes) else text.encode()
     now, _ = _effective(raw_text, Baseline(stream_deadline_seconds=120), settings_table(120))
     for name, row in settings_table(120).items():
-        assert row.kind.read(getattr(now.values, name)) == getattr(now.values, name)
+        assert row.value_type.read(getattr(now.values, name)) == getattr(now.values, name)
 
 
 # --- changes

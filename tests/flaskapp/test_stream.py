@@ -6,9 +6,9 @@ import pytest
 
 from backends.clock import SystemClock
 from backends.pricing.prices import PriceBook
-from flaskapp.answers.meter import Bill
-from flaskapp.answers.stream import HEARTBEAT, Stopping, Stream, Terms, ask_model
-from flaskapp.chat.events import ChatVoice
+from flaskapp.answers.meter import Meter
+from flaskapp.answers.stream import HEARTBEAT, Stopping, Stream, StreamContext, ask_model
+from flaskapp.chat.events import ChatStreamFormat
 from flaskapp.llm import Piece, UpstreamBroken, UpstreamNotTaken, Usage
 from tests.servers import nanousd, parse_events, wait_until
 
@@ -65,10 +65,10 @@ class Stage:
         self.answer = answer
         self.stopping = Stopping()
         self.clock = clock or SystemClock()
-        self.bill = Bill(None, None, PRICE, MOST, limits=lambda: None)
-        terms = Terms(self.clock, self.told.append, self.stopping, lambda: drain_seconds)
+        self.meter = Meter(None, None, PRICE, MOST, limits=lambda: None)
+        terms = StreamContext(self.clock, self.told.append, self.stopping, lambda: drain_seconds)
         ends = self.clock.monotonic_seconds() + 60
-        self.stream = Stream("rid", answer, self.bill, ChatVoice("rid"), terms, deadline_at_seconds=ends)
+        self.stream = Stream("rid", answer, self.meter, ChatStreamFormat("rid"), terms, deadline_at_seconds=ends)
         self.events = self.stream._events()
 
     def read(self):
@@ -88,18 +88,18 @@ WHOLE = PRICE.highest_cost_nanousd(77, 10)
 def test_thinking_that_is_not_shown_is_silence_to_the_client():
     clock = HandClock()
     stage = Stage(Answer(*[said("")] * 7, said("word"), usage=Usage(1, 8)), clock)
-    voice = stage.stream._voice
+    stream_format = stage.stream._format
 
     class Slow:
         """Each piece takes 0.4 seconds."""
 
-        heartbeat, complete = voice.heartbeat, voice.complete
+        heartbeat, complete = stream_format.heartbeat, stream_format.complete
 
         def piece(self, piece):
             clock.seconds += 0.4
-            return voice.piece(piece)
+            return stream_format.piece(piece)
 
-    stage.stream._voice = Slow()
+    stage.stream._format = Slow()
     sent = stage.read()
     assert sent[:2] == [HEARTBEAT] * 2
     assert [event["status"] for event in parse_events(b"".join(sent[2:]))] == ["streaming", "complete"]
@@ -118,7 +118,7 @@ def test_a_stop_gives_a_last_event_and_settles_also_where_nobody_reads():
     assert parse_events(next(stage.events)) == [{"status": "streaming", "chunk": "word"}]
     assert not stage.stopping.wait(0)
     stage.stopping.begin()
-    wait_until(lambda: stage.bill._cost_nanousd == WHOLE, 5, "the reader settles by itself")
+    wait_until(lambda: stage.meter._cost_nanousd == WHOLE, 5, "the reader settles by itself")
     (last,) = map(parse_events, stage.read())
     assert (last[0]["error"], nanousd(last[0]["cost_usd"])) == ("server_stopping", WHOLE)
     assert stage.stopping.wait(5)
@@ -138,7 +138,7 @@ def test_a_stop_ends_a_drain():
     next(stage.events)
     leaving = threading.Thread(target=stage.stream.close)
     leaving.start()
-    wait_until(lambda: stage.stream._pump._nobody_listens, 5, "it is read on")
+    wait_until(lambda: stage.stream._reader._nobody_listens, 5, "it is read on")
     stage.stopping.begin()
     leaving.join(5)
     assert not leaving.is_alive()
@@ -151,10 +151,12 @@ def test_what_begins_in_a_stop_ends_at_once():
     stage.stopping.begin()
     late = Stage.__new__(Stage)
     late.told = []
-    terms = Terms(SystemClock(), late.told.append, stage.stopping, lambda: 60)
-    bill = Bill(None, None, PRICE, MOST, limits=lambda: None)
+    terms = StreamContext(SystemClock(), late.told.append, stage.stopping, lambda: 60)
+    meter = Meter(None, None, PRICE, MOST, limits=lambda: None)
     deadline = SystemClock().monotonic_seconds() + 60
-    stream = Stream("rid", Answer(threading.Event()), bill, ChatVoice("rid"), terms, deadline_at_seconds=deadline)
+    stream = Stream(
+        "rid", Answer(threading.Event()), meter, ChatStreamFormat("rid"), terms, deadline_at_seconds=deadline
+    )
     (last,) = parse_events(b"".join(stream._events()))
     assert last["error"] == "server_stopping"
     stream.close()
@@ -165,7 +167,7 @@ def test_a_reader_that_waits_for_room_goes_on_when_the_client_leaves():
     stage = Stage(Answer(*[Piece("x", 0, 0)] * 200, usage=Usage(10, 5)))
     next(stage.events)
     stage.stream.close()
-    assert stage.bill.settle(None) == Usage(10, 5).cost_nanousd(PRICE)
+    assert stage.meter.settle(None) == Usage(10, 5).cost_nanousd(PRICE)
     assert stage.names() == [("client_left", True)]
 
 
@@ -190,7 +192,7 @@ def test_an_upstream_that_gives_more_than_its_maximum_is_heard_for_its_bill_and_
 
 
 def test_where_nothing_more_can_be_reserved_the_upstream_is_hung_up_on_at_once(monkeypatch):
-    monkeypatch.setattr(Bill, "take", lambda _, piece: piece.text != "second")
+    monkeypatch.setattr(Meter, "take", lambda _, piece: piece.text != "second")
     stage = Stage(Answer(said(), said("second"), threading.Event(), usage=Usage(70, 2)))
     *shown, last = parse_events(b"".join(stage.read()))
     assert [each["chunk"] for each in shown] == ["word", "second"]

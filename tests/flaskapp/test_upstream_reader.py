@@ -3,7 +3,7 @@ import threading
 import pytest
 
 from backends.clock import SystemClock
-from flaskapp.answers.upstream_reader import DeadlinePassed, Pump, Silence, Take
+from flaskapp.answers.upstream_reader import DeadlinePassed, Silence, Take, UpstreamReader
 from flaskapp.llm import UpstreamBroken, Usage
 from flaskapp.llm.builtin import BuiltinModel
 from flaskapp.llm.openai_compatible import OpenAICompatibleModel
@@ -65,7 +65,7 @@ def pump_of():
 
     def make(answer, *, clock=None, deadline_seconds=60.0, heartbeat_seconds=1.0, capacity=64, most_unread=None):
         clock = clock or SystemClock()
-        pump = Pump(
+        pump = UpstreamReader(
             answer,
             clock=clock,
             deadline_at_seconds=clock.monotonic_seconds() + deadline_seconds,
@@ -197,7 +197,7 @@ def test_close_frees_a_reader_that_waits_for_room(pump_of):
     answer = Answer(*["x"] * 100)
     pump = pump_of(answer, capacity=4)
     assert next(iter(pump)) == "x"
-    assert answer.sixth.wait(5)  # one taken, four in the queue, and one for which there is no room
+    assert answer.sixth.wait(5)  # one taken, four in the queue, and one for which there is no service
     pump.close()
     assert pump.is_over
     assert answer.handed_out == 6
@@ -281,7 +281,9 @@ def pumped(answer, verdicts):
         return verdicts.get(piece, Take.MORE)
 
     clock = SystemClock()
-    pump = Pump(answer, clock=clock, deadline_at_seconds=clock.monotonic_seconds() + 60, take=take, over=told.append)
+    pump = UpstreamReader(
+        answer, clock=clock, deadline_at_seconds=clock.monotonic_seconds() + 60, take=take, over=told.append
+    )
     heard = [piece for piece in pump if piece is not HEARTBEAT]
     assert pump.wait(5)
     return taken, heard, told
@@ -300,7 +302,7 @@ def test_it_tells_that_not_all_was_read_where_the_rest_broke_off():
     answer = Hung("a", UpstreamBroken("oh"))
     told = []
     clock = SystemClock()
-    pump = Pump(answer, clock=clock, deadline_at_seconds=clock.monotonic_seconds() + 60, over=told.append)
+    pump = UpstreamReader(answer, clock=clock, deadline_at_seconds=clock.monotonic_seconds() + 60, over=told.append)
     with pytest.raises(UpstreamBroken):
         list(pump)
     assert (pump.wait(5), told) == (True, [False])
@@ -310,7 +312,7 @@ def test_it_tells_that_not_all_was_read_where_it_was_closed():
     told = []
     clock = SystemClock()
     ends = clock.monotonic_seconds() + 60
-    pump = Pump(Answer("a", threading.Event()), clock=clock, deadline_at_seconds=ends, over=told.append)
+    pump = UpstreamReader(Answer("a", threading.Event()), clock=clock, deadline_at_seconds=ends, over=told.append)
     assert next(iter(pump)) == "a"
     pump.close()
     assert (pump.wait(5), told) == (True, [False])

@@ -20,7 +20,7 @@ def upstream():
 
 
 @pytest.fixture
-def room(make_app, upstream):
+def service(make_app, upstream):
     """With money for everybody, so that nothing is refused for that."""
     plenty = dict.fromkeys(("HIGH_COST_THRESHOLD_USD", "DAILY_COST_LIMIT_USD", "NETWORK_DAILY_COST_LIMIT_USD"), "100")
     plenty |= {"NETWORK_COST_LIMIT_USD": "0", "HOURLY_SPEND_LIMIT_USD": "100", "DAILY_SPEND_LIMIT_USD": "100"}
@@ -33,34 +33,34 @@ def room(make_app, upstream):
     )
 
 
-def reaching(room, upstream):
+def reaching(service, upstream):
     """The routes that reach the upstream, and of those the ones that had nothing reserved at that moment."""
     reached, unguarded = set(), set()
 
     def look():
         reached.add(rule.rule)
-        if not room.redis.keys("llm:open:*"):
+        if not service.redis.keys("llm:open:*"):
             unguarded.add(rule.rule)
 
     upstream.on_request = look
-    for rule in list(room.app.url_map.iter_rules()):
+    for rule in list(service.app.url_map.iter_rules()):
         path = rule.build(dict.fromkeys(rule.arguments, "gpt-4o"))[1]
         for method, body in itertools.product(sorted(rule.methods), BODIES):
             headers = {"Authorization": "Bearer house-key", "X-Fingerprint": "hash456"}
-            room.client.open(path, method=method, json=body, headers=headers, buffered=True).close()
+            service.client.open(path, method=method, json=body, headers=headers, buffered=True).close()
     return reached, unguarded
 
 
-def test_no_route_goes_round_the_guard(room, upstream):
-    reached, unguarded = reaching(room, upstream)
+def test_no_route_goes_round_the_guard(service, upstream):
+    reached, unguarded = reaching(service, upstream)
     assert reached == {CHAT, COMPLETIONS}
     assert unguarded == set()
 
 
-def test_a_route_that_goes_round_it_is_noticed(room, upstream):
+def test_a_route_that_goes_round_it_is_noticed(service, upstream):
     def planted():
         asked = ModelRequest("gpt-4o", ASKED["messages"], 5, 9, deadline_seconds=5)
-        return room.tollgate.model.complete(asked).body
+        return service.tollgate.model.complete(asked).body
 
-    room.app.add_url_rule("/planted", view_func=planted)
-    assert reaching(room, upstream)[1] == {"/planted"}
+    service.app.add_url_rule("/planted", view_func=planted)
+    assert reaching(service, upstream)[1] == {"/planted"}

@@ -202,9 +202,9 @@ def test_twenty_at_once_reach_the_upstream_as_often_as_they_are_paid_for(front, 
 
 
 def test_an_upstream_that_cannot_be_reached_is_a_502_that_costs_nothing(make_app):
-    room = make_app(LLM_BASE_URL=f"http://127.0.0.1:{free_port()}/v1")
-    answer = room.chat()
+    service = make_app(LLM_BASE_URL=f"http://127.0.0.1:{free_port()}/v1")
+    answer = service.chat()
     assert (answer.status_code, answer.json["error"], answer.json["cost_usd"]) == (502, "upstream_error", "0.000000000")
-    assert room.daily() == 0
+    assert service.daily() == 0
     assert json.loads(answer.data)["retry_after_seconds"] is None
     assert LITECOIN["query"] not in answer.text

@@ -24,18 +24,18 @@ RESERVE_KEYS = {
     "daily": f"llm:cost:daily:{WHO}:{DATE}",
     "network_recent": f"llm:network:recent:{NETWORK}",
     "network_daily": f"llm:network:daily:{NETWORK}:{DATE}",
-    "hourly_of_all": f"llm:global:hourly:{HOUR}",
-    "daily_of_all": f"llm:global:daily:{DATE}",
-    "open_identifier": f"llm:open:identifier:{WHO}",
-    "open_network": f"llm:open:network:{NETWORK}",
-    "open_of_all": "llm:open:global",
+    "global_hourly": f"llm:global:hourly:{HOUR}",
+    "global_daily": f"llm:global:daily:{DATE}",
+    "pending_identifier": f"llm:open:identifier:{WHO}",
+    "pending_network": f"llm:open:network:{NETWORK}",
+    "pending_global": "llm:open:global",
 }
 RESET = f"llm:reset:{WHO}"
 KEY, BODY, KEY_KEEP_S = "0123456789abcdef" * 2, "fedcba9876543210", 86_400
-RINGS = ("recent", "network_recent", "open_identifier", "open_network", "open_of_all")
-TOTALS = ("daily", "network_daily", "hourly_of_all", "daily_of_all")
+RINGS = ("recent", "network_recent", "pending_identifier", "pending_network", "pending_global")
+TOTALS = ("daily", "network_daily", "global_hourly", "global_daily")
 WHO_DIGEST, NETWORK_DIGEST = digest_of(WHO), digest_of(NETWORK)
-TERMS = hashlib.blake2b(b"anything", digest_size=6).hexdigest()
+REQUEST_DIGEST = hashlib.blake2b(b"anything", digest_size=6).hexdigest()
 
 
 def reserve_args(**changes):
@@ -44,7 +44,7 @@ def reserve_args(**changes):
         "deadline_us": NOW_US + 500_000,
         "hour": NOW_S // 3600,
         "cost": COST,
-        "terms": TERMS,
+        "request_digest": REQUEST_DIGEST,
         "window_s": 600,
         "window": ROOM,
         "day": ROOM,
@@ -65,7 +65,7 @@ def extend_args(to=2 * COST, **changes):
     args = {
         "now_us": NOW_US + US,
         "deadline_us": NOW_US + 2 * US,
-        "terms": TERMS,
+        "request_digest": REQUEST_DIGEST,
         "to": to,
         "at_least": to,
         "made_at_us": NOW_US,
@@ -87,7 +87,7 @@ def extend_args(to=2 * COST, **changes):
 def settle_args(actual=7, **changes):
     args = {
         "now_us": NOW_US + US,
-        "terms": TERMS,
+        "request_digest": REQUEST_DIGEST,
         "ending": "settled",
         "actual": actual,
         "made_at_us": NOW_US,

@@ -4,7 +4,7 @@ from statistics import median
 
 import pytest
 
-from backends.keys import RING_BUCKETS
+from backends.keys import WINDOW_BUCKETS
 from backends.store.scripts import Script, all_scripts
 from tests.lua.by_hand import (
     BUCKET_S,
@@ -12,9 +12,9 @@ from tests.lua.by_hand import (
     KEY,
     NOW_S,
     NOW_US,
+    REQUEST_DIGEST,
     RESERVE_KEYS,
     RINGS,
-    TERMS,
     TOTALS,
     extend,
     key_of,
@@ -39,10 +39,10 @@ def commands_of(client, call):
 def fill(client, requests, cost=1_000):
     """The books as `requests` requests of `cost`, evenly over the window, leave them."""
     for name in ("recent", "network_recent"):
-        for back in range(RING_BUCKETS):
-            client.zincrby(RESERVE_KEYS[name], requests * cost // RING_BUCKETS, NOW_S - back * BUCKET_S)
+        for back in range(WINDOW_BUCKETS):
+            client.zincrby(RESERVE_KEYS[name], requests * cost // WINDOW_BUCKETS, NOW_S - back * BUCKET_S)
         client.expire(RESERVE_KEYS[name], 600 + BUCKET_S)
-    for name in ("open_identifier", "open_network", "open_of_all"):
+    for name in ("pending_identifier", "pending_network", "pending_global"):
         for back in range(12):
             client.zincrby(RESERVE_KEYS[name], requests * cost // 100, NOW_S - back * 10)
         client.expire(RESERVE_KEYS[name], 130)
@@ -106,7 +106,7 @@ def test_what_a_killed_worker_left_open_is_swept(client):
         settle(client, f"r{number}", now_us=now_us, made_at_us=now_us)
         if number % 2:
             reserve(client, f"left{number}", now_us=now_us, deadline_us=now_us, hour=now_us // 1_000_000 // 3600)
-        for name in ("open_identifier", "open_network", "open_of_all"):
+        for name in ("pending_identifier", "pending_network", "pending_global"):
             assert client.zcard(RESERVE_KEYS[name]) <= 14
 
 
@@ -134,7 +134,7 @@ def test_a_record_fits_in_200_bytes(client, length_s):
         lambda: extend(client, rid, to=largest, **room, **lengths),
         lambda: settle(client, rid, actual=largest, **lengths),
     )
-    assert client.get(record).decode().startswith(f"settled {largest} {NOW_US} {TERMS} {length_s} {length_s} ")
+    assert client.get(record).decode().startswith(f"settled {largest} {NOW_US} {REQUEST_DIGEST} {length_s} {length_s} ")
     released = bytes_after(
         client,
         record,
@@ -165,11 +165,11 @@ def test_the_totals_of_an_identifier_fit_in_2_kb(client):
         "marker": f"llm:throttle:{who}",
         "recent": f"llm:cost:recent:{who}",
         "daily": f"llm:cost:daily:{who}:2026-03-14",
-        "open_identifier": f"llm:open:identifier:{who}",
+        "pending_identifier": f"llm:open:identifier:{who}",
     }
     keys = keys_of_reserve(**names)
     script = Script("reserve.lua")
-    for back in reversed(range(RING_BUCKETS + 1)):
+    for back in reversed(range(WINDOW_BUCKETS + 1)):
         now_us = NOW_US - back * BUCKET_S * 1_000_000
         hour = now_us // 1_000_000 // 3600
         keys[0] = f"llm:reservation:{back}"
@@ -177,7 +177,7 @@ def test_the_totals_of_an_identifier_fit_in_2_kb(client):
             client, keys, reserve_args(cost=1_234_567_890, now_us=now_us, deadline_us=now_us, hour=hour)
         )
         assert answer[0] == 0
-    assert client.zcard(names["recent"]) == RING_BUCKETS + 1
+    assert client.zcard(names["recent"]) == WINDOW_BUCKETS + 1
     keys[0] = "llm:reservation:refused"
     assert script.run(client, keys, reserve_args(window=0))[0] == 3
     used = {name: client.memory_usage(key, samples=0) for name, key in names.items()}

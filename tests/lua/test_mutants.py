@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 import redis
 
-from backends.conformance import Conformance, RedisHarness
+from backends.conformance.behaviour import Conformance, RedisHarness
 from backends.store.scripts import Script
 from backends.strategies import atomic
 from tests.lua import by_hand, test_wrong_kinds
@@ -33,11 +33,11 @@ RESERVE = [
         "the_oldest_amount_is_one_that_still_counts",
     ),
     (
-        "daily + cost <= day_limit",
-        "daily + cost < day_limit",
+        "local fits = daily + cost <= day_limit",
+        "local fits = daily + cost < day_limit",
         "exactly_equal_is_admitted_and_one_nano_dollar_more_is_not",
     ),
-    ("daily + cost <= day_limit", "daily <= day_limit", "exactly_equal_is_admitted_and_one_nano_dollar_more_is_not"),
+    ("local fits = daily + cost", "local fits = daily", "exactly_equal_is_admitted_and_one_nano_dollar_more_is_not"),
     ("and recent.total + cost <= window_limit", "", "exactly_equal_is_admitted_and_one_nano_dollar_more_is_not"),
     (
         "and recent.total + cost <= window_limit",
@@ -50,13 +50,17 @@ RESERVE = [
         "exactly_equal_is_admitted_and_one_nano_dollar_more_is_not",
     ),
     ("and network_daily + cost <= network_day_limit", "", "exactly_equal_is_admitted_and_one_nano_dollar_more_is_not"),
-    ("and hourly_of_all + cost <= hour_limit_of_all", "", "exactly_equal_is_admitted_and_one_nano_dollar_more_is_not"),
+    ("and global_hourly + cost <= hour_limit_of_all", "", "exactly_equal_is_admitted_and_one_nano_dollar_more_is_not"),
     (
-        "and daily_of_all + cost <= day_limit_of_all",
-        "and daily_of_all + cost <= day_limit_of_all + 1",
+        "and global_daily + cost <= day_limit_of_all",
+        "and global_daily + cost <= day_limit_of_all + 1",
         "exactly_equal_is_admitted_and_one_nano_dollar_more_is_not",
     ),
-    ("if known_terms ~= terms then return { 9, 0, now_us } end", "", "an_id_on_other_terms_is_a_conflict"),
+    (
+        "if known_digest ~= request_digest then return { 9, 0, now_us } end",
+        "",
+        "an_id_for_another_request_is_a_conflict",
+    ),
     ("if state ~= 'open' then", "if false then", "an_id_that_has_ended_is_a_conflict"),
     ("if record then", "if false then", "the_same_id_sent_again_charges_once_and_gets_the_first_answer"),
     (
@@ -115,8 +119,8 @@ RESERVE = [
             "window_limit - recent.total, ",
             "network_limit - network_recent.total,\n",
             "network_day_limit - network_daily, ",
-            "hour_limit_of_all - hourly_of_all, ",
-            ", day_limit_of_all - daily_of_all",
+            "hour_limit_of_all - global_hourly, ",
+            ", day_limit_of_all - global_daily",
         )
     ],
     *[
@@ -170,22 +174,22 @@ RESERVE = [
     ("charge_ring(KEYS[5], bucket, window_s + bucket_s)", "", "scopes_are_kept_apart"),
     ("charge_total(KEYS[6], network_daily, day_ends_s + 86400)", "", "scopes_are_kept_apart"),
     (
-        "charge_total(KEYS[7], hourly_of_all, hour_ends_s + 7200)",
-        "charge_total(KEYS[7], hourly_of_all, hour_ends_s)",
+        "charge_total(KEYS[7], global_hourly, hour_ends_s + 7200)",
+        "charge_total(KEYS[7], global_hourly, hour_ends_s)",
         "the_known_layout_of_keys",
     ),
-    ("charge_total(KEYS[8], daily_of_all, day_ends_s + 86400)", "", "scopes_are_kept_apart"),
+    ("charge_total(KEYS[8], global_daily, day_ends_s + 86400)", "", "scopes_are_kept_apart"),
     ("for i = 9, 11 do\n  local held", "for i = 9, 10 do\n  local held", "the_known_layout_of_keys"),
     ("if opened[i] == cost then", "if true then", "a_ring_of_open_money_gets_its_life_with_a_new_bucket_only"),
     ("call('EXPIRE', KEYS[i], open_s + open_bucket_s", "call('EXPIRE', KEYS[i], open_s", "the_known_layout_of_keys"),
     (
-        "> LIVING_OPEN_BUCKETS + 1 then",
-        "> LIVING_OPEN_BUCKETS then",
+        "> LIVE_PENDING_BUCKETS + 1 then",
+        "> LIVE_PENDING_BUCKETS then",
         "what_killed_workers_leave_open_makes_no_ring_grow",
     ),
     (
-        "> LIVING_OPEN_BUCKETS + 1 then",
-        "> LIVING_OPEN_BUCKETS + 2 then",
+        "> LIVE_PENDING_BUCKETS + 1 then",
+        "> LIVE_PENDING_BUCKETS + 2 then",
         "what_killed_workers_leave_open_makes_no_ring_grow",
     ),
     ("if recent.over then", "if false then", "a_ring_has_never_more_members_than_buckets_and_one"),
@@ -232,7 +236,11 @@ EXTEND = [
         "0",
         "a_total_that_was_lost_is_made_again_with_a_life_by_an_extension",
     ),
-    ("if terms ~= ARGV[3] then return { 9, 0, now_us } end", "", "an_extension_on_other_terms_is_a_conflict"),
+    (
+        "if request_digest ~= ARGV[3] then return { 9, 0, now_us } end",
+        "",
+        "an_extension_for_another_request_is_a_conflict",
+    ),
     (
         "if state ~= 'open' or ends_us <= now_us then",
         "if ends_us <= now_us then",
@@ -369,13 +377,13 @@ EXTEND = [
         "a_total_that_was_lost_is_made_again_with_a_life_by_an_extension",
     ),
     (
-        "made_at_us, terms, rest), 'KEEPTTL')",
-        "made_at_us, terms, rest))",
+        "made_at_us, request_digest, rest), 'KEEPTTL')",
+        "made_at_us, request_digest, rest))",
         "an_extension_holds_more_in_every_scope_and_prolongs_no_life",
     ),
     (
-        "held + more, made_at_us, terms",
-        "to, made_at_us, terms",
+        "held + more, made_at_us, request_digest",
+        "to, made_at_us, request_digest",
         "an_extension_takes_what_there_is_room_for_if_that_is_enough",
     ),
     ("if rid == ARGV[18] then", "if rid then", "an_extension_leaves_the_key_of_another_request_alone"),
@@ -402,7 +410,11 @@ SETTLE = [
         "if state ~= 'open' then return { 1, actual, now_us, 0 } end",
         "a_second_settlement_gets_the_first_answer_and_changes_nothing",
     ),
-    ("if known_terms ~= terms then return { 9, 0, now_us, 0 } end", "", "a_settlement_on_other_terms_is_a_conflict"),
+    (
+        "if known_digest ~= request_digest then return { 9, 0, now_us, 0 } end",
+        "",
+        "a_settlement_for_another_request_is_a_conflict",
+    ),
     ("delta = actual - held", "delta = -held", "a_settlement_books_what_was_used"),
     ("held = tonumber(nanousd)", "held = actual", "a_refused_id_may_be_used_again"),
     (
@@ -466,8 +478,8 @@ SETTLE = [
         "open_money_past_its_time_is_told_once",
     ),
     (
-        "made_at_us, terms, ARGV[6], ARGV[8], ARGV[11], ARGV[12]),\n  'EX', keep_s)",
-        "made_at_us, terms, ARGV[6], ARGV[8], ARGV[11], ARGV[12]))",
+        "made_at_us, request_digest, ARGV[6], ARGV[8], ARGV[11], ARGV[12]),\n  'EX', keep_s)",
+        "made_at_us, request_digest, ARGV[6], ARGV[8], ARGV[11], ARGV[12]))",
         "the_known_layout_of_keys",
     ),
     (

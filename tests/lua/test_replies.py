@@ -9,9 +9,9 @@ from tests.lua.by_hand import (
     NETWORK_DIGEST,
     NOW_S,
     NOW_US,
+    REQUEST_DIGEST,
     RESERVE_KEYS,
     RESET,
-    TERMS,
     US,
     WHO_DIGEST,
     dump,
@@ -82,9 +82,9 @@ def test_busy_without_a_marker(client):
     assert not client.exists(RESERVE_KEYS["marker"])
 
 
-def test_an_id_that_has_ended_and_one_on_other_terms(client):
+def test_an_id_that_has_ended_and_one_for_another_request(client):
     reserve(client)
-    assert reserve(client, terms="0123456789abcdef") == [9, 0, NOW_US]
+    assert reserve(client, request_digest="0123456789abcdef") == [9, 0, NOW_US]
     settle(client, actual=7)
     assert reserve(client) == [8, 0, NOW_US, 7]
 
@@ -119,7 +119,7 @@ def test_by_the_servers_own_time(client):
 def test_settled_repeated_late_expired_conflict(client):
     later_us = NOW_US + US
     reserve(client)
-    assert settle(client, terms="0123456789abcdef") == [9, 0, later_us, 0]
+    assert settle(client, request_digest="0123456789abcdef") == [9, 0, later_us, 0]
     assert settle(client, actual=7) == [0, 7, later_us, 0]
     assert settle(client, actual=8) == [1, 7, later_us, 0]
     client.flushdb()
@@ -175,7 +175,7 @@ def test_no_extension_of_what_is_over_unknown_or_another_request(client):
     later_us = NOW_US + US
     assert extend(client) == [8, 0, later_us]
     reserve(client)
-    assert extend(client, terms="0123456789abcdef") == [9, 0, later_us]
+    assert extend(client, request_digest="0123456789abcdef") == [9, 0, later_us]
     over_us = NOW_US + 120 * US
     assert extend(client, now_us=over_us, deadline_us=over_us) == [8, COST, over_us]
     settle(client, actual=7)
@@ -195,7 +195,7 @@ def test_past_the_deadline_nothing_is_extended(client):
 def test_released(client):
     reserve(client)
     assert settle(client, actual=0, ending="released") == [0, 0, NOW_US + US, 0]
-    assert client.get(RESERVE_KEYS["record"]).decode() == f"released 0 {NOW_US} {TERMS} {REST}"
+    assert client.get(RESERVE_KEYS["record"]).decode() == f"released 0 {NOW_US} {REQUEST_DIGEST} {REST}"
     assert settle(client, actual=7) == [1, 0, NOW_US + US, 0]
 
 
@@ -246,10 +246,10 @@ def test_amounts_of_sixteen_digits_are_written_whole(client):
     assert extend(client, to=more, **room) == [0, more, NOW_US + US, more, more]
     assert client.get(RESERVE_KEYS["daily"]) == str(more).encode()
     assert client.zrange(RESERVE_KEYS["recent"], 0, -1, withscores=True)[0][1] == more
-    assert client.get(RESERVE_KEYS["record"]).decode() == f"open {more} {NOW_US} {TERMS} {REST}"
+    assert client.get(RESERVE_KEYS["record"]).decode() == f"open {more} {NOW_US} {REQUEST_DIGEST} {REST}"
     assert extend(client, to=most + 1, **room)[0] == 2
     assert settle(client, actual=first) == [0, first, NOW_US + US, 0]
-    assert client.get(RESERVE_KEYS["daily_of_all"]) == str(first).encode()
+    assert client.get(RESERVE_KEYS["global_daily"]) == str(first).encode()
     assert client.zrange(RESERVE_KEYS["network_recent"], 0, -1, withscores=True)[0][1] == first
 
 
@@ -272,9 +272,9 @@ def test_a_challenge_is_good_once_and_for_its_owner_only(client):
 
 def test_the_record_is_written_as_the_head_of_the_script_says(client):
     reserve(client)
-    assert client.get(RESERVE_KEYS["record"]).decode() == f"open {COST} {NOW_US} {TERMS} {REST}"
+    assert client.get(RESERVE_KEYS["record"]).decode() == f"open {COST} {NOW_US} {REQUEST_DIGEST} {REST}"
     settle(client, actual=COST)
-    assert client.get(RESERVE_KEYS["record"]).decode() == f"settled {COST} {NOW_US} {TERMS} {REST}"
+    assert client.get(RESERVE_KEYS["record"]).decode() == f"settled {COST} {NOW_US} {REQUEST_DIGEST} {REST}"
     reserve(client, "r2", window=COST)
     marker = client.get(RESERVE_KEYS["marker"]).decode()
     assert marker == f"window_limit {NOW_US + 30 * US} {NOW_US + WINDOW_ENDS_S * US} spent"
