@@ -113,3 +113,8 @@ def duplicate_of(text: bytes | None, idempotency: Idempotency, now_us: int) -> D
     else:
         what = DuplicateState.EXPIRED if int(until_us) <= now_us else DuplicateState.IN_FLIGHT
     return Duplicate(rid, what, int(nanousd), same_body=body == idempotency.body_digest)
+
+
+def buckets_of(members: list[tuple[bytes, float]]) -> dict[int, int]:
+    """Buckets as ``ZRANGE … WITHSCORES`` returns them: bucket start (unix seconds) -> nano-dollars."""
+    return {int(start): int(nanousd) for start, nanousd in members}
