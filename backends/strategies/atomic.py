@@ -100,8 +100,7 @@ class AtomicBackend:
         link = self._link
         for _ in range(_TRIES):
             now_us = self._now_us()
-            deadline_us = now_us + int(link.wait_seconds() * US_PER_SECOND)
-            call = make_call(script_words.Now(self._now_text(), now_us, deadline_us))
+            call = make_call(script_words.Now(self._now_text(), now_us, self._deadline_us(now_us)))
             asked_at = link.monotonic_seconds()
             reply: Sequence[Any] = link.run(lambda client: script.run(client, *call))  # noqa: B023 (run at once)
             if not self._clock:
@@ -117,6 +116,9 @@ class AtomicBackend:
 
     def _now_us(self) -> int:
         return self._clock.now_us() if self._clock else self._link.time_us()
+
+    def _deadline_us(self, now_us: int) -> int:
+        return now_us + int(self._link.wait_seconds() * US_PER_SECOND)
 
     def _now_text(self) -> str:
         return str(self._clock.now_us()) if self._clock else ""
