@@ -92,7 +92,7 @@ class Ask:
     """The longest that the reservation may be pending; then it has expired."""
     idempotency: Idempotency | None = None
     at_least_nanousd: int | None = None
-    """Where `cost_nanousd` does not fit, and will not fit when pending reservations end, all that is left is reserved, if
+    """Where `cost_nanousd` does not fit, and will not fit when pending reservations end, what is left is reserved, if
     it is at least this much. None: all of it or nothing.
     """
 
