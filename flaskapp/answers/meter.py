@@ -81,10 +81,9 @@ class Slices:
         return self.slice_tokens // 8 + max(self.least_cushion_tokens, self.slice_tokens // 4)
 
     def first_usage(self, max_usage: Usage) -> Usage:
-        """What is reserved before an answer begins: with the least cushion, so that no lead of another answer matters."""
-        return Usage(
-            max_usage.input_tokens, min(max_usage.output_tokens, self.slice_tokens + self.least_cushion_tokens)
-        )
+        """What is reserved before an answer begins: with the least cushion, whatever leads other answers have had."""
+        output_tokens = min(max_usage.output_tokens, self.slice_tokens + self.least_cushion_tokens)
+        return Usage(max_usage.input_tokens, output_tokens)
 
 
 def slices_of(settings: LiveSettings, model: str) -> Slices | None:

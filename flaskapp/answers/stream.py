@@ -305,8 +305,8 @@ class Stream:
         if self._closed.wait(max(0.0, seconds_left) + HANG_UP_SECONDS):
             return
         self._emit("client_stuck")
-        # Not `close`: a shutdown wakes the thread that waits to send. Through a second handle, since gevent would end that
-        # wait with an error that gunicorn takes for an accident; so it finds a broken pipe, as ever.
+        # Not `close`: a shutdown wakes the thread that waits to send. Through a second handle, since gevent would end
+        # that wait with an error that gunicorn takes for an accident; so it finds a broken pipe, as ever.
         with suppress(OSError), self._connection.dup() as connection:
             connection.shutdown(socket.SHUT_RDWR)
 

@@ -136,7 +136,7 @@ class Model(Protocol):
 
 
 class UpstreamError(Exception):
-    """The model's server failed. The message is safe for clients; `detail` is for the log: short and without secrets."""
+    """The model's server failed. The message is safe for clients; `detail` is for the log, short, without secrets."""
 
     def __init__(self, message: str, *, detail: str = "", status: int | None = None) -> None:
         super().__init__(message)

@@ -90,8 +90,8 @@ class Completion:
     def _read_choice(self, choice: dict[str, Any]) -> tuple[str, str]:
         """The text to show, and all that was generated."""
         delta, index = _object(choice.get("delta")), _index(choice)
-        # All text was generated and is billed: content, reasoning, tool calls, and kinds yet to come, also in the fields
-        # of the older API, since those are passed on as they are.
+        # All text was generated and is billed: content, reasoning, tool calls, and kinds yet to come; also in fields of
+        # the older API, since those are passed on as they are.
         generated = "".join(_strings([delta, choice.get("text")]))
         if generated:
             self._is_generated = True

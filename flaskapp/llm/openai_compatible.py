@@ -349,7 +349,7 @@ def _checked_key(api_key: str) -> str:
 
 
 def _any_spelling(secret: str) -> re.Pattern[str]:
-    """A pattern for `secret`, also where JSON, Python or a URL escaped its characters, or escaped the escapes once more.
+    """A pattern for `secret`, also where JSON, Python or a URL escaped its characters, or escaped the escapes again.
 
     It runs in linear time: a match begins only where a run of backslashes does, and it never backtracks into one.
     """
