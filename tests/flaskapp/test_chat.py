@@ -1,4 +1,4 @@
-"""The chat service: from who asks to settled."""
+"""The chat endpoint, from the identity to the settlement."""
 
 import pytest
 from werkzeug.test import EnvironBuilder

@@ -1,4 +1,4 @@
-"""Who asks: identifiers, and networks that nobody can choose for himself."""
+"""Identifiers, and networks that a caller cannot choose."""
 
 import pytest
 from werkzeug.test import EnvironBuilder

@@ -1,4 +1,4 @@
-"""Requests a minute: flask-limiter on the same Redis, through our own door."""
+"""Requests a minute: flask-limiter on the same Redis, through our own link."""
 
 from types import SimpleNamespace
 

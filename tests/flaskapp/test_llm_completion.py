@@ -21,9 +21,9 @@ def said(text="", *, index=0, finish=None, output=None, **others):
 def taken(*chunks, choices=1, done=False):
     completion = Completion(choices=choices)
     for chunk in chunks:
-        completion.take(ServerEvent("", json.dumps(chunk)))
+        completion.read(ServerEvent("", json.dumps(chunk)))
     if done:
-        completion.take(ServerEvent("", "[DONE]"))
+        completion.read(ServerEvent("", "[DONE]"))
     return completion
 
 
@@ -130,21 +130,21 @@ def test_a_usage_that_says_nothing_takes_nothing_back():
 )
 def test_what_is_no_text_was_not_generated(delta):
     completion = taken(said("a"), said(finish="stop", output=1))
-    piece = completion.take(ServerEvent("", json.dumps({"choices": [{"index": 0, "delta": delta}]})))
+    piece = completion.read(ServerEvent("", json.dumps({"choices": [{"index": 0, "delta": delta}]})))
     assert (piece.deltas, piece.tokens) == (0, 0)
     assert completion.usage == Usage(7, 1)
 
 
 def test_a_content_in_parts_shows_its_texts():
     content = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "Yes"}]
-    piece = Completion().take(ServerEvent("", json.dumps({"choices": [{"index": 0, "delta": {"content": content}}]})))
+    piece = Completion().read(ServerEvent("", json.dumps({"choices": [{"index": 0, "delta": {"content": content}}]})))
     assert (piece.text, piece.tokens) == ("Yes", len("hmYes"))
 
 
 def test_the_words_of_the_older_api_are_generated_too():
     completion = Completion(lambda text: len(text.split()))
     old = {"choices": [{"index": 0, "text": "three more words"}]}
-    piece = completion.take(ServerEvent("", json.dumps(old)))
+    piece = completion.read(ServerEvent("", json.dumps(old)))
     assert (piece.deltas, piece.tokens, piece.text) == (1, 3, "")
 
 

@@ -75,17 +75,17 @@ def test_what_is_left_is_told_after_each_answer_until_nothing_fits(make_app):
     left, booked = [], 0
     while (answer := service.open_chat()).status_code == 200:
         with_this_one = booked + nanousd(answer.headers["X-Cost-Reserved-USD"])
-        told = parsed(answer.headers["RateLimit"])
-        assert told["window"]["r"] == (9_999_999 - with_this_one) // 1_000
-        assert told["day"]["r"] == (250_000_000 - with_this_one) // 1_000
-        left.append(told["window"]["r"])
+        parameters = parsed(answer.headers["RateLimit"])
+        assert parameters["window"]["r"] == (9_999_999 - with_this_one) // 1_000
+        assert parameters["day"]["r"] == (250_000_000 - with_this_one) // 1_000
+        left.append(parameters["window"]["r"])
         booked += nanousd(events(answer)[-1]["cost_usd"])
         clock.us += 21 * US
     assert len(left) > 3
     assert left == sorted(left, reverse=True)
     # What a refusal says is never earlier than what the last answer had announced.
     since_then = 21
-    assert int(answer.headers["Retry-After"]) >= told["window"]["t"] - since_then
+    assert int(answer.headers["Retry-After"]) >= parameters["window"]["t"] - since_then
     assert "RateLimit" not in answer.headers
 
 
@@ -113,7 +113,7 @@ def test_who_comes_back_when_told_is_admitted_and_a_second_earlier_is_not(
     assert (refused.status_code, refused.json["reason"]) == (429, reason)
     retry_after_seconds = int(refused.headers["Retry-After"])
     if setting == "HIGH_COST_THRESHOLD_USD":
-        # Never earlier than the `t` that was told before: here they are the same moment.
+        # Never earlier than the `t` that was sent before: here they are the same moment.
         assert retry_after_seconds == parsed(admitted.headers["RateLimit"])["window"]["t"] - 123
     clock.us += (retry_after_seconds - seconds_early) * US
     assert service.chat().status_code == (429 if seconds_early else 200)

@@ -1,4 +1,4 @@
-"""Answers that are not what was asked for: shapes, to the letter."""
+"""Refusals and errors: their shapes, to the letter."""
 
 import json
 import re
@@ -161,5 +161,5 @@ def test_a_bug_of_ours_is_a_500_without_a_word_about_it(service, monkeypatch, ca
     assert (answer.status_code, answer.json["error"]) == (500, "internal_error")
     members_of(answer)
     assert b"secret" not in answer.data
-    (told,) = [record for record in caplog.records if record.message == "Unexpected error"]
-    assert told.exc_info[0] is ValueError
+    (logged,) = [record for record in caplog.records if record.message == "Unexpected error"]
+    assert logged.exc_info[0] is ValueError
