@@ -181,15 +181,17 @@ def test_a_limit_lowered_below_what_is_spent_leaves_nothing_and_never_less(servi
     assert amounts(limits["window"])["spent"] == booked(service)[0] > 100_000
 
 
-def test_everybody_is_told_their_own(service):
+def test_each_caller_gets_its_own(service):
     service.chat("mine", max_tokens=1)
     service.chat(None, max_tokens=1)
-    body = {who: usage(service, who).json for who in ("mine", "fp:anything:mine", "other", None)}
-    assert body["fp:anything:mine"]["limits"]["window"]["spent_usd"] == body["mine"]["limits"]["window"]["spent_usd"]
-    assert amounts(body["mine"]["limits"]["day"])["spent"] == booked(service, "mine")[1] > 0
-    assert amounts(body["other"]["limits"]["day"])["spent"] == 0
-    assert body[None]["identifier"] == f"ip:{NETWORK}"
-    assert amounts(body[None]["limits"]["day"])["spent"] == booked(service, f"ip:{NETWORK}")[1] > 0
+    bodies = {who: usage(service, who).json for who in ("mine", "fp:anything:mine", "other", None)}
+    assert (
+        bodies["fp:anything:mine"]["limits"]["window"]["spent_usd"] == bodies["mine"]["limits"]["window"]["spent_usd"]
+    )
+    assert amounts(bodies["mine"]["limits"]["day"])["spent"] == booked(service, "mine")[1] > 0
+    assert amounts(bodies["other"]["limits"]["day"])["spent"] == 0
+    assert bodies[None]["identifier"] == f"ip:{NETWORK}"
+    assert amounts(bodies[None]["limits"]["day"])["spent"] == booked(service, f"ip:{NETWORK}")[1] > 0
 
 
 def with_key(service, key, **headers):
