@@ -111,17 +111,13 @@ class Admission:
         """The ask for the guard; None while cost throttling is off."""
         is_on = settings.enable_cost_throttling
         cost_nanousd = cost_bound.first_cost_nanousd
-        self.observer(
-            Event(
-                "check_called",
-                {
-                    "request_id": g.request_id,
-                    "identifier": who.identifier,
-                    "cost_nanousd": cost_nanousd,
-                    "backend": self.guard.backend_name if is_on else UNGUARDED,
-                },
-            )
-        )
+        fields = {
+            "request_id": g.request_id,
+            "identifier": who.identifier,
+            "cost_nanousd": cost_nanousd,
+            "backend": self.guard.backend_name if is_on else UNGUARDED,
+        }
+        self.observer(Event("check_called", fields))
         if not is_on:
             return None
         return Ask(
@@ -164,9 +160,8 @@ class AdmittedAnswer:
     def _upstream_failed(self, error: UpstreamError) -> Response:
         is_broken = isinstance(error, UpstreamBroken)
         cost_nanousd = self.meter.settle(None) if is_broken else self.meter.release()
-        self.observer(
-            Event("upstream_failed", {"request_id": g.request_id, "error": str(error), "detail": error.detail})
-        )
+        fields = {"request_id": g.request_id, "error": str(error), "detail": error.detail}
+        self.observer(Event("upstream_failed", fields))
         timed_out = isinstance(error, UpstreamBroken) and error.timed_out
         reason = "timeout" if timed_out else "broken" if is_broken else "not_taken"
         extra: dict[str, object] = {"cost_usd": usd_text(cost_nanousd)}

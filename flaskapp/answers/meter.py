@@ -86,14 +86,14 @@ class Slices:
         return Usage(max_usage.input_tokens, output_tokens)
 
 
-def slices_of(settings: LiveSettings, model: str) -> Slices | None:
-    """How reservations for `model` grow; None: all of it is reserved before.
+def slices_of(settings: LiveSettings, model: str, choices: int = 1) -> Slices | None:
+    """How reservations for `model` grow, for all `choices` together; None: all of it is reserved before.
 
     The lead of a model that thinks unseen has no bound, so only models that show their tokens are sliced.
     """
     if settings.reservation_policy != "slices" or not shows_its_tokens(model):
         return None
-    return Slices(settings.reservation_slice_tokens, settings.reservation_cushion_tokens)
+    return Slices(settings.reservation_slice_tokens * choices, settings.reservation_cushion_tokens * choices)
 
 
 class Meter:

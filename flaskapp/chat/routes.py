@@ -29,6 +29,12 @@ SYSTEM_PROMPT = (
 )
 """All that the service adds to a prompt; at most 256 bytes."""
 _GET_CHALLENGE = "GET /api/v1/auth/challenge"
+_CHALLENGE_MESSAGES = {
+    ChallengeResult.UNKNOWN: (
+        f"This challenge was never given, was used, or is over: get a new one of {_GET_CHALLENGE}."
+    ),
+    ChallengeResult.MISMATCH: f"This challenge was given to somebody else: get your own of {_GET_CHALLENGE}.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +96,8 @@ class ChatRoutes:
         if not settings.enable_challenge_response:
             return None
         if who.challenge is None:
-            return _challenge_refused(
-                "missing", f"Send {HEADER}: fp:<challenge>:<hash> with a challenge of {_GET_CHALLENGE}."
-            )
+            message = f"Send {HEADER}: fp:<challenge>:<hash> with a challenge of {_GET_CHALLENGE}."
+            return problem(403, INVALID_CHALLENGE, "missing", message)
         try:
             result = self.challenges.consume(who.challenge, who.identifier, who.network)
         except StoreError as error:
@@ -102,7 +107,9 @@ class ChatRoutes:
             fields = {"request_id": g.request_id, "identifier": who.identifier, "error": str(error)}
             self.observer(Event("challenge_skipped", fields))
             return None
-        return _CHALLENGE_ANSWERS[result]()
+        if result is ChallengeResult.GOOD:
+            return None
+        return problem(403, INVALID_CHALLENGE, result.name.lower(), _CHALLENGE_MESSAGES[result])
 
     def _answer(self, question: "Question", meter: Meter) -> Response:
         deadline_at_seconds = self.clock.monotonic_seconds() + self.stream_deadline_seconds
@@ -131,21 +138,6 @@ class Question:
     cost_bound: CostBound
     body_text: str
     """The body as the client sent it, in one spelling."""
-
-
-def _challenge_refused(reason: str, message: str) -> Response:
-    return problem(403, INVALID_CHALLENGE, reason, message)
-
-
-_CHALLENGE_ANSWERS: dict[ChallengeResult, Callable[[], Response | None]] = {
-    ChallengeResult.GOOD: lambda: None,
-    ChallengeResult.UNKNOWN: lambda: _challenge_refused(
-        "unknown", f"This challenge was never given, was used, or is over: get a new one of {_GET_CHALLENGE}."
-    ),
-    ChallengeResult.MISMATCH: lambda: _challenge_refused(
-        "mismatch", f"This challenge was given to somebody else: get your own of {_GET_CHALLENGE}."
-    ),
-}
 
 
 def make_chat(routes: ChatRoutes) -> Blueprint:

@@ -360,14 +360,14 @@ def read_completion_body(request: Request, bounds: Bounds) -> CompletionBody:
         raise InvalidRequest(422, "n", f"may be at most {bounds.max_choices} here")
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest(422, "stream_options", "goes only with stream: true")
-    asked = [maximum for maximum in (body.max_tokens, body.max_completion_tokens) if maximum is not None]
+    requested = [maximum for maximum in (body.max_tokens, body.max_completion_tokens) if maximum is not None]
     options = _options(content, body)
     messages: Sequence[Mapping[str, Any]] = content["messages"]  # type: ignore[assignment] # was checked
     return CompletionBody(
         model=model,
         messages=messages,
         options=options,
-        max_tokens=min([bounds.max_tokens, *asked]),
+        max_tokens=min([bounds.max_tokens, *requested]),
         choices=choices,
         input_tokens=_input_tokens(model, messages, options, bounds.max_input_tokens),
         stream=bool(body.stream),

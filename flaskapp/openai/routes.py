@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from flask import Blueprint, Response, g, request
 
 from backends.clock import US_PER_SECOND, Clock
 from backends.pricing.prices import PriceBook
 from flaskapp.answers.admission import Admission, CostBound
-from flaskapp.answers.meter import Meter, Slices, slices_of
+from flaskapp.answers.meter import Meter, slices_of
 from flaskapp.answers.stream import Stream, StreamContext, call_model
 from flaskapp.http.api_keys import ApiKeys
 from flaskapp.http.headers import read_idempotency
@@ -75,19 +75,8 @@ class OpenAIRoutes:
         """The most that it can cost: the input once, and every choice as long as it may be."""
         price = self.prices.price(body.model, self.clock.now_us())
         max_usage = Usage(body.input_tokens, body.choices * body.max_tokens)
-        return CostBound(price, max_usage, self._slices(body, settings))
-
-    def _slices(self, body: CompletionBody, settings: LiveSettings) -> Slices | None:
         # What is not streamed can be neither counted nor cut while it runs.
-        slices = slices_of(settings, body.model) if body.stream else None
-        if slices is None:
-            return None
-        # The upstream has its lead in each choice.
-        return replace(
-            slices,
-            slice_tokens=slices.slice_tokens * body.choices,
-            least_cushion_tokens=slices.least_cushion_tokens * body.choices,
-        )
+        return CostBound(price, max_usage, slices_of(settings, body.model, body.choices) if body.stream else None)
 
     def _stream(self, body: CompletionBody, meter: Meter) -> Response:
         deadline_at_seconds = self.clock.monotonic_seconds() + self.stream_deadline_seconds
