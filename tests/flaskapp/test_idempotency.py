@@ -138,7 +138,7 @@ def test_a_first_try_that_the_model_did_not_take_frees_it(make_app, backend):
     assert service.redis.keys("llm:idempotency:*") == []
 
 
-def test_it_is_told_before_anything_is_said_about_limits(make_app, backend):
+def test_a_duplicate_is_refused_before_any_limit_is_checked(make_app, backend):
     service = make_app(THROTTLE_BACKEND=backend)
     first = chat(service)
     service.patch(high_cost_threshold_usd="0.0001")
@@ -194,7 +194,7 @@ def test_it_is_remembered_for_24_hours_from_its_last_word(service):
 
 
 @pytest.mark.parametrize("on_error", ["open", "closed"])
-def test_without_redis_nobody_knows_so_nobody_is_admitted(own_server, tmp_path, on_error):
+def test_without_redis_a_key_cannot_be_checked_so_it_is_not_admitted(own_server, tmp_path, on_error):
     with open_app(own_server.url, tmp_path, {"THROTTLE_ON_ERROR": on_error}) as service:
         assert chat(service).status_code == 200
         own_server.kill()
@@ -212,7 +212,7 @@ def test_with_throttling_off_keys_mean_nothing(make_app):
     assert service.stored() == {}
 
 
-def test_a_bad_body_or_header_is_told_first_and_leaves_the_key_free(service):
+def test_a_bad_body_or_header_is_refused_first_and_leaves_the_key_free(service):
     assert chat(service, max_tokens=-1).status_code == 422
     assert chat(service, fingerprint="a:b").status_code == 400
     assert chat(service).status_code == 200
@@ -220,7 +220,7 @@ def test_a_bad_body_or_header_is_told_first_and_leaves_the_key_free(service):
 
 @pytest.mark.parametrize("backend", ["atomic", "legacy"], indirect=True)
 def test_of_many_at_once_one_is_admitted_and_legacy_admits_them_all(make_app, backend):
-    """Legacy looks first and remembers later, as declared: held there, all of them have seen that the key is free."""
+    """Legacy reads first and writes later, as declared: stopped between, all of them have seen that the key is free."""
     service = make_app(THROTTLE_BACKEND=backend, HIGH_COST_THRESHOLD_USD="1", NETWORK_COST_LIMIT_USD="0")
     callers = 6
     strategy = service.tollgate.guard._primary

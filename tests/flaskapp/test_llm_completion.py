@@ -63,7 +63,7 @@ def test_a_usage_is_believed_unless_it_says_nothing():
         ({"completion_tokens": 5, "total_tokens": 15}, Usage(10, 5)),
         ({"completion_tokens": 5}, Usage(10, 5)),
         ({"completion_tokens": 205, "completion_tokens_details": {"reasoning_tokens": 200}}, Usage(10, 205, 0, 0, 200)),
-        # Beside what was said, as some count it.
+        # Beside the output, as some count it.
         ({"completion_tokens": 5, "completion_tokens_details": {"reasoning_tokens": 200}}, Usage(10, 205, 0, 0, 200)),
         (
             {"completion_tokens": 300, "total_tokens": 510, "completion_tokens_details": {"reasoning_tokens": 200}},
@@ -166,7 +166,7 @@ def test_what_was_generated_of_a_whole_answer_is_counted_in_all_its_choices():
 
 @pytest.fixture
 def without_a_length():
-    """A server whose answer has neither a length nor chunks. It says its events, and closes after them or waits."""
+    """A server whose answer has neither a length nor chunks. It sends its events, and closes after them or waits."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         events, may_close = [], threading.Event()
 

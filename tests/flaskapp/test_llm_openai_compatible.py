@@ -65,14 +65,14 @@ def test_the_request_says_what_the_reservation_assumes(upstream, model):
 
 
 @pytest.mark.parametrize("name", ["o1", "o3-mini", "o4-mini-2025-04-16", "gpt-5", "gpt-5.2-mini", "openai/gpt-5"])
-def test_newer_models_are_told_max_completion_tokens(upstream, model, name):
+def test_newer_models_get_max_completion_tokens(upstream, model, name):
     list(open_answer(model, name=name, max_tokens=7))
     assert upstream.ledger[0].request["max_completion_tokens"] == 7
     assert "max_tokens" not in upstream.ledger[0].request
 
 
 @pytest.mark.parametrize("name", ["gpt-4o", "gpt-4.1", "gpt-3.5-turbo", "llama-3", "olmo-2", "gpt-oss-120b"])
-def test_all_others_are_told_max_tokens(upstream, model, name):
+def test_all_others_get_max_tokens(upstream, model, name):
     list(open_answer(model, name=name, max_tokens=7))
     assert upstream.ledger[0].request["max_tokens"] == 7
 
@@ -105,7 +105,7 @@ def test_a_base_url_that_cannot_be_used_stops_the_start(url):
         OpenAICompatibleModel(url, clock=SystemClock())
 
 
-def test_neither_a_password_nor_a_key_is_told():
+def test_neither_a_password_nor_a_key_is_shown():
     with pytest.raises(ConfigurationError) as caught:
         OpenAICompatibleModel("ftp://user:hunter2@h/v1", clock=SystemClock())
     assert "hunter2" not in str(caught.value)
@@ -162,7 +162,7 @@ def test_an_empty_answer_may_have_used_no_output(upstream, model):
     assert answer.usage == Usage(upstream.ledger[0].input_tokens, 0)
 
 
-def test_cached_tokens_are_told(upstream, model):
+def test_cached_tokens_are_reported(upstream, model):
     upstream.behave(cached_tokens=5)
     answer = open_answer(model)
     list(answer)
@@ -362,7 +362,7 @@ def test_closing_wakes_a_reader_in_another_thread(upstream, model):
     assert model._pool.connections == []
 
 
-def test_an_answer_that_nobody_reads_is_hung_up(upstream, model):
+def test_an_unread_answer_is_hung_up(upstream, model):
     upstream.behave(wait_for=threading.Event())
     open_answer(model).close()
     assert upstream.ledger[0].over.wait(5)
@@ -528,7 +528,7 @@ KEY_WITH_ESCAPES = "sk/ab+cd\\\\ef=='key"
     ],
     ids=["plain", "json", "json_slashes", "escapes", "some_escapes", "url", "repr_of_repr"],
 )
-def test_the_key_is_told_in_no_spelling(upstream, spell):
+def test_the_key_is_shown_in_no_spelling(upstream, spell):
     client = OpenAICompatibleModel(upstream.base_url, KEY_WITH_ESCAPES, clock=SystemClock())
     told = f"no such key: {spell(KEY_WITH_ESCAPES)}; that is all"
     details = []

@@ -83,7 +83,7 @@ def test_it_never_reserves_more_than_the_maximum(meter_of, books):
     assert day(books) == INPUT + 400 * TOKEN
 
 
-def test_where_there_is_no_room_the_answer_ends_within_its_reservation(meter_of, books):
+def test_where_no_more_can_be_reserved_the_answer_ends_within_its_reservation(meter_of, books):
     meter = meter_of(limit_tokens=100)
     read = 0
     while meter.count(piece()):
@@ -128,7 +128,7 @@ def test_an_answer_that_ends_by_itself_without_a_usage_is_booked_whole(meter_of,
     assert meter.settle(None) == INPUT + 60 * TOKEN == day(books)
 
 
-def test_the_last_room_is_used_to_the_last_token(meter_of, books):
+def test_the_last_of_a_budget_is_used_to_the_last_token(meter_of, books):
     meter = meter_of(limit_tokens=73)
     while meter.count(piece()):
         pass

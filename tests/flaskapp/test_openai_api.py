@@ -108,14 +108,14 @@ def test_without_a_registered_key_everything_is_a_401(service, upstream, path, a
 
 
 @pytest.mark.parametrize("key", [KEY, None, "*", ""])
-def test_without_api_keys_nobody_passes_in_production(make_room, key):
+def test_without_api_keys_every_caller_is_refused_in_production(make_room, key):
     service = make_room(API_KEYS=None, ENVIRONMENT="production", ENABLE_CHALLENGE_RESPONSE="false")
     error_of(ask(service, key=key), 401)
     assert service.stored() == {}
 
 
 @pytest.mark.parametrize("registered", [KEY, IDENTIFIER, f"other-key, {IDENTIFIER.upper()}", f"{'0' * 64},{KEY}"])
-def test_a_key_is_known_by_itself_or_by_its_hash_and_the_hash_is_who_asks(make_room, upstream, registered):
+def test_a_key_is_known_by_itself_or_by_its_hash_and_the_hash_is_the_identifier(make_room, upstream, registered):
     service = make_room(API_KEYS=registered)
     assert ask(service).status_code == 200
     assert service.daily(IDENTIFIER) == service.window(IDENTIFIER) == bill_nanousd(upstream.ledger[0]) > 0
@@ -130,7 +130,7 @@ def test_all_of_a_hash_has_to_agree(make_room, place):
 
 
 @pytest.mark.parametrize("key", [None, KEY, "schl\xfcssel"])
-def test_open_to_anyone_the_network_is_who_asks(make_room, upstream, key):
+def test_open_to_anyone_the_network_is_the_identifier(make_room, upstream, key):
     service = make_room(API_KEYS="*")
     assert ask(service, key=key, headers={"X-Fingerprint": "not looked at!"}).status_code == 200
     assert service.daily(f"ip:{NETWORK}") == bill_nanousd(upstream.ledger[0])
@@ -243,7 +243,7 @@ def test_every_digit_of_a_number_passes(service, upstream):
 
 
 @pytest.mark.parametrize(
-    ("asked", "told_to_upstream"),
+    ("asked", "sent_maximum"),
     [
         ({}, 400),
         ({"max_tokens": 7}, 7),
@@ -253,14 +253,14 @@ def test_every_digit_of_a_number_passes(service, upstream):
         ({"max_tokens": 10**9, "max_completion_tokens": None}, 400),
     ],
 )
-def test_the_maximum_is_cut_to_the_ceiling_and_reserved_as_told(service, upstream, asked, told_to_upstream):
+def test_the_maximum_is_cut_to_the_ceiling_and_reserved_as_sent(service, upstream, asked, sent_maximum):
     answer = ask(service, **asked)
     (exchange,) = upstream.ledger
     assert {name: exchange.request[name] for name in exchange.request if "tokens" in name} == {
-        "max_tokens": told_to_upstream
+        "max_tokens": sent_maximum
     }
-    assert (reserved(answer) - told_to_upstream * 10_000) % 2_500 == 0
-    assert reserved(answer) >= told_to_upstream * 10_000 + exchange.input_tokens * 2_500
+    assert (reserved(answer) - sent_maximum * 10_000) % 2_500 == 0
+    assert reserved(answer) >= sent_maximum * 10_000 + exchange.input_tokens * 2_500
 
 
 def test_a_ceiling_that_is_changed_holds_at_once(service, upstream):
@@ -485,7 +485,7 @@ def test_it_is_counted_also_where_the_client_does_not_ask(service, upstream, usa
 
 @pytest.mark.parametrize("usage", ["none", "zero", "zero_output", "rubbish", "absurd"])
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_nobody_can_know_is_the_whole_reservation(service, upstream, usage, stream):
+def test_an_unknown_usage_is_the_whole_reservation(service, upstream, usage, stream):
     upstream.behave(usage=usage)
     options = {"stream_options": {"include_usage": True}} if stream else {}
     answer = ask(service, stream=stream, **options)
@@ -787,7 +787,7 @@ def test_a_window_that_is_spent_says_whether_to_wait(make_room, upstream):
     assert (error["type"], error["code"]) == ("rate_limit_error", "cost_throttled")
     assert (error["reason"], error["scope"]) == ("window_limit", "identifier")
     assert error["message"].startswith("High usage detected")
-    # It is ten minutes until the window has moved on: nobody should wait for that inside a call.
+    # It is ten minutes until the window has moved on: no client should wait for that inside a call.
     assert int(refused.headers["Retry-After"]) > 60
     assert refused.headers["x-should-retry"] == "false"
     assert "retry-after-ms" not in refused.headers
@@ -958,7 +958,7 @@ def test_elsewhere_too(service, path):
     assert (answer.status_code, answer.mimetype) == (404, "application/problem+json")
 
 
-def test_how_many_keys_look_like_a_digest_is_told_once_at_the_start_and_not_which(make_room, caplog):
+def test_how_many_keys_look_like_a_digest_is_logged_once_at_the_start_and_not_which(make_room, caplog):
     raw = "0123456789abcdef" * 4
     service = make_room(API_KEYS=f"{KEY},{raw},{IDENTIFIER}")
     for _ in range(3):
@@ -970,12 +970,12 @@ def test_how_many_keys_look_like_a_digest_is_told_once_at_the_start_and_not_whic
     error_of(ask(service, key=raw), 401)
 
 
-def test_of_keys_that_look_like_keys_nothing_is_told(service, caplog):
+def test_of_keys_that_look_like_keys_nothing_is_logged(service, caplog):
     ask(service)
     assert [record for record in caplog.records if "taken as the SHA-256" in record.message] == []
 
 
-def test_a_key_whose_first_try_broke_off_is_not_told_that_it_was_answered(service, upstream):
+def test_a_key_whose_first_try_broke_off_is_not_refused_as_answered(service, upstream):
     upstream.behave(ending="cut")
     error_of(ask(service, headers={"Idempotency-Key": "broken"}), 502)
     error = error_of(ask(service, headers={"Idempotency-Key": "broken"}), 409)

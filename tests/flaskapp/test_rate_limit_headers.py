@@ -69,7 +69,7 @@ def test_every_number_is_what_redis_holds_at_the_reservation(make_app, backend):
     under_way.close()
 
 
-def test_what_is_left_is_told_after_each_answer_until_nothing_fits(make_app):
+def test_what_is_left_is_reported_after_each_answer_until_nothing_fits(make_app):
     clock = ManualClock()
     service = make_app(clock=clock, THROTTLE_BACKEND="legacy", HIGH_COST_THRESHOLD_USD="0.009999999")
     left, booked = [], 0
@@ -102,7 +102,7 @@ def test_what_is_left_is_told_after_each_answer_until_nothing_fits(make_app):
         ("DAILY_SPEND_LIMIT_USD", "global_daily_limit"),
     ],
 )
-def test_who_comes_back_when_told_is_admitted_and_a_second_earlier_is_not(
+def test_a_client_that_waits_as_long_as_it_should_is_admitted_and_a_second_earlier_is_not(
     make_app, backend, seconds_early, setting, reason
 ):
     clock = ManualClock()
@@ -119,7 +119,7 @@ def test_who_comes_back_when_told_is_admitted_and_a_second_earlier_is_not(
     assert service.chat().status_code == (429 if seconds_early else 200)
 
 
-def test_without_a_reservation_nothing_is_told(make_app):
+def test_without_a_reservation_nothing_is_reported(make_app):
     service = make_app(ENABLE_COST_THROTTLING="false")
     headers = service.chat(max_tokens=1).headers
     assert headers["X-Throttle-Backend"] == "off"

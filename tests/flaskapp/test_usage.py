@@ -72,7 +72,7 @@ def test_who_spent_nothing_has_all_of_it(service):
     assert day["renews_at"] - body["as_of"] - 1 <= day["renews_in_seconds"] <= day["renews_at"] - body["as_of"]
 
 
-def test_spent_held_and_left_are_told_apart_and_add_up(service):
+def test_spent_held_and_left_are_reported_apart_and_add_up(service):
     service.chat(max_tokens=2)
     spent = booked(service)[0]
     under_way = service.open_chat(max_tokens=50)
@@ -111,7 +111,7 @@ def test_when_it_renews_to_the_second(timed):
     first_bucket_ends_to_count = NOON - NOON % BUCKET + BUCKET + 600
     window, day = (usage(service).json["limits"][name] for name in ("window", "day"))
     assert window["renews_at"] == first_bucket_ends_to_count
-    # The clock stands at a quarter of a second past: rounded up, so that nobody comes too early.
+    # The clock stands at a quarter of a second past: rounded up, so that no client comes too early.
     assert window["renews_in_seconds"] == first_bucket_ends_to_count - (NOON + 31)
     assert (day["renews_at"], day["renews_in_seconds"]) == (MIDNIGHT, MIDNIGHT - (NOON + 31))
     before = amounts(window)["spent"]
@@ -137,7 +137,7 @@ def test_midnight_gives_a_new_day_and_what_is_held_stays_in_the_old_one(timed):
     under_way.close()
 
 
-def test_a_marker_is_told_with_what_set_it_and_when_it_ends(timed):
+def test_a_marker_is_reported_with_what_set_it_and_when_it_ends(timed):
     service, clock = timed
     service.chat()
     service.patch(high_cost_threshold_usd="0.0045")
@@ -199,7 +199,7 @@ def with_key(service, key, **headers):
     return service.client.get(URL, headers=given, environ_base={"REMOTE_ADDR": NETWORK})
 
 
-def test_who_holds_a_key_is_told_what_that_has_spent(make_app):
+def test_a_registered_key_gets_what_it_has_spent(make_app):
     service = make_app(API_KEYS="sk-good")
     digest = hashlib.sha256(b"sk-good").hexdigest()
     asked = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
@@ -212,7 +212,7 @@ def test_who_holds_a_key_is_told_what_that_has_spent(make_app):
     assert with_key(service, "some-other-token", **{"X-Fingerprint": "hash456"}).json["identifier"] == "hash456"
 
 
-def test_a_key_that_is_not_registered_is_a_401_and_not_told_of_its_network(make_app):
+def test_a_key_that_is_not_registered_is_a_401_and_learns_nothing_of_its_network(make_app):
     for service in (
         make_app(API_KEYS="sk-good"),
         make_app(ENVIRONMENT="production", ENABLE_CHALLENGE_RESPONSE="false"),

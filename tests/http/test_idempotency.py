@@ -88,7 +88,7 @@ def test_what_the_upstream_may_have_done_is_not_sent_again(front, upstream, stor
     assert cost_nanousd == booked(stored) > 4_000_000
 
 
-def test_a_client_that_left_and_asks_again_is_told_what_it_paid(front, upstream, stored):
+def test_a_client_that_left_and_asks_again_learns_what_it_paid(front, upstream, stored):
     upstream.behave(pause_seconds=0.05)
     with ask(front, stream=True) as first:
         next(first.iter_content(None))
@@ -114,7 +114,7 @@ def test_after_a_crash_it_is_in_flight_and_then_expired_and_stays_paid_for(front
         return seen[-1][0] == "expired"
 
     wait_until(has_expired, 12, "its deadline is over, and the time to be settled")
-    # How much of the seven seconds the new workers took is not ours to say; what was said before is.
+    # How much of the seven seconds the new workers took is not known here; what was sent before is.
     assert {reason for reason, _, _ in seen} <= {"in_flight", "expired"}
     assert {(first, cost) for _, first, cost in seen} == {(first_id, reserved)}
     assert duplicate(ask(front, query="Another?")) == ("other_body", first_id, reserved)

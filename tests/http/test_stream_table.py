@@ -67,7 +67,7 @@ ASKED_TOKENS = {"gives more than its maximum": 40, "trickles past the deadline":
 
 @dataclass
 class Case:
-    """One answer: who asks, what the upstream says, and where the client leaves."""
+    """One answer: its question, what the upstream sends, and where the client leaves."""
 
     name: str
     script: Script
@@ -154,7 +154,7 @@ class Outcome:
 
     @property
     def word(self):
-        """As the page says it; `seen` is told by its overrun."""
+        """As the page says it; `seen` is known by its overrun."""
         if not self.booked:
             return "nothing"
         if self.booked == self.reserved:
@@ -286,7 +286,7 @@ def head_of(first):
     return [cell.strip() for cell in head.strip("|").split("|")]
 
 
-def test_the_page_tells_of_every_case_and_of_no_other():
+def test_the_page_has_every_case_and_no_other():
     assert head_of(LEAVING)[1:] == list(SAYINGS)
     assert [row[0] for row in rows(PAGE, LEAVING)] == list(MOMENTS)
     assert [row[0] for row in rows(PAGE, FAILING)] == list(FAILURES)
@@ -303,7 +303,7 @@ def test_a_client_that_leaves_is_booked_as_the_table_says(outcomes, moment, sayi
     leaves_early = MOMENTS[moment] not in {"after", "never"}
     # Without a head there was no answer yet that it could leave.
     if leaves_early and (moment, saying) != ("before the headers", "silence"):
-        # It is told a moment after the settlement.
+        # It is logged a moment after the settlement.
         (line,) = outcome.service.lines_with(
             f"The client left before the end of its answer request_id={outcome.request_id}"
         )
@@ -321,7 +321,7 @@ def test_when_the_drain_is_over_the_upstream_is_hung_up_on(outcomes, upstream, m
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_an_upstream_that_fails_is_told_and_booked_as_the_table_says(outcomes, upstream, failure):
+def test_an_upstream_that_fails_is_logged_and_booked_as_the_table_says(outcomes, upstream, failure):
     ((_, status, seen, booked, log),) = [row for row in rows(PAGE, FAILING) if row[0] == failure]
     outcome = outcomes[failure]
     last = outcome.case.last
@@ -348,7 +348,7 @@ def test_a_client_that_does_not_read_is_settled_at_the_deadline_and_hung_up_on(s
     # So much text cannot be what it was asked for: what was seen is booked.
     assert nanousd(value(settled, "booked_usd")) > nanousd(value(settled, "reserved_usd"))
     assert len(service.lines_with(f"Hung up on a client that did not read its answer request_id={request_id}")) == 1
-    # That it woke whoever waited until it could send.
+    # That it woke the thread that waited to send.
     assert len(service.lines_with(f"The client left before the end of its answer request_id={request_id}")) == 1
     assert upstream.exchange_of("I do not read.").over.wait(5)
     # Whatever a client or an upstream does, it is no accident of ours.

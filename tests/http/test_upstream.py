@@ -33,7 +33,7 @@ def test_an_answer_is_settled_to_what_the_upstream_billed(front, upstream, store
 
 
 @pytest.mark.parametrize(("asked", "told"), [({}, 400), ({"max_tokens": 7}, 7)])
-def test_the_upstream_is_told_the_same_maximum_that_is_reserved(front, upstream, stored, asked, told):
+def test_the_upstream_gets_the_same_maximum_that_is_reserved(front, upstream, stored, asked, told):
     last = events(front.chat(**asked))[-1]
     (exchange,) = upstream.ledger
     assert told in {exchange.request.get("max_tokens"), exchange.request.get("max_completion_tokens")}
@@ -146,7 +146,7 @@ def test_a_client_that_leaves_the_built_in_model_pays_what_was_generated(atomic,
     assert len(told) == 1
 
 
-def test_a_model_that_may_not_be_named_reaches_nobody(front, upstream, stored):
+def test_a_model_that_may_not_be_named_never_reaches_the_upstream(front, upstream, stored):
     refused = front.chat(model="gpt-5")
     assert (refused.status_code, refused.json()["field"]) == (422, "model")
     assert upstream.ledger == []
@@ -156,7 +156,7 @@ def test_a_model_that_may_not_be_named_reaches_nobody(front, upstream, stored):
 
 
 @pytest.mark.parametrize("body", ["{", "{}", '{"query": "x", "max_tokens": 401}', '{"query": "x", "n": 5}'])
-def test_what_is_refused_reaches_nobody(front, upstream, stored, body):
+def test_what_is_refused_never_reaches_the_upstream(front, upstream, stored, body):
     import requests
 
     headers = {"Content-Type": "application/json", "X-Fingerprint": "hash456"}
@@ -165,7 +165,7 @@ def test_what_is_refused_reaches_nobody(front, upstream, stored, body):
     assert [key for key in stored.keys("*") if not key.startswith("llm:rate:")] == []
 
 
-def test_a_refusal_of_the_guard_reaches_nobody(front, upstream, stored):
+def test_what_the_guard_refuses_never_reaches_the_upstream(front, upstream, stored):
     front.set_by_hand(stored, high_cost_threshold_usd=0.00001)
     assert front.chat().status_code == 429
     assert upstream.ledger == []
