@@ -194,7 +194,7 @@ def test_it_is_remembered_for_24_hours_from_its_last_word(service):
 
 
 @pytest.mark.parametrize("on_error", ["open", "closed"])
-def test_without_redis_a_key_cannot_be_checked_so_it_is_not_admitted(own_server, tmp_path, on_error):
+def test_without_redis_nobody_knows_so_nobody_is_admitted(own_server, tmp_path, on_error):
     with open_app(own_server.url, tmp_path, {"THROTTLE_ON_ERROR": on_error}) as service:
         assert chat(service).status_code == 200
         own_server.kill()

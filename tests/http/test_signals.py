@@ -281,7 +281,7 @@ def test_a_quick_stop_settles_or_leaves_booked_and_never_both(house, number):
     assert all(house.ends(each) == 1 for each in told)
 
 
-def test_a_killed_worker_leaves_all_booked_and_what_it_left_is_reported_as_expired(house):
+def test_a_killed_worker_leaves_all_booked_and_what_it_left_is_told_as_expired(house):
     house = house(STREAM_DEADLINE_SECONDS="3", DRAIN_SECONDS="0")
     running = house.open(50, "running", wait_for=NEVER)
     victim, *_ = workers_of(house.service)
