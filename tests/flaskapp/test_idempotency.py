@@ -220,7 +220,7 @@ def test_a_bad_body_or_header_is_refused_first_and_leaves_the_key_free(service):
 
 @pytest.mark.parametrize("backend", ["atomic", "legacy"], indirect=True)
 def test_of_many_at_once_one_is_admitted_and_legacy_admits_them_all(make_app, backend):
-    """Legacy reads first and writes later, as declared: stopped between, all of them have seen that the key is free."""
+    """Legacy looks first and remembers later, as declared: held there, all of them have seen that the key is free."""
     service = make_app(THROTTLE_BACKEND=backend, HIGH_COST_THRESHOLD_USD="1", NETWORK_COST_LIMIT_USD="0")
     callers = 6
     strategy = service.tollgate.guard._primary
