@@ -257,7 +257,9 @@ def _register_rooms(app: Flask, tollgate: Tollgate, metrics: Metrics, clock: Clo
         default_model=config.llm_model,
         stream_deadline_seconds=config.stream_deadline_seconds,
         settings=lambda: settings.current.values,
-        terms=StreamContext(clock, tollgate.observer, tollgate.stopping, lambda: settings.current.values.drain_seconds),
+        context=StreamContext(
+            clock, tollgate.observer, tollgate.stopping, lambda: settings.current.values.drain_seconds
+        ),
         clock=clock,
         observer=tollgate.observer,
     )
@@ -308,7 +310,7 @@ def _openai_room(chat: ChatRoutes, keys: ApiKeys, owner: str) -> OpenAIRoutes:
         owner=owner,
         stream_deadline_seconds=chat.stream_deadline_seconds,
         settings=chat.settings,
-        terms=chat.terms,
+        context=chat.context,
         clock=chat.clock,
     )
 
