@@ -1,7 +1,7 @@
 """The emergency budget: what an instance may spend in a UTC hour while Redis is away.
 
-It lives in a file that all workers of the instance share under a lock: neither a restart nor a second outage refills
-it. A file that cannot be read or written counts as used up.
+It is kept in a file that all workers of the instance share under a lock, so neither a restart nor a second outage
+refills it. A file that cannot be read or written counts as used up.
 """
 
 import contextlib
@@ -23,18 +23,18 @@ class _Page:
     hour: int
     spent_nanousd: int
     refused_nanousd: int = 0
-    """The cheapest request of this hour that found no room; 0 without one."""
+    """The cheapest request that was refused in this hour; 0 without one."""
 
 
 class EmergencyBudget:
-    """Spends from the file at `path`; money is integer nano-dollars."""
+    """Spends from the file at `path`. Nothing is kept in memory."""
 
     def __init__(self, path: Path, clock: Clock) -> None:
         self._path = path
         self._clock = clock
 
     def take(self, cost_nanousd: int, budget_nanousd: int) -> int | None:
-        """Charge `cost_nanousd` to this hour if the budget has room; the hour, or None."""
+        """Charge `cost_nanousd` to this hour; its number since 1970, or None where the budget has too little left."""
         with contextlib.suppress(OSError, ValueError), self._page() as (page, write):
             if page.spent_nanousd + cost_nanousd <= budget_nanousd:
                 write(replace(page, spent_nanousd=page.spent_nanousd + cost_nanousd))
@@ -44,7 +44,7 @@ class EmergencyBudget:
         return None
 
     def correct(self, hour: int, delta_nanousd: int) -> None:
-        """Book the difference between what was taken in `hour` and what was used; an hour that is over stays."""
+        """Add the difference between what was taken in `hour` and what was used, unless that hour is over."""
         with contextlib.suppress(OSError, ValueError), self._page() as (page, write):
             if page.hour == hour:
                 write(replace(page, spent_nanousd=max(0, page.spent_nanousd + delta_nanousd)))
@@ -55,7 +55,7 @@ class EmergencyBudget:
         return None if page is None else page.spent_nanousd
 
     def is_used_up(self, budget_nanousd: int) -> bool:
-        """Whether there is nothing left, or too little for a request that was refused this hour."""
+        """Whether nothing is left, or too little for the cheapest request that was refused in this hour."""
         page = self._read()
         return page is None or page.spent_nanousd + max(1, page.refused_nanousd) > budget_nanousd
 
@@ -92,7 +92,7 @@ def _current(text: bytes, hour: int, written_hour: int) -> _Page:
     except ValueError:
         if written_hour >= hour:
             raise
-        # What an earlier hour spoilt, that hour has paid for.
+        # The budget of the hour that spoilt the file counted as used up; a new hour begins anew.
         return _Page(hour, 0)
     # A clock that went back must not refill the budget.
     return page if page.hour >= hour else _Page(hour, 0)

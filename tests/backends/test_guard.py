@@ -7,8 +7,7 @@ import pytest
 from backends.conformance.behaviour import COST, ROOMY, ManualClock, MemoryHarness, ask
 from backends.contract import Refusal, Reservation
 from backends.errors import ReservationConflict
-from backends.guard.emergency_budget import EmergencyBudget
-from backends.guard.guard import FailurePolicy, Guard, Health
+from backends.guard import EmergencyBudget, FailurePolicy, Guard, Health
 from backends.strategies.memory import MemoryBackend
 from tests.faults.wire import Told
 
