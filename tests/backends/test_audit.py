@@ -11,8 +11,8 @@ from backends import open_backend
 from backends.clock import SystemClock
 from backends.conformance.behaviour import NETWORK, ROOMY, WHO, ask
 from backends.keys import book_keys, bucket_seconds_of
-from backends.ledger.accounts import Ledger
 from backends.ledger.audit import audit
+from backends.ledger.identifier_books import Ledger
 from backends.store.link import Link
 
 COST = 1_000

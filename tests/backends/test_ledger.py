@@ -10,8 +10,8 @@ from backends.clock import SystemClock
 from backends.conformance.behaviour import NETWORK, ROOMY, WHO, ask
 from backends.contract import Refusal
 from backends.keys import RESET_KEEP_SECONDS, book_keys, reset_key
-from backends.ledger.accounts import Ledger
 from backends.ledger.audit import audit
+from backends.ledger.identifier_books import Ledger
 from backends.store.link import Link
 from backends.store.scripts import Script
 

@@ -60,13 +60,13 @@ class Bench:
         )
         self.link = Link(url, clock=SystemClock(), timeout_seconds=10)
         self.raw = redis.Redis.from_url(url, decode_responses=True)
-        self.told = run_share(Share(self.population, 0, 1, url, "atomic"))
+        self.report = run_share(Share(self.population, 0, 1, url, "atomic"))
 
-    def wrongs(self):
-        return {wrong[:2] for wrong in violations(self.link, self.population, [self.told])}
+    def violated(self):
+        return {violation[:2] for violation in violations(self.link, self.population, [self.report])}
 
     def first(self, fate):
-        return next(trace for trace in self.told.traces if trace.plan.fate == fate and not trace.plan.is_shared)
+        return next(trace for trace in self.report.traces if trace.plan.fate == fate and not trace.plan.is_shared)
 
     def key(self, pattern):
         return min(self.raw.scan_iter(pattern))
@@ -79,14 +79,14 @@ class Bench:
 @pytest.fixture
 def bench(redis_url):
     bench = Bench(redis_url)
-    assert bench.wrongs() == set()
+    assert bench.violated() == set()
     yield bench
     bench.close()
 
 
 def more_at_one_instant(bench):
-    for trace in bench.told.traces:
-        trace.holds[0] = (bench.told.traces[-1].made_at_us, 10**15)
+    for trace in bench.report.traces:
+        trace.holds[0] = (bench.report.traces[-1].made_at_us, 10**15)
 
 
 def wrong_total(bench):
@@ -120,7 +120,7 @@ def no_end(bench):
 
 
 def key_used_twice(bench):
-    one, other = [trace for trace in bench.told.traces if trace.plan.fate == "settle"][:2]
+    one, other = [trace for trace in bench.report.traces if trace.plan.fate == "settle"][:2]
     object.__setattr__(one.plan, "idempotency", "the same")
     object.__setattr__(other.plan, "idempotency", "the same")
 
@@ -167,4 +167,4 @@ def ended_by_nobody(bench):
 )
 def test_the_oracle_notices(bench, falsify, invariant):
     falsify(bench)
-    assert invariant in bench.wrongs()
+    assert invariant in bench.violated()
