@@ -131,7 +131,7 @@ def _books(population: Population, histories: dict[str, History], snapshot: Snap
     sums: dict[tuple[str, str], int] = defaultdict(int)
     for place in {*expected, *snapshot.stored}:
         by = snapshot.stored.get(place, 0) - expected[place]
-        if by and _ends_at_us(population, place) > snapshot.ended_us + US_PER_SECOND:
+        if by and removable_at_us(population, place) > snapshot.ended_us + US_PER_SECOND:
             off[place] = by
             sums[place.kind, place.owner] += by
     for place, by in off.items():
@@ -152,8 +152,8 @@ def _expected(population: Population, histories: dict[str, History]) -> dict[Pla
     return expected
 
 
-def _ends_at_us(population: Population, place: Place) -> float:
-    """When it may be removed; infinite for totals."""
+def removable_at_us(population: Population, place: Place) -> float:
+    """Unix microseconds at which a settlement may remove a bucket; infinite for a total."""
     window, pending = population.limits.window_seconds, population.pending_seconds
     if place.kind.endswith("recent"):
         return (place.start_seconds + window + bucket_seconds_of(window)) * US_PER_SECOND
