@@ -8,7 +8,7 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -65,25 +65,20 @@ class EmergencyBudget:
         return None
 
     @contextlib.contextmanager
-    def _page(self) -> Iterator[tuple[_Page, "_Writer"]]:
+    def _page(self) -> Iterator[tuple[_Page, Callable[[_Page], None]]]:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         with os.fdopen(descriptor, "r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             hour = self._clock.now_us() // _US_PER_HOUR
             written_hour = os.fstat(descriptor).st_mtime_ns // 1_000 // _US_PER_HOUR
-            yield _current(file.read(), hour, written_hour), _Writer(descriptor)
 
+            def write(page: _Page) -> None:
+                # Padded to one length and written in place, so that a crash leaves the old page or the new one.
+                os.pwrite(descriptor, json.dumps(asdict(page)).encode().ljust(_PAGE_BYTES), 0)
+                os.fsync(descriptor)
 
-class _Writer:
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-
-    def __call__(self, page: _Page) -> None:
-        text = json.dumps(asdict(page)).encode()
-        # Padded to one length and written in place, so that a crash leaves the old page or the new one.
-        os.pwrite(self._descriptor, text.ljust(_PAGE_BYTES), 0)
-        os.fsync(self._descriptor)
+            yield _current(file.read(), hour, written_hour), write
 
 
 def _current(text: bytes, hour: int, written_hour: int) -> _Page:

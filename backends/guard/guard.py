@@ -5,8 +5,8 @@ budget pays until it is used up) or `closed` (`ThrottleUnavailable`). `settle` a
 booked now is booked when Redis is back.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
@@ -254,14 +254,9 @@ class Guard:
         if reservation is not None:
             self._end_now(reservation, partial(self._primary.release, reservation))
 
-    @contextmanager
-    def _time_to_book(self) -> Iterator[None]:
+    def _time_to_book(self) -> AbstractContextManager[None]:
         """Give the store its whole time-out, even where the request has used up its own time: the answer has run."""
-        if self._link is None:
-            yield
-            return
-        with self._link.at_least(self._link.timeout_seconds):
-            yield
+        return nullcontext() if self._link is None else self._link.at_least(self._link.timeout_seconds)
 
     def _decision(self, started_seconds: float, backend: str | None = None, script: str | None = None) -> Decision:
         check_ms = (self._clock.monotonic_seconds() - started_seconds) * 1_000

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from backends.contract import Ask, Backend, Duplicate, Refusal, Reservation
+from backends.contract import Ask, Backend, Reservation, Verdict
 from backends.guard.emergency_budget import EmergencyBudget
 
 EMERGENCY = "emergency"
@@ -22,16 +22,12 @@ class EmergencyLending:
 
     def __init__(self, budget: EmergencyBudget, fallback: Backend) -> None:
         self.budget = budget
+        self.reserve_script = fallback.reserve_script
         self._fallback = fallback
         self._loans: dict[tuple[str, str], dict[int, int]] = {}
         """Reservation id and backend -> UTC hour -> nano-dollars lent in it."""
 
-    @property
-    def reserve_script(self) -> str:
-        """What decides about whole reservations, for the log."""
-        return self._fallback.reserve_script
-
-    def reserve(self, ask: Ask, budget_nanousd: int) -> Reservation | Refusal | Duplicate | None:
+    def reserve(self, ask: Ask, budget_nanousd: int) -> Verdict | None:
         """Lend a whole reservation, once an id; None where too little of the budget is left."""
         verdict = self._fallback.reserve(ask)
         if not isinstance(verdict, Reservation):

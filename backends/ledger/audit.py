@@ -34,6 +34,7 @@ from backends.ledger.snapshot import (
     Snapshot,
     number_in,
     read_snapshot,
+    read_texts,
 )
 from backends.progress import Progress, no_progress
 from backends.records import parse_record, state_of
@@ -235,8 +236,7 @@ class _Audit:
         if len(its_sum.parts) > MOST_AT_ONCE:
             return None
         names = [this.name(place) for place in (its_sum.total, *its_sum.parts)]
-        texts: Any = self._link.run(lambda client: client.mget(names))
-        amounts = [number_in(text) or 0 for text in texts]
+        amounts = [number_in(text) or 0 for text in read_texts(self._link, names)]
         return _Recheck(0, amounts[0], sum(amounts[1:]), 0, frozenset(its_sum.parts))
 
     def _is_decided(self, before: _Pass, this: _Pass, place: Place, its: _Recheck | None) -> bool:

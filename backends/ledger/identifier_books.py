@@ -12,9 +12,9 @@ from backends.clock import US_PER_SECOND
 from backends.contract import Limits
 from backends.keys import RECORD_PREFIX, RESET_KEEP_SECONDS, SECONDS_PER_DAY, book_keys, bucket_seconds_of, reset_key
 from backends.ledger.books import ring_of
-from backends.ledger.snapshot import number_in, read_records_of
+from backends.ledger.snapshot import number_in, read_texts, record_keys_of
 from backends.progress import Progress, no_progress
-from backends.records import Record, digest_of, parse_record, state_of
+from backends.records import Record, parse_record, state_of
 from backends.store.link import Client, Link
 from backends.store.scripts import Script
 from backends.strategies import arithmetic
@@ -114,7 +114,7 @@ class Ledger:
         Raises:
             StoreError: Redis could not be asked.
         """
-        keys = sorted(read_records_of(self._link, digest_of(identifier), progress))
+        keys = record_keys_of(self._link, identifier, progress)
         while True:
             read_at_us = self._link.time_us()
             stored = self._read(identifier, read_at_us, keys)
@@ -165,9 +165,7 @@ class Ledger:
 
         (seconds, us), marker, left_ms, recent, daily, reset, has_pending, *texts = self._link.run(read)
         for start in range(0, len(rest), _RECORDS_AT_ONCE):
-            page = rest[start : start + _RECORDS_AT_ONCE]
-            more: Any = self._link.run(lambda client, page=page: client.mget(page))  # type: ignore[misc] # mypy cannot see through the default
-            texts += more
+            texts += read_texts(self._link, rest[start : start + _RECORDS_AT_ONCE])
         records = [(key, parse_record(text)) for key, text in zip(record_keys, texts, strict=True)]
         return _Stored(
             now_us=int(seconds) * US_PER_SECOND + int(us),
@@ -236,22 +234,14 @@ def _is_in_window(record: Record, now_us: int) -> bool:
     return arithmetic.bucket_counts(start, record.window_seconds, now_us)
 
 
-def _limit(
-    name: str,
-    limit_nanousd: int,
-    total_nanousd: int,
-    counted: Sequence[Record],
-    now_us: int,
-    renews: int | None,
-) -> LimitUse:
+def _limit(name: str, limit: int, total: int, counted: Sequence[Record], now_us: int, renews: int | None) -> LimitUse:
     amounts = {"open": 0, "expired": 0}
     for record in counted:
         state = state_of(record, now_us)
         if state in amounts:
             amounts[state] += record.nanousd
-    spent = max(0, total_nanousd - sum(amounts.values()))
-    left = max(0, limit_nanousd - total_nanousd)
-    return LimitUse(name, limit_nanousd, spent, amounts["open"], amounts["expired"], left, renews)
+    spent = max(0, total - sum(amounts.values()))
+    return LimitUse(name, limit, spent, amounts["open"], amounts["expired"], max(0, limit - total), renews)
 
 
 def _marker(stored: _Stored) -> ListedMarker | None:

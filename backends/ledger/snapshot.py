@@ -65,12 +65,6 @@ class Snapshot:
     keys: int = 0
 
 
-def redis_now_us(link: Link) -> int:
-    """Redis' own time."""
-    seconds, us = link.run(lambda client: client.time())
-    return int(seconds) * US_PER_SECOND + int(us)
-
-
 def key_pages(link: Link, match: str, progress: Progress, what: str) -> Iterator[list[str]]:
     """Keys by pages; a key that exists all the while comes at least once."""
     keys = link.run(lambda client: client.dbsize())
@@ -89,22 +83,19 @@ def _scan(link: Link, cursor: int, match: str) -> tuple[int, list[bytes]]:
     return int(answer[0]), answer[1]
 
 
-def read_records_of(link: Link, who: str, progress: Progress = no_progress) -> dict[str, Record]:
-    """The records of one identifier by key; `who` is its digest."""
-    return {
-        key: record
-        for keys in key_pages(link, f"{RECORD_PREFIX}*", progress, "reading the reservations")
-        for key, record in zip(keys, read_records(link, keys), strict=True)
-        if record is not None and record.who == who
-    }
+def read_texts(link: Link, keys: Sequence[str]) -> list[bytes | None]:
+    """The strings at these keys, as of one moment; None for a missing key."""
+    texts: Any = link.run(lambda client: client.mget(keys)) if keys else []
+    return list(texts)
 
 
-def read_records(link: Link, keys: Sequence[str]) -> list[Record | None]:
-    """The records at these keys, all of one moment."""
-    if not keys:
-        return []
-    texts: Any = link.run(lambda client: client.mget(keys))
-    return [parse_record(text) for text in texts]
+def record_keys_of(link: Link, identifier: str, progress: Progress = no_progress) -> list[str]:
+    """Keys of the records of one identifier, sorted."""
+    who, found = digest_of(identifier), set()
+    for keys in key_pages(link, f"{RECORD_PREFIX}*", progress, "reading the reservations"):
+        records = zip(keys, map(parse_record, read_texts(link, keys)), strict=True)
+        found |= {key for key, record in records if record is not None and record.who == who}
+    return sorted(found)
 
 
 def read_snapshot(link: Link, progress: Progress = no_progress, what: str = "reading the books") -> Snapshot:
@@ -116,7 +107,8 @@ def read_snapshot(link: Link, progress: Progress = no_progress, what: str = "rea
         seen.update(keys)
         _read_page(link, snapshot, keys)
     snapshot.keys = len(seen)
-    snapshot.ended_us = redis_now_us(link)
+    seconds, us = link.run(lambda client: client.time())
+    snapshot.ended_us = int(seconds) * US_PER_SECOND + int(us)
     return snapshot
 
 

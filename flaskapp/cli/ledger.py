@@ -125,13 +125,7 @@ def _limits_table(books: IdentifierBooks) -> Table:
 
 
 def _limit_cells(limit: LimitUse) -> list[str]:
-    amounts = (
-        limit.limit_nanousd,
-        limit.spent_nanousd,
-        limit.held_nanousd,
-        limit.expired_nanousd,
-        limit.left_nanousd,
-    )
+    amounts = (limit.limit_nanousd, limit.spent_nanousd, limit.held_nanousd, limit.expired_nanousd, limit.left_nanousd)
     renews = "" if limit.renews_at_seconds is None else _moment(limit.renews_at_seconds)
     return [limit.name, *map(usd_text, amounts), renews]
 
