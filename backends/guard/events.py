@@ -25,22 +25,22 @@ class GuardEvents:
     def decided(self, ask: Ask, verdict: Verdict, decision: Decision) -> None:
         """Sends ``reserved``, ``refused`` or ``duplicate``."""
         if isinstance(verdict, Refusal):
-            self._of_ask("refused", ask, refusal=verdict, **decision._asdict())
+            self._send_of_ask("refused", ask, refusal=verdict, **decision._asdict())
             return
         if isinstance(verdict, Duplicate):
             first = {"first_request_id": verdict.reservation_id, "state": verdict.state.value}
-            self._of_ask("duplicate", ask, **first, **decision._asdict())
+            self._send_of_ask("duplicate", ask, **first, **decision._asdict())
             return
         self._expired(verdict.expired_nanousd)
         spent = {"window_nanousd": verdict.window_spent_nanousd, "day_nanousd": verdict.day_spent_nanousd}
-        self._of_ask("reserved", ask, cost_nanousd=verdict.cost_nanousd, **spent, **decision._asdict())
+        self._send_of_ask("reserved", ask, cost_nanousd=verdict.cost_nanousd, **spent, **decision._asdict())
 
     def check_failed(self, ask: Ask, error: StoreError, decision: Decision) -> None:
         is_bug = isinstance(error, StoreBroken)
-        self._of_ask("check_failed", ask, error=str(error), is_bug=is_bug, **decision._asdict())
+        self._send_of_ask("check_failed", ask, error=str(error), is_bug=is_bug, **decision._asdict())
 
     def emergency_exhausted(self, ask: Ask) -> None:
-        self._of_ask("emergency_exhausted", ask)
+        self._send_of_ask("emergency_exhausted", ask)
 
     def extended(self, reservation: Reservation, extended: Reservation | None) -> None:
         """Sends ``extended``, or ``extension_refused`` where `extended` is None."""
@@ -84,7 +84,7 @@ class GuardEvents:
         if expired_nanousd:
             self._send("expired", expired_nanousd=expired_nanousd)
 
-    def _of_ask(self, name: str, ask: Ask, **fields: object) -> None:
+    def _send_of_ask(self, name: str, ask: Ask, **fields: object) -> None:
         own = {"request_id": ask.reservation_id, "identifier": ask.identifier, "cost_nanousd": ask.cost_nanousd}
         self._send(name, **{**own, **fields})
 
