@@ -41,7 +41,7 @@ class Bench:
         self.raw.close()
 
     def link(self, port: int | None = None) -> Link:
-        """A link as the service has it, to `port` of this machine (the server's own, unless given)."""
+        """As the service has it; to another port of this machine where one is named."""
         return Link(f"redis://{HOST}:{port or self.port}/0", clock=SystemClock())
 
     def ask(self, who: str) -> Ask:
@@ -134,7 +134,7 @@ def _legacy_beside_atomic(bench: Bench, port: int, where: str, turns: int, limit
     legacy.between_check_and_record = note_the_time  # type: ignore[attr-defined] # the gap that legacy declares
     checks: list[float] = []
 
-    def reserve_by_legacy() -> float:
+    def reserve_the_old_way() -> float:
         start = time.perf_counter()
         _admitted(legacy, bench.ask("legacy"))
         end = time.perf_counter()
@@ -144,7 +144,7 @@ def _legacy_beside_atomic(bench: Bench, port: int, where: str, turns: int, limit
     def check_of_that() -> float:
         return checks[-1]
 
-    calls = {"atomic": _reserve(bench, atomic, "atomic"), "legacy": reserve_by_legacy, "check": check_of_that}
+    calls = {"atomic": _reserve(bench, atomic, "atomic"), "legacy": reserve_the_old_way, "check": check_of_that}
     us = medians_us(calls, turns)
     link.close()
     yield at_least(f"reserve, {where}", us["atomic"], ("legacy, check and record", us["legacy"]), limit)

@@ -11,10 +11,9 @@ from typing import Any
 from backends.clock import US_PER_SECOND
 from backends.contract import Limits
 from backends.keys import RECORD_PREFIX, RESET_KEEP_SECONDS, SECONDS_PER_DAY, book_keys, bucket_seconds_of, reset_key
-from backends.ledger.books import ring_of
 from backends.ledger.snapshot import number_in, read_texts, record_keys_of
 from backends.progress import Progress, no_progress
-from backends.records import Record, parse_record, state_of
+from backends.records import Record, buckets_of, parse_record, state_of
 from backends.store.link import Client, Link
 from backends.store.scripts import Script
 from backends.strategies import arithmetic
@@ -171,7 +170,7 @@ class Ledger:
             now_us=int(seconds) * US_PER_SECOND + int(us),
             marker=marker,
             marker_left_ms=int(left_ms),
-            recent=ring_of(recent),
+            recent=buckets_of(recent),
             daily_nanousd=arithmetic.amount(daily),
             has_daily=daily is not None,
             has_pending=bool(has_pending),
@@ -215,7 +214,7 @@ def _books_of(identifier: str, limits: Limits, stored: _Stored, most: int) -> Id
 def _window(limits: Limits, stored: _Stored, booked: Sequence[Record]) -> LimitUse:
     seconds, now_us = limits.window_seconds, stored.now_us
     bucket = bucket_seconds_of(seconds)
-    counting = arithmetic.alive(stored.recent, bucket, seconds, now_us)
+    counting = arithmetic.live_buckets(stored.recent, bucket, seconds, now_us)
     counted = [each for each in booked if _is_in_window(each, now_us)]
     renews = arithmetic.window_frees_at(counting, seconds, now_us) if counting else None
     return _limit("window", limits.window_nanousd, sum(counting.values()), counted, now_us, renews)
@@ -231,7 +230,7 @@ def _day(limits: Limits, stored: _Stored, booked: Sequence[Record]) -> LimitUse:
 def _is_in_window(record: Record, now_us: int) -> bool:
     made = record.made_at_us // US_PER_SECOND
     start = made - made % bucket_seconds_of(record.window_seconds)
-    return arithmetic.bucket_counts(start, record.window_seconds, now_us)
+    return arithmetic.window_bucket_counts(start, record.window_seconds, now_us)
 
 
 def _limit(name: str, limit: int, total: int, counted: Sequence[Record], now_us: int, renews: int | None) -> LimitUse:

@@ -11,9 +11,8 @@ from redis.exceptions import ResponseError
 
 from backends.clock import US_PER_SECOND
 from backends.keys import RECORD_PREFIX, KnownKey, known_key
-from backends.ledger.books import ring_of
 from backends.progress import Progress, no_progress
-from backends.records import Record, digest_of, parse_record
+from backends.records import Record, buckets_of, digest_of, parse_record
 from backends.store.link import Client, Link
 
 PAGE_KEYS = 500
@@ -170,7 +169,7 @@ def _add(snapshot: Snapshot, key: str, what: KnownKey, value: Any) -> None:
 
 def _buckets(members: list[tuple[bytes, float]]) -> list[tuple[int, int | None]]:
     try:
-        return list(ring_of(members).items())
+        return list(buckets_of(members).items())
     except ValueError:
         return [(0, None)]
 

@@ -19,7 +19,7 @@ def events():
 
 @pytest.fixture
 def primary():
-    return MemoryHarness()
+    return MemoryHarness().backend
 
 
 @pytest.fixture

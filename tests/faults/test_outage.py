@@ -338,7 +338,7 @@ def test_an_emergency_answer_over_the_turn_of_an_hour_gives_back_only_what_it_di
 ):
     clock = ManualClock()
     budget = EmergencyBudget(tmp_path / "emergency", clock)
-    away = MemoryHarness()
+    away = MemoryHarness().backend
     away.reserve = lambda _: (_ for _ in ()).throw(StoreUnavailable("away"))
     guard = Guard(
         away,
