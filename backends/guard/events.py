@@ -25,27 +25,27 @@ class GuardEvents:
     def decided(self, ask: Ask, verdict: Verdict, decision: Decision) -> None:
         """Sends ``reserved``, ``refused`` or ``duplicate``."""
         if isinstance(verdict, Refusal):
-            self._send_of_ask("refused", ask, refusal=verdict, **decision._asdict())
+            self._emit("refused", **_of(ask), refusal=verdict, **decision._asdict())
             return
         if isinstance(verdict, Duplicate):
             first = {"first_request_id": verdict.reservation_id, "state": verdict.state.value}
-            self._send_of_ask("duplicate", ask, **first, **decision._asdict())
+            self._emit("duplicate", **_of(ask), **first, **decision._asdict())
             return
         self._expired(verdict.expired_nanousd)
         spent = {"window_nanousd": verdict.window_spent_nanousd, "day_nanousd": verdict.day_spent_nanousd}
-        self._send_of_ask("reserved", ask, cost_nanousd=verdict.cost_nanousd, **spent, **decision._asdict())
+        self._emit("reserved", **{**_of(ask), "cost_nanousd": verdict.cost_nanousd}, **spent, **decision._asdict())
 
     def check_failed(self, ask: Ask, error: StoreError, decision: Decision) -> None:
         is_bug = isinstance(error, StoreBroken)
-        self._send_of_ask("check_failed", ask, error=str(error), is_bug=is_bug, **decision._asdict())
+        self._emit("check_failed", **_of(ask), error=str(error), is_bug=is_bug, **decision._asdict())
 
     def emergency_exhausted(self, ask: Ask) -> None:
-        self._send_of_ask("emergency_exhausted", ask)
+        self._emit("emergency_exhausted", **_of(ask))
 
     def extended(self, reservation: Reservation, extended: Reservation | None) -> None:
         """Sends ``extended``, or ``extension_refused`` where `extended` is None."""
         reserved_nanousd = reservation.cost_nanousd if extended is None else extended.cost_nanousd
-        self._send(
+        self._emit(
             "extension_refused" if extended is None else "extended",
             request_id=reservation.reservation_id,
             identifier=reservation.identifier,
@@ -55,10 +55,10 @@ class GuardEvents:
         )
 
     def extension_failed(self, reservation: Reservation, error: StoreError, backend: str) -> None:
-        self._send("extension_failed", request_id=reservation.reservation_id, error=str(error), backend=backend)
+        self._emit("extension_failed", request_id=reservation.reservation_id, error=str(error), backend=backend)
 
     def settled(self, reservation: Reservation, settlement: Settlement) -> None:
-        self._send(
+        self._emit(
             "settled",
             request_id=reservation.reservation_id,
             identifier=reservation.identifier,
@@ -71,22 +71,22 @@ class GuardEvents:
         self._expired(settlement.expired_nanousd)
 
     def settle_postponed(self, reservation: Reservation, error: StoreError) -> None:
-        self._send("settle_postponed", request_id=reservation.reservation_id, error=str(error))
+        self._emit("settle_postponed", request_id=reservation.reservation_id, error=str(error))
 
     def settle_refused(self, reservation: Reservation, error: ReservationConflict) -> None:
-        self._send("settle_refused", request_id=reservation.reservation_id, error=str(error))
+        self._emit("settle_refused", request_id=reservation.reservation_id, error=str(error))
 
     def postponed_job_failed(self, error: Exception) -> None:
         """Sends ``settle_refused``: only a bug raises `error`, and the reservation stays booked in full."""
-        self._send("settle_refused", error=repr(error)[:200])
+        self._emit("settle_refused", error=repr(error)[:200])
 
     def _expired(self, expired_nanousd: int) -> None:
         if expired_nanousd:
-            self._send("expired", expired_nanousd=expired_nanousd)
+            self._emit("expired", expired_nanousd=expired_nanousd)
 
-    def _send_of_ask(self, name: str, ask: Ask, **fields: object) -> None:
-        own = {"request_id": ask.reservation_id, "identifier": ask.identifier, "cost_nanousd": ask.cost_nanousd}
-        self._send(name, **{**own, **fields})
-
-    def _send(self, name: str, **fields: object) -> None:
+    def _emit(self, name: str, **fields: object) -> None:
         self._observer(Event(name, fields))
+
+
+def _of(ask: Ask) -> dict[str, object]:
+    return {"request_id": ask.reservation_id, "identifier": ask.identifier, "cost_nanousd": ask.cost_nanousd}
