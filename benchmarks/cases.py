@@ -1,4 +1,4 @@
-"""What is measured: each case gives its rows. All of it runs on a server of its own."""
+"""The benchmarks: each case yields its rows. All run on a server of their own."""
 
 import random
 import time
@@ -25,7 +25,7 @@ BYTES_AN_IDENTIFIER, BYTES_A_RESERVATION = 2_048, 200
 
 
 class Bench:
-    """A server, a link to it, and asks that never run out."""
+    """A server, links to it, and as many asks as a case needs."""
 
     def __init__(self, port: int, pid: int, seed: int, turns: int) -> None:
         self.port = port
@@ -45,11 +45,11 @@ class Bench:
         return Link(f"redis://{HOST}:{port or self.port}/0", clock=SystemClock())
 
     def ask(self, who: str) -> Ask:
-        """One more request, which nothing refuses."""
+        """One more request, within every limit."""
         return Ask(f"bench-{next(self._numbers)}", who, f"net-{who}", COST_NANOUSD, LIMITS, PENDING_SECONDS)
 
     def leave_as_after(self, requests: int, who: str) -> None:
-        """The books as `requests` reservations, spread over the window, would have left them."""
+        """Write what `requests` reservations, spread over the window, would have left in the store."""
         leave_as_after(
             self.raw,
             who,
@@ -64,7 +64,7 @@ class Bench:
 
 
 def reserve_beside_no_op(bench: Bench) -> Iterator[Row]:
-    """The check as its caller sees it, beside a script that does nothing, on the same connection."""
+    """A reserve as its caller sees it, beside a script that does nothing, on the same connection."""
     link = bench.link()
     backend = open_backend("atomic", link)
     for placement in placements():
@@ -104,7 +104,7 @@ def settle_beside_no_op(bench: Bench) -> Iterator[Row]:
 
 
 def legacy_beside_atomic(bench: Bench) -> Iterator[Row]:
-    """On loopback, and with a network in between."""
+    """Both strategies on loopback, and with 1 ms to Redis."""
     yield from _legacy_beside_atomic(bench, bench.port, "loopback", bench.turns // 4, LEGACY_TO_ATOMIC)
     with delayed(bench.port, round_trip_us=1_000) as port:
         turns = max(20, bench.turns // 40)
@@ -152,7 +152,7 @@ def _legacy_beside_atomic(bench: Bench, port: int, where: str, turns: int, limit
 
 
 def server_time_a_decision(bench: Bench) -> Iterator[Row]:
-    """What Redis itself says that a decision took, by how much there is in the window; blocks of them in turns."""
+    """What Redis itself says that a decision took, by the requests in the window; in alternating blocks."""
     link = bench.link()
     backend = open_backend("atomic", link)
     blocks_us: dict[int, list[float]] = {requests: [] for requests in IN_WINDOW}
@@ -172,7 +172,7 @@ def server_time_a_decision(bench: Bench) -> Iterator[Row]:
 
 
 def memory(bench: Bench) -> Iterator[Row]:
-    """What Redis keeps of an identifier whose rings are full, of its network, and of one reservation."""
+    """What Redis keeps of an identifier with all buckets filled, of its network, and of one reservation."""
     link = bench.link()
     backend = open_backend("atomic", link)
     who = "memory"
@@ -202,7 +202,7 @@ def _bytes(bench: Bench, name: str, keys: tuple[str, ...], limit: int) -> Row:
 
 
 def _no_op(bench: Bench, link: Link) -> Callable[[], object]:
-    """On the connection that the backend uses, by the client library alone: none of our own code is in the baseline."""
+    """A script that does nothing, on the backend's connection and without our own code."""
     client = link.run(lambda its: its)
     execute: Callable[..., Any] = client.execute_command
     return lambda: execute("EVALSHA", bench.no_op, 0)

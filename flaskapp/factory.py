@@ -17,8 +17,7 @@ from backends import open_backend
 from backends.clock import Clock, SystemClock
 from backends.contract import Event, Observer
 from backends.errors import StoreError
-from backends.guard.emergency_budget import EmergencyBudget
-from backends.guard.guard import FailurePolicy, Guard, Health
+from backends.guard import EmergencyBudget, FailurePolicy, Guard, Health
 from backends.money import nanousd_from_usd
 from backends.pricing.prices import PriceBook
 from backends.pricing.token_bounds import bound_for

@@ -10,7 +10,7 @@ from flask import Blueprint, Request, Response, json, request
 from backends.clock import US_PER_SECOND
 from backends.contract import Books, Marker
 from backends.errors import StoreError
-from backends.guard.guard import Guard
+from backends.guard import Guard
 from backends.keys import SECONDS_PER_DAY
 from backends.money import usd_text
 from flaskapp.http.api_keys import ApiKeys

@@ -12,7 +12,7 @@ from flask import Response, g
 from backends.clock import Clock
 from backends.contract import Ask, Duplicate, Event, Idempotency, Observer, Refusal
 from backends.errors import ThrottleUnavailable
-from backends.guard.guard import Guard
+from backends.guard import Guard
 from backends.money import usd_text
 from backends.pricing.prices import Price
 from flaskapp.answers.meter import Meter, Slices

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from backends.contract import Limits, Reservation
-from backends.guard.guard import Guard
+from backends.guard import Guard
 from backends.pricing.prices import Price
 from backends.pricing.token_bounds import shows_its_tokens
 from flaskapp.llm import Piece, Usage

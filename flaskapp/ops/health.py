@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from flask import Blueprint, Response, json
 
-from backends.guard.guard import Guard, Health
+from backends.guard import Guard, Health
 
 
 def make_health(guard: Guard, is_redis_up: Callable[[], bool]) -> Blueprint:

@@ -7,7 +7,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, H
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from backends.contract import Event, Refusal
-from backends.guard.guard import EMERGENCY
+from backends.guard import EMERGENCY
 
 _Count = Callable[[dict[str, object], str], None]
 """Counts an event with these fields, told of this backend."""

@@ -10,8 +10,8 @@ from backends.clock import SystemClock
 from backends.conformance.behaviour import NETWORK, ROOMY, WHO, ask
 from backends.contract import Refusal
 from backends.keys import RESET_KEEP_SECONDS, book_keys, reset_key
-from backends.ledger.accounts import Ledger
 from backends.ledger.audit import audit
+from backends.ledger.identifier_books import Ledger
 from backends.store.link import Link
 from backends.store.scripts import Script
 
@@ -71,7 +71,7 @@ def made_before(raw, rid, seconds):
 # --- show
 
 
-def test_of_each_limit_it_tells_what_is_spent_held_expired_and_left_and_when_it_renews(ledger, backend, raw):
+def test_each_limit_has_what_is_spent_held_expired_and_left_and_when_it_renews(ledger, backend, raw):
     limits = replace(ROOMY, window_nanousd=10 * COST, day_nanousd=20 * COST)
     made = [backend.reserve(ask(f"r{number}", COST, limits)) for number in range(5)]
     backend.settle(made[0], 400)
@@ -104,7 +104,7 @@ def test_reservations_come_newest_first_and_as_many_as_were_asked_for(ledger, ba
 @pytest.mark.parametrize(
     ("window", "day", "cause"), [(COST, 9 * COST, "window_limit"), (9 * COST, COST, "daily_limit")]
 )
-def test_a_marker_is_told_with_its_cause_and_the_time_left(ledger, backend, window, day, cause):
+def test_a_marker_has_its_cause_and_the_time_left(ledger, backend, window, day, cause):
     limits = replace(ROOMY, window_nanousd=window, day_nanousd=day)
     backend.reserve(ask("r0", COST, limits))
     refusal = backend.reserve(ask("r1", COST, limits))
@@ -113,7 +113,7 @@ def test_a_marker_is_told_with_its_cause_and_the_time_left(ledger, backend, wind
     assert 0 < marker.left_seconds <= refusal.marker_seconds
 
 
-def test_a_marker_set_by_hand_is_told_as_that(ledger, raw):
+def test_a_marker_set_by_hand_is_shown_as_that(ledger, raw):
     raw.set(f"llm:throttle:{WHO}", "stop", ex=60)
     books = ledger.show(WHO, ROOMY)
     assert (books.marker.cause, 58 <= books.marker.left_seconds <= 60, books.is_known) == ("by_hand", True, True)
@@ -131,7 +131,7 @@ def test_any_identifier_can_be_shown(ledger, backend, who):
     assert limits_of(ledger.show(who, ROOMY))["window"].held_nanousd == COST
 
 
-def test_to_look_writes_nothing(ledger, backend, raw):
+def test_show_writes_nothing(ledger, backend, raw):
     backend.settle(backend.reserve(ask("r0", COST, ROOMY)), 7)
     backend.reserve(ask("r1", COST, ROOMY))
     before = dump(raw)
@@ -143,7 +143,7 @@ def test_to_look_writes_nothing(ledger, backend, raw):
 # --- reset
 
 
-def test_a_reset_clears_the_identifiers_books_and_nobody_elses(ledger, either, link):
+def test_a_reset_clears_the_identifiers_books_and_no_others(ledger, either, link):
     backend = either
     limits = replace(ROOMY, window_nanousd=2 * COST)
     for number in range(2):

@@ -8,7 +8,7 @@ import pytest
 from backends.conformance.behaviour import COST, KEY, NETWORK, ROOMY, WHO, WINDOW_SECONDS, ask
 from backends.contract import Outcome, Reservation
 from backends.errors import StoreUnavailable
-from backends.guard.guard import EMERGENCY, Health
+from backends.guard import EMERGENCY, Health
 from backends.store.link import REST_SECONDS
 from backends.strategies.atomic import AtomicBackend
 from tests.faults.wire import wait_for
@@ -123,7 +123,7 @@ def test_what_ended_in_a_long_freeze_is_booked_once_and_nothing_used_is_missing(
     thaw.join()
     wait_for(lambda: len(told.named("settled")) == 10)
     assert spent(look) == 5 * (2 * COST - 1)
-    assert guard._emergency.spent_nanousd() == 0
+    assert guard._lending.budget.spent_nanousd() == 0
 
 
 def test_after_a_long_freeze_there_are_no_ghosts(own_server, look, backend):

@@ -8,7 +8,7 @@ import pytest
 from backends.conformance.behaviour import COST, KEY, NETWORK, ROOMY, WHO, WINDOW_SECONDS, ask
 from backends.contract import Duplicate, DuplicateState, Outcome, Refusal, Reservation
 from backends.errors import StoreUnavailable, ThrottleUnavailable
-from backends.guard.guard import EMERGENCY
+from backends.guard import EMERGENCY
 from backends.store.link import REST_SECONDS
 from backends.store.scripts import Script
 from backends.strategies.atomic import AtomicBackend
@@ -150,7 +150,7 @@ def test_an_answer_goes_on_by_the_emergency_budget_where_its_extension_was_lost(
     guard.settle(bridged, 2 * COST - 1)
     wait_for(lambda: books().pending_nanousd == 0)
     assert books().window_nanousd == books().global_day_nanousd == 2 * COST - 1
-    assert guard._emergency.spent_nanousd() == 0
+    assert guard._lending.budget.spent_nanousd() == 0
 
 
 def test_a_release_whose_answer_was_lost_frees_its_key_once(proxy, backend, books):

@@ -6,7 +6,7 @@ import pytest
 
 from backends.conformance.behaviour import COST, WHO, ask
 from backends.errors import StoreBusy, ThrottleUnavailable
-from backends.guard.guard import Health
+from backends.guard import Health
 from backends.keys import SETTINGS_KEY
 from backends.store.link import Link
 from backends.strategies.atomic import AtomicBackend
@@ -64,7 +64,7 @@ def test_half_of_a_charge_is_never_taken_back_as_a_whole(new_guard, link, clock,
     verdict = None
     with link.within(PATIENCE_SECONDS), suppress(ThrottleUnavailable):
         verdict = guard.reserve(ask("second", COST))
-    wait_for(lambda: guard._later._thread is None)
+    wait_for(lambda: guard._postponed._thread is None)
     left = totals(look)
     assert all(left[key] >= held for key, held in spent.items())
     if verdict is not None:
@@ -121,7 +121,7 @@ def test_what_was_charged_to_a_caller_who_was_told_busy_is_given_back(own_server
     link.is_late = True
     with pytest.raises(ThrottleUnavailable):
         guard.reserve(ask("late", COST))
-    wait_for(lambda: guard._later._thread is None)
+    wait_for(lambda: guard._postponed._thread is None)
     link.close()
     assert look.get("llm:reservation:late").startswith(b"released 0 ")
     assert set(totals(look).values()) == {0}

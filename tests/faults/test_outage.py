@@ -20,8 +20,7 @@ from backends.conformance.behaviour import (
 )
 from backends.contract import Refusal, Reservation
 from backends.errors import StoreBusy, StoreUnavailable, ThrottleUnavailable
-from backends.guard.emergency_budget import EmergencyBudget
-from backends.guard.guard import EMERGENCY, FailurePolicy, Guard, Health
+from backends.guard import EMERGENCY, EmergencyBudget, FailurePolicy, Guard, Health
 from backends.store.link import REST_SECONDS
 from backends.strategies.atomic import AtomicBackend
 from backends.strategies.memory import MemoryBackend
@@ -328,7 +327,7 @@ def test_an_answer_in_an_outage_is_lent_slices_and_told_once(own_server, new_gua
         assert made.cost_nanousd == number * COST
     assert len(told.named("extension_failed")) == 1
     assert spent_on_emergency(tmp_path) == 10 * COST
-    assert list(guard._lent["r0"].values()) == [10 * COST]
+    assert list(guard._lending.remove_loan(made).values()) == [10 * COST]
 
 
 @pytest.mark.parametrize(
@@ -339,7 +338,7 @@ def test_an_emergency_answer_over_the_turn_of_an_hour_gives_back_only_what_it_di
 ):
     clock = ManualClock()
     budget = EmergencyBudget(tmp_path / "emergency", clock)
-    away = MemoryHarness()
+    away = MemoryHarness().backend
     away.reserve = lambda _: (_ for _ in ()).throw(StoreUnavailable("away"))
     guard = Guard(
         away,

@@ -8,8 +8,7 @@ import pytest
 from backends.clock import SystemClock
 from backends.conformance.behaviour import ROOMY, MemoryHarness, ask
 from backends.contract import Reservation
-from backends.guard.emergency_budget import EmergencyBudget
-from backends.guard.guard import FailurePolicy, Guard
+from backends.guard import EmergencyBudget, FailurePolicy, Guard
 from backends.pricing.prices import Price
 from flaskapp.answers.meter import Meter, ObservedLead, Slices, slices_of
 from flaskapp.llm import Piece, Usage
