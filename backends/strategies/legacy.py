@@ -52,6 +52,7 @@ class LegacyBackend:
 
     name = "legacy"
     promises_atomicity = False
+    keeps_our_layout = True
     reserve_script = "legacy"
     increments_commute = True
     """No decision rests on the reply to an increment (told to `flaskapp/lab/explorer.py`)."""

@@ -61,6 +61,7 @@ class MemoryBackend:
 
     name = "memory"
     promises_atomicity = True
+    keeps_our_layout = True
     reserve_script = "memory"
 
     def __init__(self, clock: Clock) -> None:

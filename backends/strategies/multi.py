@@ -45,6 +45,7 @@ class MultiBackend:
 
     name = "multi"
     promises_atomicity = False
+    keeps_our_layout = True
     reserve_script = "multi"
     increments_commute = True
     """No decision rests on the reply to an increment (told to `flaskapp/lab/explorer.py`)."""

@@ -49,6 +49,7 @@ class WatchBackend:
 
     name = "watch"
     promises_atomicity = True
+    keeps_our_layout = True
     reserve_script = "watch"
     increments_commute = True
     """No decision rests on the reply to an increment (told to `flaskapp/lab/explorer.py`)."""
