@@ -245,7 +245,7 @@ class Backend(Protocol):
     promises_atomicity: bool
     """Declared, and tested: whether concurrent callers can never exceed a limit together."""
     keeps_our_layout: bool
-    """Declared, and tested: whether it keeps the keys of `backends.keys`, which other strategies and the ledger read."""
+    """Declared, and tested: whether it keeps the keys of `backends.keys`, as the ledger and other strategies read them."""
     reserve_script: str
     """What decides, for the log: a script's file name, or the strategy's own name."""
 

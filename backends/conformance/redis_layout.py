@@ -361,7 +361,7 @@ class RedisLayout(Behaviour):
         assert self.harness.stored()[self.keys().recent] == ({START_US // US: 7}, WINDOW_SECONDS + BUCKET_SECONDS)
         self.assert_every_key_has_a_ttl()
 
-    def test_a_late_booking_outbefore_an_older_bucket_beside_it(self) -> None:
+    def test_a_late_booking_outlives_an_older_bucket_beside_it(self) -> None:
         self.pass_seconds(500)
         made = self.reserve("r0")
         self.lose_all()

@@ -197,9 +197,7 @@ class SqliteBackend:
         if marker is None:
             return None
         wait, busy = marker.retry_after_seconds, marker.in_flight
-        return Refusal(
-            Reason.THROTTLED, marker.cause, Scope.IDENTIFIER, wait, busy, False, marker.left_seconds, None
-        )
+        return Refusal(Reason.THROTTLED, marker.cause, Scope.IDENTIFIER, wait, busy, False, marker.left_seconds, None)
 
     def _admit(self, db, ask, nanousd):
         now = self._clock.now_us()
