@@ -68,7 +68,9 @@ class MemoryHarness:
 
     def __init__(self) -> None:
         self.clock = ManualClock()
-        self.clear()
+        memory = MemoryBackend(self.clock)
+        self.backend: Backend = memory
+        self._dictionary = memory.dictionary
 
     def pass_time(self, us: int) -> None:
         """Move the clock."""
@@ -76,25 +78,29 @@ class MemoryHarness:
 
     def stored(self) -> Stored:
         """Every key that is stored now."""
-        kept = self._memory.stored()
-        return {key: (value if isinstance(value, dict) else str(value), left) for key, (value, left) in kept.items()}
+        execute = self._dictionary.execute
+        return {key: (self._value(key), -(-execute(("PTTL", key)) // 1_000)) for key in self._dictionary.live_keys()}
 
     def put(self, key: str, text: str, ttl_seconds: int) -> None:
         """Store a string."""
-        self._memory._put(key, text, ttl_seconds, self.clock.us)  # noqa: SLF001
+        self._dictionary.execute(("SET", key, text, "EX", ttl_seconds))
 
     def lose(self, key: str) -> None:
         """Delete a key."""
-        self._memory._forget(key)  # noqa: SLF001
+        self._dictionary.execute(("DEL", key))
 
     def clear(self) -> None:
-        """Make a new backend, and start the clock anew."""
+        """Delete everything, and start the clock anew."""
         self.clock.us = START_US
-        self._memory = MemoryBackend(self.clock)
-        self.backend: Backend = self._memory
+        self._dictionary.clear()
 
     def close(self) -> None:
-        """There is nothing to close."""
+        """Close the backend."""
+        self.backend.close()
+
+    def _value(self, key: str) -> Value:
+        value = self._dictionary.value(key)
+        return value.decode() if isinstance(value, bytes) else value or {}
 
 
 HAIR_MS = 250

@@ -6,11 +6,11 @@ from backends import contract
 
 
 def names_of_the_contract():
-    """Whatever its page defines: classes, and names for types."""
+    """What its page defines for others: classes, and names for types."""
     tree = ast.parse(Path(contract.__file__).read_text(encoding="utf-8"))
     classes = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
     types = {node.targets[0].id for node in tree.body if isinstance(node, ast.Assign)}
-    return classes | types
+    return {name for name in classes | types if not name.startswith("_")}
 
 
 def test_every_name_of_the_contract_is_on_the_public_face():
