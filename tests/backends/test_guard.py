@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from backends.conformance.behaviour import COST, ROOMY, ManualClock, MemoryHarness, ask
+from backends.conformance.cases import COST, ROOMY, make_ask
+from backends.conformance.harness import ManualClock, MemoryHarness
 from backends.contract import Refusal, Reservation
 from backends.errors import ReservationConflict
 from backends.guard.emergency_budget import EmergencyBudget
@@ -20,7 +21,7 @@ def told():
 
 @pytest.fixture
 def primary():
-    return MemoryHarness()
+    return MemoryHarness().backend
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def guard(primary, told, tmp_path):
 
 
 def test_a_reservation_and_its_end_are_told(guard, told):
-    made = guard.reserve(ask("r0", COST))
+    made = guard.reserve(make_ask("r0", COST))
     guard.settle(made, 7)
     assert isinstance(made, Reservation)
     assert guard.backend_name == made.backend == "memory"
@@ -68,7 +69,7 @@ def test_a_reservation_and_its_end_are_told(guard, told):
 
 
 def test_a_refusal_is_told(guard, told):
-    verdict = guard.reserve(ask("r0", COST, replace(ROOMY, window_nanousd=1)))
+    verdict = guard.reserve(make_ask("r0", COST, replace(ROOMY, window_nanousd=1)))
     assert isinstance(verdict, Refusal)
     [refused] = told.named("refused")
     assert refused["refusal"] is verdict
@@ -77,12 +78,12 @@ def test_a_refusal_is_told(guard, told):
 
 
 def test_an_overrun_is_told(guard, told):
-    guard.settle(guard.reserve(ask("r0", COST)), COST + 3)
+    guard.settle(guard.reserve(make_ask("r0", COST)), COST + 3)
     assert told.named("settled")[0]["overrun_nanousd"] == 3
 
 
 def test_a_second_end_is_told_as_a_repeat_with_what_the_first_booked(guard, told):
-    made = guard.reserve(ask("r0", COST))
+    made = guard.reserve(make_ask("r0", COST))
     guard.settle(made, 7)
     guard.settle(made, COST)
     assert [(end["outcome"], end["booked_nanousd"]) for end in told.named("settled")] == [
@@ -92,23 +93,23 @@ def test_a_second_end_is_told_as_a_repeat_with_what_the_first_booked(guard, told
 
 
 def test_a_settlement_for_another_request_is_told_and_raises_nothing(guard, told):
-    made = guard.reserve(ask("r0", COST))
+    made = guard.reserve(make_ask("r0", COST))
     guard.settle(replace(made, request_digest="0" * 16), 7)
     assert told.named("settle_refused")
     assert not told.named("settled")
 
 
 def test_an_extension_of_what_has_ended_ends_the_answer_and_is_told(guard, told):
-    made = guard.reserve(ask("r0", COST))
+    made = guard.reserve(make_ask("r0", COST))
     guard.settle(made, 7)
     assert guard.extend(made, 2 * COST, ROOMY, at_least_nanousd=2 * COST) is None
     assert [fields["reserved_nanousd"] for fields in told.named("extension_refused")] == [COST]
 
 
 def test_a_conflict_gets_through(guard):
-    guard.reserve(ask("r0", COST))
+    guard.reserve(make_ask("r0", COST))
     with pytest.raises(ReservationConflict):
-        guard.reserve(ask("r0", COST + 1))
+        guard.reserve(make_ask("r0", COST + 1))
 
 
 def test_without_a_store_all_is_always_well(guard):
@@ -117,5 +118,5 @@ def test_without_a_store_all_is_always_well(guard):
 
 def test_an_emergency_reservation_of_another_worker_is_left_alone(guard, told):
     """It was booked in full by the worker that made it, and nobody else knows its hour."""
-    guard.settle(replace(guard.reserve(ask("r0", COST)), backend="emergency"), 7)
+    guard.settle(replace(guard.reserve(make_ask("r0", COST)), backend="emergency"), 7)
     assert not told.named("settled")
