@@ -254,6 +254,8 @@ class Backend(Protocol):
     name: str
     promises_atomicity: bool
     """Declared, and tested: whether concurrent callers can never exceed a limit together."""
+    keeps_our_layout: bool
+    """Declared, and tested: whether it keeps the keys of `backends.keys`, which the ledger reads too."""
     reserve_script: str
     """What decides, for the log: a script's file name, or the strategy's own name."""
 

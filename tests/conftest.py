@@ -10,7 +10,7 @@ from flaskapp.ops import embedded_redis as embedded
 from flaskapp.ops.embedded_redis import EmbeddedServer
 
 # Before any test module imports it: once imported it could not be rewritten any more.
-pytest.register_assert_rewrite("backends.conformance.behaviour")
+pytest.register_assert_rewrite("backends.conformance")
 
 ROOT = Path(__file__).resolve().parent.parent
 DEBIAN = shutil.which("redis-server")

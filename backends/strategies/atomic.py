@@ -54,6 +54,7 @@ class AtomicBackend:
 
     name = "atomic"
     promises_atomicity = True
+    keeps_our_layout = True
     reserve_script = _RESERVE.file_name
 
     def __init__(self, link: Link, clock: Clock | None = None) -> None:

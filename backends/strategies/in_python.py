@@ -33,6 +33,7 @@ class PythonStrategy(ABC):
 
     name: str
     reserve_script: str
+    keeps_our_layout = True
     increments_commute = True
     """No decision rests on the reply to an increment: a search through all orders of commands may swap two of them."""
 

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.clock import US_PER_SECOND
-from backends.conformance.behaviour import ask
+from backends.conformance.cases import make_ask
 from backends.errors import StoreBroken
 from backends.keys import (
     IDEMPOTENCY_KEEP_SECONDS,
@@ -20,7 +20,7 @@ from tests.lua.by_hand import RESERVE
 
 def test_terms_tell_requests_apart():
     def request_digest(identifier, network, cost):
-        return request_digest_of(ask("r0", cost, identifier=identifier, network=network))
+        return request_digest_of(make_ask("r0", cost, identifier=identifier, network=network))
 
     one = request_digest("id", "net", 5)
     assert one == request_digest("id", "net", 5)

@@ -9,7 +9,7 @@ import redis
 
 from backends import open_backend
 from backends.clock import SystemClock
-from backends.conformance.behaviour import NETWORK, ROOMY, WHO, ask
+from backends.conformance.cases import NETWORK, ROOMY, WHO, make_ask
 from backends.keys import book_keys, bucket_seconds_of
 from backends.ledger.audit import audit
 from backends.ledger.identifier_books import Ledger
@@ -42,7 +42,7 @@ def books(backend, raw):
     """Two identifiers of two networks, with an open, a settled and a released reservation each; and their keys."""
     for who, network in ((WHO, NETWORK), ("other", "203.0.113.9")):
         for number, end in enumerate((None, 400, 0)):
-            request = ask(f"{who}-{number}", COST, ROOMY, identifier=who)
+            request = make_ask(f"{who}-{number}", COST, ROOMY, identifier=who)
             made = backend.reserve(replace(request, network=network))
             if end is not None:
                 backend.settle(made, end) if end else backend.release(made)
@@ -190,7 +190,7 @@ def test_a_reset_that_is_no_time_clears_nothing_and_stops_no_audit(link, books, 
 
 
 def test_what_was_not_ended_in_time_counts_as_expired_with_its_amount(link, backend, raw):
-    backend.reserve(ask("r0", COST, ROOMY))
+    backend.reserve(make_ask("r0", COST, ROOMY))
     made_before(raw, "r0", 121)
     report = audit(link)
     assert (report.records["expired"], report.records["open"], report.expired_nanousd) == (1, 0, COST)
@@ -199,14 +199,14 @@ def test_what_was_not_ended_in_time_counts_as_expired_with_its_amount(link, back
 def test_what_expired_and_was_swept_is_no_disagreement(link, backend, raw):
     """The next settlement takes the amount out of the three sorted sets; the record stays `open` for an hour more."""
     now = raw.time()[0]
-    backend.reserve(ask("r0", COST, ROOMY))
+    backend.reserve(make_ask("r0", COST, ROOMY))
     made_before(raw, "r0", 131)
     keys = book_keys("r0", WHO, NETWORK, now)
     for key in (keys.pending_identifier, keys.pending_network, keys.pending_global):
         raw.delete(key)
         raw.zadd(key, {str((now - 131) // 10 * 10): COST})
         raw.expire(key, 60)
-    settled = backend.settle(backend.reserve(ask("r1", COST, ROOMY)), COST)
+    settled = backend.settle(backend.reserve(make_ask("r1", COST, ROOMY)), COST)
     assert settled.expired_nanousd == COST
     assert [each for each in found(link) if "open" in each[1]] == []
 
@@ -223,7 +223,7 @@ def test_of_a_long_window_old_records_may_be_gone_and_no_less_is_booked(link, ba
     bucket = bucket_seconds_of(14_400)
     start = (now - 7_200) // bucket * bucket
     keys = book_keys("old", WHO, NETWORK, start)
-    backend.reserve(ask("new", COST, replace(ROOMY, window_seconds=14_400)))
+    backend.reserve(make_ask("new", COST, replace(ROOMY, window_seconds=14_400)))
     who, network = raw.get("llm:reservation:new").split()[-2:]
     raw.set("llm:reservation:old", f"settled 50 {start * US} aa 14400 120 {who} {network}", ex=60)
     for key in (keys.recent, keys.network_recent):
@@ -236,8 +236,8 @@ def test_of_a_long_window_old_records_may_be_gone_and_no_less_is_booked(link, ba
 def test_a_shorter_window_may_have_swept_what_a_longer_one_booked(link, backend, raw):
     """No false alarm: the bucket of a long window is gone since a reservation with a short one came by."""
     now = raw.time()[0]
-    backend.reserve(ask("long", COST, replace(ROOMY, window_seconds=7_200)))
-    backend.reserve(ask("short", COST, replace(ROOMY, window_seconds=60)))
+    backend.reserve(make_ask("long", COST, replace(ROOMY, window_seconds=7_200)))
+    backend.reserve(make_ask("short", COST, replace(ROOMY, window_seconds=60)))
     record = raw.get("llm:reservation:long").split()
     made = now - 1_000
     record[2] = str(made * US)
@@ -261,7 +261,7 @@ def test_after_a_reset_identifiers_may_be_less_than_everybody_and_never_more(lin
 def test_since_a_reset_a_day_has_to_be_equal_to_its_records(link, backend, books, raw):
     """Also late in the day: what was made before the reset is not in it."""
     Ledger(link).reset(WHO)
-    backend.reserve(ask("after", COST, ROOMY))
+    backend.reserve(make_ask("after", COST, ROOMY))
     assert found(link) == []
     raw.incrby(books.daily, 1)
     assert ("total", books.daily) in found(link)
@@ -285,7 +285,7 @@ def _spend(url, stop, name):
     # Not too fast: where more than `MOST_AT_ONCE` records belong to a total that changes, it can only be undecided.
     while not stop.wait(0.001):
         number += 1
-        made = backend.reserve(ask(f"r{number}", COST, ROOMY, identifier=f"who{number % 7}"))
+        made = backend.reserve(make_ask(f"r{number}", COST, ROOMY, identifier=f"who{number % 7}"))
         if number % 2:
             made = backend.extend(made, 2 * COST, ROOMY)
         if number % 5:
@@ -326,7 +326,7 @@ def test_a_total_that_is_too_small_is_reported_while_it_changes(traffic, link, r
 
     wait_until(lambda: raw.dbsize() > 20, 30, "there is traffic")
     # More than the traffic could make up for during the audit.
-    open_backend("atomic", link).reserve(ask("whale", ROOMY.global_hour_nanousd // 2, ROOMY, identifier="whale"))
+    open_backend("atomic", link).reserve(make_ask("whale", ROOMY.global_hour_nanousd // 2, ROOMY, identifier="whale"))
     seen = raw.time()[0]
     wait_until(lambda: raw.time()[0] > seen + 2, 30, "what is there has settled down")
     hour = book_keys("", "", "", raw.time()[0]).global_hourly

@@ -4,7 +4,8 @@ import threading
 
 import pytest
 
-from backends.conformance.behaviour import START_US, US, ManualClock
+from backends.conformance.cases import US
+from backends.conformance.harness import START_US, ManualClock
 from backends.guard import EmergencyBudget
 
 HOUR_US = 3_600 * US

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from backends.conformance.behaviour import COST, ROOMY, ManualClock, MemoryHarness, ask
+from backends.conformance.cases import COST, ROOMY, make_ask
+from backends.conformance.harness import ManualClock, MemoryHarness
 from backends.contract import Refusal, Reservation
 from backends.errors import ReservationConflict
 from backends.guard import EmergencyBudget, FailurePolicy, Guard, Health
@@ -39,7 +40,7 @@ def guard(primary, events, tmp_path):
 
 
 def test_a_reservation_and_its_end_are_events(guard, events):
-    made = guard.reserve(ask("r0", COST))
+    made = guard.reserve(make_ask("r0", COST))
     guard.settle(made, 7)
     assert isinstance(made, Reservation)
     assert guard.backend_name == made.backend == "memory"
@@ -67,7 +68,7 @@ def test_a_reservation_and_its_end_are_events(guard, events):
 
 
 def test_a_refusal_is_an_event(guard, events):
-    verdict = guard.reserve(ask("r0", COST, replace(ROOMY, window_nanousd=1)))
+    verdict = guard.reserve(make_ask("r0", COST, replace(ROOMY, window_nanousd=1)))
     assert isinstance(verdict, Refusal)
     [refused] = events.named("refused")
     assert refused["refusal"] is verdict
@@ -76,12 +77,12 @@ def test_a_refusal_is_an_event(guard, events):
 
 
 def test_an_overrun_is_in_the_event(guard, events):
-    guard.settle(guard.reserve(ask("r0", COST)), COST + 3)
+    guard.settle(guard.reserve(make_ask("r0", COST)), COST + 3)
     assert events.named("settled")[0]["overrun_nanousd"] == 3
 
 
 def test_a_second_end_is_a_repeat_with_what_the_first_booked(guard, events):
-    made = guard.reserve(ask("r0", COST))
+    made = guard.reserve(make_ask("r0", COST))
     guard.settle(made, 7)
     guard.settle(made, COST)
     assert [(end["outcome"], end["booked_nanousd"]) for end in events.named("settled")] == [
@@ -91,23 +92,23 @@ def test_a_second_end_is_a_repeat_with_what_the_first_booked(guard, events):
 
 
 def test_a_settlement_for_another_request_is_an_event_and_raises_nothing(guard, events):
-    made = guard.reserve(ask("r0", COST))
+    made = guard.reserve(make_ask("r0", COST))
     guard.settle(replace(made, request_digest="0" * 16), 7)
     assert events.named("settle_refused")
     assert not events.named("settled")
 
 
 def test_an_extension_of_what_has_ended_is_refused_with_an_event(guard, events):
-    made = guard.reserve(ask("r0", COST))
+    made = guard.reserve(make_ask("r0", COST))
     guard.settle(made, 7)
     assert guard.extend(made, 2 * COST, ROOMY, at_least_nanousd=2 * COST) is None
     assert [fields["reserved_nanousd"] for fields in events.named("extension_refused")] == [COST]
 
 
 def test_a_conflict_gets_through(guard):
-    guard.reserve(ask("r0", COST))
+    guard.reserve(make_ask("r0", COST))
     with pytest.raises(ReservationConflict):
-        guard.reserve(ask("r0", COST + 1))
+        guard.reserve(make_ask("r0", COST + 1))
 
 
 def test_without_a_link_health_is_always_good(guard):
@@ -116,5 +117,5 @@ def test_without_a_link_health_is_always_good(guard):
 
 def test_an_emergency_reservation_of_another_worker_is_left_alone(guard, events):
     """It was booked in full by the worker that made it, and only that worker knows its hour."""
-    guard.settle(replace(guard.reserve(ask("r0", COST)), backend="emergency"), 7)
+    guard.settle(replace(guard.reserve(make_ask("r0", COST)), backend="emergency"), 7)
     assert not events.named("settled")

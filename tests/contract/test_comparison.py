@@ -9,7 +9,9 @@ import pytest
 import redis
 
 from backends.clock import SystemClock
-from backends.conformance.behaviour import COST, ROOMY, ManualClock, RedisHarness, ask, played, some_operations
+from backends.conformance.cases import COST, ROOMY, make_ask
+from backends.conformance.harness import ManualClock, RedisHarness
+from backends.conformance.operations import played, some_operations
 from backends.contract import Reservation
 from backends.errors import ConfigurationError, StoreBusy
 from backends.store.link import Link
@@ -136,10 +138,10 @@ def test_who_is_overtaken_tries_again_and_sees_what_the_other_did(gate):
     gate, link = gate
     backend = WatchBackend(link, ManualClock())
     limits = ROOMY
-    slow = Caller(gate, lambda: backend.reserve(ask("slow", COST, limits)))
+    slow = Caller(gate, lambda: backend.reserve(make_ask("slow", COST, limits)))
     while not slow.pending.is_transaction:
         slow.take_turn()
-    backend.reserve(ask("fast", COST, limits))
+    backend.reserve(make_ask("fast", COST, limits))
     assert slow.take_turn().is_overtaken
     while slow.pending:
         slow.take_turn()
@@ -151,11 +153,11 @@ def test_who_is_overtaken_tries_again_and_sees_what_the_other_did(gate):
 def test_who_is_overtaken_too_often_is_too_busy_and_has_charged_nothing(gate, redis_url):
     gate, link = gate
     backend = WatchBackend(link, ManualClock(), tries=2)
-    slow = Caller(gate, lambda: backend.reserve(ask("slow")))
+    slow = Caller(gate, lambda: backend.reserve(make_ask("slow")))
     for number in range(2):
         while not slow.pending.is_transaction:
             slow.take_turn()
-        backend.reserve(ask(f"fast-{number}"))
+        backend.reserve(make_ask(f"fast-{number}"))
         if number == 0:
             slow.take_turn()
     with pytest.raises(StoreBusy, match="2 times"):

@@ -6,7 +6,8 @@ from decimal import Decimal
 import pytest
 
 from backends.clock import SystemClock
-from backends.conformance.behaviour import ROOMY, MemoryHarness, ask
+from backends.conformance.cases import ROOMY, make_ask
+from backends.conformance.harness import MemoryHarness
 from backends.contract import Reservation
 from backends.guard import EmergencyBudget, FailurePolicy, Guard
 from backends.pricing.prices import Price
@@ -34,8 +35,8 @@ def books():
 def guard(books, tmp_path):
     emergency = EmergencyBudget(tmp_path / "emergency.json", books.clock)
     return Guard(
-        books,
-        MemoryHarness(),
+        books.backend,
+        MemoryHarness().backend,
         link=None,
         emergency=emergency,
         clock=SystemClock(),
@@ -52,7 +53,7 @@ def meter_of(guard):
         limits = replace(ROOMY, day_nanousd=INPUT + limit_tokens * TOKEN)
         first = slices.first_usage(most) if slices else most
         cost = PRICE.highest_cost_nanousd(first.input_tokens, first.output_tokens)
-        made = guard.reserve(ask("r0", cost, limits))
+        made = guard.reserve(make_ask("r0", cost, limits))
         assert isinstance(made, Reservation)
         return Meter(guard, made, price, most, slices=slices, limits=lambda: limits)
 
@@ -60,7 +61,7 @@ def meter_of(guard):
 
 
 def day(books):
-    return books.books("hash456", "198.51.100.7", 600).day_nanousd
+    return books.backend.books("hash456", "198.51.100.7", 600).day_nanousd
 
 
 def test_a_slice_and_the_cushion_are_reserved_before_the_answer(meter_of, books):

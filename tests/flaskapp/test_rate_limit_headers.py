@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.conformance.behaviour import ROOMY, ManualClock
+from backends.conformance.cases import ROOMY
+from backends.conformance.harness import ManualClock
 from backends.contract import Reservation
 from backends.keys import bucket_seconds_of
 from flaskapp.http.headers import rate_limit_headers

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from backends.conformance.behaviour import ManualClock
+from backends.conformance.harness import ManualClock
 from backends.keys import bucket_seconds_of
 from tests.apps import NETWORK, open_app
 from tests.servers import nanousd
