@@ -1,5 +1,7 @@
 """What a suite needs of a backend under test: the backend, a clock that it decides by, and a hand in its store."""
 
+# ruff: noqa: D102 (what the methods do is said once, at `Harness` and `LayoutHarness`)
+
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -73,29 +75,23 @@ class MemoryHarness:
         self._dictionary = memory.dictionary
 
     def pass_time(self, us: int) -> None:
-        """Move the clock."""
         self.clock.us += us
 
     def stored(self) -> Stored:
-        """Every key that is stored now."""
         execute = self._dictionary.execute
         return {key: (self._value(key), -(-execute(("PTTL", key)) // 1_000)) for key in self._dictionary.live_keys()}
 
     def put(self, key: str, text: str, ttl_seconds: int) -> None:
-        """Store a string."""
         self._dictionary.execute(("SET", key, text, "EX", ttl_seconds))
 
     def lose(self, key: str) -> None:
-        """Delete a key."""
         self._dictionary.execute(("DEL", key))
 
     def clear(self) -> None:
-        """Delete everything, and start the clock anew."""
         self.clock.us = START_US
         self._dictionary.clear()
 
     def close(self) -> None:
-        """Close the backend."""
         self.backend.close()
 
     def _value(self, key: str) -> Value:
@@ -142,32 +138,26 @@ class RedisHarness:
         self.clear()
 
     def pass_time(self, us: int) -> None:
-        """Move the clock, and age the keys."""
         self.clock.us += us
         self._age(us // 1_000)
 
     def stored(self) -> Stored:
-        """Every key that is stored now."""
         self._age(0)
         return self._link.run(_stored)
 
     def put(self, key: str, text: str, ttl_seconds: int) -> None:
-        """Store a string."""
         # A hair less: the server's own clock is no more exact than that, and rounds up.
         self._link.run(lambda r: r.set(key, text, px=ttl_seconds * 1_000 - 50))
 
     def lose(self, key: str) -> None:
-        """Delete a key."""
         self._link.run(lambda r: r.delete(key))
 
     def clear(self) -> None:
-        """Empty the database, and start the clock anew."""
         self._link.run(lambda r: r.flushdb())
         self.clock.us = START_US
         self._aged_at_seconds = self._host_clock.monotonic_seconds()
 
     def close(self) -> None:
-        """Close the connections."""
         self.backend.close()
         self._link.close()
 

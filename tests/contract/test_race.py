@@ -1,4 +1,4 @@
-"""Many callers in four processes, one server, room for k: atomic admits k, legacy, held half-way, everybody."""
+"""Many callers in four processes, one server, room for k: atomic admits k; legacy, held half-way, admits all."""
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor

@@ -40,7 +40,7 @@ class Spend:
 
 
 def ends_us(limits, spends, cost, now_us):
-    """Of each limit that has no room now: when it has, to the microsecond, and how much a ring may add to that."""
+    """Of each limit that has no room now: when it has, to the microsecond, and how much a bucket may add to that."""
     networks = {visitor: network for visitor, (_, network) in VISITORS.items()}
     of_me = [each for each in spends if each.visitor == "me"]
     of_network = [each for each in spends if networks[each.visitor] == NETWORK]
@@ -98,7 +98,7 @@ def test_retry_after_is_never_early_and_right_to_the_bucket(harness, offset_us, 
     verdict = harness.backend.reserve(make_ask("last", cost, limits))
     if isinstance(verdict, Refusal):
         check(harness, limits, spends, cost, verdict)
-        who_comes_back_then_is_admitted(harness, limits, cost, verdict)
+        a_caller_that_returns_then_is_admitted(harness, limits, cost, verdict)
 
 
 def check(harness, limits, spends, cost, refusal):
@@ -107,11 +107,11 @@ def check(harness, limits, spends, cost, refusal):
         assert refusal.retry_after_seconds is None
         return
     ends = ends_us(limits, spends, cost, now_us)
-    told_us = now_us + refusal.retry_after_seconds * US
-    assert told_us >= max(end for end, _ in ends), "early"
+    said_us = now_us + refusal.retry_after_seconds * US
+    assert said_us >= max(end for end, _ in ends), "early"
     latest = max(end + slack for end, slack in ends)
     # Whole seconds, and never before the marker that this refusal has set.
-    assert told_us < max(latest + US, now_us + max(1, refusal.marker_seconds) * US + 1), "late"
+    assert said_us < max(latest + US, now_us + max(1, refusal.marker_seconds) * US + 1), "late"
 
 
 def lose_marker(harness, identifier=WHO):
@@ -119,7 +119,7 @@ def lose_marker(harness, identifier=WHO):
         harness.lose(f"llm:throttle:{identifier}")
 
 
-def who_comes_back_then_is_admitted(harness, limits, cost, refusal):
+def a_caller_that_returns_then_is_admitted(harness, limits, cost, refusal):
     if refusal.retry_after_seconds is None:
         return
     by_the_marker_alone = refusal.retry_after_seconds <= max(1, refusal.marker_seconds)

@@ -34,7 +34,7 @@ def harness(request, redis_url):
 @example(steps=[(0, 500), (0, 500), (0, 1), (WINDOW_SECONDS * US, 1), (BUCKET_SECONDS * US, LIMIT)])
 @example(steps=[(9_999_999, LIMIT), (WINDOW_SECONDS * US - 1, 1), (1, 1)])
 @example(steps=[(0, 1)] * 40)
-def test_the_true_window_never_exceeds_the_limit_and_a_ring_refuses_at_most_a_bucket_too_long(harness, limit, steps):
+def test_the_true_window_never_exceeds_the_limit_and_refuses_at_most_a_bucket_too_long(harness, limit, steps):
     harness.clear()
     limits = limit.set_to(LIMIT)
     spent = []
