@@ -76,4 +76,4 @@ def test_python_and_lua_say_the_same_words():
     names = "SECOND, LIVE_PENDING_BUCKETS, RECORD_KEEP_S, IDEMPOTENCY_KEEP_S"
     numbers = f"{US_PER_SECOND}, {LIVE_PENDING_BUCKETS}, {RECORD_KEEP_SECONDS}, {IDEMPOTENCY_KEEP_SECONDS}"
     assert f"{names} = {numbers}\n" in RESERVE.text
-    assert f"ceil(window_s / {WINDOW_BUCKETS}), ceil(open_s / {PENDING_BUCKETS})" in RESERVE.text
+    assert f"ceil(window_s / {WINDOW_BUCKETS}), ceil(pending_s / {PENDING_BUCKETS})" in RESERVE.text

@@ -55,10 +55,10 @@ RESERVE = [
         "exactly_equal_is_admitted_and_one_nano_dollar_more_is_not",
     ),
     ("and network_daily + cost <= network_day_limit", "", "exactly_equal_is_admitted_and_one_nano_dollar_more_is_not"),
-    ("and global_hourly + cost <= hour_limit_of_all", "", "exactly_equal_is_admitted_and_one_nano_dollar_more_is_not"),
+    ("and global_hourly + cost <= global_hour_limit", "", "exactly_equal_is_admitted_and_one_nano_dollar_more_is_not"),
     (
-        "and global_daily + cost <= day_limit_of_all",
-        "and global_daily + cost <= day_limit_of_all + 1",
+        "and global_daily + cost <= global_day_limit",
+        "and global_daily + cost <= global_day_limit + 1",
         "exactly_equal_is_admitted_and_one_nano_dollar_more_is_not",
     ),
     (
@@ -70,7 +70,7 @@ RESERVE = [
     ("if record then", "if false then", "the_same_id_sent_again_charges_once_and_gets_the_first_answer"),
     (
         "return { 0, tonumber(its_open_s), now_us",
-        "return { 0, open_s, now_us",
+        "return { 0, pending_s, now_us",
         "an_id_sent_again_keeps_the_lengths_that_it_was_admitted_with",
     ),
     (
@@ -107,7 +107,7 @@ RESERVE = [
     ("if at_least and not busy then", "if false then", "the_last_of_a_budget_is_set_aside_where_that_will_do"),
     ("    cost = at_least\n", "", "the_last_of_a_budget_is_set_aside_where_that_will_do"),
     (
-        "    cost = at_least\n    look_at_all()",
+        "    cost = at_least\n    check_all()",
         "    status = 0",
         "less_than_will_do_is_refused_and_nothing_is_set_aside",
     ),
@@ -124,8 +124,8 @@ RESERVE = [
             "window_limit - recent.total, ",
             "network_limit - network_recent.total,\n",
             "network_day_limit - network_daily, ",
-            "hour_limit_of_all - global_hourly, ",
-            ", day_limit_of_all - global_daily",
+            "global_hour_limit - global_hourly, ",
+            ", global_day_limit - global_daily",
         )
     ],
     *[
@@ -163,7 +163,7 @@ RESERVE = [
     ),
     (
         "call('PEXPIRE', key, format('%.0f', left_ms))",
-        "call('EXPIRE', key, life_s)",
+        "call('EXPIRE', key, ttl_s)",
         "a_reservation_prolongs_a_ttl_with_a_new_bucket_only",
     ),
     (
@@ -172,11 +172,11 @@ RESERVE = [
         "a_window_is_kept_as_long_as_its_youngest_bucket_whatever_its_length_was",
     ),
     (
-        "charge_ring(KEYS[3], bucket, window_s + bucket_s)",
-        "charge_ring(KEYS[3], bucket, window_s)",
+        "charge_window(KEYS[3], bucket, window_s + bucket_s)",
+        "charge_window(KEYS[3], bucket, window_s)",
         "the_known_layout_of_keys",
     ),
-    ("charge_ring(KEYS[5], bucket, window_s + bucket_s)", "", "scopes_are_kept_apart"),
+    ("charge_window(KEYS[5], bucket, window_s + bucket_s)", "", "scopes_are_kept_apart"),
     ("charge_total(KEYS[6], network_daily, day_ends_s + 86400)", "", "scopes_are_kept_apart"),
     (
         "charge_total(KEYS[7], global_hourly, hour_ends_s + 7200)",
@@ -185,8 +185,12 @@ RESERVE = [
     ),
     ("charge_total(KEYS[8], global_daily, day_ends_s + 86400)", "", "scopes_are_kept_apart"),
     ("for i = 9, 11 do\n  local held", "for i = 9, 10 do\n  local held", "the_known_layout_of_keys"),
-    ("if opened[i] == cost then", "if true then", "pending_amounts_get_their_ttl_with_a_new_bucket_only"),
-    ("call('EXPIRE', KEYS[i], open_s + open_bucket_s", "call('EXPIRE', KEYS[i], open_s", "the_known_layout_of_keys"),
+    ("if pending[i] == cost then", "if true then", "pending_amounts_get_their_ttl_with_a_new_bucket_only"),
+    (
+        "call('EXPIRE', KEYS[i], pending_s + pending_bucket_s",
+        "call('EXPIRE', KEYS[i], pending_s",
+        "the_known_layout_of_keys",
+    ),
     (
         "> LIVE_PENDING_BUCKETS + 1 then",
         "> LIVE_PENDING_BUCKETS then",
@@ -199,31 +203,31 @@ RESERVE = [
     ),
     ("if recent.over then", "if false then", "a_window_has_never_more_members_than_buckets_and_one"),
     ("if network_recent.over then", "if false then", "a_window_has_never_more_members_than_buckets_and_one"),
-    ("if ring.over then", "if false then", "what_killed_workers_leave_pending_makes_no_set_grow"),
+    ("if buckets.over then", "if false then", "what_killed_workers_leave_pending_makes_no_set_grow"),
     (
-        "if i == 11 then expired = ring.over_total end",
+        "if i == 11 then expired = buckets.over_total end",
         "",
         "reservations_report_expired_amounts_where_no_request_settles",
     ),
     (
-        "if i == 11 then expired = ring.over_total end",
-        "expired = expired + ring.over_total",
+        "if i == 11 then expired = buckets.over_total end",
+        "expired = expired + buckets.over_total",
         "reservations_report_expired_amounts_where_no_request_settles",
     ),
-    ("'EX', open_s + RECORD_KEEP_S", "'EX', open_s", "the_known_layout_of_keys"),
+    ("'EX', pending_s + RECORD_KEEP_S", "'EX', pending_s", "the_known_layout_of_keys"),
     ("ceil(window_s / 20)", "ceil(window_s / 19)", "the_known_layout_of_keys"),
     (
         "ceil(window_s / 20)",
         "floor(window_s / 20)",
         "a_window_that_is_no_multiple_of_its_buckets_is_as_long_as_it_says",
     ),
-    ("ceil(open_s / 12)", "ceil(open_s / 11)", "the_known_layout_of_keys"),
+    ("ceil(pending_s / 12)", "ceil(pending_s / 11)", "the_known_layout_of_keys"),
     (
-        "local until_us = now_us + open_s * SECOND",
+        "local until_us = now_us + pending_s * SECOND",
         "local until_us = now_us",
         "an_extension_leaves_the_key_of_another_request_alone",
     ),
-    ("'EX', IDEMPOTENCY_KEEP_S)", "'EX', open_s)", "the_key_of_a_request_that_did_not_end_in_time_is_expired"),
+    ("'EX', IDEMPOTENCY_KEEP_S)", "'EX', pending_s)", "the_key_of_a_request_that_did_not_end_in_time_is_expired"),
     (
         "if left + cost <= limit then return bucket.start + bucket_s + window_s end",
         "",
@@ -262,8 +266,8 @@ EXTEND = [
         "what_has_ended_is_past_its_time_or_is_unknown_cannot_be_extended",
     ),
     (
-        "math.min(made_at_us + open_s * SECOND, (",
-        "math.max(made_at_us + open_s * SECOND, (",
+        "math.min(made_at_us + pending_s * SECOND, (",
+        "math.max(made_at_us + pending_s * SECOND, (",
         "what_has_ended_is_past_its_time_or_is_unknown_cannot_be_extended",
     ),
     (
@@ -313,8 +317,16 @@ EXTEND = [
         "",
         "an_extended_reservation_without_an_end_stays_booked_in_full",
     ),
-    ("limit = tonumber(ARGV[11]), ring", "limit = nil, ring", "the_first_limit_that_an_extension_fails_is_the_reason"),
-    ("limit = tonumber(ARGV[13]), ring", "limit = nil, ring", "the_first_limit_that_an_extension_fails_is_the_reason"),
+    (
+        "limit = tonumber(ARGV[11]), window",
+        "limit = nil, window",
+        "the_first_limit_that_an_extension_fails_is_the_reason",
+    ),
+    (
+        "limit = tonumber(ARGV[13]), window",
+        "limit = nil, window",
+        "the_first_limit_that_an_extension_fails_is_the_reason",
+    ),
     (
         "  { status = 5, at = 5, limit = tonumber(ARGV[14]), ends_s = DAY_ENDS_S + 86400 },\n",
         "",
@@ -341,8 +353,8 @@ EXTEND = [
         "an_extension_is_booked_in_the_periods_of_its_reservation",
     ),
     (
-        "made_s - made_s % open_bucket_s",
-        "floor(now_us / SECOND) - floor(now_us / SECOND) % open_bucket_s",
+        "made_s - made_s % pending_bucket_s",
+        "floor(now_us / SECOND) - floor(now_us / SECOND) % pending_bucket_s",
         "an_extension_prolongs_no_ttl",
     ),
     (
@@ -381,7 +393,7 @@ EXTEND = [
         "an_extension_makes_a_lost_total_again_with_its_ttl",
     ),
     (
-        "if now_there == more and call('TTL', KEYS[i]) < life_s then",
+        "if now_there == more and call('TTL', KEYS[i]) < ttl_s then",
         "if false then",
         "an_extension_makes_a_lost_total_again_with_its_ttl",
     ),
@@ -452,8 +464,8 @@ SETTLE = [
     ),
     ("if not total.held then call('EXPIRE'", "if true then call('EXPIRE'", "no_total_goes_below_nothing"),
     (
-        "elseif not ring.held and call('TTL', ring.key) < window_s + bucket_s then",
-        "elseif not ring.held and call('TTL', ring.key) < 0 then",
+        "elseif not window.held and call('TTL', window.key) < window_s + bucket_s then",
+        "elseif not window.held and call('TTL', window.key) < 0 then",
         "a_late_booking_outlives_an_older_bucket_beside_it",
     ),
     (
@@ -467,11 +479,11 @@ SETTLE = [
         "a_settlement_lands_in_the_periods_of_its_reservation",
     ),
     (
-        "format('%.0f', made_s - made_s % open_bucket_s)",
-        "format('%.0f', now_s - now_s % open_bucket_s)",
+        "format('%.0f', made_s - made_s % pending_bucket_s)",
+        "format('%.0f', now_s - now_s % pending_bucket_s)",
         "expired_amounts_are_reported_once",
     ),
-    ("call('ZREM', ring.key, bucket)", "", "books_and_reservations_say_when_the_oldest_amount_leaves_the_window"),
+    ("call('ZREM', window.key, bucket)", "", "books_and_reservations_say_when_the_oldest_amount_leaves_the_window"),
     ("if open.mine then", "if false then", "an_end_takes_no_more_than_its_own_pending_amount"),
     ("if #open.over > 0 then", "if false then", "retry_after_is_never_early_and_at_most_a_bucket_late"),
     (
@@ -482,8 +494,8 @@ SETTLE = [
     ("if is_over then expired = expired + math.max(amount - own, 0) end", "", "expired_amounts_are_reported_once"),
     ("math.max(amount - own, 0)", "amount", "expired_amounts_are_reported_once"),
     (
-        "open_bucket_s + open_s) * SECOND <= now_us",
-        "open_bucket_s + open_s) * SECOND < now_us",
+        "pending_bucket_s + pending_s) * SECOND <= now_us",
+        "pending_bucket_s + pending_s) * SECOND < now_us",
         "expired_amounts_are_reported_once",
     ),
     (
@@ -499,8 +511,8 @@ SETTLE = [
     ("  { place = 5, keep_until_s = DAY_ENDS_S + 86400 },\n", "", "a_settlement_books_what_was_used"),
     ("  { place = 6, keep_until_s = HOUR_ENDS_S + 7200 },\n", "", "a_settlement_books_what_was_used"),
     ("  { place = 7, keep_until_s = DAY_ENDS_S + 86400 },\n", "", "a_settlement_books_what_was_used"),
-    ("local rings = { { place = 4 } }", "local rings = {}", "a_settlement_books_what_was_used"),
-    ("  rings[#rings + 1] = { place = 2 }\n", "", "a_settlement_books_what_was_used"),
+    ("local windows = { { place = 4 } }", "local windows = {}", "a_settlement_books_what_was_used"),
+    ("  windows[#windows + 1] = { place = 2 }\n", "", "a_settlement_books_what_was_used"),
     (
         "  totals[#totals + 1] = { place = 3, keep_until_s = DAY_ENDS_S + 86400 }\n",
         "",
@@ -547,9 +559,9 @@ OF_ANOTHER_KIND = [
     ("if type(held) == 'table' then", "if false then"),
     ("for j = 9, i - 1 do", "for j = 9, i - 2 do"),
     ("for j = 9, i - 1 do", "for j = 10, i - 1 do"),
-    ("call('ZREM', KEYS[j], open_bucket)", ""),
-    ("call('ZINCRBY', KEYS[j], -cost, open_bucket)", ""),
-    ("if opened[j] == cost then", "if false then"),
+    ("call('ZREM', KEYS[j], pending_bucket)", ""),
+    ("call('ZINCRBY', KEYS[j], -cost, pending_bucket)", ""),
+    ("if pending[j] == cost then", "if false then"),
     ("    return held\n", ""),
 ]
 MUTANTS = [
