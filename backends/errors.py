@@ -1,6 +1,6 @@
 """What can go wrong, on one page. A refusal is a value (`contract.Refusal`); these are failures.
 
-The client library's own exceptions never leave `backends`: `link.py` translates them into these.
+The client library's own exceptions never leave `backends`: `store/link.py` translates them into these.
 """
 
 

@@ -33,8 +33,9 @@ from backends.contract import (
     Verdict,
 )
 from backends.ledger.books import read_books
-from backends.store.link import Link, Words
-from backends.store.link import ask as send
+from backends.store import Words
+from backends.store.connections import execute
+from backends.store.link import Link
 from backends.strategies import verbs
 
 T = TypeVar("T")
@@ -100,7 +101,7 @@ class LegacyBackend:
         return [self._call(words) for words in step.commands]
 
     def _call(self, words: Words) -> Any:
-        return self._link.run(lambda client: send(client, words))
+        return self._link.run(lambda client: execute(client, words))
 
 
 def open_legacy(link: Link, clock: Clock, *, decide_by_clock: bool = False) -> LegacyBackend:

@@ -9,6 +9,7 @@ it to the same state.
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from backends.clock import US_PER_SECOND, Clock
 from backends.contract import (
@@ -44,8 +45,10 @@ from backends.records import (
     record_of,
     settled_text,
 )
-from backends.store.link import Link
 from backends.strategies import arithmetic
+
+if TYPE_CHECKING:
+    from backends.store.link import Link
 
 _SWEEP_EVERY = 1_000
 
@@ -393,7 +396,7 @@ class MemoryBackend:
             self._forget(key)
 
 
-def open_memory(link: Link, clock: Clock, *, decide_by_clock: bool = False) -> MemoryBackend:
+def open_memory(link: "Link | None", clock: Clock, *, decide_by_clock: bool = False) -> MemoryBackend:
     """Made by `backends.open_backend`; needs no Redis."""
     _ = link, decide_by_clock
     return MemoryBackend(clock)

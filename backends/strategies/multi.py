@@ -27,7 +27,9 @@ from backends.contract import (
     Verdict,
 )
 from backends.ledger.books import read_books
-from backends.store.link import Client, Link, Words, conversation, transaction
+from backends.store import Words
+from backends.store.connections import conversation, transaction
+from backends.store.link import Client, Link
 from backends.strategies import verbs
 
 T = TypeVar("T")

@@ -50,7 +50,7 @@ from backends.records import (
     record_of,
     settled_text,
 )
-from backends.store.link import Words
+from backends.store import Words
 from backends.strategies import arithmetic
 
 T = TypeVar("T")

@@ -31,7 +31,9 @@ from backends.contract import (
 )
 from backends.errors import StoreBusy
 from backends.ledger.books import read_books
-from backends.store.link import Client, Link, Say, Words, conversation, transaction
+from backends.store import Words
+from backends.store.connections import Send, conversation, transaction
+from backends.store.link import Client, Link
 from backends.strategies import verbs
 
 T = TypeVar("T")
@@ -114,7 +116,7 @@ def _tried(client: Client, talk: verbs.Talk[T]) -> T | _Overtaken:
 
 
 class _Try:
-    def __init__(self, say: Say) -> None:
+    def __init__(self, say: Send) -> None:
         self._say = say
         self.is_confirmed = False
 

@@ -22,7 +22,7 @@ from backends.contract import Refusal, Reservation
 from backends.errors import StoreBusy, StoreUnavailable, ThrottleUnavailable
 from backends.guard.emergency_budget import EmergencyBudget
 from backends.guard.guard import EMERGENCY, FailurePolicy, Guard, Health
-from backends.store.link import REST_SECONDS
+from backends.store.breaker import REST_SECONDS
 from backends.strategies.atomic import AtomicBackend
 from backends.strategies.memory import MemoryBackend
 from tests.faults.wire import wait_for
