@@ -249,10 +249,11 @@ class SettingsStore:
             changed = self._shared.change(lambda text: _changed(text, wanted))
             if changed is None:
                 raise StoreBusy("the settings are being changed by too many at once")
-            if changed.before is not None and _is_broken(changed.before):
-                self._observer(Event("settings_replaced", {"got": _shown_text(changed.before)}))
+            before, after = changed
+            if before is not None and _is_broken(before):
+                self._observer(Event("settings_replaced", {"got": _shown_text(before)}))
             self._is_reachable = True
-            self._adopt(changed.after)
+            self._adopt(after)
             self._announce()
             return self._current
 

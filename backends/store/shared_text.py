@@ -1,7 +1,6 @@
 """One string in Redis that many processes change, so that no change overwrites another."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import cast
 
 from redis.exceptions import ResponseError, WatchError
@@ -16,14 +15,6 @@ Text = bytes | None
 """None: there is no such key."""
 
 
-@dataclass(frozen=True, slots=True)
-class Changed:
-    """What a change found, and what it left."""
-
-    before: Text
-    after: Text
-
-
 class SharedText:
     """The string at `key`. Both methods raise `StoreError` where Redis fails."""
 
@@ -35,10 +26,10 @@ class SharedText:
         """What is there now, or `NOT_A_STRING`."""
         return self._link.run(self._read)
 
-    def change(self, new_text: Callable[[Text], Text]) -> Changed | None:
-        """Put `new_text(what is there)` in its place, if that is still there, else try again; the key has no TTL.
+    def change(self, new_text: Callable[[Text], Text]) -> tuple[Text, Text] | None:
+        """Replace what is there by `new_text` of it, in one step; the key has no TTL then.
 
-        Returns None, with nothing changed, where others were faster `_TRIES` times.
+        Returns the text before and after; None, with nothing changed, where others were faster `_TRIES` times.
         """
         return self._link.run(lambda client: self._change(client, new_text))
 
@@ -50,7 +41,7 @@ class SharedText:
                 return NOT_A_STRING
             raise
 
-    def _change(self, client: Client, new_text: Callable[[Text], Text]) -> Changed | None:
+    def _change(self, client: Client, new_text: Callable[[Text], Text]) -> tuple[Text, Text] | None:
         with client.pipeline() as pipe:
             for _ in range(_TRIES):
                 try:
@@ -65,5 +56,5 @@ class SharedText:
                     pipe.execute()
                 except WatchError:
                     continue
-                return Changed(before, after)
+                return before, after
         return None

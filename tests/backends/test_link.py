@@ -1,6 +1,6 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from queue import Empty, Full
+from queue import Full
 
 import pytest
 import redis
@@ -10,6 +10,7 @@ from backends.store import connections
 from backends.store.addresses import SET_BY_US, without_password
 from backends.store.breaker import REST_SECONDS, UNWILLING_SECONDS
 from backends.store.connections import POOL_SIZE, TIMEOUT_SECONDS, FreeConnections, execute, pack_in_python
+from backends.store.failures import PoolExhausted
 from backends.store.link import Link
 from tests.faults.wire import SkippingClock, Told, server_that_says, wait_for
 
@@ -83,8 +84,8 @@ def test_there_are_never_more_free_connections_than_the_pool_is_large():
 def test_who_finds_no_free_connection_and_may_not_wait_is_told_at_once():
     free = free_connections()
     assert free.take() == []
-    for options in ({"block": False}, {"timeout": 0}):
-        with pytest.raises(Empty):
+    for options in ({"block": False, "timeout": 60}, {"timeout": 0}):
+        with pytest.raises(PoolExhausted):
             free.get(**options)
 
 
@@ -105,7 +106,7 @@ def test_a_connection_given_back_right_after_a_look_ends_the_wait():
 
     free.queue = GivenBackAfterTheFirstLook()
     taken = []
-    waiter = threading.Thread(target=lambda: taken.append(free.get(timeout=None)), daemon=True)
+    waiter = threading.Thread(target=lambda: taken.append(free.get(timeout=60)), daemon=True)
     waiter.start()
     waiter.join(10)
     assert taken == ["given back"]

@@ -3,7 +3,7 @@ import pytest
 from backends.clock import SystemClock
 from backends.errors import StoreBroken
 from backends.store.link import Link
-from backends.store.shared_text import NOT_A_STRING, Changed, SharedText
+from backends.store.shared_text import NOT_A_STRING, SharedText
 from tests.faults.wire import server_that_says
 
 
@@ -21,19 +21,19 @@ def text(link):
 
 def test_it_is_made_changed_and_deleted(text, link):
     assert text.read() is None
-    assert text.change(lambda _: b"one") == Changed(None, b"one")
+    assert text.change(lambda _: b"one") == (None, b"one")
     link.run(lambda client: client.expire("text", 100))
-    assert text.change(lambda before: before + b" two") == Changed(b"one", b"one two")
+    assert text.change(lambda before: before + b" two") == (b"one", b"one two")
     assert text.read() == b"one two"
     assert link.run(lambda client: client.ttl("text")) == -1
-    assert text.change(lambda _: None) == Changed(b"one two", None)
+    assert text.change(lambda _: None) == (b"one two", None)
     assert text.read() is None
 
 
 def test_a_key_of_another_type_is_said_and_replaced(text, link):
     link.run(lambda client: client.hset("text", "a", "b"))
     assert text.read() == NOT_A_STRING
-    assert text.change(lambda _: b"now a string") == Changed(NOT_A_STRING, b"now a string")
+    assert text.change(lambda _: b"now a string") == (NOT_A_STRING, b"now a string")
     assert text.read() == b"now a string"
 
 
@@ -46,7 +46,7 @@ def test_a_change_in_between_is_seen_and_kept(text, link):
             link.run(lambda client: client.append("text", f"{len(seen)}"))
         return (before or b"") + b" mine"
 
-    assert text.change(add) == Changed(b"12", b"12 mine")
+    assert text.change(add) == (b"12", b"12 mine")
     assert seen == [None, b"1", b"12"]
 
 
