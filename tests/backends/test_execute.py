@@ -51,7 +51,7 @@ def test_an_error_is_a_reply_and_its_connection_stays(link):
     assert connection_id(link) == before
 
 
-def test_a_caller_that_is_interrupted_leaves_its_reply_to_nobody(link):
+def test_the_reply_of_an_interrupted_caller_is_read_by_no_other(link):
     link.run(lambda client: execute(client, ("SET", "one", "of the one")))
     link.run(lambda client: execute(client, ("SET", "other", "of the other")))
     Interruptible.interrupt_next = True
@@ -69,7 +69,7 @@ def test_a_connection_that_redis_closed_meanwhile_is_replaced(link, redis_url):
     assert connection_id(link) != before
 
 
-def test_who_finds_no_connection_free_in_time_is_told_busy(link):
+def test_a_caller_that_finds_no_free_connection_in_time_is_busy(link):
     holds, may_go = threading.Event(), threading.Event()
 
     def hold(client):

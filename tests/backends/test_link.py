@@ -81,7 +81,7 @@ def test_there_are_never_more_free_connections_than_the_pool_is_large():
     assert free.queue == ["one", "two"]
 
 
-def test_who_finds_no_free_connection_and_may_not_wait_is_told_at_once():
+def test_without_a_free_connection_a_caller_that_may_not_wait_fails_at_once():
     free = free_connections()
     assert free.take() == []
     for options in ({"block": False, "timeout": 60}, {"timeout": 0}):
@@ -90,7 +90,7 @@ def test_who_finds_no_free_connection_and_may_not_wait_is_told_at_once():
 
 
 def test_a_connection_given_back_right_after_a_look_ends_the_wait():
-    """In the moment between the look and the wait: who gives back then must know that a caller will wait."""
+    """Between the look and the wait: a caller that gives back then must know that another one will wait."""
     free = free_connections()
     givers = []
 
@@ -99,7 +99,7 @@ def test_a_connection_given_back_right_after_a_look_ends_the_wait():
             if not givers:
                 givers.append(threading.Thread(target=free.put_nowait, args=["given back"]))
                 givers[0].start()
-                # It is there before the wait begins. Whom it belongs to is told only in the wait.
+                # It is there before the wait begins, and its notification comes only in the wait.
                 wait_for(lambda: len(self) == 1)
                 raise IndexError
             return super().pop()
@@ -183,7 +183,7 @@ def test_a_url_that_cannot_be_used_stops_the_start_in_one_line(new_link, url):
         ("rediss://h?ssl_check_hostname=true&ssl_cert_reqs=none&retry=1", "set by Tollgate; got retry"),
     ],
 )
-def test_an_option_that_cannot_be_had_is_told_by_its_name(new_link, url, why):
+def test_an_option_that_cannot_be_set_is_refused_by_its_name(new_link, url, why):
     with pytest.raises(ConfigurationError) as raised:
         new_link(url)
     assert str(raised.value).startswith("REDIS_URL: ")
