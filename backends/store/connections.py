@@ -81,15 +81,15 @@ def conversation(client: redis.Redis) -> Iterator[Send]:
 def transaction(send: Send, commands: Sequence[Words]) -> list[Any] | None:
     """The replies to commands that are done in one step; None where a watched key has changed, and nothing is done."""
     replies: list[Any] | None = send([("MULTI",), *commands, ("EXEC",)])[-1]
-    for reply in replies or ():
-        if isinstance(reply, redis.ResponseError):
-            raise reply
-    return replies
+    return None if replies is None else _without_error(replies)
 
 
 def _replies(connection: redis.Connection, commands: Sequence[Words]) -> list[Any]:
     connection.send_packed_command([b"".join(map(pack_command, commands))])  # type: ignore[no-untyped-call] # redis-py
-    replies = [_reply(connection) for _ in commands]
+    return _without_error([_reply(connection) for _ in commands])
+
+
+def _without_error(replies: list[Any]) -> list[Any]:
     for reply in replies:
         if isinstance(reply, redis.ResponseError):
             raise reply

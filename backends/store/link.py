@@ -21,18 +21,10 @@ import redis
 from backends.clock import US_PER_SECOND, Clock
 from backends.contract import Event, Observer
 from backends.errors import ConfigurationError, StoreBroken, StoreBusy, StoreError, StoreUnavailable
+from backends.store import failures
 from backends.store.addresses import without_password
 from backends.store.breaker import Breaker
 from backends.store.connections import POOL_SIZE, TIMEOUT_SECONDS, Pool, call_before_each_send, open_client
-from backends.store.failures import (
-    CLIENT_ERRORS,
-    CUT_OFF,
-    NO_ACCESS,
-    NOT_LOGGED_IN,
-    PoolExhausted,
-    is_outage,
-    one_line,
-)
 
 Client = redis.Redis
 T = TypeVar("T")
@@ -157,7 +149,7 @@ class Link:
             answer = self._run_timed(command)
         except OSError as error:
             raise self._failure(redis.ConnectionError(str(error))) from error
-        except CLIENT_ERRORS as error:
+        except failures.CLIENT_ERRORS as error:
             raise self._failure(error) from error
         self._breaker.succeeded()
         return answer
@@ -172,20 +164,18 @@ class Link:
         if offset is None:
             asked_at = self._clock.monotonic_seconds()
             seconds, us = self.run(lambda client: client.time())
-            self.learn_time(seconds * US_PER_SECOND + us, asked_at)
-            offset = self._offset
-        if offset is None:  # pragma: no cover (learn_time has just set it)
-            raise StoreUnavailable("Redis' time is not known")
+            offset = self.learn_time(seconds * US_PER_SECOND + us, asked_at)
         return int(self._clock.monotonic_seconds() * US_PER_SECOND) + offset.us
 
-    def learn_time(self, redis_now_us: int, asked_at_seconds: float) -> None:
+    def learn_time(self, redis_now_us: int, asked_at_seconds: float) -> _Offset:
         """Take in the time that a reply carried, to a command that was sent at `asked_at_seconds` (monotonic)."""
         answered_us = int(self._clock.monotonic_seconds() * US_PER_SECOND)
         uncertainty_us = answered_us - int(asked_at_seconds * US_PER_SECOND)
         known = self._offset
         offset_us = redis_now_us - answered_us
         if known is None or uncertainty_us <= known.uncertainty_us or abs(offset_us - known.us) > uncertainty_us:
-            self._offset = _Offset(offset_us, uncertainty_us)
+            self._offset = known = _Offset(offset_us, uncertainty_us)
+        return known
 
     def check_version(self) -> str:
         """Version of the server, for the log.
@@ -217,7 +207,7 @@ class Link:
     def _run_with_one_repeat(self, command: Callable[[Client], T]) -> T:
         try:
             return command(self._client)
-        except (*NOT_LOGGED_IN, redis.TimeoutError, PoolExhausted, redis.BusyLoadingError):
+        except (*failures.NOT_LOGGED_IN, redis.TimeoutError, failures.PoolExhausted, redis.BusyLoadingError):
             raise
         except redis.ConnectionError:
             self._client.connection_pool.disconnect(inuse_connections=False)
@@ -225,13 +215,13 @@ class Link:
 
     def _failure(self, error: Exception) -> StoreError:
         """Take in what an error says about Redis; the failure to raise."""
-        if isinstance(error, PoolExhausted):
+        if isinstance(error, failures.PoolExhausted):
             if self._breaker.is_resting:
                 return self._breaker.unavailable()
             return StoreBusy("all connections to Redis are in use")
-        if not is_outage(error):
+        if not failures.is_outage(error):
             return self._broken(error)
-        was_cut_off = isinstance(error, CUT_OFF)
+        was_cut_off = isinstance(error, failures.CUT_OFF)
         if isinstance(error, redis.TimeoutError) and self.wait_seconds() <= 0:
             # No rest: Redis did not have the whole time-out.
             return StoreBusy("Redis did not answer in the time that was left", maybe_done=True)
@@ -239,17 +229,17 @@ class Link:
             self._breaker.cut_off(error)
         else:
             self._breaker.not_now()
-        return StoreUnavailable(one_line(error), maybe_done=was_cut_off)
+        return StoreUnavailable(failures.one_line(error), maybe_done=was_cut_off)
 
     def _broken(self, error: Exception) -> StoreBroken:
-        self._observer(Event("store_broken", {"error": one_line(error)}))
-        if isinstance(error, NO_ACCESS):
+        self._observer(Event("store_broken", {"error": failures.one_line(error)}))
+        if isinstance(error, failures.NO_ACCESS):
             # That holds for every command, so the health check says it.
             self._breaker.not_now()
         if isinstance(error, redis.ResponseError):
             # It answered. Else one wrong command, tried again and again, would hold the breaker open for all.
             self._breaker.answered()
-        return StoreBroken(one_line(error))
+        return StoreBroken(failures.one_line(error))
 
 
 def _version_tuple(version: str) -> tuple[int, ...]:
