@@ -6,7 +6,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -156,10 +155,10 @@ def create_app(
     return app
 
 
-def _delay(config: Config, sleep: Callable[[float], None]) -> Callable[[], None] | None:
+def _delay(config: Config, sleep: Callable[[float], None]) -> Callable[[bytes], None] | None:
     """A network in front of Redis, of `REDIS_DELAY_MS`; it holds up who asks and nobody else."""
     delay_seconds = config.redis_delay_ms / 1_000
-    return partial(sleep, delay_seconds) if delay_seconds else None
+    return (lambda _: sleep(delay_seconds)) if delay_seconds else None
 
 
 def _hurried(wsgi_app: "WSGIApplication", link: Link) -> "WSGIApplication":

@@ -13,13 +13,13 @@ from types import MappingProxyType
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict
-from redis.exceptions import ResponseError, WatchError
 
 from backends.contract import Event, Limits, Observer
 from backends.errors import StoreBusy, StoreError, TollgateError, shown
 from backends.keys import SETTINGS_KEY
 from backends.money import nanousd_from_usd
-from backends.store.link import Client, Link
+from backends.store.link import Link
+from backends.store.shared_text import SharedText
 from flaskapp import strict_json
 from flaskapp.strict_json import StrictJsonError
 from flaskapp.value_types import Amount, Choice, Duration, Rate, Switch, ValueType, Whole
@@ -27,10 +27,8 @@ from flaskapp.value_types import Amount, Choice, Duration, Rate, Switch, ValueTy
 Source = Literal["redis", "environment", "default"]
 
 POLL_INTERVAL_SECONDS = 0.4
-_SWAP_TRIES = 50
 _TOLD_FIELDS = 20
 """Of what is unusable in one text: a text with very many unknown fields must not fill the log."""
-_NOT_A_STRING = b"(a key that is no string)"
 _WINDOW = "high_cost_window_seconds"
 
 
@@ -200,7 +198,7 @@ class SettingsStore:
     def __init__(self, link: Link, baseline: Baseline, observer: Observer) -> None:
         self.table: Mapping[str, Setting] = MappingProxyType(settings_table(baseline.stream_deadline_seconds))
         self.baseline = baseline
-        self._link = link
+        self._shared = SharedText(link, SETTINGS_KEY)
         self._observer = observer
         self._current = Effective(baseline.values, MappingProxyType(dict(baseline.sources)))
         self._text: bytes | None = None
@@ -225,7 +223,7 @@ class SettingsStore:
         """Look into Redis now. While it is away the last known values hold; never raises StoreError."""
         with self._lock:
             try:
-                text = self._link.run(_read)
+                text = self._shared.read()
             except StoreError as error:
                 self._lost(error)
             else:
@@ -248,13 +246,14 @@ class SettingsStore:
         if not wanted:
             return self._current
         with self._lock:
-            swap = self._link.run(lambda client: _swap(client, wanted))
-            if swap is None:
+            changed = self._shared.change(lambda text: _changed(text, wanted))
+            if changed is None:
                 raise StoreBusy("the settings are being changed by too many at once")
-            if swap.broken_text is not None:
-                self._observer(Event("settings_replaced", {"got": _shown_text(swap.broken_text)}))
+            before, after = changed
+            if before is not None and _is_broken(before):
+                self._observer(Event("settings_replaced", {"got": _shown_text(before)}))
             self._is_reachable = True
-            self._adopt(swap.text)
+            self._adopt(after)
             self._announce()
             return self._current
 
@@ -320,51 +319,18 @@ class SettingsStore:
             self._observer(Event("throttling_switched", {"message": message, "on": on, "source": source}))
 
 
-@dataclass(frozen=True, slots=True)
-class _Swap:
-    """What a change left in Redis."""
-
-    text: bytes | None
-    broken_text: bytes | None
-
-
-def _read(client: Client) -> bytes | None:
-    try:
-        text = client.get(SETTINGS_KEY)
-    except ResponseError as error:
-        if str(error).startswith("WRONGTYPE"):
-            return _NOT_A_STRING
-        raise
-    return text if isinstance(text, bytes) else None
-
-
-def _swap(client: Client, wanted: Mapping[str, object]) -> _Swap | None:
-    """Put the changes into the JSON object that is there, however many do so at once; None: too many."""
-    with client.pipeline() as pipe:
-        for _ in range(_SWAP_TRIES):
-            try:
-                pipe.watch(SETTINGS_KEY)  # type: ignore[no-untyped-call]  # redis-py has no types there
-                swap = _changed(_read(pipe), wanted)
-                pipe.multi()
-                if swap.text is None:
-                    pipe.delete(SETTINGS_KEY)
-                else:
-                    pipe.set(SETTINGS_KEY, swap.text)
-                pipe.execute()
-            except WatchError:
-                continue
-            return swap
-    return None
-
-
-def _changed(text: bytes | None, wanted: Mapping[str, object]) -> _Swap:
-    broken_text = None
-    try:
-        fields = _fields(text)
-    except StrictJsonError:
-        fields, broken_text = {}, text
+def _changed(text: bytes | None, wanted: Mapping[str, object]) -> bytes | None:
+    fields = {} if _is_broken(text) else _fields(text)
     merged = {name: value for name, value in {**fields, **wanted}.items() if value is not None}
-    return _Swap(strict_json.dumps(merged).encode() if merged else None, broken_text)
+    return strict_json.dumps(merged).encode() if merged else None
+
+
+def _is_broken(text: bytes | None) -> bool:
+    try:
+        _fields(text)
+    except StrictJsonError:
+        return True
+    return False
 
 
 def _fields(text: bytes | None) -> dict[str, object]:

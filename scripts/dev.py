@@ -24,7 +24,8 @@ from supervision import DATA, ROOT, Interrupted, Journal, StartFailed, Stop, Sto
 
 from backends.clock import SystemClock
 from backends.errors import ConfigurationError
-from backends.store.link import Link, without_password
+from backends.store.addresses import without_password
+from backends.store.link import Link
 from flaskapp.config import Config, load_config
 from flaskapp.ops.running_services import noted
 from flaskapp.settings import Effective, SettingsStore

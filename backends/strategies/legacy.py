@@ -30,10 +30,12 @@ from functools import cache
 from typing import Any, TypeVar
 
 from backends.clock import Clock
-from backends.store.link import Link, ask
+from backends.store import Words
+from backends.store.connections import execute
+from backends.store.link import Link
 from backends.strategies import verbs
 from backends.strategies.on_redis import PythonStrategyOnRedis
-from backends.strategies.verbs import Read, Verb, Words, Write
+from backends.strategies.verbs import Read, Verb, Write
 
 T = TypeVar("T")
 
@@ -56,7 +58,7 @@ class LegacyBackend(PythonStrategyOnRedis):
         return [self._round_trip(words) for words in step.commands]
 
     def _round_trip(self, words: Words) -> Any:
-        return self._link.run(lambda client: ask(client, words))
+        return self._link.run(lambda client: execute(client, words))
 
 
 def open_legacy(link: Link, clock: Clock, *, decide_by_clock: bool = False) -> LegacyBackend:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from backends.clock import US_PER_SECOND, Clock
 from backends.errors import StoreBroken
+from backends.store import Words
 from backends.strategies import verbs
 from backends.strategies.in_python import PythonStrategy
-from backends.strategies.verbs import Read, Verb, Words, Write
+from backends.strategies.verbs import Read, Verb, Write
 
 if TYPE_CHECKING:
     from backends.store.link import Link

@@ -7,10 +7,12 @@ from typing import Any
 
 from backends.clock import Clock
 from backends.contract import Books
-from backends.store.link import Client, Link, conversation, transaction
+from backends.store import Words
+from backends.store.connections import conversation, transaction
+from backends.store.link import Client, Link
 from backends.strategies import verbs
 from backends.strategies.in_python import PythonStrategy
-from backends.strategies.verbs import Read, Replies, Words, Write
+from backends.strategies.verbs import Read, Replies, Write
 
 
 class PythonStrategyOnRedis(PythonStrategy):
@@ -43,6 +45,6 @@ def read_books(link: Link, now_us: int, identifier: str, network: str, window_se
 
 def in_one_step(client: Client, commands: Sequence[Words]) -> list[Any]:
     """The replies to commands that Redis does in one transaction."""
-    with conversation(client) as say:
+    with conversation(client) as send:
         # Nothing is watched, so it is always done.
-        return transaction(say, commands) or []
+        return transaction(send, commands) or []

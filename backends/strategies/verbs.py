@@ -52,12 +52,11 @@ from backends.records import (
     record_of,
     settled_text,
 )
+from backends.store import Words
 from backends.strategies import arithmetic, outcomes
 from backends.strategies.arithmetic import BUDGETS, PENDING, Charge, Totals
 
 T = TypeVar("T")
-Words = tuple[str | int, ...]
-"""A command and its arguments."""
 Replies = Callable[[Words], Any]
 """The reply to one of the commands of a `Read`."""
 

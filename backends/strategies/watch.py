@@ -15,10 +15,12 @@ from typing import Any, TypeVar
 
 from backends.clock import Clock
 from backends.errors import StoreBusy
-from backends.store.link import Client, Link, Say, conversation, transaction
+from backends.store import Words
+from backends.store.connections import Send, conversation, transaction
+from backends.store.link import Client, Link
 from backends.strategies import verbs
 from backends.strategies.on_redis import PythonStrategyOnRedis
-from backends.strategies.verbs import Read, Verb, Words, Write
+from backends.strategies.verbs import Read, Verb, Write
 
 T = TypeVar("T")
 TRIES = 256
@@ -62,8 +64,8 @@ class _Overtaken(Exception):
 
 
 def _tried(client: Client, verb: Verb[T]) -> T | _Overtaken:
-    with conversation(client) as say:
-        attempt = _Try(say)
+    with conversation(client) as send:
+        attempt = _Try(send)
         try:
             result = verbs.perform(verb, attempt.answer)
             if not attempt.is_confirmed:
@@ -74,19 +76,19 @@ def _tried(client: Client, verb: Verb[T]) -> T | _Overtaken:
 
 
 class _Try:
-    def __init__(self, say: Say) -> None:
-        self._say = say
+    def __init__(self, send: Send) -> None:
+        self._send = send
         self.is_confirmed = False
 
     def answer(self, step: Read | Write) -> Any:
         if isinstance(step, Write):
             return self.confirm(step.commands)
-        _, *replies = self._say([("WATCH", *step.keys), *step.commands])
+        _, *replies = self._send([("WATCH", *step.keys), *step.commands])
         return step.replies(replies)
 
     def confirm(self, commands: Sequence[Words]) -> Sequence[Any]:
         """Do the commands, if nothing that was read has changed."""
-        replies = transaction(self._say, commands)
+        replies = transaction(self._send, commands)
         if replies is None:
             raise _Overtaken
         self.is_confirmed = True

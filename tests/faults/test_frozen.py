@@ -9,7 +9,7 @@ from backends.conformance.cases import COST, KEY, NETWORK, ROOMY, WHO, WINDOW_SE
 from backends.contract import Outcome, Reservation
 from backends.errors import StoreUnavailable
 from backends.guard import EMERGENCY, Health
-from backends.store.link import REST_SECONDS
+from backends.store.breaker import REST_SECONDS
 from backends.strategies.atomic import AtomicBackend
 from tests.faults.wire import wait_for
 

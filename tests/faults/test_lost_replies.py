@@ -9,7 +9,7 @@ from backends.conformance.cases import COST, KEY, NETWORK, ROOMY, WHO, WINDOW_SE
 from backends.contract import Duplicate, DuplicateState, Outcome, Refusal, Reservation
 from backends.errors import StoreUnavailable, ThrottleUnavailable
 from backends.guard import EMERGENCY
-from backends.store.link import REST_SECONDS
+from backends.store.breaker import REST_SECONDS
 from backends.store.scripts import Script
 from backends.strategies.atomic import AtomicBackend
 from flaskapp.http.challenges import Challenges

@@ -23,7 +23,7 @@ class Tiring(Link):
 
     def run(self, command):
         if self.last == 0:
-            self._patience.left_seconds = 0.0
+            self._time_left.seconds = 0.0
         self.last -= 1
         return super().run(command)
 

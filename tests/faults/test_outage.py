@@ -12,7 +12,7 @@ from backends.conformance.harness import ManualClock, MemoryHarness
 from backends.contract import Refusal, Reservation
 from backends.errors import StoreBusy, StoreUnavailable, ThrottleUnavailable
 from backends.guard import EMERGENCY, EmergencyBudget, FailurePolicy, Guard, Health
-from backends.store.link import REST_SECONDS
+from backends.store.breaker import REST_SECONDS
 from backends.strategies.atomic import AtomicBackend
 from backends.strategies.memory import MemoryBackend
 from tests.faults.wire import wait_for

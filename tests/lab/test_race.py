@@ -5,7 +5,8 @@ import redis
 
 from backends.clock import SystemClock
 from backends.errors import ConfigurationError, StoreUnavailable
-from backends.store.link import Link, ask
+from backends.store.connections import execute
+from backends.store.link import Link
 from flaskapp.lab.race import Plan, WireCount, race
 from flaskapp.ops.embedded_redis import EmbeddedServer
 from tests.racers import register
@@ -93,7 +94,7 @@ def test_the_first_command_of_a_connection_is_counted_on_every_way(race_server, 
     for said in (
         lambda client: client.ping(),
         lambda client: client.pipeline(transaction=False).ping().execute(),
-        lambda client: ask(client, ("PING",)),
+        lambda client: execute(client, ("PING",)),
     ):
         wire = WireCount()
         link = Link(race_server.url.replace("/0", "/5"), clock=SystemClock(), before_each_send=wire.add_one)
