@@ -26,7 +26,7 @@ from backends.clock import SystemClock
 from backends.errors import ConfigurationError
 from backends.store.link import Link, without_password
 from flaskapp.config import Config, load_config
-from flaskapp.ops.running_services import noted
+from flaskapp.ops.running_services import note_service
 from flaskapp.settings import Effective, SettingsStore
 
 GUNICORN = (sys.executable, "-m", "gunicorn", "--config", "gunicorn.conf.py", "wsgi:app")
@@ -94,7 +94,7 @@ def run(stop: Stop, journal: Journal) -> int:
             server = stack.enter_context(program(stop, journal, GUNICORN, environment, GUNICORN_STOP_SECONDS))
         if stop_or_end(stop, server, lambda: is_serving(config)):
             if store.is_embedded:
-                stack.enter_context(noted(DATA, config.port, environment))
+                stack.enter_context(note_service(DATA, config.port, environment))
             introduce(journal, config, store)
             watch = Watch(journal, store.url, config.port + 1) if store.is_embedded else None
             stop_or_end(stop, server, lambda: watch is not None and watch.looks())

@@ -21,7 +21,7 @@ from supervision import (
     starting_alone,
 )
 
-from flaskapp.ops import embedded_redis as embedded
+from flaskapp.ops.running_redis import recorded_port, running_url
 
 USUAL_PORT = 6379
 REDIS_START_SECONDS = 20.0
@@ -42,10 +42,10 @@ def embedded_redis(stop: Stop) -> Iterator[Store]:
         port = wanted_port()
         with shared_use(stop, DATA / "redis.users"):
             with starting_alone(stop, DATA / "redis.starting"):
-                joined = embedded.running_url(DATA) is not None
+                joined = running_url(DATA) is not None
                 if not joined:
                     start_keeper(stop, port)
-            url = embedded.running_url(DATA)
+            url = running_url(DATA)
             if url is None:
                 raise StartFailed("The embedded Redis ended again; its log is .data/redis/server.log")
             origin = "another run-dev.sh of this clone started it" if joined else "started here"
@@ -59,7 +59,7 @@ def wanted_port() -> int:
     with (DATA / "redis.users").open("a") as users:
         if locks(users, fcntl.LOCK_EX):
             return USUAL_PORT
-    return embedded.recorded_port(DATA) or USUAL_PORT
+    return recorded_port(DATA) or USUAL_PORT
 
 
 def start_keeper(stop: Stop, port: int) -> None:
@@ -74,7 +74,7 @@ def start_keeper(stop: Stop, port: int) -> None:
             start_new_session=True,
         )
     try:
-        stop.wait_for(lambda: keeper.poll() is not None or embedded.running_url(DATA) is not None, REDIS_START_SECONDS)
+        stop.wait_for(lambda: keeper.poll() is not None or running_url(DATA) is not None, REDIS_START_SECONDS)
     except Interrupted:
         keeper.terminate()
         keeper.wait()
@@ -103,7 +103,7 @@ class Watch:
                 is_kept = not locks(keeper, fcntl.LOCK_SH)
             if is_kept and not self._is_kept:
                 # A keeper that could not have the port again has another, where this service does not look.
-                is_kept = embedded.running_url(DATA) == self._url
+                is_kept = running_url(DATA) == self._url
             if is_kept != self._is_kept:
                 self._is_kept = is_kept
                 self._journal.say(REDIS_IS_BACK if is_kept else self._has_ended)

@@ -14,6 +14,7 @@ from typing import TextIO
 
 from backends.errors import StoreUnavailable, TollgateError
 from flaskapp.ops import embedded_redis as embedded
+from flaskapp.ops.running_redis import record_redis
 
 POLL_SECONDS = 0.1
 
@@ -24,7 +25,7 @@ def main(data_dir: Path, port: int) -> int:
         fcntl.flock(keeper, fcntl.LOCK_EX)
         server = _start(data_dir, port)
         try:
-            server.record(data_dir)
+            record_redis(data_dir, server.port)
             while server.is_running and not _is_unused(users):
                 time.sleep(POLL_SECONDS)
         finally:

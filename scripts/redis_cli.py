@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from flaskapp.ops.embedded_redis import running_url
+from flaskapp.ops.running_redis import running_url
 
 DATA = Path(__file__).resolve().parent.parent / ".data"
 STREAMING = {b"monitor", b"subscribe", b"psubscribe", b"ssubscribe"}

@@ -8,6 +8,7 @@ import redis
 
 from flaskapp.ops import embedded_redis as embedded
 from flaskapp.ops.embedded_redis import EmbeddedServer
+from tests.embedded import FragileServer
 
 # Before any test module imports it: once imported it could not be rewritten any more.
 pytest.register_assert_rewrite("backends.conformance.behaviour")
@@ -26,7 +27,7 @@ def redis_server(tmp_path_factory):
 @pytest.fixture
 def own_server(tmp_path):
     """A durable server for one test, to be frozen, killed and started again."""
-    with EmbeddedServer(tmp_path / "own-redis", durable=True, binary=embedded.bundled_server()) as server:
+    with FragileServer(tmp_path / "own-redis", durable=True, binary=embedded.bundled_server()) as server:
         yield server
 
 

@@ -10,8 +10,9 @@ from rich.text import Text
 
 from backends.errors import TollgateError
 from backends.money import usd_text
-from flaskapp.cli.console import fail, in_options, print_table, server_url, shown_progress
+from flaskapp.cli.console import fail, print_table, shown_progress
 from flaskapp.lab.explorer import MOST_CALLERS, Exploration, Replay, Step, explore, replay
+from flaskapp.lab.redis_option import in_options, server_url
 
 NOT_AS_DECLARED, COULD_NOT_RUN = 1, 2
 DEFAULT_NAMES = "legacy,multi,watch,atomic"

@@ -24,7 +24,8 @@ from backends.progress import Progress, no_progress
 from backends.store.link import Link
 from flaskapp.lab.race import Call, CheckTimes, Plan, RaceResult, Round, Watcher, at_distance, result_of
 from flaskapp.lab.servers import Server, UpstreamAccount, billing_upstream
-from flaskapp.ops.embedded_redis import HOST, EmbeddedServer
+from flaskapp.ops.embedded_redis import EmbeddedServer
+from flaskapp.ops.running_redis import HOST
 
 CHAT = "/api/v1/chat/stream"
 INPUT_NANOUSD, OUTPUT_NANOUSD = 1, 100_000

@@ -11,10 +11,11 @@ import click
 
 from backends.errors import ConfigurationError, TollgateError
 from backends.progress import Progress
-from flaskapp.cli.console import fail, in_options, server_url
+from flaskapp.cli.console import fail
 from flaskapp.lab import report
 from flaskapp.lab.over_http import race_over_http
 from flaskapp.lab.race import MAX_SPREAD, Plan, RaceResult, Round, Watcher, race
+from flaskapp.lab.redis_option import in_options, server_url
 from flaskapp.lab.tables import live_table, print_table, verdicts
 
 MAX_REQUESTS = 500

@@ -17,7 +17,8 @@ from backends.clock import SystemClock
 from backends.errors import ConfigurationError, StoreUnavailable
 from flaskapp.config import child_environment
 from flaskapp.lab import upstream
-from flaskapp.ops.embedded_redis import HOST, free_port, guardian_of
+from flaskapp.ops.embedded_redis import free_port, guardian_of
+from flaskapp.ops.running_redis import HOST
 
 ROOT = Path(upstream.__file__).resolve().parents[2]
 START_SECONDS = 60.0

@@ -15,7 +15,7 @@ from flaskapp.lab.over_http import OUTPUT_NANOUSD, race_over_http
 from flaskapp.lab.race import Plan
 from flaskapp.lab.race_command import make_race_cli
 from flaskapp.lab.servers import Server, billing_upstream
-from flaskapp.ops.embedded_redis import HOST
+from flaskapp.ops.running_redis import HOST
 from tests.processes import children_of, is_alive
 from tests.servers import ROOT, Service, wait_until
 
