@@ -257,8 +257,8 @@ class Link:
         clock: durations, and the first guess at Redis' time.
         observer: is told ``store_lost``, ``store_back`` and ``store_broken``.
         timeout_seconds: of one wait for a connection, one connect, one reply.
-        before_each_send: called once for each round trip, right before its command or pipeline is sent; what it takes
-            is in no time-out. The set-up of a connection is none.
+        before_each_send: called once for each round trip with the packed command or pipeline, right before it is sent;
+            what the call takes is in no time-out. The set-up of a connection is no round trip.
     """
 
     def __init__(
@@ -270,7 +270,7 @@ class Link:
         timeout_seconds: float = TIMEOUT_SECONDS,
         pool_size: int = POOL_SIZE,
         connection_class: type[redis.Connection] | None = None,
-        before_each_send: Callable[[], None] | None = None,
+        before_each_send: Callable[[bytes], None] | None = None,
     ) -> None:
         self.url = url
         self.timeout_seconds = timeout_seconds
@@ -282,7 +282,7 @@ class Link:
         if isinstance(self._client.connection_pool, _Pool):
             self._client.connection_pool.hurry(self.wait_seconds)
         if before_each_send is not None:
-            _tell_before_each_send(self._client.connection_pool, before_each_send)
+            _call_before_each_send(self._client.connection_pool, before_each_send)
         self._lock = threading.Lock()
         self._resting_until_seconds: float | None = None
         self._ever_reached = False
@@ -608,10 +608,10 @@ def _client(
     return redis.Redis(connection_pool=pool)
 
 
-def _tell_before_each_send(pool: redis.ConnectionPool, tell: Callable[[], None]) -> None:
+def _call_before_each_send(pool: redis.ConnectionPool, before_each_send: Callable[[bytes], None]) -> None:
     """Every way to Redis sends here, once for each round trip: single commands, pipelines and `ask`."""
 
-    class Telling(pool.connection_class):  # type: ignore[misc,name-defined] # whichever the URL's scheme chose
+    class Announcing(pool.connection_class):  # type: ignore[misc,name-defined] # whichever the URL's scheme chose
         is_setting_up = False
 
         def on_connect_check_health(self, check_health: bool = True) -> None:  # noqa: FBT001, FBT002 (theirs)
@@ -622,12 +622,12 @@ def _tell_before_each_send(pool: redis.ConnectionPool, tell: Callable[[], None])
                 self.is_setting_up = False
 
         def send_packed_command(self, command: Any, check_health: bool = True) -> None:  # noqa: FBT001, FBT002 (theirs)
-            # The first one connects, and is told before that.
+            # The first one connects, and is announced before that.
             if not self.is_setting_up:
-                tell()
+                before_each_send(command if isinstance(command, bytes) else b"".join(command))
             super().send_packed_command(command, check_health)
 
-    pool.connection_class = Telling
+    pool.connection_class = Announcing
 
 
 def _fake_client() -> redis.Redis:

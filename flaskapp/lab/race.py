@@ -180,7 +180,7 @@ class WireCount:
         self.round_trips = 0
         self._lock = threading.Lock()
 
-    def add_one(self) -> None:
+    def add_one(self, _: bytes) -> None:
         """Something is sent; to be handed to `Link` as `before_each_send`."""
         with self._lock:
             self.round_trips += 1

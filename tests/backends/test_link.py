@@ -132,6 +132,16 @@ def test_a_new_connection_says_nothing_of_its_own(new_link, redis_url):
     assert set(seen) - {"cmdstat_info"} <= {"cmdstat_get", "cmdstat_config|resetstat"}
 
 
+def test_what_is_about_to_be_sent_is_handed_over_once_a_round_trip(new_link, redis_url):
+    sent = []
+    link = new_link(redis_url, before_each_send=sent.append)
+    link.run(lambda client: link_module.ask(client, ("SET", "x", 1)))
+    link.run(lambda client: client.get("x"))
+    link.run(lambda client: client.pipeline(transaction=False).get("x").get("y").execute())
+    get = b"*2\r\n$3\r\nGET\r\n$1\r\n%s\r\n"
+    assert sent == [b"*3\r\n$3\r\nSET\r\n$1\r\nx\r\n$1\r\n1\r\n", get % b"x", get % b"x" + get % b"y"]
+
+
 def test_replies_are_bytes(link):
     link.run(lambda client: client.set("x", "ä"))
     assert link.run(lambda client: client.get("x")) == "ä".encode()
