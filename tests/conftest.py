@@ -76,7 +76,12 @@ def make_app(redis_url, tmp_path):
     from tests.apps import open_app
 
     with ExitStack() as stack:
-        yield lambda clock=None, **environment: stack.enter_context(open_app(redis_url, tmp_path, environment, clock))
+
+        def make(clock=None, before_each_send=None, **environment):
+            given = {"clock": clock, "before_each_send": before_each_send}
+            return stack.enter_context(open_app(redis_url, tmp_path, environment, **given))
+
+        yield make
 
 
 @pytest.fixture(autouse=True)

@@ -36,6 +36,7 @@ from flaskapp.lab.race import (
     race,
     window_alone,
 )
+from flaskapp.lab.wire import TRANSACTION_WORDS, only_reads
 
 CONCURRENCIES = (5, 10, 20, 40, 80)
 RTTS_MS = (0.0, 1.0, 5.0)
@@ -217,8 +218,6 @@ class FailingOrder:
     limit_nanousd: int
 
 
-_READS = frozenset({"GET", "MGET", "ZRANGE", "ZSCORE", "TTL", "PTTL", "TIME", "EXISTS"})
-_TIES = frozenset({"WATCH", "MULTI", "EXEC"})
 _CHARGE = re.compile(r"ZINCRBY llm:cost:recent:\S+ (-?[0-9]+) ")
 
 
@@ -258,7 +257,7 @@ def _blocks(steps: Sequence[Step]) -> Iterator[Block]:
 def _words_of(step: Step) -> list[str]:
     """The commands of one step; of a transaction, those in it."""
     commands = step.command.split("; ")
-    return [command for command in commands if command.partition(" ")[0] not in _TIES] or commands
+    return [command for command in commands if _name_of(command) not in TRANSACTION_WORDS] or commands
 
 
 def _only_looks(commands: Sequence[str]) -> bool:
@@ -266,7 +265,11 @@ def _only_looks(commands: Sequence[str]) -> bool:
 
 
 def _is_look(command: str) -> bool:
-    return command.partition(" ")[0] in _READS | _TIES
+    return only_reads(_name_of(command))
+
+
+def _name_of(command: str) -> bytes:
+    return command.partition(" ")[0].encode()
 
 
 def about(link: Link, seed: int) -> dict[str, str]:

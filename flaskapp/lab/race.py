@@ -1,16 +1,14 @@
 """The race, driven: N callers with room for k, on one strategy after another, against one server.
 
-All callers of a round are let go at once, on an identifier that nobody has used. A strategy that has a gap between
-its check and its record says so with an attribute ``between_check_and_record``, a function that it calls there; its
-callers are then held in the gap until all have passed the check, so that the race is shown every time and not by
-luck. The attribute is found by its name on whatever `open_backend` returns: no strategy is named here, and one from
-another package can have a gap too. Without it (one step of the store) the callers only start together. With
-`Plan.think_ms` nobody is held: each caller pauses in the gap, as an application does that has something to do there,
-and the race is what it is in life.
+All callers of a round start at once, on an identifier that is new. A strategy that promises no atomicity has a gap
+between its check and its record: its callers are held right before the first command that writes (`wire.py`) until all
+have come there, so that the race is shown every time and not by luck. No strategy is named here, and one from another
+package is held in the same way. Callers of a strategy that promises atomicity only start together. With
+`Plan.think_ms` callers are not held: each pauses in the gap, as an application does that has something to do there, and
+the race is as likely as it is there.
 
-What was spent is read from the books, never added up from the answers. Round trips are counted where they leave: in the
-connection, as what is sent. The time of the check is measured apart, one caller at a time, all strategies in turns, so
-that nobody's wait at the barrier counts.
+What was spent is read from the books, never added up from the answers. Round trips are counted on the wire. The time of
+the check is measured apart, one caller at a time, all strategies in turns, so that no wait at the barrier counts.
 """
 
 import random
@@ -18,10 +16,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from statistics import median, quantiles
-from typing import Protocol, cast
 from urllib.parse import urlsplit
 
 from backends import open_backend
@@ -32,6 +29,7 @@ from backends.keys import SECONDS_PER_HOUR, book_keys
 from backends.progress import Progress, no_progress
 from backends.store.link import Link
 from flaskapp.lab.delay import HOST, delayed
+from flaskapp.lab.wire import Wire
 
 AMPLE_NANOUSD = 10**15
 COST_NANOUSD = 4_050_000
@@ -39,7 +37,6 @@ WINDOW_SECONDS = 600
 PENDING_SECONDS = 120
 TIMEOUT_SECONDS = 5.0
 MAX_SPREAD = 0.9
-_GAP = "between_check_and_record"
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,23 +166,6 @@ class CheckTimes:
     """Up to the gap; empty where there is none."""
 
 
-class _HasGap(Protocol):
-    between_check_and_record: Callable[[], None]
-
-
-class WireCount:
-    """Counts what a `Link` sends to Redis and waits for: one send is one round trip, a pipeline's too."""
-
-    def __init__(self) -> None:
-        self.round_trips = 0
-        self._lock = threading.Lock()
-
-    def add_one(self, _: bytes) -> None:
-        """Something is sent; to be handed to `Link` as `before_each_send`."""
-        with self._lock:
-            self.round_trips += 1
-
-
 def race(
     url: str,
     names: Sequence[str] = ("legacy", "atomic"),
@@ -213,7 +193,7 @@ def race(
     """
     if not url.startswith("redis://"):
         raise ConfigurationError("a race runs on a redis:// URL: only there are round trips counted on the wire")
-    its_plan, wire = plan or Plan(), WireCount()
+    its_plan, wire = plan or Plan(), Wire()
     its_clock = clock or SystemClock()
     with at_distance(url, rtt_ms) as its_url:
         link = Link(
@@ -221,7 +201,7 @@ def race(
             clock=its_clock,
             timeout_seconds=TIMEOUT_SECONDS,
             pool_size=its_plan.requests,
-            before_each_send=wire.add_one,
+            before_each_send=wire,
         )
         try:
             refuse_used_database(link)
@@ -282,7 +262,7 @@ class _Race:
         link: Link,
         clock: Clock,
         plan: Plan,
-        wire: WireCount,
+        wire: Wire,
         progress: Progress,
         watch: Watcher,
         rtt_ms: float,
@@ -320,7 +300,7 @@ class _Race:
         plan = self._plan
         identifier = f"race-{name}-{number}"
         backend = open_backend(name, self._link, self._clock)
-        callers = _Callers(backend, plan, self._clock)
+        callers = _Callers(backend, plan, self._wire, self._clock)
         costs_nanousd = plan.costs_nanousd(number)
         limit_nanousd = plan.limit_nanousd(costs_nanousd)
         asks = [self._ask(identifier, each, limit_nanousd, cost) for each, cost in enumerate(costs_nanousd)]
@@ -345,7 +325,7 @@ class _Race:
         return {name: timer.times for name, timer in timers.items()}
 
     def _timer(self, name: str) -> "_Timer":
-        return _Timer(open_backend(name, self._link, self._clock), self._clock)
+        return _Timer(open_backend(name, self._link, self._clock), self._wire, self._clock)
 
     def _result(self, name: str, rounds: list[Round], times: CheckTimes) -> RaceResult:
         backend = open_backend(name, self._link, self._clock)
@@ -354,7 +334,7 @@ class _Race:
             rounds,
             times,
             promises_atomicity=backend.promises_atomicity,
-            was_held=_has_gap(backend) and self._plan.think_ms is None,
+            was_held=not backend.promises_atomicity and self._plan.think_ms is None,
             round_trips_a_request=trips,
         )
 
@@ -408,45 +388,41 @@ def result_of(
     )
 
 
-def _has_gap(backend: Backend) -> bool:
-    return hasattr(backend, _GAP)
-
-
-def _in_gap(backend: Backend, do: Callable[[], None]) -> None:
-    if _has_gap(backend):
-        cast("_HasGap", backend).between_check_and_record = do
+def _before_record(backend: Backend, wire: Wire, do: Callable[[], None]) -> AbstractContextManager[None]:
+    """Call `do` in the gap between check and record, if there is one."""
+    return nullcontext() if backend.promises_atomicity else wire.before_first_write(do)
 
 
 class _Timer:
     """Times one caller after another; where there is a gap, the check alone too."""
 
-    def __init__(self, backend: Backend, clock: Clock) -> None:
+    def __init__(self, backend: Backend, wire: Wire, clock: Clock) -> None:
         self.times = CheckTimes([], [])
         self._backend = backend
+        self._wire = wire
         self._clock = clock
-        self._started_seconds = 0.0
-        _in_gap(backend, lambda: self.times.alone_ms.append(self._since_start_ms()))
 
     def time(self, ask: Ask) -> None:
-        self._started_seconds = self._clock.monotonic_seconds()
-        self._backend.reserve(ask)
-        self.times.whole_ms.append(self._since_start_ms())
+        started_seconds = self._clock.monotonic_seconds()
 
-    def _since_start_ms(self) -> float:
-        return (self._clock.monotonic_seconds() - self._started_seconds) * 1_000
+        def since_start_ms() -> float:
+            return (self._clock.monotonic_seconds() - started_seconds) * 1_000
+
+        with _before_record(self._backend, self._wire, lambda: self.times.alone_ms.append(since_start_ms())):
+            self._backend.reserve(ask)
+        self.times.whole_ms.append(since_start_ms())
 
 
 class _Callers:
     """As many threads as there are requests, all on one strategy."""
 
-    def __init__(self, backend: Backend, plan: Plan, clock: Clock) -> None:
+    def __init__(self, backend: Backend, plan: Plan, wire: Wire, clock: Clock) -> None:
         self._backend = backend
         self._plan = plan
+        self._wire = wire
         self._clock = clock
         self._started_seconds = 0.0
         self._all_checked = threading.Barrier(plan.requests)
-        self._mine = threading.local()
-        _in_gap(backend, self._pause)
 
     def at_once(self, asks: Sequence[Ask]) -> tuple[Call, ...]:
         start = threading.Barrier(len(asks), action=self._begin)
@@ -462,25 +438,29 @@ class _Callers:
         self._started_seconds = self._clock.monotonic_seconds()
 
     def _call(self, number: int, ask: Ask) -> Call:
-        self._mine.checked_ms = None
+        checked_ms: float | None = None
+
+        def in_gap() -> None:
+            nonlocal checked_ms
+            checked_ms = self._now_ms()
+            self._pause()
+
         asked_ms = self._now_ms()
         try:
-            is_admitted = isinstance(self._backend.reserve(ask), Reservation)
+            with _before_record(self._backend, self._wire, in_gap):
+                is_admitted = isinstance(self._backend.reserve(ask), Reservation)
         except StoreBusy:
             # It gave up against the others: a strategy that tries again and again may.
             is_admitted = False
-        return Call(number, ask.cost_nanousd, asked_ms, self._mine.checked_ms, self._now_ms(), is_admitted)
+        return Call(number, ask.cost_nanousd, asked_ms, checked_ms, self._now_ms(), is_admitted)
 
     def _pause(self) -> None:
-        """In the gap; a caller that comes there again, because it tries again, is not held again."""
-        was_here = self._mine.checked_ms is not None
-        self._mine.checked_ms = self._now_ms()
         if self._plan.think_ms is not None:
             time.sleep(self._plan.think_ms / 1_000)
-        elif not was_here:
-            # Broken: somebody did not come in time, so the others go on, and the figures tell.
-            with suppress(threading.BrokenBarrierError):
-                self._all_checked.wait(self._plan.hold_seconds)
+            return
+        # Broken: one caller did not come in time, so the others go on, and the figures show it.
+        with suppress(threading.BrokenBarrierError):
+            self._all_checked.wait(self._plan.hold_seconds)
 
     def _now_ms(self) -> float:
         return (self._clock.monotonic_seconds() - self._started_seconds) * 1_000

@@ -14,8 +14,7 @@ import redis
 from greenlet import GreenletExit, greenlet
 
 from flaskapp.lab.schedule_search import ADD, LOOK, PUT, Touches
-
-Command = tuple[bytes, ...]
+from flaskapp.lab.wire import Command, commands_in
 
 _LOOKS = {b"GET", b"ZRANGE", b"ZSCORE", b"ZCARD", b"STRLEN", b"HGET", b"HGETALL"}
 _LOOKS_AT_LIVES = {b"TTL", b"PTTL"}
@@ -99,26 +98,11 @@ def _text(command: Command) -> str:
     return b" ".join(command).decode()
 
 
-def _commands(data: bytes) -> Iterator[tuple[Command, bytes]]:
-    """The commands that were packed, each with its bytes."""
-    at = 0
-    while at < len(data):
-        start = at
-        end = data.index(b"\r\n", at)
-        words, at = [], end + 2
-        for _ in range(int(data[start + 1 : end])):
-            end = data.index(b"\r\n", at)
-            length = int(data[at + 1 : end])
-            words.append(data[end + 2 : end + 2 + length])
-            at = end + 4 + length
-        yield tuple(words), data[start:at]
-
-
 def turns_in(data: bytes) -> Iterator[Turn]:
     """What was packed, as turns."""
     commands: list[Command] = []
     raw = b""
-    for command, its_bytes in _commands(data):
+    for command, its_bytes in commands_in(data):
         commands.append(command)
         raw += its_bytes
         if commands[0][0].upper() != b"MULTI" or command[0].upper() == b"EXEC":
