@@ -13,7 +13,6 @@ from backends.errors import ConfigurationError, TollgateError
 from backends.progress import Progress
 from flaskapp.cli.console import fail
 from flaskapp.lab import report
-from flaskapp.lab.over_http import race_over_http
 from flaskapp.lab.race import MAX_SPREAD, Plan, RaceResult, Round, Watcher, race
 from flaskapp.lab.redis_option import in_options, server_url
 from flaskapp.lab.tables import live_table, print_table, verdicts
@@ -50,6 +49,9 @@ class Lab:
             TollgateError: one could not be run.
         """
         if self.http_workers is not None:
+            # It knows the service's configuration, and so Flask: no other race needs them.
+            from flaskapp.lab.over_http import race_over_http  # noqa: PLC0415
+
             run = partial(race_over_http, self.names, self.plan, workers=self.http_workers)
             return [each for rtt in self.rtts_ms for each in run(rtt_ms=rtt, progress=progress, watch=watch)]
         with server_url(self.url) as url:
