@@ -63,7 +63,7 @@ def wanted_port() -> int:
 
 
 def start_keeper(stop: Stop, port: int) -> None:
-    """Start the process that keeps the embedded Redis; it outlives us if somebody else uses it then."""
+    """Start the process that keeps the embedded Redis; it outlives us if another process uses it then."""
     said = DATA / "redis.said"
     with said.open("wb") as output:
         keeper = subprocess.Popen(
@@ -85,24 +85,24 @@ def start_keeper(stop: Stop, port: int) -> None:
 
 
 class Watch:
-    """Says on the terminal when the embedded Redis has ended under the services that use it, and when it is back."""
+    """Prints when the embedded Redis has ended under the services that use it, and when it is back."""
 
     def __init__(self, journal: Journal, url: str, free_port: int) -> None:
         self._journal = journal
         self._url = url
         self._has_ended = REDIS_HAS_ENDED.format(port=free_port)
         self._is_kept = True
-        self._looks_again_at = 0.0
+        self._next_check_at = 0.0
 
-    def looks(self) -> bool:
-        """Now and then; False, so that whoever waits goes on waiting."""
-        if time.monotonic() >= self._looks_again_at:
-            self._looks_again_at = time.monotonic() + WATCH_SECONDS
-            # Shared, so that two who look do not take each other for the keeper.
+    def check(self) -> bool:
+        """Check every half second; always False, so that a caller who waits goes on waiting."""
+        if time.monotonic() >= self._next_check_at:
+            self._next_check_at = time.monotonic() + WATCH_SECONDS
+            # Shared, so that two who check do not take each other for the keeper.
             with (DATA / "redis.keeper").open("a") as keeper:
                 is_kept = not locks(keeper, fcntl.LOCK_SH)
             if is_kept and not self._is_kept:
-                # A keeper that could not have the port again has another, where this service does not look.
+                # A keeper that could not have the port again has another, which this service does not use.
                 is_kept = running_url(DATA) == self._url
             if is_kept != self._is_kept:
                 self._is_kept = is_kept

@@ -1,8 +1,8 @@
-"""Keeps the embedded Redis of this clone for as long as anybody uses it. Started by dev.py, detached,
+"""Keeps the embedded Redis of this clone for as long as a process uses it. Started by dev.py, detached,
 with the folder and the port that it takes if that is free.
 
-Users hold a shared lock on `.data/redis.users`; this process holds `.data/redis.keeper` while it lives. When the last
-user is gone, however it went, the server is stopped and this process ends.
+Users hold a shared lock on `.data/redis.users`; this process holds `.data/redis.keeper` while it runs. When the last
+user is gone, for whatever reason, the server is stopped and this process ends.
 """
 
 import fcntl

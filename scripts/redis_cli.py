@@ -216,7 +216,7 @@ class Session:
         except OSError as error:
             self._connection = None
             if isinstance(error, ConnectionError) and words[0].lower() == b"shutdown":
-                return True  # that nobody answers any more is the answer
+                return True  # that the server does not answer any more is the answer
             print(f"Error: {error}", file=sys.stderr)
             return False
         return True

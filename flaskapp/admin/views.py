@@ -121,7 +121,7 @@ class _Dashboard(BehindLogIn):
         return self._page(session, changed=[row for row in changed if row is not None])
 
     def log_in(self) -> WsgiResponse:
-        # No CSRF token here: there is one account only, so nobody gains by logging someone else in.
+        # No CSRF token here: there is one account only, so logging another person in gains nothing.
         if not self.access.knows(request.form.get("token", "").encode()) or not self.access.is_configured:
             return self.log_in_page(error="That is not the token.")
         response = redirect(url_for("admin.dashboard"), 303)

@@ -1,10 +1,10 @@
 """Every schedule of 2 or 3 callers' commands on a real Redis: how many there are, and which overspend.
 
 All callers ask for the same cost at the same moment, on one identifier whose window has room for all but one. A
-schedule (an "order" in what the command prints) *overspends* if the books hold more than the limit in the end. Schedules that
-differ only by commands that commute are run once (`schedule_search.py`). These commute: commands on different keys, two
-reads of one key, twice the same SET or EXPIRE, and two increments of one key where no decision rests on their replies,
-which a strategy declares with an attribute ``increments_commute``.
+schedule (an "order" in what the command prints) *overspends* if the books hold more than the limit in the end.
+Schedules that differ only by commands that commute are run once (`schedule_search.py`). These commute: commands on
+different keys, two reads of one key, twice the same SET or EXPIRE, and two increments of one key where no decision
+rests on their replies, which a strategy declares with an attribute ``increments_commute``.
 
 With 2 callers nothing is left out. With 3 the search is bounded: only the identifier's window, its marker and the
 records can refuse here. The other limits are out of reach: reads and increments of those totals are taken to commute.
@@ -175,7 +175,7 @@ def _opened(url: str, name: str, callers: int) -> Iterator["_Setup"]:
         raise ConfigurationError(
             "orders are explored on a redis:// URL: only there are commands let through one by one"
         )
-    if not 2 <= callers <= MOST_CALLERS:  # noqa: PLR2004 (alone nobody races)
+    if not 2 <= callers <= MOST_CALLERS:  # noqa: PLR2004 (one alone has no race)
         raise ConfigurationError(f"2 to {MOST_CALLERS} callers can be explored")
     gate = Gate()
     link = Link(

@@ -1,4 +1,4 @@
-"""The race, driven: N callers with room for k, on one strategy after another, against one server.
+"""The race in this process: N callers with room for k, on one strategy after another, against one server.
 
 All callers of a round start at once, on an identifier that is new. A strategy that promises no atomicity has a gap
 between its check and its record: its callers are held right before the first command that writes (`wire.py`) until all
@@ -56,7 +56,7 @@ class Plan:
     seed: int = 1
     """Of the costs; every strategy is given the same."""
     think_ms: float | None = None
-    """Callers pause so long between check and record, and nobody is held; None holds them there."""
+    """How long callers pause between check and record; None holds them there until all have come."""
     hold_seconds: float = 5.0
     """The longest that callers are held in the gap for one that does not come (it was refused, say)."""
 
@@ -89,7 +89,7 @@ class Call:
     cost_nanousd: int
     asked_ms: float
     checked_ms: float | None
-    """When it was in the gap; None where there is none, or it was refused before."""
+    """When it came to its gap; None where there is none, or it was refused before."""
     answered_ms: float
     is_admitted: bool
 
@@ -106,11 +106,11 @@ class Round:
     spent_nanousd: int
     limit_nanousd: int
     round_trips: int | None
-    """None where nobody counts them (over HTTP)."""
+    """None where they are not counted (over HTTP)."""
 
     @property
     def admitted(self) -> int:
-        """How many got in."""
+        """How many were admitted."""
         return sum(call.is_admitted for call in self.calls)
 
     @property
@@ -120,12 +120,12 @@ class Round:
 
 
 Watcher = Callable[[Round], None]
-"""Told each round when it is over."""
+"""Called with each round when it is over."""
 
 
 @dataclass(frozen=True, slots=True)
 class RaceResult:
-    """How one strategy did, all rounds together."""
+    """The result of one strategy, all rounds together."""
 
     backend: str
     promises_atomicity: bool
@@ -137,21 +137,21 @@ class RaceResult:
     """What the books hold in the identifiers' windows; over HTTP what the upstream billed."""
     limit_nanousd: int
     overspend_nanousd: int
-    """What was over in each round, added up: a round below its limit makes up for nothing."""
+    """The sum of what each round spent beyond its limit; a round below its limit lowers it by nothing."""
     round_trips_a_request: float | None
     check_p50_ms: float
-    """Check and record together: the whole of what a request waits for."""
+    """Check and record together: all that a request waits for."""
     check_p95_ms: float
     check_alone_p50_ms: float | None = None
-    """Without the record, where there is a gap between them."""
+    """The check without the record, where there is a gap between them."""
     rtt_ms: float = 0.0
-    """By how much Redis was farther away than it is."""
+    """The round trip that was added."""
     measured_by: str = "books"
-    """Whose word `spent_nanousd` is: the books', or the upstream's own bill."""
+    """Where `spent_nanousd` comes from: the books, or the upstream's own bill."""
 
     @property
     def is_as_declared(self) -> bool:
-        """What promises atomicity never overspends; what does not and was held in its gap does."""
+        """A strategy that promises atomicity never overspends; one that does not, and was held in its gap, does."""
         if self.promises_atomicity:
             return self.overspend_nanousd == 0
         return self.overspend_nanousd > 0 or not self.was_held
@@ -159,7 +159,7 @@ class RaceResult:
 
 @dataclass(frozen=True, slots=True)
 class CheckTimes:
-    """What each of some checks took, one after another."""
+    """How long checks took, one after another."""
 
     whole_ms: list[float]
     alone_ms: list[float]
@@ -176,19 +176,19 @@ def race(
     progress: Progress = no_progress,
     watch: Watcher = lambda _: None,
 ) -> list[RaceResult]:
-    """Race the strategies registered as `names` on the server at `url`, and clear away what that left.
+    """Race the strategies registered as `names` on the server at `url`, and delete the keys of the race.
 
     Args:
         url: ``redis://…``; the server of the race.
         names: the strategies, in the order in which they race.
         plan: what is raced.
-        rtt_ms: put the server so much farther away, by a proxy.
+        rtt_ms: added to each round trip, by a proxy.
         clock: the time.
-        progress: is told what is done now.
-        watch: is told each round.
+        progress: called with what is done now.
+        watch: called with each round.
 
     Raises:
-        ConfigurationError: no ``redis://`` URL, a name that nobody registered, or a database that holds ``llm:`` keys.
+        ConfigurationError: no ``redis://`` URL, a name that is not registered, or a database that holds ``llm:`` keys.
         StoreError: Redis failed on the way.
     """
     if not url.startswith("redis://"):
@@ -227,7 +227,7 @@ def window_alone(limit_nanousd: int) -> Limits:
 
 @contextmanager
 def at_distance(url: str, rtt_ms: float) -> Iterator[str]:
-    """The URL under which the server at `url` is `rtt_ms` farther away; the same one for 0.
+    """Yield the URL under which the server at `url` is `rtt_ms` farther away; the same one for 0.
 
     Raises:
         ConfigurationError: the URL cannot be read.
@@ -246,7 +246,7 @@ def at_distance(url: str, rtt_ms: float) -> Iterator[str]:
 
 
 def refuse_used_database(link: Link) -> None:
-    """A database with ``llm:`` keys is somebody's books: nobody races on them.
+    """Check that the database holds no books.
 
     Raises:
         ConfigurationError: there is such a key.
@@ -285,7 +285,7 @@ class _Race:
             self._clear()
 
     def _all_rounds(self, names: Sequence[str]) -> dict[str, list[Round]]:
-        """In turns, so that whatever the machine does meanwhile happens to all of them."""
+        """Race in turns, so that what the machine does meanwhile affects all strategies alike."""
         for name in names:
             self._warm_up(name)
         rounds: dict[str, list[Round]] = {name: [] for name in names}
@@ -311,7 +311,7 @@ class _Race:
         return Round(name, self._rtt_ms, number, calls, books.window_nanousd, limit_nanousd, round_trips)
 
     def _warm_up(self, name: str) -> None:
-        """The server learns the scripts, and we its time: neither belongs to a request."""
+        """Load the scripts, and learn the time of the server: neither belongs to a request."""
         backend = open_backend(name, self._link, self._clock)
         backend.reserve(self._ask(f"race-{name}-warm", 0, AMPLE_NANOUSD))
 
@@ -339,7 +339,7 @@ class _Race:
         )
 
     def _ask(self, identifier: str, number: int, limit_nanousd: int, cost_nanousd: int | None = None) -> Ask:
-        """One request; only its window can refuse it, and its network is its own."""
+        """One request, which only its window can refuse; its network has no other."""
         limits = window_alone(limit_nanousd)
         rid = f"{identifier}-{number}"
         ask = Ask(rid, identifier, identifier, cost_nanousd or self._plan.cost_nanousd, limits, PENDING_SECONDS)
@@ -347,7 +347,7 @@ class _Race:
         return ask
 
     def _clear(self) -> None:
-        """Only the keys of our own requests; of the dated ones, those of the hour after too."""
+        """Delete the keys of our own requests; of dated keys, those of the hour after too."""
         keys = {
             key
             for ask, at_seconds in self._made

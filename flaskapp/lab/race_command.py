@@ -1,4 +1,4 @@
-"""`flask race`: strategies side by side, on servers of their own, in one table, with a verdict and an exit status."""
+"""`flask race`: strategies side by side in one table, with a verdict and an exit status."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -183,7 +183,7 @@ def make_race_cli(names: Sequence[str] = ("legacy", "atomic")) -> click.Command:
 
 
 def figures(lab: Lab, results: Sequence[RaceResult], status: int) -> dict[str, Any]:
-    """All that the table says and more, money in nano-dollars."""
+    """The figures of the table and more, money in nano-dollars."""
     plan = lab.plan
     return {
         "requests": plan.requests,
@@ -206,7 +206,7 @@ def _plan(**given: Any) -> Plan:
         raise click.UsageError(str(error)) from error
 
 
-def _run(lab: Lab, tell: Watcher, directory: Path | None) -> tuple[list[RaceResult], Path | None]:
+def _run(lab: Lab, emit: Watcher, directory: Path | None) -> tuple[list[RaceResult], Path | None]:
     """The results and, where it was asked for, the page of the report."""
     try:
         if directory is not None:
@@ -215,7 +215,7 @@ def _run(lab: Lab, tell: Watcher, directory: Path | None) -> tuple[list[RaceResu
 
             def watch(seen: Round) -> None:
                 table.watch(seen)
-                tell(seen)
+                emit(seen)
 
             results = lab.run(table.progress, watch)
             if directory is None:
@@ -229,5 +229,5 @@ def _run(lab: Lab, tell: Watcher, directory: Path | None) -> tuple[list[RaceResu
 
 
 def _print_round(seen: Round) -> None:
-    told = asdict(seen) | {"admitted": seen.admitted, "overspend_nanousd": seen.overspend_nanousd}
-    click.echo(json.dumps({"round": told}))
+    fields = asdict(seen) | {"admitted": seen.admitted, "overspend_nanousd": seen.overspend_nanousd}
+    click.echo(json.dumps({"round": fields}))

@@ -33,7 +33,7 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One picture and what it says."""
+    """One picture and its texts."""
 
     name: str
     title: str
@@ -76,10 +76,10 @@ def check_can_be_made(directory: Path) -> None:
 
 
 def measured(names: Sequence[str], plan: Plan, progress: Progress) -> Measured:
-    """Measure all of it, on a server of its own.
+    """Measure everything, on a server of its own.
 
     Raises:
-        ConfigurationError: a name that nobody registered.
+        ConfigurationError: a name that is not registered.
         StoreError: the server failed.
     """
     clock = SystemClock()
@@ -301,7 +301,7 @@ def _latency(found: Measured) -> Part:
 
 
 def claim_texts(results: Sequence[RaceResult]) -> list[str]:
-    """What is true of "75-80 % less" at each distance, where both ways were measured."""
+    """How much less time the atomic check takes at each distance, beside the seed's claim of "75-80 % less"."""
     by_name = {(each.backend, each.rtt_ms): each for each in results}
     told = []
     for (name, rtt_ms), atomic in by_name.items():

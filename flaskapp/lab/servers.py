@@ -1,4 +1,4 @@
-"""Servers of the lab's own: gunicorn as it is deployed, and the upstream. None outlives whoever started it."""
+"""Servers of the lab's own: gunicorn as it is deployed, and the upstream. None outlives the process that started it."""
 
 import http.client
 import json
@@ -31,8 +31,8 @@ class Server:
     Args:
         directory: its own; logs and what it keeps.
         workers: how many processes.
-        think_ms: how long its strategy pauses between check and record, if it has a between; None for not at all.
-        environment: its variables; nothing of ours reaches it but PATH and the like.
+        think_ms: how long its strategy pauses between check and record, if there is a gap; None for not at all.
+        environment: its variables; of ours it gets only PATH and the like.
     """
 
     def __init__(self, directory: Path, workers: int, think_ms: float | None, environment: dict[str, str]) -> None:
@@ -85,7 +85,7 @@ class Server:
         return self._directory / "app.log"
 
     def wait(self) -> None:
-        """Come back when every worker serves.
+        """Return when every worker serves.
 
         Raises:
             ConfigurationError: it ended, or took too long; with its last line.
@@ -106,7 +106,7 @@ class Server:
 
 
 class UpstreamAccount:
-    """The upstream that bills, and its word about it."""
+    """What the upstream has billed, by its own account."""
 
     def __init__(self, port: int) -> None:
         self.port = port

@@ -54,7 +54,7 @@ class LiveTable:
 
 @contextmanager
 def live_table(plan: Plan, where: str) -> Iterator[LiveTable]:
-    """On stderr while this lasts; nothing where nobody looks."""
+    """Shown on stderr while this lasts, if that is a terminal."""
     screen, table = Console(stderr=True), LiveTable(plan, where)
     if not screen.is_terminal:
         yield table

@@ -1,7 +1,7 @@
 """What a `Link` sends, seen right before it leaves: round trips are counted, and callers held before they write.
 
-No strategy has a hook for that. The race of one that promises no atomicity lives between its last read and its first
-write, and that is where its next packed command is the first that does more than read.
+No strategy has a hook for that. Where one promises no atomicity, the race is between its last read and its first write:
+right before the first send whose commands do more than read.
 """
 
 import threading

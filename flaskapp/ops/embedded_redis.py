@@ -73,7 +73,7 @@ class EmbeddedServer:
     """One server process on 127.0.0.1, with its files in `directory`. A context manager.
 
     Args:
-        directory: where its log and, if `durable`, its append-only file live; made if it is not there.
+        directory: of its log and, if `durable`, its append-only file; made if it is not there.
         port: where it listens; 0 takes a free port and keeps it over restarts.
         durable: what was written survives its end.
         binary: the server program; `find_server()` by default.
@@ -117,7 +117,7 @@ class EmbeddedServer:
         """Run it, and return when it answers. After its end it takes the same port again.
 
         Raises:
-            StoreUnavailable: it ended, or did not answer in time; the text has its last word.
+            StoreUnavailable: it ended, or did not answer in time; the text has the last line of its log.
         """
         if self._process is not None:
             raise RuntimeError("the embedded server runs already")
@@ -165,7 +165,7 @@ class EmbeddedServer:
         self._guardian = guardian_of(process.pid)
         _wait_until(lambda: process.poll() is not None or answers(port), START_TIMEOUT_SECONDS)
         if process.poll() is not None or not answers(port):
-            raise StoreUnavailable(f"the embedded server did not start on port {port}: {self._last_word()}")
+            raise StoreUnavailable(f"the embedded server did not start on port {port}: {self._last_line()}")
 
     def _settings(self, port: int) -> list[str]:
         settings = {
@@ -181,7 +181,7 @@ class EmbeddedServer:
         }
         return [word for name, value in settings.items() for word in (f"--{name}", value)]
 
-    def _last_word(self) -> str:
+    def _last_line(self) -> str:
         try:
             lines = (self._directory / "server.log").read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
