@@ -76,27 +76,30 @@ def _rtts_ms(_context: click.Context, _option: click.Parameter, text: str) -> tu
     return rtts_ms
 
 
-def _options(names: Sequence[str]) -> list[Callable[[Any], Any]]:
-    shown = partial(click.option, show_default=True)
+_shown = partial(click.option, show_default=True)
+
+
+def _plan_options(names: Sequence[str]) -> list[Callable[[Any], Any]]:
+    """What is raced."""
     return [
-        shown(
+        _shown(
             "--backends",
             "names",
             default=",".join(names),
             callback=_names,
             help="Who races: registered names, with commas between them.",
         ),
-        shown("-n", "--requests", type=click.IntRange(2, MAX_REQUESTS), default=10, help="How many callers at once."),
-        shown(
+        _shown("-n", "--requests", type=click.IntRange(2, MAX_REQUESTS), default=10, help="How many callers at once."),
+        _shown(
             "-k",
             "--room",
             type=click.IntRange(1, MAX_REQUESTS),
             default=4,
             help="For how many of them the limit has room.",
         ),
-        shown("--rounds", type=click.IntRange(1, MAX_ROUNDS), default=1, help="How many times, each on fresh books."),
-        shown("--seed", type=int, default=1, help="Of the costs; every backend is given the same."),
-        shown(
+        _shown("--rounds", type=click.IntRange(1, MAX_ROUNDS), default=1, help="How many times, each on fresh books."),
+        _shown("--seed", type=int, default=1, help="Of the costs; every backend is given the same."),
+        _shown(
             "--spread",
             type=click.FloatRange(0, MAX_SPREAD),
             default=0.0,
@@ -109,7 +112,13 @@ def _options(names: Sequence[str]) -> list[Callable[[Any], Any]]:
             metavar="MS",
             help="Hold nobody at a barrier: callers pause so long between check and record, and luck decides.",
         ),
-        shown(
+    ]
+
+
+def _run_options() -> list[Callable[[Any], Any]]:
+    """Where it is raced, and what is printed."""
+    return [
+        _shown(
             "--rtt",
             "rtts_ms",
             default="0",
@@ -123,7 +132,7 @@ def _options(names: Sequence[str]) -> list[Callable[[Any], Any]]:
             is_flag=True,
             help="Over HTTP, against services started for it; what was spent is what their upstream billed.",
         ),
-        shown(
+        _shown(
             "--workers", type=click.IntRange(1, MAX_WORKERS), default=2, help="With --http: processes of each service."
         ),
         click.option(
@@ -177,7 +186,7 @@ def make_race_cli(names: Sequence[str] = ("legacy", "atomic")) -> click.Command:
                 click.echo(f"The report is {page}")
         raise SystemExit(status)
 
-    for option in reversed(_options(names)):
+    for option in reversed([*_plan_options(names), *_run_options()]):
         command = option(command)
     return click.command("race")(command)
 
