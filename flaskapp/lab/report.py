@@ -303,7 +303,7 @@ def _latency(found: Measured) -> Part:
 def claim_texts(results: Sequence[RaceResult]) -> list[str]:
     """How much less time the atomic check takes at each distance, beside the seed's claim of "75-80 % less"."""
     by_name = {(each.backend, each.rtt_ms): each for each in results}
-    told = []
+    lines = []
     for (name, rtt_ms), atomic in by_name.items():
         legacy = by_name.get(("legacy", rtt_ms))
         if name != "atomic" or legacy is None:
@@ -311,8 +311,8 @@ def claim_texts(results: Sequence[RaceResult]) -> list[str]:
         line = f"{_less(atomic.check_p50_ms, legacy.check_p50_ms)} than check and record"
         if legacy.check_alone_p50_ms is not None:
             line += f", {_less(atomic.check_p50_ms, legacy.check_alone_p50_ms)} than the check alone"
-        told.append(f"Redis {rtt_ms:g} ms farther away: {line}.")
-    return ['The seed claims that the atomic check takes "75–80 % less" time. Here it takes:', *told] if told else []
+        lines.append(f"Redis {rtt_ms:g} ms farther away: {line}.")
+    return ['The seed claims that the atomic check takes "75–80 % less" time. Here it takes:', *lines] if lines else []
 
 
 def _less(ours: float, theirs: float) -> str:
