@@ -1,4 +1,4 @@
-"""The library: imported and tested without Flask. `open_backend` is the only place that names a concrete strategy."""
+"""Cost budgets in Redis, as a library. `open_backend` is the only place that chooses a concrete strategy."""
 
 from importlib.metadata import entry_points
 from typing import Protocol
@@ -45,7 +45,7 @@ def open_backend(name: str, link: Link, clock: Clock | None = None, *, decide_by
     """The strategy registered as `name`.
 
     Raises:
-        ConfigurationError: nobody registered that name.
+        ConfigurationError: no strategy is registered by that name.
     """
     points = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
     if name not in points:

@@ -231,7 +231,9 @@ def _make_chat_routes(tollgate: Tollgate, challenges: Challenges, clock: Clock) 
         default_model=config.llm_model,
         stream_deadline_seconds=deadline_seconds,
         settings=lambda: settings.current.values,
-        terms=StreamContext(clock, tollgate.observer, tollgate.stopping, lambda: settings.current.values.drain_seconds),
+        context=StreamContext(
+            clock, tollgate.observer, tollgate.stopping, lambda: settings.current.values.drain_seconds
+        ),
         clock=clock,
         observer=tollgate.observer,
     )
@@ -248,7 +250,7 @@ def _make_openai_routes(chat: ChatRoutes, keys: ApiKeys, owner: str) -> OpenAIRo
         owner=owner,
         stream_deadline_seconds=chat.stream_deadline_seconds,
         settings=chat.settings,
-        terms=chat.terms,
+        context=chat.context,
         clock=chat.clock,
     )
 

@@ -23,7 +23,7 @@ NETWORK = "198.51.100.7"
 
 @dataclass
 class Service:
-    """An application, who asks it, and what it left in Redis."""
+    """An application, its client, and what it left in Redis."""
 
     app: Flask
     client: FlaskClient

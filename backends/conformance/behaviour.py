@@ -149,31 +149,39 @@ class Harness(Protocol):
         """Give back what was opened."""
 
 
-class MemoryHarness(MemoryBackend):
+class MemoryHarness:
     """The memory strategy, and the suite's hand in it."""
 
     def __init__(self) -> None:
         self.clock = ManualClock()
-        super().__init__(self.clock)
-        self.backend: Backend = self
+        self._memory = MemoryBackend(self.clock)
+        self.backend: Backend = self._memory
 
     def pass_time(self, us: int) -> None:
         self.clock.us += us
 
     def stored(self) -> Stored:
-        kept = super().stored()
-        return {key: (value if isinstance(value, dict) else str(value), left) for key, (value, left) in kept.items()}
+        dictionary = self._memory.dictionary
+        return {
+            key: (self._value(key), -(-dictionary.execute(("PTTL", key)) // 1_000)) for key in dictionary.live_keys()
+        }
 
     def put(self, key: str, text: str, ttl_seconds: int) -> None:
-        self._put(key, text, ttl_seconds, self.clock.us)
+        self._memory.dictionary.execute(("SET", key, text, "EX", ttl_seconds))
 
     def lose(self, key: str) -> None:
-        self._forget(key)
+        self._memory.dictionary.execute(("DEL", key))
 
     def clear(self) -> None:
         self.clock.us = START_US
-        self._values.clear()
-        self._gone_at_us.clear()
+        self._memory.dictionary.clear()
+
+    def close(self) -> None:
+        self._memory.close()
+
+    def _value(self, key: str) -> Value:
+        value = self._memory.dictionary.value(key)
+        return value.decode() if isinstance(value, bytes) else value or {}
 
 
 HAIR_MS = 250

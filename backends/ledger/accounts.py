@@ -11,10 +11,9 @@ from typing import Any
 from backends.clock import US_PER_SECOND
 from backends.contract import Limits
 from backends.keys import RECORD_PREFIX, RESET_KEEP_SECONDS, SECONDS_PER_DAY, book_keys, bucket_seconds_of, reset_key
-from backends.ledger.books import ring_of
 from backends.ledger.snapshot import records_of, whole
 from backends.progress import Progress, no_progress
-from backends.records import Record, digest_of, parse_record, state_of
+from backends.records import Record, buckets_of, digest_of, parse_record, state_of
 from backends.store.link import Client, Link
 from backends.store.scripts import Script
 from backends.strategies import arithmetic
@@ -179,7 +178,7 @@ class Ledger:
             now_us=int(seconds) * US_PER_SECOND + int(us),
             marker=marker,
             marker_left_ms=int(left_ms),
-            recent=ring_of(recent),
+            recent=buckets_of(recent),
             daily_nanousd=arithmetic.amount(daily),
             has_daily=daily is not None,
             has_open=bool(has_open),
@@ -221,7 +220,7 @@ def _books_of(identifier: str, limits: Limits, read: _Answers, most: int) -> Ide
 def _window(limits: Limits, read: _Answers, booked: Sequence[Record]) -> LimitBooks:
     seconds, now_us = limits.window_seconds, read.now_us
     bucket = bucket_seconds_of(seconds)
-    living = arithmetic.alive(read.recent, bucket, seconds, now_us)
+    living = arithmetic.live_buckets(read.recent, bucket, seconds, now_us)
     counted = [each for each in booked if _is_in_window(each, now_us)]
     renews = arithmetic.window_frees_at(living, seconds, now_us) if living else None
     return _limit("window", limits.window_nanousd, sum(living.values()), counted, now_us, renews)
@@ -237,7 +236,7 @@ def _day(limits: Limits, read: _Answers, booked: Sequence[Record]) -> LimitBooks
 def _is_in_window(record: Record, now_us: int) -> bool:
     made = record.made_at_us // US_PER_SECOND
     start = made - made % bucket_seconds_of(record.window_seconds)
-    return arithmetic.bucket_counts(start, record.window_seconds, now_us)
+    return arithmetic.window_bucket_counts(start, record.window_seconds, now_us)
 
 
 def _limit(

@@ -20,9 +20,8 @@ from backends.keys import (
     known_key,
     pending_bucket_seconds_of,
 )
-from backends.ledger.books import ring_of
 from backends.progress import Progress, no_progress
-from backends.records import Record, digest_of, parse_record
+from backends.records import Record, buckets_of, digest_of, parse_record
 from backends.store.link import Client, Link
 from backends.strategies import arithmetic
 
@@ -188,7 +187,7 @@ def _take_in(snapshot: Snapshot, key: str, what: KnownKey, value: Any) -> None:
 
 def _buckets(members: list[tuple[bytes, float]]) -> list[tuple[int, int | None]]:
     try:
-        return list(ring_of(members).items())
+        return list(buckets_of(members).items())
     except ValueError:
         return [(0, None)]
 
