@@ -6,18 +6,16 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from backends.clock import SystemClock
 from backends.errors import ConfigurationError, StoreUnavailable
 from flaskapp.config import child_environment
 from flaskapp.lab import upstream
-from flaskapp.ops.embedded_redis import free_port, guardian_of
+from flaskapp.ops.embedded_redis import free_port, guardian_of, wait_until
 from flaskapp.ops.running_redis import HOST
 
 ROOT = Path(upstream.__file__).resolve().parents[2]
@@ -90,7 +88,7 @@ class Server:
         Raises:
             ConfigurationError: it ended, or took too long; with its last line.
         """
-        _wait_until(lambda: self._has_ended() or self._are_serving() >= self._workers)
+        wait_until(lambda: self._has_ended() or self._are_serving() >= self._workers, START_SECONDS)
         if self._are_serving() < self._workers:
             last = (self._said().splitlines() or ["it said nothing"])[-1]
             raise ConfigurationError(f"a server of the race did not start: {last}")
@@ -145,10 +143,3 @@ def billing_upstream(input_nanousd: int, output_nanousd: int) -> Iterator[Upstre
             yield UpstreamAccount(int(port))
         finally:
             process.terminate()
-
-
-def _wait_until(holds: Callable[[], bool]) -> None:
-    clock = SystemClock()
-    end_seconds = clock.monotonic_seconds() + START_SECONDS
-    while not holds() and clock.monotonic_seconds() < end_seconds:
-        time.sleep(0.02)

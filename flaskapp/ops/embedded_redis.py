@@ -163,7 +163,7 @@ class EmbeddedServer:
         )
         self._process = process
         self._guardian = guardian_of(process.pid)
-        _wait_until(lambda: process.poll() is not None or answers(port), START_TIMEOUT_SECONDS)
+        wait_until(lambda: process.poll() is not None or answers(port), START_TIMEOUT_SECONDS)
         if process.poll() is not None or not answers(port):
             raise StoreUnavailable(f"the embedded server did not start on port {port}: {self._last_line()}")
 
@@ -210,7 +210,8 @@ def guardian_of(pid: int) -> "subprocess.Popen[bytes]":
     )
 
 
-def _wait_until(holds: Callable[[], bool], timeout_seconds: float) -> None:
+def wait_until(holds: Callable[[], bool], timeout_seconds: float) -> None:
+    """Return when `holds()`, or after the time-out."""
     clock = SystemClock()
     end_seconds = clock.monotonic_seconds() + timeout_seconds
     while not holds() and clock.monotonic_seconds() < end_seconds:
