@@ -15,6 +15,7 @@ from benchmarks.measure import Row, at_least, at_most, medians_us, placed, place
 from flaskapp.lab.delay import HOST, delayed
 from flaskapp.lab.prefilled_books import leave_as_after
 from flaskapp.lab.race import AMPLE_NANOUSD, COST_NANOUSD, PENDING_SECONDS, WINDOW_SECONDS, window_alone
+from flaskapp.lab.wire import Wire
 
 LIMITS = window_alone(AMPLE_NANOUSD)
 IN_WINDOW = (1, 10, 1_000_000)
@@ -40,9 +41,9 @@ class Bench:
         """Give back the connection."""
         self.raw.close()
 
-    def link(self, port: int | None = None) -> Link:
+    def link(self, port: int | None = None, wire: Wire | None = None) -> Link:
         """As the service has it; to another port of this machine where one is named."""
-        return Link(f"redis://{HOST}:{port or self.port}/0", clock=SystemClock())
+        return Link(f"redis://{HOST}:{port or self.port}/0", clock=SystemClock(), before_each_send=wire)
 
     def ask(self, who: str) -> Ask:
         """One more request, within every limit."""
@@ -121,32 +122,31 @@ def _round_trip(bench: Bench, port: int, turns: int) -> Row:
 
 
 def _legacy_beside_atomic(bench: Bench, port: int, where: str, turns: int, limit: float) -> Iterator[Row]:
-    link = bench.link(port)
-    atomic, legacy = open_backend("atomic", link), open_backend("legacy", link)
+    link, wire = bench.link(port), Wire()
+    watched = bench.link(port, wire)
     for who in ("atomic", "legacy"):
         bench.leave_as_after(10, who)
-    checked_at = 0.0
+    legacy = open_backend("legacy", watched)
 
-    def note_the_time() -> None:
-        nonlocal checked_at
-        checked_at = time.perf_counter()
+    def check_the_old_way() -> float:
+        start = written_at = time.perf_counter()
 
-    legacy.between_check_and_record = note_the_time  # type: ignore[attr-defined] # the gap that legacy declares
-    checks: list[float] = []
+        def note_the_time() -> None:
+            nonlocal written_at
+            written_at = time.perf_counter()
 
-    def reserve_the_old_way() -> float:
-        start = time.perf_counter()
-        _admitted(legacy, bench.ask("legacy"))
-        end = time.perf_counter()
-        checks.append(checked_at - start)
-        return end - start
+        with wire.before_first_write(note_the_time):
+            _admitted(legacy, bench.ask("legacy"))
+        return written_at - start
 
-    def check_of_that() -> float:
-        return checks[-1]
-
-    calls = {"atomic": _reserve(bench, atomic, "atomic"), "legacy": reserve_the_old_way, "check": check_of_that}
+    calls = {
+        "atomic": _reserve(bench, open_backend("atomic", link), "atomic"),
+        "legacy": _reserve(bench, open_backend("legacy", link), "legacy"),
+        "check": check_the_old_way,
+    }
     us = medians_us(calls, turns)
     link.close()
+    watched.close()
     yield at_least(f"reserve, {where}", us["atomic"], ("legacy, check and record", us["legacy"]), limit)
     yield at_least(f"reserve, {where}", us["atomic"], ("legacy, its check alone", us["check"]), None)
 

@@ -27,7 +27,8 @@ import redis
 from rich.console import Console
 from rich.table import Column, Table
 
-from flaskapp.ops.embedded_redis import HOST, EmbeddedServer, free_port
+from flaskapp.ops.embedded_redis import EmbeddedServer, free_port
+from flaskapp.ops.running_redis import HOST
 
 ROOT = Path(__file__).resolve().parent.parent
 INPUT_USD_PER_MTOK, OUTPUT_USD_PER_MTOK = Decimal("2.5"), Decimal(10)

@@ -1,7 +1,7 @@
 """Live settings: what may be changed while the service runs, and the one Redis string that holds the changes.
 
 `LiveSettings` is the table: name, type, default, bounds, unit and description of each are written there, once.
-Precedence: Redis ``settings`` > environment > default. Reading costs no I/O: a thread looks into Redis now and then.
+Precedence: Redis ``settings`` > environment > default. Reading costs no I/O: a thread polls Redis.
 """
 
 import threading
@@ -27,13 +27,13 @@ from flaskapp.value_types import Amount, Choice, Duration, Rate, Switch, ValueTy
 Source = Literal["redis", "environment", "default"]
 
 POLL_INTERVAL_SECONDS = 0.4
-_TOLD_FIELDS = 20
-"""Of what is unusable in one text: a text with very many unknown fields must not fill the log."""
+_REPORTED_FIELDS = 20
+"""How many unusable fields of one text are logged: very many must not fill the log."""
 _WINDOW = "high_cost_window_seconds"
 
 
 class LiveSettings(BaseModel):
-    """One consistent set of live settings; never changes, a new one takes its place."""
+    """One consistent set of live settings. It never changes: a new one replaces it."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
@@ -113,7 +113,7 @@ class LiveSettings(BaseModel):
 
     @cached_property
     def limits(self) -> Limits:
-        """The same as the backends want it: integers, and `None` for no limit."""
+        """The limits for the backends: integers, and `None` for no limit."""
         return Limits(
             window_nanousd=nanousd_from_usd(self.high_cost_threshold_usd),
             day_nanousd=nanousd_from_usd(self.daily_cost_limit_usd),
@@ -156,7 +156,7 @@ def settings_table(stream_deadline_seconds: int = 1) -> dict[str, Setting]:
 
 @dataclass(frozen=True, slots=True)
 class Effective:
-    """What holds now, and where each value comes from."""
+    """The values that hold now, and the source of each."""
 
     values: LiveSettings
     sources: Mapping[str, Source]
@@ -164,7 +164,7 @@ class Effective:
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """What holds where Redis says nothing: environment and defaults, fixed at the start.
+    """The values where Redis has none: environment and defaults, fixed at the start.
 
     In development mode the two switches are off by default.
     """
@@ -189,7 +189,7 @@ class SettingsRejected(TollgateError):
 class SettingsStore:
     """The live settings of this process, kept up to date from Redis.
 
-    The observer is told ``throttling_switched`` (`message`, `on`, `source`) at the first look and at each change of it;
+    Events: ``throttling_switched`` (`message`, `on`, `source`) at the first read and at each change of it;
     ``setting_ignored`` (`setting`, `allowed`, `got`) for what is unusable in Redis, once a distinct text;
     ``settings_unreadable`` (`error`) once an outage; ``settings_replaced`` (`got`) when a change had to overwrite what
     is no JSON object.
@@ -211,16 +211,16 @@ class SettingsStore:
 
     @property
     def current(self) -> Effective:
-        """What holds now; no I/O."""
+        """The settings that hold now; no I/O."""
         return self._current
 
     @property
     def is_reachable(self) -> bool:
-        """Whether Redis answered when we last looked; if not, the last known values hold."""
+        """Whether Redis answered the last read; if not, the last known values hold."""
         return self._is_reachable
 
     def refresh(self) -> Effective:
-        """Look into Redis now. While it is away the last known values hold; never raises StoreError."""
+        """Read Redis now. While it is away the last known values hold; never raises StoreError."""
         with self._lock:
             try:
                 text = self._shared.read()
@@ -258,7 +258,7 @@ class SettingsStore:
             return self._current
 
     def start_polling(self, interval_seconds: float = POLL_INTERVAL_SECONDS) -> None:
-        """Look into Redis from now on, in a thread of this process: call it after the fork."""
+        """Poll Redis in a thread of this process: call it after the fork."""
         if self._thread is not None:
             return
         self._stop.clear()
@@ -360,9 +360,12 @@ def _effective(text: bytes | None, baseline: Baseline, table: Mapping[str, Setti
             ignored.append(_ignored(shown(name), "no setting of this name", _shown_value(value)))
         except ValueError as error:
             ignored.append(_ignored(name, str(error), _shown_value(value)))
-    more = len(ignored) - _TOLD_FIELDS
+    more = len(ignored) - _REPORTED_FIELDS
     if more > 0:
-        ignored = [*ignored[:_TOLD_FIELDS], _ignored(SETTINGS_KEY, "only what has a name in the table", f"{more} more")]
+        ignored = [
+            *ignored[:_REPORTED_FIELDS],
+            _ignored(SETTINGS_KEY, "only what has a name in the table", f"{more} more"),
+        ]
     return Effective(LiveSettings.model_validate(values), MappingProxyType(sources)), ignored
 
 

@@ -8,6 +8,7 @@ import redis
 
 from flaskapp.ops import embedded_redis as embedded
 from flaskapp.ops.embedded_redis import EmbeddedServer
+from tests.embedded import FragileServer
 
 # Before any test module imports it: once imported it could not be rewritten any more.
 pytest.register_assert_rewrite("backends.conformance")
@@ -26,7 +27,7 @@ def redis_server(tmp_path_factory):
 @pytest.fixture
 def own_server(tmp_path):
     """A durable server for one test, to be frozen, killed and started again."""
-    with EmbeddedServer(tmp_path / "own-redis", durable=True, binary=embedded.bundled_server()) as server:
+    with FragileServer(tmp_path / "own-redis", durable=True, binary=embedded.bundled_server()) as server:
         yield server
 
 
@@ -75,7 +76,12 @@ def make_app(redis_url, tmp_path):
     from tests.apps import open_app
 
     with ExitStack() as stack:
-        yield lambda clock=None, **environment: stack.enter_context(open_app(redis_url, tmp_path, environment, clock))
+
+        def make(clock=None, before_each_send=None, **environment):
+            given = {"clock": clock, "before_each_send": before_each_send}
+            return stack.enter_context(open_app(redis_url, tmp_path, environment, **given))
+
+        yield make
 
 
 @pytest.fixture(autouse=True)

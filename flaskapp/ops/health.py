@@ -1,4 +1,4 @@
-"""``/healthz``: the process lives. ``/readyz``: it may be sent visitors."""
+"""``/healthz``: the process runs. ``/readyz``: it may be sent requests."""
 
 from collections.abc import Callable
 

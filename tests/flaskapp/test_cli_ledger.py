@@ -16,6 +16,7 @@ from backends.keys import book_keys
 from backends.store.link import Link
 from flaskapp.cli.ledger import identifier_of, make_ledger_cli
 from flaskapp.ops.embedded_redis import EmbeddedServer
+from flaskapp.ops.running_redis import record_redis
 
 ROOT = Path(__file__).resolve().parents[2]
 COST = 4_050_000
@@ -150,7 +151,7 @@ def test_who_is_meant(typed, meant):
 
 def test_every_command_finds_the_embedded_server_without_further_set_up(tmp_path):
     with EmbeddedServer(tmp_path / "redis") as server:
-        server.record(tmp_path / ".data")
+        record_redis(tmp_path / ".data", server.port)
         link = Link(server.url, clock=SystemClock())
         open_backend("atomic", link).reserve(make_ask("r0", COST, LIMITS))
         link.close()

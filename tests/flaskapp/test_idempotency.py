@@ -5,6 +5,8 @@ import threading
 import pytest
 
 from flaskapp.http.headers import read_idempotency
+from flaskapp.lab.thinking_app import hold_reservations
+from flaskapp.lab.wire import Wire
 from flaskapp.ops.embedded_redis import free_port
 from tests.apps import NETWORK, open_app
 from tests.flaskapp.test_refusals import members_of
@@ -221,12 +223,11 @@ def test_a_bad_body_or_header_is_refused_first_and_leaves_the_key_free(service):
 @pytest.mark.parametrize("backend", ["atomic", "legacy"], indirect=True)
 def test_of_many_at_once_one_is_admitted_and_legacy_admits_them_all(make_app, backend):
     """Legacy looks first and remembers later, as declared: held there, all of them have seen that the key is free."""
-    service = make_app(THROTTLE_BACKEND=backend, HIGH_COST_THRESHOLD_USD="1", NETWORK_COST_LIMIT_USD="0")
-    callers = 6
-    strategy = service.tollgate.guard._primary
-    if not strategy.promises_atomicity:
-        strategy.between_check_and_record = threading.Barrier(callers, timeout=10).wait
+    wire, callers = Wire(), 6
+    limits = {"HIGH_COST_THRESHOLD_USD": "1", "NETWORK_COST_LIMIT_USD": "0"}
+    service = make_app(before_each_send=wire, THROTTLE_BACKEND=backend, **limits)
     start, answers = threading.Barrier(callers), []
+    hold_reservations(service.app, wire, threading.Barrier(callers, timeout=10).wait, 10)
 
     def ask():
         client = service.app.test_client()
@@ -240,7 +241,7 @@ def test_of_many_at_once_one_is_admitted_and_legacy_admits_them_all(make_app, ba
     for thread in threads:
         thread.join()
     admitted = [answer for answer in answers if answer.status_code == 200]
-    assert len(admitted) == (1 if strategy.promises_atomicity else callers)
+    assert len(admitted) == (1 if backend == "atomic" else callers)
     others = [answer for answer in answers if answer.status_code != 200]
     assert {duplicate(answer)[1] for answer in others} <= {admitted[0].headers["X-Request-ID"]}
     assert {duplicate(answer)[0] for answer in others} <= {"in_flight", "settled"}

@@ -28,14 +28,15 @@ def waited():
 
 
 @pytest.fixture
-def app_of(redis_url, tmp_path, waited):
+def app_of(redis_url, tmp_path, waited, monkeypatch):
     apps = []
 
     def make(**environment):
         given = {"ENVIRONMENT": "development", "ENABLE_COST_THROTTLING": "true", "REDIS_URL": redis_url}
         given |= {"DEMO_TOKENS_PER_SECOND": "0", **environment}
         config = load_config(given).model_copy(update={"data_dir": tmp_path})
-        apps.append(create_app(config, sleep=waited))
+        monkeypatch.setattr("flaskapp.factory.sleep", waited)
+        apps.append(create_app(config))
         return apps[-1]
 
     yield make

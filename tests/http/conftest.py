@@ -3,7 +3,7 @@
 import pytest
 
 from flaskapp.ops import embedded_redis as embedded
-from flaskapp.ops.embedded_redis import EmbeddedServer
+from tests.embedded import FragileServer
 from tests.servers import Service, client_of
 from tests.upstream import Upstream
 
@@ -16,7 +16,7 @@ def redis_of(tmp_path_factory):
     def of(name):
         if name not in servers:
             binary = embedded.bundled_server()
-            servers[name] = EmbeddedServer(tmp_path_factory.mktemp(f"redis-{name}"), durable=True, binary=binary)
+            servers[name] = FragileServer(tmp_path_factory.mktemp(f"redis-{name}"), durable=True, binary=binary)
             servers[name].start()
         return servers[name]
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from flaskapp.ops import embedded_redis as embedded
-from flaskapp.ops.embedded_redis import EmbeddedServer
+from tests.embedded import FragileServer
 from tests.servers import Service, client_of, events, nanousd, wait_until
 
 BUDGET = 10_000_000
@@ -20,7 +20,7 @@ BACK_SECONDS = 3.0
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     directory = tmp_path_factory.mktemp("outage-redis")
-    with EmbeddedServer(directory, durable=True, binary=embedded.bundled_server()) as server:
+    with FragileServer(directory, durable=True, binary=embedded.bundled_server()) as server:
         yield server
 
 
