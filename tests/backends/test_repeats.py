@@ -4,7 +4,7 @@ import pytest
 import redis
 
 from backends import SystemClock, open_backend
-from backends.conformance.behaviour import COST, NETWORK, ROOMY, WHO, WINDOW_SECONDS, ask
+from backends.conformance.cases import COST, NETWORK, ROOMY, WHO, WINDOW_SECONDS, make_ask
 from backends.store.link import Link
 
 
@@ -31,7 +31,7 @@ def test_a_repeat_after_a_lost_reply_charges_twice_only_where_that_is_said(redis
     link = Link(redis_url, clock=SystemClock(), connection_class=LosesOneReply)
     backend = open_backend(name, link)
     LosesOneReply.is_losing = True
-    backend.reserve(ask("one", COST, ROOMY))
+    backend.reserve(make_ask("one", COST, ROOMY))
     assert not LosesOneReply.is_losing
     books = backend.books(WHO, NETWORK, WINDOW_SECONDS)
     totals = (books.day_nanousd, books.network_day_nanousd, books.global_hour_nanousd, books.global_day_nanousd)
