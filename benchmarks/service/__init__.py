@@ -1,0 +1,1 @@
+"""Requests a second and processor a request, of ours beside others. See `__main__`."""

@@ -1,0 +1,292 @@
+"""The figures of the report: what is measured, what it is compared with, and what would make it lie."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from benchmarks.service.contenders import Contender, Stage, bare, chat, completion
+from benchmarks.service.processes import ROOT
+from benchmarks.service.programs import Load
+from benchmarks.service.rounds import Progress, Sample, Spread, measured, ratio, spread, take_turns
+
+FLOOR, CHAT, SHORT_CHAT = "floor", "ours, chat", "ours, chat of 20 tokens"
+STREAMED, WHOLE = "ours, /v1 streamed", "ours, /v1 whole"
+_SAME = "Both move with the machine: only turns of one run compare. "
+_PACE_US, _PACED_STREAMS = 20_000, 100
+_OPENING_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A figure of the table: what it has to be, and what would make it lie."""
+
+    name: str
+    is_least: bool
+    bound: float
+    aim: float
+    unit: str
+    lies: str
+
+
+GOALS = {
+    "streamed/floor": Goal(
+        "/v1 streamed, over the bare floor", True, 0.45, 0.7, "", _SAME + "The floor asks no upstream; ours does."
+    ),
+    "streamed/hardcap": Goal(
+        "/v1 streamed, over Hardcap 0.1.0", True, 0.8, 1.2, "", _SAME + "Hardcap counts tokens and keeps one window."
+    ),
+    "whole/hardcap": Goal("/v1 whole, over Hardcap 0.1.0", True, 0.5, 1, "", _SAME),
+    "chat/floor": Goal(
+        "chat with the built-in model, over the bare floor",
+        True,
+        0.45,
+        0.7,
+        "",
+        _SAME + "The chat's answer has 82 tokens and the floor's 20.",
+    ),
+    "streamed/litellm": Goal(
+        "/v1 streamed, over the LiteLLM proxy", True, 30, 50, "", _SAME + "LiteLLM keeps no budget here."
+    ),
+    "token": Goal(
+        "one event a read: processor a token, over the floor's write",
+        False,
+        2.5,
+        1.5,
+        "",
+        "A worker that is full reads several events at once, and then each costs less: see its share of a core.",
+    ),
+    "first p50": Goal(
+        "added to the first chunk at half load, p50",
+        False,
+        2,
+        1,
+        "ms",
+        "Half of what was measured in this run: on a loaded machine it is more than half of what is there.",
+    ),
+    "first p99": Goal(
+        "added to the first chunk at half load, p99", False, 6, 3, "ms", "Whatever else runs on these cores is in it."
+    ),
+    "memory": Goal(
+        "memory a stream, many open in one worker",
+        False,
+        100,
+        50,
+        "KB",
+        "Memory that Python had before is used again and does not show; few streams carry what is there once.",
+    ),
+    "two workers": Goal(
+        "two workers over one, to the floor's own gain",
+        True,
+        0.85,
+        1,
+        "",
+        "Two workers, Redis, upstream and clients share the cores: on two, the floor itself gains little.",
+    ),
+    "functions": Goal(
+        "functions of ours entered by one chat of 20 tokens", False, 90, 60, "", "A count: the machine is not in it."
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """What was measured for one goal."""
+
+    key: str
+    measured: Spread
+    by_processor: Spread | None = None
+    """Of a ratio of requests a second: the same of processor time, which a loaded machine moves less."""
+    remark: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How long everything takes."""
+
+    turns: int = 7
+    seconds: float = 3.0
+    open_streams: int = 1_000
+    window_seconds: float = 8.0
+
+
+QUICK = Plan(turns=3, seconds=1.0, open_streams=200, window_seconds=3.0)
+
+
+@dataclass(slots=True)
+class Results:
+    """Everything that a run found."""
+
+    figures: list[Figure] = field(default_factory=list)
+    samples: dict[str, list[Sample]] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+    booked_nanousd: int = 0
+    billed_nanousd: int = 0
+
+    @property
+    def is_overspent(self) -> bool:
+        """The upstream generated more than our books show."""
+        return self.booked_nanousd < self.billed_nanousd
+
+
+class Bench:
+    """Measures figure after figure on one stage."""
+
+    def __init__(self, stage: Stage, plan: Plan, progress: Progress) -> None:
+        self._stage, self._plan, self._progress = stage, plan, progress
+        self.results = Results()
+        progress("starting the floor and ours")
+        self._floor, self._builtin, self._proxied = stage.floor(), stage.builtin(), stage.proxied()
+
+    def throughput(self, peers: Sequence[Contender]) -> None:
+        """Requests a second and processor a request of all contenders."""
+        contenders = [
+            self._floor,
+            self._builtin,
+            self._builtin.asked(SHORT_CHAT, chat(max_tokens=20), self._builtin.target.end),
+            self._proxied,
+            self._proxied.asked(WHOLE, completion(streamed=False), '"usage"'),
+            *peers,
+        ]
+        samples = self._turns(contenders, Load(seconds=self._plan.seconds))
+        self.results.samples = samples
+        pairs = {
+            "streamed/floor": (STREAMED, FLOOR),
+            "streamed/hardcap": (STREAMED, "Hardcap, streamed"),
+            "whole/hardcap": (WHOLE, "Hardcap, whole"),
+            "chat/floor": (CHAT, FLOOR),
+            "streamed/litellm": (STREAMED, "LiteLLM, streamed"),
+        }
+        for key, (one, other) in pairs.items():
+            if other in samples:
+                self._add(_over(key, samples[one], samples[other]))
+
+    def two_workers(self) -> None:
+        """What a second worker gives, beside what it gives to the floor."""
+        self._progress("starting two workers each")
+        pairs = (self._floor, self._proxied, self._stage.floor(2), self._stage.proxied(2))
+        named = [each.asked(f"{each.name} {place}", each.target.request, each.target.end) for place, each in enumerate(pairs)]
+        floor, ours, floors, both = self._turns(named, Load(seconds=self._plan.seconds)).values()
+        gains = [
+            two.a_second / one.a_second / (bare_two.a_second / bare_one.a_second)
+            for one, two, bare_one, bare_two in zip(ours, both, floor, floors, strict=True)
+        ]
+        floor_gain = ratio(floors, floor, _rate).median
+        remark = f"ours {ratio(both, ours, _rate).median:.2f} times one worker, the floor {floor_gain:.2f}"
+        self._add(Figure("two workers", spread(gains), remark=remark))
+
+    def first_chunk(self) -> None:
+        """How much later than the bare application's the first chunk comes, at half of what ours can."""
+        rate = spread([each.a_second for each in self.results.samples[STREAMED]]).median / 2
+        load = Load(connections=128, seconds=2 * self._plan.seconds, rate=rate)
+        bare_ones, ours = self._turns([self._floor, self._proxied], load).values()
+        pairs = list(zip(ours, bare_ones, strict=True))
+        at = f"at {rate:.0f} requests a second, the bare application's own"
+        p50 = spread([one.first_p50_ms - other.first_p50_ms for one, other in pairs])
+        p99 = spread([one.first_p99_ms - other.first_p99_ms for one, other in pairs])
+        bare_p50, bare_p99 = (spread([getattr(each, name) for each in bare_ones]).median for name in _FIRST)
+        self._add(Figure("first p50", p50, remark=f"{at} {bare_p50:.1f} ms"))
+        self._add(Figure("first p99", p99, remark=f"{at} {bare_p99:.1f} ms"))
+
+    def token(self) -> None:
+        """What one token costs that comes alone, beside a write of the floor at the same pace."""
+        window, lead = self._plan.window_seconds, self._plan.window_seconds + _OPENING_SECONDS
+        tokens = int(lead * 1e6 / _PACE_US)
+        costs, shares = [], []
+        for contender, request in (
+            (self._floor, bare(tokens, _PACE_US)),
+            (self._proxied, completion(tokens=tokens, pace_us=_PACE_US)),
+        ):
+            self._progress(f"{_PACED_STREAMS} streams at {1e6 / _PACE_US:.0f} tokens a second: {contender.name}")
+            paced = contender.asked(contender.name, request, contender.target.end)
+            with self._open_streams(paced, _PACED_STREAMS):
+                cpu, generated = contender.server.cpu_seconds(), contender.generated()["output_tokens"]
+                time.sleep(window)
+                used = contender.server.cpu_seconds() - cpu
+                costs.append(used * 1e6 / max(1, contender.generated()["output_tokens"] - generated))
+                shares.append(used / window)
+        remark = f"{costs[1]:.0f} µs a token, {costs[0]:.0f} µs a paced write; ours used {shares[1]:.2f} of a core"
+        self._add(Figure("token", spread([costs[1] / costs[0]]), remark=remark))
+
+    def memory(self) -> None:
+        """What a worker holds for each open stream."""
+        wanted, pace_us = self._plan.open_streams, 1_000_000
+        request = completion(tokens=int(2 * _OPENING_SECONDS * 1e6 / pace_us), pace_us=pace_us)
+        self._progress(f"opening {wanted} streams")
+        before = self._proxied.server.memory_bytes()
+        with self._open_streams(self._proxied.asked(STREAMED, request, "[DONE]"), wanted) as opened:
+            held = self._proxied.server.memory_bytes() - before
+        remark = f"{opened} open" + ("" if opened >= wanted else f": no more of {wanted} were let in")
+        self._add(Figure("memory", spread([held / 1e3 / max(1, opened)]), remark=remark))
+
+    def functions(self) -> None:
+        """How many functions of ours one chat enters."""
+        self._progress("counting functions")
+        command = [sys.executable, "-m", "benchmarks.service.entered"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        self._add(Figure("functions", spread([len(done.stdout.splitlines())])))
+
+    def books(self) -> None:
+        """The upstream's own count against our books, once all that was given up has ended."""
+        end = time.monotonic() + 30
+        while self._proxied.generated()["open"] and time.monotonic() < end:
+            time.sleep(0.2)
+        # What the service still reads for its bill it settles when that ends.
+        time.sleep(1)
+        self.results.booked_nanousd, self.results.billed_nanousd = self._stage.books_and_bill(self._proxied)
+
+    def _turns(self, contenders: Sequence[Contender], load: Load) -> dict[str, list[Sample]]:
+        samples = take_turns(
+            contenders, lambda each: measured(self._stage, each, load), self._plan.turns, self._progress
+        )
+        self.results.remarks += [remark for name, rows in samples.items() for remark in doubts(name, rows)]
+        return samples
+
+    def _add(self, figure: Figure) -> None:
+        self.results.figures.append(figure)
+
+    @contextmanager
+    def _open_streams(self, contender: Contender, count: int) -> Iterator[int]:
+        """So many long answers under way, or as many as are let in; their clients leave at the end."""
+        streamed = self.results.samples.get(contender.name)
+        rate = spread([each.a_second for each in streamed]).median / 2 if streamed else 20.0
+        load = Load(connections=count, seconds=count / rate, rate=rate, grace_seconds=10 * _OPENING_SECONDS)
+        clients = subprocess.Popen(self._stage.load_command(load, contender.target), stdout=subprocess.DEVNULL)
+        try:
+            end = time.monotonic() + load.seconds + 5
+            while (opened := contender.generated()["open"]) < count and time.monotonic() < end:
+                time.sleep(0.1)
+            yield opened
+        finally:
+            clients.kill()
+            clients.wait()
+
+
+_FIRST = ("first_p50_ms", "first_p99_ms")
+
+
+def _rate(sample: Sample) -> float:
+    return sample.a_second
+
+
+def _over(key: str, ours: Sequence[Sample], others: Sequence[Sample]) -> Figure:
+    return Figure(key, ratio(ours, others, _rate), ratio(others, ours, lambda sample: sample.cpu_ms))
+
+
+def doubts(name: str, samples: Sequence[Sample]) -> Iterator[str]:
+    """What speaks against these samples."""
+    shares: dict[str, Callable[[Sample], float]] = {
+        "the load generator": lambda each: each.load_share,
+        "the upstream": lambda each: each.upstream_share,
+    }
+    for what, share in shares.items():
+        most = max(map(share, samples))
+        if most > 0.8:
+            yield f"{name}: {what} used {most:.2f} of a core and may be the bottleneck"
+    others = spread([each.others_share for each in samples]).median
+    if others > 0.3:
+        yield f"{name}: other programs used {others:.1f} cores meanwhile"
+    if bad := sum(each.bad for each in samples):
+        yield f"{name}: {bad} answers were refused, broken off, or not what they should be"
