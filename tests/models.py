@@ -7,6 +7,12 @@ def model_request(turns=(), *, model="gpt-4o", max_tokens=400, input_tokens=9, d
     return ModelRequest(model, [turn.as_json() for turn in turns], max_tokens, input_tokens, deadline_seconds, **more)
 
 
+def pieces_of(answer, wait_seconds=30):
+    """All pieces, to the end."""
+    while (pieces := answer.read(wait_seconds)) is not None:
+        yield from pieces
+
+
 class Texts:
     """An answer that iterates over the texts that are shown; all else is the answer's own."""
 
@@ -14,7 +20,7 @@ class Texts:
         self.answer = answer
 
     def __iter__(self):
-        return (piece.text for piece in self.answer if piece.text)
+        return (piece.text for piece in pieces_of(self.answer) if piece.text)
 
     def __getattr__(self, name):
         return getattr(self.answer, name)

@@ -235,10 +235,11 @@ class Stream:
     def _pieces(self) -> Iterator[bytes]:
         clock = self._context.clock
         sent_at_seconds = clock.monotonic_seconds()
-        for piece in self._reader:
-            sent = b"" if piece is None else self._format.piece(piece)
+        for pieces in self._reader:
+            # What one read gave goes to the client in one write.
+            sent = b"".join(map(self._format.piece, pieces))
             # Pieces of a model that thinks are not shown: then too the client gets nothing for a while.
-            if not sent and (piece is None or clock.monotonic_seconds() - sent_at_seconds >= HEARTBEAT_SECONDS):
+            if not sent and (not pieces or clock.monotonic_seconds() - sent_at_seconds >= HEARTBEAT_SECONDS):
                 sent = HEARTBEAT
             if sent:
                 sent_at_seconds = clock.monotonic_seconds()

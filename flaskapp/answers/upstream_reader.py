@@ -6,7 +6,7 @@ stopped reading, keeps no reservation pending.
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum, auto
 
 from backends.clock import Clock
@@ -41,7 +41,7 @@ class _End:
 class UpstreamReader:
     """An answer, read ahead of the consumer that iterates it.
 
-    Without `max_unread_characters` the reader waits while `capacity` pieces are not taken, and what the upstream
+    Without `max_unread_characters` the reader waits while what `capacity` reads gave is not taken, and what the upstream
     generates meanwhile is not counted. With it the reader never waits: where more is buffered the answer ends, and is
     read on for its usage only.
 
@@ -66,7 +66,7 @@ class UpstreamReader:
         on_end: Callable[[bool], None] = lambda _: None,
         after_end: Callable[[], None] = lambda: None,
         heartbeat_seconds: float = 1.0,
-        capacity: int = 64,
+        capacity: int = 16,
         max_unread_characters: int | None = None,
     ) -> None:
         self._answer = answer
@@ -76,7 +76,7 @@ class UpstreamReader:
         self._on_end = on_end
         self._after_end = after_end
         self._heartbeat_seconds = heartbeat_seconds
-        self._pieces: queue.SimpleQueue[tuple[Piece, int] | _End] = queue.SimpleQueue()
+        self._batches: queue.SimpleQueue[tuple[Sequence[Piece], int] | _End] = queue.SimpleQueue()
         self._places = threading.Semaphore(capacity)
         self._max_unread_characters = max_unread_characters
         self._unread_characters = 0
@@ -94,8 +94,8 @@ class UpstreamReader:
         self._thread = threading.Thread(target=self._read, name="tollgate-answer", daemon=True)
         self._thread.start()
 
-    def __iter__(self) -> Iterator[Piece | None]:
-        """Pieces as they come, and None for every `heartbeat_seconds` without one.
+    def __iter__(self) -> Iterator[Sequence[Piece]]:
+        """The pieces of each read as they come; none for every `heartbeat_seconds` without one.
 
         It ends with the answer, or where `on_piece` ends it; then `wait` waits for the reader.
 
@@ -110,18 +110,18 @@ class UpstreamReader:
                 self.close()
                 raise Stopped if self._stopped else DeadlinePassed
             try:
-                taken = self._pieces.get(timeout=min(self._heartbeat_seconds, seconds_left))
+                taken = self._batches.get(timeout=min(self._heartbeat_seconds, seconds_left))
             except queue.Empty:
-                yield None
+                yield ()
                 continue
             if isinstance(taken, _End):
                 self._raise_failure(taken)
                 return
-            piece, characters = taken
+            pieces, characters = taken
             with self._unread_lock:
                 self._unread_characters -= characters
             self._places.release()
-            yield piece
+            yield pieces
 
     @property
     def is_over(self) -> bool:
@@ -170,42 +170,57 @@ class UpstreamReader:
             try:
                 self._on_end(self._is_fully_read)
             finally:
-                self._pieces.put(_End(failure))
+                self._batches.put(_End(failure))
                 self._ended.set()
 
     def _read_to_the_end(self) -> Exception | None:
-        for piece in self._answer:
-            following = self._on_piece(piece)
-            if not self._drops_pieces:
-                self._hand_out(piece)
+        while (pieces := self._answer.read(self._seconds_left())) is not None:
+            self._take(pieces)
             if self._closed:
                 break
             if not self._seconds_left():
                 return DeadlinePassed()
-            if following is Next.HANG_UP and not self._hung_up:
-                self.was_cut = self._drops_pieces = self._hung_up = True
-                self._answer.hang_up()
-            elif (following is Next.DRAIN or self.has_overflowed) and not self.was_cut:
-                self.was_cut = self._drops_pieces = True
-                # The consumer has had its last piece; what comes now is read for its usage alone.
-                self._pieces.put(_End(None))
+            if self.has_overflowed and not self.was_cut:
+                self._cut()
         self._is_fully_read = not self._closed
         return None
 
-    def _hand_out(self, piece: Piece) -> None:
-        """Queue a piece for the consumer, after a wait for a free place where the reader may wait; else drop it."""
+    def _take(self, pieces: Sequence[Piece]) -> None:
+        """Count the pieces of one read, and hand out those up to the cut."""
+        shown, ends_here = [], False
+        for piece in pieces:
+            following = self._on_piece(piece)
+            if not self._drops_pieces:
+                shown.append(piece)
+            if following is Next.HANG_UP and not self._hung_up:
+                self.was_cut = self._drops_pieces = self._hung_up = True
+                self._answer.hang_up()
+            elif following is Next.DRAIN and not self.was_cut:
+                self.was_cut = self._drops_pieces = ends_here = True
+        if shown:
+            self._hand_out(shown)
+        if ends_here:
+            # The consumer has had its last piece; what comes now is read for its usage alone.
+            self._batches.put(_End(None))
+
+    def _cut(self) -> None:
+        self.was_cut = self._drops_pieces = True
+        self._batches.put(_End(None))
+
+    def _hand_out(self, pieces: Sequence[Piece]) -> None:
+        """Queue pieces for the consumer, after a wait for a free place where the reader may wait; else drop them."""
         characters = 0
         if self._max_unread_characters is None:
             # `close` and `drop_pieces` free a place as well, and no piece is handed out then.
             has_place = self._places.acquire(timeout=self._seconds_left())
-            if not has_place or self._closed or self._drops_pieces or not self._seconds_left():
+            if not has_place or self._closed or not self._seconds_left():
                 return
         else:
-            characters = len(repr(piece))
+            characters = sum(len(piece.data) or len(repr(piece)) for piece in pieces)
             if not self._keep_unread(characters, self._max_unread_characters):
                 self.has_overflowed = True
                 return
-        self._pieces.put((piece, characters))
+        self._batches.put((pieces, characters))
 
     def _keep_unread(self, characters: int, maximum: int) -> bool:
         with self._unread_lock:

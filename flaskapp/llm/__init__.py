@@ -5,7 +5,7 @@ After the answer has ended, for whatever reason, `usage` is what was used; None 
 the whole reservation is booked.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -56,7 +56,7 @@ class Usage:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Piece:
     """One step of an answer."""
 
@@ -67,13 +67,15 @@ class Piece:
     tokens: int
     """Tokens that it stands for, counted with the model's tokenizer where that is known; never below `deltas`."""
     chunk: Mapping[str, Any] | None = None
-    """The server's own event, to be passed on."""
+    """The server's own event."""
+    data: str = ""
+    """The same as the server wrote it, to be passed on; empty where it has to be written anew."""
     lead_tokens: int = 0
     """The upstream's lead: tokens that came, with this piece's, since the reader last had read all there was."""
 
 
 class Answer(Protocol):
-    """An answer under way. Iterate it once; only `close` may be called from another thread meanwhile."""
+    """An answer under way. One thread at a time reads it; only `close` may be called from another meanwhile."""
 
     @property
     def usage(self) -> Usage | None:
@@ -83,18 +85,18 @@ class Answer(Protocol):
     def finish_reason(self) -> str:
         """Why it ended: `length` if `max_tokens` cut it."""
 
-    def __iter__(self) -> Iterator[Piece]:
-        """The pieces, as they arrive.
+    def read(self, wait_seconds: float) -> Sequence[Piece] | None:
+        """The pieces that came with one read; empty where nothing came in the time; None at the end.
 
         Raises:
-            UpstreamBroken: the answer broke off.
+            UpstreamBroken: the answer broke off, or its deadline has passed.
         """
 
     def hang_up(self) -> None:
-        """Let the upstream generate no more. The iteration gives what has come by now, and then ends."""
+        """Let the upstream generate no more. What has come by now can still be read."""
 
     def close(self) -> None:
-        """End it and drop the connection; may be called twice. An iteration that waits ends at once."""
+        """End it and drop the connection; may be called twice. A read that waits ends at once."""
 
 
 @dataclass(frozen=True, slots=True)

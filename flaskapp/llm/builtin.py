@@ -7,7 +7,7 @@ exact at any moment. A token of it is a word or a sign. What it says of Litecoin
 import re
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from backends.clock import US_PER_SECOND, Clock
@@ -85,8 +85,8 @@ class BuiltinModel:
         answer = self.open(request)
         ends_seconds = self._clock.monotonic_seconds() + request.deadline_seconds
         text = ""
-        for piece in answer:
-            text += piece.text
+        while (pieces := answer.read(request.deadline_seconds)) is not None:
+            text += "".join(piece.text for piece in pieces)
             if self._clock.monotonic_seconds() > ends_seconds:
                 raise UpstreamBroken("The model did not answer in time.", timed_out=True)
         usage = answer.usage
@@ -131,6 +131,9 @@ class BuiltinAnswer:
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
         self._created_seconds = clock.now_us() // US_PER_SECOND
         self._output_tokens = 0
+        self._next = 0
+        """How many tokens were handed out; one more than there are once the end was."""
+        self._started_seconds: float | None = None
         self._seconds_per_token = seconds_per_token
         self._clock = clock
         self._wait = wait
@@ -147,20 +150,34 @@ class BuiltinAnswer:
         """`length` if the answer is longer than `max_tokens`."""
         return "length" if self._cut else "stop"
 
-    def __iter__(self) -> Iterator[Piece]:
-        """One token at a time, each due at its own moment since the start, so that the pace never drifts."""
-        start_seconds = self._clock.monotonic_seconds()
-        for number, token in enumerate(self._tokens, start=1):
-            early_seconds = start_seconds + number * self._seconds_per_token - self._clock.monotonic_seconds()
-            if early_seconds > 0:
-                self._wait(self._closing, early_seconds)
-            with self._lock:
-                if self._closing.is_set():
-                    return
-                self._output_tokens += 1
+    def read(self, wait_seconds: float) -> Sequence[Piece] | None:
+        """The tokens that are due; each is due at its own moment since the start, so that the pace never drifts."""
+        if self._next > len(self._tokens):
+            return None
+        now = self._clock.monotonic_seconds()
+        if self._started_seconds is None:
+            self._started_seconds = now
+        early_seconds = self._started_seconds + (self._next + 1) * self._seconds_per_token - now
+        if self._seconds_per_token and self._next < len(self._tokens) and early_seconds > 0:
+            self._wait(self._closing, min(early_seconds, wait_seconds))
+            if early_seconds > wait_seconds:
+                return None if self._closing.is_set() else ()
+        with self._lock:
+            return None if self._closing.is_set() else self._due()
+
+    def _due(self) -> Sequence[Piece]:
+        pieces: list[Piece] = []
+        now = self._clock.monotonic_seconds()
+        for number, token in enumerate(self._tokens[self._next :], start=self._next + 1):
+            is_due = (self._started_seconds or now) + number * self._seconds_per_token <= now
+            if pieces and not is_due:
+                return pieces
+            self._next = self._output_tokens = number
             role = {"role": "assistant"} if number == 1 else {}
-            yield Piece(token, deltas=1, tokens=1, chunk=self._chunk({**role, "content": token}, None))
-        yield Piece("", deltas=0, tokens=0, chunk=self._chunk({}, self.finish_reason))
+            pieces.append(Piece(token, deltas=1, tokens=1, chunk=self._chunk({**role, "content": token}, None)))
+        self._next = len(self._tokens) + 1
+        pieces.append(Piece("", deltas=0, tokens=0, chunk=self._chunk({}, self.finish_reason)))
+        return pieces
 
     def envelope(self, kind: str) -> dict[str, Any]:
         """The fields that every part of this answer has in OpenAI's API."""

@@ -85,7 +85,7 @@ class Completion:
                 tokens += max(1, self._count_tokens(generated))
         if chunk.get("usage") is not None:
             self._read_usage(chunk["usage"], is_summary=not choices)
-        return Piece(text, deltas, tokens, chunk)
+        return Piece(text, deltas, tokens, chunk, event.data)
 
     def _read_choice(self, choice: dict[str, Any]) -> tuple[str, str]:
         """The text to show, and all that was generated."""

@@ -34,16 +34,20 @@ class CompletionStreamFormat:
         self._usage: Mapping[str, Any] | None = None
 
     def piece(self, piece: Piece) -> bytes:
-        """The upstream's chunk; its usage is kept for the end."""
-        chunk = dict(piece.chunk or {})
-        usage = chunk.pop("usage", None)
-        if isinstance(usage, dict):
-            self._usage = usage
+        """The upstream's chunk, as it wrote it where we change nothing; its usage is kept for the end."""
+        chunk = piece.chunk or {}
         self._envelope.update({name: chunk[name] for name in _ENVELOPE if name in chunk})
-        self._follow(chunk.get("choices"))
-        if not chunk or (usage is not None and not chunk.get("choices")):
-            return b""
-        return self._event(chunk)
+        choices = chunk.get("choices")
+        self._follow(choices)
+        if "usage" in chunk:
+            usage, chunk = chunk["usage"], {name: value for name, value in chunk.items() if name != "usage"}
+            if isinstance(usage, dict):
+                self._usage = usage
+            if usage is not None and not choices:
+                return b""
+        elif piece.data and not self._include_usage and "\n" not in piece.data:
+            return b"data: %b\n\n" % piece.data.encode()
+        return self._event(chunk) if chunk else b""
 
     def complete(self, usage: Usage, cost_nanousd: int, finish_reason: str, *, was_cut: bool) -> bytes:
         """What a whole answer lacks: finish reasons where we cut it, the usage with `include_usage`, and ``[DONE]``."""
@@ -78,7 +82,7 @@ class CompletionStreamFormat:
         is_the_same = all(theirs.get(name) == ours[name] for name in ("prompt_tokens", "completion_tokens"))
         return _data({**self._envelope, "choices": [], "usage": theirs if is_the_same else ours})
 
-    def _event(self, chunk: dict[str, Any]) -> bytes:
+    def _event(self, chunk: Mapping[str, Any]) -> bytes:
         return _data({**chunk, "usage": None} if self._include_usage else chunk)
 
 

@@ -14,7 +14,7 @@ from backends.errors import ConfigurationError
 from backends.pricing.token_bounds import Message, counter_for
 from flaskapp.llm import UpstreamBroken, UpstreamNotTaken, Usage
 from flaskapp.llm.openai_compatible import OpenAICompatibleModel
-from tests.models import Texts, model_request
+from tests.models import Texts, model_request, pieces_of
 from tests.upstream import WORDS, Script, Upstream
 
 TURNS = (Message("system", "Be brief."), Message("user", "What is Litecoin?"))
@@ -418,7 +418,7 @@ def test_what_comes_in_one_read_is_ahead_of_its_reader_and_the_next_read_begins_
     go_on = threading.Event()
     upstream.behave(wait_for=go_on, wait_at="first", words=("x",), raw="\n\ndata: ".join(events))
     leads = []
-    for piece in model.open(model_request(TURNS)):
+    for piece in pieces_of(model.open(model_request(TURNS))):
         if piece.tokens:
             leads.append(piece.lead_tokens)
         if len(leads) == 10:
@@ -467,7 +467,7 @@ from backends.pricing.token_bounds import Message
 from flaskapp.llm.openai_compatible import OpenAICompatibleModel
 from flaskapp.answers.upstream_reader import UpstreamReader
 from backends.pricing.token_bounds import counter_for
-from tests.models import Texts, model_request
+from tests.models import Texts, model_request, pieces_of
 counter_for("gpt-4o")  # as the factory does: a vocabulary takes a while to load
 clock = SystemClock()
 model = OpenAICompatibleModel(sys.argv[1], clock=clock)
