@@ -14,6 +14,7 @@ from limits.storage.base import Storage
 from backends.clock import US_PER_SECOND, Clock
 from backends.errors import StoreBusy, StoreError
 from backends.keys import RATE_PREFIX
+from backends.store.connections import conversation, transaction
 from backends.store.link import Client, Link
 from flaskapp.http.identity import network_of, rate_key
 from flaskapp.http.refusals import RATE_LIMITED, THROTTLE_UNAVAILABLE, problem
@@ -41,11 +42,13 @@ class LinkStorage(Storage):
     def incr(self, key: str, expiry: int, amount: int = 1) -> int:
         """Count, and give a new counter its TTL, in one transaction."""
 
+        commands = (("SET", _key(key), 0, "EX", expiry, "NX"), ("INCRBY", _key(key), amount))
+
         def count(client: Client) -> int:
-            transaction = client.pipeline(transaction=True)
-            transaction.set(_key(key), 0, ex=expiry, nx=True)
-            transaction.incrby(_key(key), amount)
-            return int(transaction.execute()[1])
+            # Not the client library's pipeline, which takes twice as long: every request passes here.
+            with conversation(client) as send:
+                _, counted = transaction(send, commands) or (None, 0)
+                return int(counted)
 
         try:
             return self._link.run(count)

@@ -224,7 +224,7 @@ def _strings(value: object) -> Iterator[str]:
 
 def _loads(data: str) -> dict[str, Any]:
     try:
-        loaded = json.loads(data, parse_constant=_no_number, parse_float=_finite)
+        loaded = _DECODER.decode(data)
     except RecursionError as error:
         raise NotACompletion("nested too deep") from error
     # Most events have fewer brackets than that.
@@ -243,6 +243,10 @@ def _no_number(word: str) -> NoReturn:
 def _finite(digits: str) -> float:
     number = float(digits)
     return number if math.isfinite(number) else _no_number(digits[:40])
+
+
+# Made once: `json.loads` makes one for each text.
+_DECODER = json.JSONDecoder(parse_constant=_no_number, parse_float=_finite)
 
 
 def _is_deep(value: object) -> bool:

@@ -65,16 +65,16 @@ _LEVELS = {
 
 
 def log_event(event: Event) -> None:
-    """One line for one event."""
+    """One line for one event; nothing is formatted for a level that is not logged."""
+    level = logging.WARNING if event.fields.get("overrun_nanousd") else _LEVELS.get(event.name, logging.INFO)
+    if not LOGGER.isEnabledFor(level):
+        return
     fields = dict(event.fields)
     exception = fields.pop("exception", None)
     if "message" in fields:
         # Its text has all of its fields.
         fields = {"message": fields["message"]}
     words = str(fields.pop("message", _WORDS.get(event.name, event.name.replace("_", " ").capitalize())))
-    level = _LEVELS.get(event.name, logging.INFO)
-    if fields.get("overrun_nanousd"):
-        level = logging.WARNING
     shown = {name: text for part in fields.items() for name, text in _shown(*part).items()}
     trace = exception if isinstance(exception, BaseException) else None
     LOGGER.log(level, words, extra={"fields": shown}, exc_info=trace)

@@ -42,12 +42,7 @@ class Metrics:
         self.emergency = self._counter("emergency_nanousd", "Nano-dollars admitted while failing open")
         self.failures = self._counter("store_failures", "Checks that the store failed", "is_bug")
         self.events = self._counter("events", "Everything else that was told", "name")
-
-    def observe(self, event: Event) -> None:
-        """Count one event."""
-        fields = event.fields
-        backend = str(fields.get("backend", ""))
-        known: dict[str, _Count] = {
+        self._counts: dict[str, _Count] = {
             "reserved": self._reserved,
             "refused": self._refused,
             "duplicate": lambda fields, backend: self._decided(fields, backend, "duplicate"),
@@ -57,11 +52,14 @@ class Metrics:
             "extension_refused": lambda _, backend: self.extensions.labels(backend, "refused").inc(),
             "check_failed": lambda fields, _: self.failures.labels(str(fields["is_bug"]).lower()).inc(),
         }
-        count = known.get(event.name)
+
+    def observe(self, event: Event) -> None:
+        """Count one event."""
+        count = self._counts.get(event.name)
         if count is None:
             self.events.labels(event.name).inc()
         else:
-            count(fields, backend)
+            count(event.fields, str(event.fields.get("backend", "")))
 
     def exposition(self) -> bytes:
         """All numbers of all workers, in Prometheus' text format."""
