@@ -208,7 +208,7 @@ class UpstreamReader:
         self._batches.put(_End(None))
 
     def _hand_out(self, pieces: Sequence[Piece]) -> None:
-        """Queue pieces for the consumer, after a wait for a free place where the reader may wait; else drop the rest."""
+        """Queue pieces for the consumer: after a wait for a place where the reader may wait, else those that fit."""
         characters = 0
         if self._max_unread_characters is None:
             # `close` and `drop_pieces` free a place as well, and no piece is handed out then.

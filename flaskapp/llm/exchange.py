@@ -12,7 +12,7 @@ import socket
 import ssl
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -79,7 +79,7 @@ class _Connection:
 
 
 class _EncryptedConnection(_Connection):
-    """TLS over a plain socket, and not `ssl.SSLSocket`: under gevent, that one's time-out begins anew with each byte."""
+    """TLS over a plain socket, and no `ssl.SSLSocket`: under gevent, that one's time-out begins anew with each byte."""
 
     def __init__(self, plain: socket.socket, context: ssl.SSLContext, host: str) -> None:
         super().__init__(plain)
@@ -171,6 +171,7 @@ class Connections:
         """A connection: the one that was used last, or a new one.
 
         Args:
+            deadline_at_seconds: a moment of the clock's monotonic time.
             on_wait: called before each wait with what ends it, and with None when nothing has to be ended any more;
                 it raises `NotSent` to end the whole. It has what ends the connection's waits when this returns.
 
@@ -200,11 +201,12 @@ class Connections:
                 self._idle.popleft().close()
         if is_reusable and not self._is_closed and len(self._idle) < _IDLE_CONNECTIONS:
             self._idle.append(connection)
-            if self._is_closed:
-                self._close_idle()
         else:
             connection.close()
         self._places.put(None)
+        # It may have been closed meanwhile.
+        if self._is_closed:
+            self._close_idle()
 
     def close(self) -> None:
         """Close the connections, and break off those that are in use: their exchanges close them."""
@@ -349,7 +351,10 @@ class Exchange:
             ExchangeBroken: the body broke off.
         """
         ends = self._clock.monotonic_seconds() + wait_seconds
-        while not self._response.has_body and not self._response.is_over:
+        while not self._response.is_ready:
+            if wait_seconds < 0:
+                # What came is none of the body, and more of that may come for ever.
+                return None
             left = self._left()
             try:
                 self._feed(min(wait_seconds, left))
@@ -358,9 +363,6 @@ class Exchange:
                     raise
                 return None
             wait_seconds = ends - self._clock.monotonic_seconds()
-            if wait_seconds <= 0 and not self._response.has_body and not self._response.is_over:
-                # What came is none of the body, and more of that may come for ever.
-                return None
         return self._response.take_body()
 
     def read_until(self, moment_seconds: float) -> bytes | None:
@@ -444,6 +446,10 @@ class _Response(HTTPResponse):
     def has_body(self) -> bool:
         return bool(self._body_buffer)
 
+    @property
+    def is_ready(self) -> bool:
+        return self.has_body or self.is_over
+
     def take_body(self) -> bytes:
         """The bytes of the body that were not taken yet."""
         body = bytes(self._body_buffer)
@@ -495,7 +501,7 @@ def _failure(error: Exception) -> ExchangeBroken:
 
 
 @contextlib.contextmanager
-def _closed_on_failure(plain: socket.socket, on_wait: Callable[[_Wake | None], None]) -> Any:
+def _closed_on_failure(plain: socket.socket, on_wait: Callable[[_Wake | None], None]) -> Iterator[None]:
     try:
         on_wait(partial(_shut_down, plain))
         yield

@@ -213,9 +213,8 @@ class StreamedAnswer:
             self._exchange.release()
 
     def _read(self, wait_seconds: float) -> Sequence[Piece] | None:
-        if self._failure is not None:
-            raise self._failure
-        if self._completion.done:
+        self._raise_failure()
+        if self._is_whole:
             self._read_tail()
             return None
         received = self._exchange.read(wait_seconds)
@@ -224,7 +223,7 @@ class StreamedAnswer:
         pieces = self._parsed(self._events.feed(received) if received else self._events.end())
         if self._completion.done:
             self._is_whole = True
-        elif not received and not self._has_failed:
+        elif not received and self._failure is None:
             if not self._completion.ended:
                 raise ExchangeBroken("the stream ended before the answer did")
             # In a body without a length, an end by our own hang-up looks like one by the server.
@@ -232,9 +231,9 @@ class StreamedAnswer:
             return pieces or None
         return pieces
 
-    @property
-    def _has_failed(self) -> bool:
-        return self._failure is not None
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
 
     def _parsed(self, events: Iterator[ServerEvent]) -> list[Piece]:
         pieces: list[Piece] = []

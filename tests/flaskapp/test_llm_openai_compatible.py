@@ -510,7 +510,7 @@ print(json.dumps([results, [job.get() for job in left], order, model._connection
     results, left, order, in_use = json.loads(done.stdout)
     assert results == [[20, 20]] * 40
     begun, ended = {}, {}
-    for at, (number, texts) in enumerate(order):
+    for at, (number, _) in enumerate(order):
         begun.setdefault(number, at)
         ended[number] = at
     last_beginning, first_ending = max(begun.values()), min(ended.values())
