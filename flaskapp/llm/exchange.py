@@ -183,6 +183,7 @@ class Connections:
         except queue.Empty:
             raise NotSent("all connections to the server are in use") from None
         try:
+            self._left(deadline_at_seconds)
             connection = self._idle_one(on_wait) or self._connected(deadline_at_seconds, on_wait)
         except BaseException as error:
             self._places.put(None)
@@ -370,7 +371,7 @@ class Exchange:
         return self.read(max(0.0, moment_seconds - self._clock.monotonic_seconds()))
 
     def break_off(self) -> None:
-        """Shut the connection down: a reader in any thread gets what has come, and then the end.
+        """Shut the connection down: a reader in any thread gets what has come, and then the end or `ExchangeBroken`.
 
         A connection that is being made is given up: `send` raises.
         """
