@@ -353,9 +353,6 @@ class Exchange:
         """
         ends = self._clock.monotonic_seconds() + wait_seconds
         while not self._response.is_ready:
-            if wait_seconds < 0:
-                # What came is none of the body, and more of that may come for ever.
-                return None
             left = self._left()
             try:
                 self._feed(min(wait_seconds, left))
@@ -363,6 +360,7 @@ class Exchange:
                 if wait_seconds >= left:
                     raise
                 return None
+            # What came may be none of the body.
             wait_seconds = ends - self._clock.monotonic_seconds()
         return self._response.take_body()
 

@@ -656,19 +656,22 @@ def test_twelve_threads_share_the_connections(start):
 # --- TLS
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory):
-    """A certificate for localhost that is signed by itself, and its key."""
+def signed_by_itself(folder, subject="/CN=localhost"):
+    """A certificate for localhost, and its key."""
     if shutil.which("openssl") is None:
         pytest.skip("no openssl here")
-    folder = tmp_path_factory.mktemp("tls")
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:::1",
+         "-subj", subject, "-addext", "subjectAltName=DNS:localhost,IP:::1",
          "-keyout", folder / "key", "-out", folder / "certificate"],
         check=True, capture_output=True,
     )  # fmt: skip
     return folder / "certificate", folder / "key"
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    return signed_by_itself(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture
@@ -713,40 +716,44 @@ def test_tls_to_an_address(start, server_tls, client_tls):
     assert whole(server.pool) == (200, b"ab")
 
 
-@pytest.mark.parametrize("trust", ["SSL_CERT_FILE", "SSL_CERT_DIR", None])
-def test_the_model_trusts_the_certificates_that_the_environment_names(
+@pytest.mark.parametrize("trust", ["file", "directory", "another_file_and_directory", "nothing"])
+def test_the_model_trusts_only_the_certificates_that_the_environment_names(
     start, server_tls, certificate, monkeypatch, tmp_path, trust
 ):
     for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
         monkeypatch.delenv(name, raising=False)
-    if trust == "SSL_CERT_FILE":
-        monkeypatch.setenv(trust, str(certificate[0]))
-    elif trust:
+    if trust == "file":
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    if "directory" in trust:
         shutil.copy(certificate[0], tmp_path / "one.pem")
         subprocess.run(["openssl", "rehash", tmp_path], check=True)
-        monkeypatch.setenv(trust, str(tmp_path))
+        monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
+    if "another" in trust:
+        monkeypatch.setenv("SSL_CERT_FILE", str(signed_by_itself(tmp_path, "/CN=another")[0]))
+    server = start(answering(WHOLE), tls=server_tls, name="localhost", client_tls=_tls_context())
+    if trust in {"file", "directory"}:
+        assert whole(server.pool) == (200, b"ab")
+    else:
+        with pytest.raises(NotSent, match="CERTIFICATE_VERIFY_FAILED"):
+            whole(server.pool)
+
+
+def test_a_model_over_tls(start, server_tls, certificate, monkeypatch):
     body = b'{"choices": [{"message": {"content": "yes"}}]}'
-    response = HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
     def serve(connection, _):
         connection.recv(65_536)
-        connection.sendall(response)
+        connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
         hold(connection)
 
     server = start(serve, tls=server_tls)
-    model = OpenAICompatibleModel(f"https://localhost:{server.port}/v1", clock=CLOCK)
-    if trust:
-        assert model.complete(model_request()).body["choices"]
-    else:
-        with pytest.raises(UpstreamNotTaken) as caught:
-            model.complete(model_request())
-        assert "CERTIFICATE_VERIFY_FAILED" in caught.value.detail
-    model.close()
-
-
-def test_only_what_the_environment_names_is_trusted(certificate, monkeypatch):
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
-    assert len(_tls_context().get_ca_certs()) == 1
+    for is_trusted in (False, True):
+        if is_trusted:
+            monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+        model = OpenAICompatibleModel(f"https://localhost:{server.port}/v1", clock=CLOCK)
+        with contextlib.nullcontext() if is_trusted else pytest.raises(UpstreamNotTaken, match="not be reached"):
+            assert model.complete(model_request()).body["choices"]
+        model.close()
 
 
 def test_a_record_that_trickles_does_not_prolong_a_read(start, server_tls, client_tls):
