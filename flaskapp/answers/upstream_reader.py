@@ -41,9 +41,9 @@ class _End:
 class UpstreamReader:
     """An answer, read ahead of the consumer that iterates it.
 
-    Without `max_unread_characters` the reader waits while what `capacity` reads gave is not taken, and what the upstream
-    generates meanwhile is not counted. With it the reader never waits: where more is buffered the answer ends, and is
-    read on for its usage only.
+    Without `max_unread_characters` the reader waits while what `capacity` reads gave is not taken, and what the
+    upstream generates meanwhile is not counted. With it the reader never waits: where more is buffered the answer ends,
+    and is read on for its usage only.
 
     The reader ends with the answer, at the deadline, when `on_piece` says so, or at `close` or `stop`. In each case it
     closes the answer and then calls `on_end`, also when the pieces are no longer taken.
@@ -208,7 +208,7 @@ class UpstreamReader:
         self._batches.put(_End(None))
 
     def _hand_out(self, pieces: Sequence[Piece]) -> None:
-        """Queue pieces for the consumer, after a wait for a free place where the reader may wait; else drop them."""
+        """Queue pieces for the consumer: after a wait for a place where the reader may wait, else those that fit."""
         characters = 0
         if self._max_unread_characters is None:
             # `close` and `drop_pieces` free a place as well, and no piece is handed out then.
@@ -216,19 +216,23 @@ class UpstreamReader:
             if not has_place or self._closed or not self._seconds_left():
                 return
         else:
-            characters = sum(len(piece.data) or len(repr(piece)) for piece in pieces)
-            if not self._keep_unread(characters, self._max_unread_characters):
-                self.has_overflowed = True
-                return
-        self._batches.put((pieces, characters))
+            pieces, characters = self._fitting(pieces, self._max_unread_characters)
+        if pieces:
+            self._batches.put((pieces, characters))
 
-    def _keep_unread(self, characters: int, maximum: int) -> bool:
+    def _fitting(self, pieces: Sequence[Piece], maximum: int) -> tuple[Sequence[Piece], int]:
+        """The pieces for which the buffer has room, and how many characters of it they take."""
+        taken = 0
         with self._unread_lock:
-            # A single piece always fits: how large an event may be is bounded where it is read.
-            if self._unread_characters and self._unread_characters + characters > maximum:
-                return False
-            self._unread_characters += characters
-            return True
+            for number, piece in enumerate(pieces):
+                characters = len(piece.data) or len(repr(piece))
+                # A single piece always fits: how large an event may be is bounded where it is read.
+                if self._unread_characters and self._unread_characters + characters > maximum:
+                    self.has_overflowed = True
+                    return pieces[:number], taken
+                self._unread_characters += characters
+                taken += characters
+        return pieces, taken
 
     def _seconds_left(self) -> float:
         return max(0.0, self._deadline_at_seconds - self._clock.monotonic_seconds())

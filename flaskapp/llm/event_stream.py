@@ -19,7 +19,8 @@ class EventStream:
 
     def __init__(self) -> None:
         self._line = bytearray()
-        self._lines_seen = 0
+        """The beginning of a line whose end is still to come."""
+        self._has_begun = False
         self._after_carriage_return = False
         self._name = ""
         self._data: list[str] = []
@@ -31,42 +32,43 @@ class EventStream:
         Raises:
             ValueError: an event is larger than `MAX_EVENT_BYTES`.
         """
-        if self._after_carriage_return and received[:1] == b"\n":
-            received = received[1:]
-            self._after_carriage_return = False
+        if self._after_carriage_return:
+            received = received.removeprefix(b"\n")
+        self._after_carriage_return = received.endswith(b"\r")
         for part in received.splitlines(keepends=True):
-            self._after_carriage_return = part.endswith(b"\r")
             self._event_bytes += len(part)
             if self._event_bytes > MAX_EVENT_BYTES:
                 raise ValueError("an event is too large")
-            self._line += part
-            if part.endswith((b"\r", b"\n")):
-                yield from self._parse_line()
+            if not part.endswith((b"\n", b"\r")):
+                self._line += part
+            elif (event := self._read_line(part)) is not None:
+                yield event
 
     def end(self) -> Iterator[ServerEvent]:
         """The last event, at the end of the stream: some servers leave out the empty line after it."""
-        yield from self._parse_line()
-        yield from self._dispatch()
+        yield from filter(None, (self._read_line(b""), self._dispatch()))
 
-    def _parse_line(self) -> Iterator[ServerEvent]:
-        line = self._line.rstrip(b"\r\n").decode(errors="replace")
-        self._line.clear()
-        self._lines_seen += 1
-        if self._lines_seen == 1:
+    def _read_line(self, rest: bytes) -> ServerEvent | None:
+        """The event that a line completes; `rest` is the line's, after what has come of it before."""
+        if self._line:
+            rest = bytes(self._line) + rest
+            self._line.clear()
+        line = rest.rstrip(b"\r\n").decode(errors="replace")
+        if not self._has_begun:
+            self._has_begun = True
             line = line.removeprefix("\ufeff")
         if not line:
-            yield from self._dispatch()
-            return
+            return self._dispatch()
         field, _, value = line.partition(":")
-        value = value.removeprefix(" ")
         if field == "data":
-            self._data.append(value)
+            self._data.append(value.removeprefix(" "))
         elif field == "event":
-            self._name = value
+            self._name = value.removeprefix(" ")
+        return None
 
-    def _dispatch(self) -> Iterator[ServerEvent]:
-        if self._data:
-            yield ServerEvent(self._name, "\n".join(self._data))
+    def _dispatch(self) -> ServerEvent | None:
+        event = ServerEvent(self._name, "\n".join(self._data)) if self._data else None
         self._name = ""
         self._data.clear()
         self._event_bytes = 0
+        return event

@@ -59,7 +59,7 @@ class OpenAICompatibleModel:
             self._headers["Authorization"] = f"Basic {url_credentials}"
         self._secrets = [_any_spelling(secret) for secret in (api_key, url_credentials) if secret]
         self._clock = clock
-        tls = ssl.create_default_context() if server.is_encrypted else None
+        tls = _tls_context() if server.is_encrypted else None
         self._connections = Connections(server.host, server.port, tls, clock=clock)
         lines = [f"POST {self._target} HTTP/1.1", *(f"{name}: {value}" for name, value in self._headers.items())]
         self._head = "\r\n".join(lines).encode("latin-1")
@@ -213,9 +213,9 @@ class StreamedAnswer:
             self._exchange.release()
 
     def _read(self, wait_seconds: float) -> Sequence[Piece] | None:
-        if self._failure is not None:
-            raise self._failure
-        if self._completion.done:
+        self._raise_failure()
+        if self._is_whole:
+            self._read_tail()
             return None
         received = self._exchange.read(wait_seconds)
         if received is None:
@@ -223,7 +223,6 @@ class StreamedAnswer:
         pieces = self._parsed(self._events.feed(received) if received else self._events.end())
         if self._completion.done:
             self._is_whole = True
-            self._read_tail()
         elif not received and self._failure is None:
             if not self._completion.ended:
                 raise ExchangeBroken("the stream ended before the answer did")
@@ -232,16 +231,21 @@ class StreamedAnswer:
             return pieces or None
         return pieces
 
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
     def _parsed(self, events: Iterator[ServerEvent]) -> list[Piece]:
         pieces: list[Piece] = []
         try:
             for event in events:
-                piece = None if self._completion.done else self._completion.read(event)
-                if piece is not None:
+                if (piece := self._completion.read(event)) is not None:
                     pieces.append(self._with_lead(piece))
+                if self._completion.done:
+                    break
         except (ErrorEvent, ValueError) as error:
-            # What came before it is an answer still; the next read raises it.
-            self._failure = error
+            # What came before it is an answer still; the next read raises it. (With its traceback it would hold us.)
+            self._failure = error.with_traceback(None)
         return pieces
 
     def _with_lead(self, piece: Piece) -> Piece:
@@ -316,6 +320,16 @@ def _parse_base_url(base_url: str) -> tuple[_Server, str, str, str]:
     is_encrypted = parts.scheme == "https"
     server = _Server(host, port or (443 if is_encrypted else 80), is_encrypted)
     return server, target, name if port is None else f"{name}:{port}", credentials
+
+
+def _tls_context() -> ssl.SSLContext:
+    """Trust the system's certificates, or only those that `SSL_CERT_FILE` or `SSL_CERT_DIR` names where one is set."""
+    paths = ssl.get_default_verify_paths()
+    own_file = paths.cafile if paths.cafile != paths.openssl_cafile else None
+    own_directory = paths.capath if paths.capath != paths.openssl_capath and not own_file else None
+    context = ssl.create_default_context(cafile=own_file, capath=own_directory)
+    context.set_alpn_protocols(["http/1.1"])
+    return context
 
 
 def _checked_key(api_key: str) -> str:

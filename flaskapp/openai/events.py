@@ -12,6 +12,7 @@ _ENVELOPE = ("id", "object", "created", "model", "system_fingerprint", "service_
 _BROKEN_STATUS = 502
 """The status that it would have if the answer had not begun."""
 _DONE = b"data: [DONE]\n\n"
+_NO_USAGE = ',"usage":null'
 
 
 class CompletionStreamFormat:
@@ -39,15 +40,23 @@ class CompletionStreamFormat:
         self._envelope.update({name: chunk[name] for name in _ENVELOPE if name in chunk})
         choices = chunk.get("choices")
         self._follow(choices)
-        if "usage" in chunk:
-            usage, chunk = chunk["usage"], {name: value for name, value in chunk.items() if name != "usage"}
-            if isinstance(usage, dict):
-                self._usage = usage
-            if usage is not None and not choices:
-                return b""
-        elif piece.data and not self._include_usage and "\n" not in piece.data:
-            return b"data: %b\n\n" % piece.data.encode()
-        return self._event(chunk) if chunk else b""
+        usage, has_usage = chunk.get("usage"), "usage" in chunk
+        if isinstance(usage, dict):
+            self._usage = usage
+        if len(chunk) == has_usage or (usage is not None and not choices):
+            return b""
+        if usage is None and (data := self._as_it_came(piece.data, has_usage=has_usage)):
+            return b"data: %b\n\n" % data.encode()
+        return self._event({name: value for name, value in chunk.items() if name != "usage"} if has_usage else chunk)
+
+    def _as_it_came(self, data: str, *, has_usage: bool) -> str:
+        """The event in the upstream's own words, where they have no usage; empty where it has to be written anew."""
+        if "\n" in data or (self._include_usage and not has_usage):
+            return ""
+        if has_usage and not self._include_usage:
+            # OpenAI says with each event that it has none. The quotes of a text are escaped, so this is none of it.
+            return data.replace(_NO_USAGE, "") if data.count('"usage"') == data.count(_NO_USAGE) == 1 else ""
+        return data
 
     def complete(self, usage: Usage, cost_nanousd: int, finish_reason: str, *, was_cut: bool) -> bytes:
         """What a whole answer lacks: finish reasons where we cut it, the usage with `include_usage`, and ``[DONE]``."""

@@ -93,7 +93,7 @@ def test_just_enough_is_no_cut():
 
 
 def test_the_usage_is_exact_at_every_moment_and_after_a_close():
-    answer = open_answer()
+    answer = open_answer(rate=50)
     texts = iter(answer)
     assert answer.usage == Usage(77, 0)
     for number in range(1, 6):
@@ -103,6 +103,21 @@ def test_the_usage_is_exact_at_every_moment_and_after_a_close():
     answer.close()
     assert list(texts) == []
     assert answer.usage == Usage(77, 5)
+
+
+def test_at_rate_zero_one_read_gives_all_and_it_is_all_used():
+    answer = open_answer()
+    pieces = answer.read(0)
+    assert len(pieces) > 40
+    assert answer.usage == Usage(77, sum(piece.tokens for piece in pieces))
+    assert answer.read(0) is None
+
+
+def test_a_close_before_the_first_read_uses_nothing():
+    answer = open_answer()
+    answer.close()
+    assert answer.read(0) is None
+    assert answer.usage == Usage(77, 0)
 
 
 def test_the_pace_does_not_drift_however_slow_its_surroundings_are():

@@ -9,7 +9,7 @@ from flaskapp.llm import UpstreamBroken, Usage
 from flaskapp.llm.completion import Completion, ErrorEvent, read_whole, tokens_of_whole, usage_of_whole
 from flaskapp.llm.event_stream import ServerEvent
 from flaskapp.llm.openai_compatible import OpenAICompatibleModel
-from tests.models import model_request
+from tests.models import model_request, pieces_of
 
 
 def said(text="", *, index=0, finish=None, output=None, **others):
@@ -196,7 +196,7 @@ def test_a_stream_that_closes_before_its_second_choice_has_ended_broke_off(witho
     may_close.set()
     answer = model.open(model_request((), choices=2))
     with pytest.raises(UpstreamBroken, match="broke off"):
-        list(answer)
+        list(pieces_of(answer))
     assert answer.usage is None
 
 
@@ -211,7 +211,7 @@ def test_our_closing_is_not_taken_for_the_end_of_the_answer_either(without_a_len
     pieces, has_all = [], threading.Event()
 
     def read():
-        for piece in answer:
+        for piece in pieces_of(answer):
             pieces.append(piece)
             if len(pieces) == len(events):
                 has_all.set()
@@ -229,7 +229,7 @@ def test_our_hanging_up_is_not_taken_for_the_end_of_the_answer(without_a_length)
     model, events, _ = without_a_length
     events += HARDLY_ENDED
     answer = model.open(model_request((), choices=2))
-    pieces = iter(answer)
+    pieces = pieces_of(answer)
     for _ in events:
         next(pieces)
     answer.hang_up()

@@ -13,6 +13,7 @@ from backends.clock import SystemClock
 from backends.errors import ConfigurationError
 from backends.pricing.token_bounds import Message, counter_for
 from flaskapp.llm import UpstreamBroken, UpstreamNotTaken, Usage
+from flaskapp.llm.exchange import _is_readable
 from flaskapp.llm.openai_compatible import OpenAICompatibleModel
 from tests.models import Texts, model_request, pieces_of
 from tests.upstream import WORDS, Script, Upstream
@@ -36,6 +37,11 @@ def model(upstream):
 
 def open_answer(model, *, name="gpt-4o", max_tokens=400, deadline_seconds=10.0):
     return Texts(model.open(model_request(TURNS, model=name, max_tokens=max_tokens, deadline_seconds=deadline_seconds)))
+
+
+def connections(model):
+    """How many are in use, and how many wait for their next use."""
+    return model._connections.in_use, model._connections.idle
 
 
 def billed(exchange):
@@ -338,7 +344,7 @@ def test_closing_on_the_way_hangs_up_and_leaves_the_cost_unknown(upstream, model
     assert upstream.ledger[0].client_left
     assert answer.usage is None
     assert list(texts) == []
-    assert model._pool.connections == []
+    assert connections(model) == (0, 0)
 
 
 def test_closing_wakes_a_reader_in_another_thread(upstream, model):
@@ -359,14 +365,16 @@ def test_closing_wakes_a_reader_in_another_thread(upstream, model):
     assert not reader.is_alive()
     assert shown == [WORDS[0]]
     assert upstream.ledger[0].over.wait(5)
-    assert model._pool.connections == []
+    assert connections(model) == (0, 0)
 
 
-def test_an_unread_answer_is_hung_up(upstream, model):
+@pytest.mark.parametrize("close", [lambda answer: answer.close(), lambda _: None], ids=["closed", "dropped"])
+def test_an_unread_answer_is_hung_up(upstream, model, close):
     upstream.behave(wait_for=threading.Event())
-    open_answer(model).close()
+    close(open_answer(model))
     assert upstream.ledger[0].over.wait(5)
-    assert model._pool.connections == []
+    assert upstream.ledger[0].client_left
+    assert connections(model) == (0, 0)
 
 
 @pytest.mark.parametrize("ending", ["done", "no_done"])
@@ -389,7 +397,7 @@ def test_hung_up_on_it_gives_what_had_come_and_the_upstream_generates_no_more(up
     assert list(pieces) == list(WORDS[1:])
     assert answer.usage is None
     answer.close()
-    assert model._pool.connections == []
+    assert connections(model) == (0, 0)
 
 
 def test_hung_up_on_after_all_had_come_it_has_its_usage_and_its_connection_is_not_used_again(upstream, model):
@@ -433,16 +441,19 @@ def test_a_refusal_leaves_no_connection_behind_that_is_in_use(upstream, model):
     for _ in range(3):
         with pytest.raises(UpstreamNotTaken):
             open_answer(model)
-    assert model._pool._requests == []
+    assert connections(model) == (0, 1)
+    assert len({exchange.connection for exchange in upstream.ledger}) == 1
 
 
 def test_a_connection_that_the_server_has_closed_meanwhile_is_not_used(upstream, model):
     list(open_answer(model))
+    (idle,) = model._connections._idle
     upstream._server.drop_connections()
     deadline = time.perf_counter() + 5
-    while not any(connection.has_expired() for connection in model._pool.connections):
+    while not _is_readable(idle.plain):
         assert time.perf_counter() < deadline
     assert "".join(open_answer(model)) == TEXT
+    assert idle.plain.fileno() == -1
 
 
 def test_two_hundred_streams_at_once(upstream, model):
@@ -467,19 +478,20 @@ from backends.pricing.token_bounds import Message
 from flaskapp.llm.openai_compatible import OpenAICompatibleModel
 from flaskapp.answers.upstream_reader import UpstreamReader
 from backends.pricing.token_bounds import counter_for
-from tests.models import Texts, model_request, pieces_of
+from tests.models import model_request
 counter_for("gpt-4o")  # as the factory does: a vocabulary takes a while to load
 clock = SystemClock()
 model = OpenAICompatibleModel(sys.argv[1], clock=clock)
 def one(number):
-    answer = Texts(model.open(model_request([Message("user", "hi")])))
+    answer = model.open(model_request([Message("user", "hi")]))
     reader = UpstreamReader(answer, clock=clock, deadline_at_seconds=clock.monotonic_seconds() + 20)
-    pieces = 0
-    for pieces, piece in enumerate(reader, start=1):
-        order.append((number, pieces))
-    return pieces, answer.usage.output_tokens
+    texts = 0
+    for pieces in reader:
+        texts += sum(bool(piece.text) for piece in pieces)
+        order.append((number, texts))
+    return texts, answer.usage.output_tokens
 def leave(number):
-    answer = Texts(model.open(model_request([Message("user", "hi")])))
+    answer = model.open(model_request([Message("user", "hi")]))
     reader = UpstreamReader(answer, clock=clock, deadline_at_seconds=clock.monotonic_seconds() + 20)
     next(iter(reader))
     reader.close()
@@ -488,7 +500,7 @@ order = []
 jobs = [gevent.spawn(one, number) for number in range(40)]
 left = [gevent.spawn(leave, number) for number in range(10)]
 results = [job.get() for job in jobs]
-print(json.dumps([results, [job.get() for job in left], order, len(model._pool._requests)]))
+print(json.dumps([results, [job.get() for job in left], order, model._connections.in_use]))
 """
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program, upstream.base_url],
@@ -497,8 +509,12 @@ print(json.dumps([results, [job.get() for job in left], order, len(model._pool._
     assert done.returncode == 0, done.stderr
     results, left, order, in_use = json.loads(done.stdout)
     assert results == [[20, 20]] * 40
-    last_beginning = max(at for at, (_, piece) in enumerate(order) if piece == 1)
-    first_ending = min(at for at, (_, piece) in enumerate(order) if piece == 20)
+    begun, ended = {}, {}
+    for at, (number, _) in enumerate(order):
+        begun.setdefault(number, at)
+        ended[number] = at
+    last_beginning, first_ending = max(begun.values()), min(ended.values())
+    assert len(order) > 40 * 15
     assert last_beginning < first_ending
     assert left == [False] * 10
     assert in_use == 0

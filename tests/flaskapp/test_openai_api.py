@@ -619,6 +619,57 @@ def test_a_choice_that_has_ended_is_not_ended_again():
     assert [(choice["index"], choice["finish_reason"]) for (choice,) in choices] == [(1, "length"), (2, "length")]
 
 
+@pytest.mark.parametrize("include_usage", [False, True])
+@pytest.mark.parametrize(
+    "data",
+    [
+        '{"id": 1, "choices": [], "x": 0.10}',
+        '{"choices":[],"usage":null}',
+        '{"choices":[],"usage":null,"obfuscation":"x"}',
+        '{"usage":null,"choices":[]}',
+        '{"choices":[], "usage": null}',
+        '{"choices":[{"text":",\\"usage\\":null"}],"usage":null}',
+        '{"choices":[{"x":1,"usage":null}],"usage":null}',
+        '{"choices":[{"x":1,"usage":null}]}',
+        '{"choices":[{"x":1}],"usage":{"prompt_tokens":1}}',
+        '{"choices":[],"us\\u0061ge":null,"x":{"y":1,"usage":null}}',
+        '{"choices":\n[]}',
+    ],
+)
+def test_an_event_says_the_same_whether_it_is_passed_on_or_written_anew(data, include_usage):
+    chunk = json.loads(data)
+    passed_on, anew = (
+        CompletionStreamFormat("r", "gpt-4o", 1, include_usage=include_usage).piece(Piece("", 0, 0, chunk, each))
+        for each in (data, "")
+    )
+    usage = {"usage": None} if include_usage else {}
+    expected = {**{name: value for name, value in chunk.items() if name != "usage"}, **usage}
+    assert json.loads(anew.removeprefix(b"data: ")) == expected
+    assert passed_on.endswith(b"}\n\n")
+    assert passed_on.count(b"\n") == 2
+    if "us\\u" not in data:
+        assert json.loads(passed_on.removeprefix(b"data: ")) == expected
+
+
+@pytest.mark.parametrize("data", ["{}", '{"usage":null}', '{"choices":[],"usage":{"prompt_tokens":1}}'])
+def test_an_event_that_says_nothing_or_only_the_usage_is_not_passed_on(data):
+    for include_usage in (False, True):
+        stream_format = CompletionStreamFormat("r", "gpt-4o", 1, include_usage=include_usage)
+        assert stream_format.piece(Piece("", 0, 0, json.loads(data), data)) == b""
+
+
+def test_what_need_not_be_changed_is_passed_on_to_the_letter():
+    data = '{"choices": [{"index": 0, "delta": {"content": "\u00fc"}}], "x": 1.00, "big": 12345678901234567890}'
+    piece = Piece("ü", 1, 1, json.loads(data), data)
+    sent = CompletionStreamFormat("r", "gpt-4o", 1, include_usage=False).piece(piece)
+    assert sent == f"data: {data}\n\n".encode()
+    openai = data[:-1] + ',"usage":null,"obfuscation":"x"}'
+    piece = Piece("ü", 1, 1, json.loads(openai), openai)
+    assert CompletionStreamFormat("r", "gpt-4o", 1, include_usage=True).piece(piece) == f"data: {openai}\n\n".encode()
+    sent = CompletionStreamFormat("r", "gpt-4o", 1, include_usage=False).piece(piece)
+    assert sent == f"data: {openai}\n\n".replace(',"usage":null', "").encode()
+
+
 def test_a_client_that_leaves_is_settled(service, upstream):
     headers = {"Authorization": f"Bearer {KEY}"}
     answer = service.client.post(ROUTE, json={**ASKED, "stream": True}, headers=headers)

@@ -29,22 +29,22 @@ class Answer:
     finish_reason = "stop"
 
     def __init__(self, *items, usage=None):
-        self.items, self.at_the_end, self.usage = items, usage, None
+        self.items, self.at_the_end, self.usage = iter(items), usage, None
         self.closed = threading.Event()
         self.waits = threading.Event()
 
-    def __iter__(self):
+    def read(self, _wait_seconds):
         for item in self.items:
             if isinstance(item, Exception):
                 raise item
-            if isinstance(item, threading.Event):
-                self.waits.set()
-                while not item.wait(0.005):
-                    if self.closed.is_set():
-                        return
-            else:
-                yield item
+            if not isinstance(item, threading.Event):
+                return [item]
+            self.waits.set()
+            while not item.wait(0.005):
+                if self.closed.is_set():
+                    return None
         self.usage = self.at_the_end
+        return None
 
     def hang_up(self):
         self.close()

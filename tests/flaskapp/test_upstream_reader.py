@@ -1,4 +1,6 @@
 import threading
+import time
+from dataclasses import dataclass
 
 import pytest
 
@@ -7,17 +9,25 @@ from flaskapp.answers.upstream_reader import DeadlinePassed, Next, UpstreamReade
 from flaskapp.llm import UpstreamBroken, Usage
 from flaskapp.llm.builtin import BuiltinModel
 from flaskapp.llm.openai_compatible import OpenAICompatibleModel
-from tests.models import Texts, model_request
+from tests.models import model_request
 from tests.upstream import WORDS, Upstream
 
 
+@dataclass(frozen=True)
+class Said:
+    """A piece of so many characters."""
+
+    data: str
+
+
 class Answer:
-    """Gives its items; an event is waited for, an exception raised."""
+    """Gives its items, one a read, or all of a list; an event is waited for, an exception raised."""
 
     finish_reason = "stop"
 
     def __init__(self, *items):
         self.items = items
+        self.rest = iter(items)
         self.handed_out = 0
         self.closed = threading.Event()
         self.sixth = threading.Event()
@@ -26,21 +36,25 @@ class Answer:
     def usage(self):
         return Usage(1, self.handed_out)
 
-    def __iter__(self):
-        for item in self.items:
+    def read(self, _wait_seconds):
+        for item in self.rest:
             if isinstance(item, threading.Event):
                 while not item.wait(0.005):
                     if self.closed.is_set():
-                        return
+                        return None
             elif isinstance(item, BaseException):
                 raise item
             else:
-                if self.closed.is_set():
-                    return
-                self.handed_out += 1
-                if self.handed_out == 6:
-                    self.sixth.set()
-                yield item
+                return self.give(item if isinstance(item, list) else [item])
+        return None
+
+    def give(self, pieces):
+        if self.closed.is_set():
+            return None
+        self.handed_out += len(pieces)
+        if self.handed_out >= 6:
+            self.sixth.set()
+        return pieces
 
     def hang_up(self):
         self.close()
@@ -61,7 +75,7 @@ class HandClock:
 def reader_of():
     readers = []
 
-    def make(answer, *, clock=None, deadline_seconds=60.0, heartbeat_seconds=1.0, capacity=64, max_unread=None):
+    def make(answer, *, clock=None, deadline_seconds=60.0, heartbeat_seconds=1.0, capacity=16, max_unread=None):
         clock = clock or SystemClock()
         reader = UpstreamReader(
             answer,
@@ -82,30 +96,39 @@ def reader_of():
         assert not reader._thread.is_alive()
 
 
+def pieces_read(reader):
+    return [piece for pieces in reader for piece in pieces]
+
+
 def test_everything_in_order_and_then_the_end(reader_of):
     answer = Answer(*"abcdefgh" * 100)
-    assert list(reader_of(answer, capacity=3)) == list("abcdefgh" * 100)
+    assert pieces_read(reader_of(answer, capacity=3)) == list("abcdefgh" * 100)
     assert answer.closed.wait(5)
+
+
+def test_what_one_read_gave_comes_in_one_go(reader_of):
+    answer = Answer(["a", "b"], "c", [], ["d"] * 100)
+    assert list(reader_of(answer, heartbeat_seconds=30)) == [["a", "b"], ["c"], ["d"] * 100]
 
 
 def test_silence_gives_heartbeats(reader_of):
     go_on = threading.Event()
     received = []
-    for piece in reader_of(Answer("a", go_on, "b"), heartbeat_seconds=0.01):
-        received.append(piece)
-        if received.count(None) == 3:
+    for pieces in reader_of(Answer("a", go_on, "b"), heartbeat_seconds=0.01):
+        received.append(pieces)
+        if received.count(()) == 3:
             go_on.set()
-    assert received[0] == "a"
-    assert received[-1] == "b"
-    assert set(received[1:-1]) == {None}
-    assert received.count(None) >= 3
+    assert received[0] == ["a"]
+    assert received[-1] == ["b"]
+    assert set(received[1:-1]) == {()}
+    assert received.count(()) >= 3
 
 
 def test_a_failure_comes_after_what_came_before_it(reader_of):
     received = []
     with pytest.raises(UpstreamBroken, match="oh"):
         received.extend(reader_of(Answer("a", "b", UpstreamBroken("oh"))))
-    assert received == ["a", "b"]
+    assert received == [["a"], ["b"]]
 
 
 def test_a_bug_is_not_swallowed(reader_of):
@@ -135,15 +158,15 @@ def test_the_deadline_cuts_an_answer_that_never_pauses(reader_of):
     received = []
 
     def read():
-        for piece in reader_of(answer, clock=clock, deadline_seconds=10):
-            received.append(piece)
+        for pieces in reader_of(answer, clock=clock, deadline_seconds=10):
+            received.extend(pieces)
             clock.seconds += 1
 
     with pytest.raises(DeadlinePassed):
         read()
     assert len(received) == 10
     assert answer.closed.is_set()
-    assert answer.handed_out <= 10 + 64 + 2
+    assert answer.handed_out <= 10 + 16 + 2
 
 
 def test_a_time_out_of_the_upstream_is_the_deadline(reader_of):
@@ -163,38 +186,46 @@ def test_a_client_that_stops_reading_does_not_keep_the_upstream_beyond_the_deadl
 
 
 def test_where_it_may_not_wait_it_reads_on_while_pieces_are_not_taken(reader_of):
-    answer = Answer(*["x"] * 100)
+    answer = Answer(*[Said("x")] * 100)
     reader = reader_of(answer, capacity=4, max_unread=10_000)
     assert reader.wait(5)
     assert answer.handed_out == 100
-    assert list(reader) == ["x"] * 100
+    assert pieces_read(reader) == [Said("x")] * 100
     assert not reader.was_cut
 
 
 def test_what_is_buffered_is_bounded_and_the_answer_ends_there(reader_of):
-    answer = Answer(*["x" * 98] * 100)  # 100 characters each, as they are written
+    answer = Answer(*[Said("x" * 100)] * 100)
     reader = reader_of(answer, max_unread=1_000)
     assert reader.wait(5)
     assert answer.handed_out == 100, "it is read on for its usage"
-    assert list(reader) == ["x" * 98] * 10
+    assert pieces_read(reader) == [Said("x" * 100)] * 10
     assert reader.was_cut
     assert reader.has_overflowed
 
 
+def test_the_cut_of_what_is_buffered_may_fall_within_one_read(reader_of):
+    answer = Answer([Said("x" * 100)] * 6, [Said("y" * 100)] * 6, [Said("z")])
+    reader = reader_of(answer, max_unread=1_000)
+    assert reader.wait(5)
+    assert pieces_read(reader) == [Said("x" * 100)] * 6 + [Said("y" * 100)] * 4
+    assert reader.has_overflowed
+
+
 def test_what_was_taken_frees_the_buffer_and_one_piece_always_fits(reader_of):
-    answer = Answer(*[step for _ in range(20) for step in ("x" * 998, threading.Event())])
+    answer = Answer(*[step for _ in range(20) for step in (Said("x" * 2_000), threading.Event())])
     reader, received = reader_of(answer, max_unread=1_000), []
-    for piece in reader:
-        received.append(piece)
+    for pieces in reader:
+        received.extend(pieces)
         answer.items[2 * len(received) - 1].set()
-    assert received == ["x" * 998] * 20
+    assert received == [Said("x" * 2_000)] * 20
     assert not reader.has_overflowed
 
 
 def test_close_frees_a_reader_that_waits_for_a_place(reader_of):
     answer = Answer(*["x"] * 100)
     reader = reader_of(answer, capacity=4)
-    assert next(iter(reader)) == "x"
+    assert next(iter(reader)) == ["x"]
     assert answer.sixth.wait(5)  # one taken, four in the queue, and one for which there is no place
     reader.close()
     assert reader.is_over
@@ -203,7 +234,7 @@ def test_close_frees_a_reader_that_waits_for_a_place(reader_of):
 
 def test_close_frees_a_reader_that_waits_for_the_upstream(reader_of):
     reader = reader_of(Answer("a", threading.Event()))
-    assert next(iter(reader)) == "a"
+    assert next(iter(reader)) == ["a"]
     reader.close()
     assert reader.is_over
 
@@ -216,20 +247,21 @@ def test_a_reader_without_a_consumer_can_be_closed(reader_of):
 
 def test_the_builtin_model_counts_what_it_generated_and_not_what_was_read(reader_of):
     clock = SystemClock()
-    model = BuiltinModel(0, clock=clock)
-    answer = Texts(model.open(model_request(model="m")))
+    model = BuiltinModel(1_000, clock=clock)
+    answer = model.open(model_request(model="m"))
     reader = reader_of(answer, capacity=10)
     pieces = iter(reader)
-    assert [next(pieces) for _ in range(3)]
+    seen = [piece for _ in range(3) for piece in next(pieces)]
     reader.close()
     usage = answer.usage
-    assert 3 <= usage.output_tokens <= 3 + 10 + 2
+    assert 3 <= len(seen) <= usage.output_tokens
+    time.sleep(0.01)
     assert answer.usage == usage
 
 
 def test_a_whole_builtin_answer(reader_of):
     answer = BuiltinModel(0, clock=SystemClock()).open(model_request())
-    pieces = list(reader_of(answer))
+    pieces = pieces_read(reader_of(answer))
     assert answer.usage == Usage(9, sum(piece.deltas for piece in pieces))
 
 
@@ -237,16 +269,19 @@ def test_hanging_up_on_a_real_upstream(reader_of):
     with Upstream() as upstream:
         upstream.behave(wait_for=threading.Event())
         model = OpenAICompatibleModel(upstream.base_url, clock=SystemClock())
-        answer = Texts(model.open(model_request(model="m")))
-        reader = reader_of(answer, heartbeat_seconds=0.01)
-        pieces = iter(reader)
-        assert [next(pieces), next(pieces)] == [WORDS[0], None]
+        answer = model.open(model_request(model="m"))
+        reader = reader_of(answer, heartbeat_seconds=0.5)
+        reads = iter(reader)
+        shown = ""
+        while pieces := next(reads):
+            shown += "".join(piece.text for piece in pieces)
+        assert shown == WORDS[0]
         reader.close()
         assert reader.is_over
         assert upstream.ledger[0].over.wait(5)
         assert upstream.ledger[0].client_left
         assert answer.usage is None
-        assert model._pool._requests == []
+        assert model._connections.in_use == 0
         model.close()
 
 
@@ -257,13 +292,12 @@ class Hung(Answer):
         super().__init__(*items)
         self.hang_ups = 0
         self.is_hung_up = threading.Event()
+        self.late = ["late", "later"]
 
-    def __iter__(self):
-        for item in super().__iter__():
-            yield item
-            if self.is_hung_up.is_set():
-                yield from ("late", "later")
-                return
+    def read(self, wait_seconds):
+        if not self.is_hung_up.is_set():
+            return super().read(wait_seconds)
+        return self.give([self.late.pop(0)]) if self.late else None
 
     def hang_up(self):
         self.hang_ups += 1
@@ -282,18 +316,33 @@ def read_all(answer, following):
     reader = UpstreamReader(
         answer, clock=clock, deadline_at_seconds=clock.monotonic_seconds() + 60, on_piece=on_piece, on_end=ended.append
     )
-    received = [piece for piece in reader if piece is not None]
+    received = pieces_read(reader)
     assert reader.wait(5)
     return pieces, received, ended
 
 
-def test_after_a_hang_up_what_had_come_is_counted_and_not_handed_out():
-    answer = Hung("a", "b", "c", "d")
+@pytest.mark.parametrize("items", [["a", "b", "c", "d"], [["a", "b"], "c"]], ids=["one_a_read", "two_in_one_read"])
+def test_after_a_hang_up_what_had_come_is_counted_and_not_handed_out(items):
+    answer = Hung(*items)
     stops = dict.fromkeys(("b", "late", "later"), Next.HANG_UP)
     pieces, received, ended = read_all(answer, stops)
     assert (pieces, received, ended) == (["a", "b", "late", "later"], ["a", "b"], [True])
     assert answer.hang_ups == 1
     assert answer.closed.is_set()
+
+
+def test_what_came_in_one_read_with_the_cut_is_counted_and_not_handed_out():
+    answer = Hung(["a", "b", "c"], "d")
+    pieces, received, ended = read_all(answer, {"b": Next.HANG_UP, "c": Next.HANG_UP})
+    assert (pieces, received, ended) == (["a", "b", "c", "late", "later"], ["a", "b"], [True])
+    assert answer.hang_ups == 1
+
+
+def test_an_upstream_that_gives_more_than_its_maximum_in_one_read_is_read_on_and_counted():
+    answer = Hung(["a", "b", "c"], "d", "e")
+    pieces, received, ended = read_all(answer, dict.fromkeys("bcde", Next.DRAIN))
+    assert (pieces, received, ended) == (list("abcde"), ["a", "b"], [True])
+    assert answer.hang_ups == 0
 
 
 def test_it_reports_that_not_all_was_read_where_the_rest_broke_off():
@@ -313,6 +362,6 @@ def test_it_reports_that_not_all_was_read_where_it_was_closed():
     clock = SystemClock()
     ends = clock.monotonic_seconds() + 60
     reader = UpstreamReader(Answer("a", threading.Event()), clock=clock, deadline_at_seconds=ends, on_end=ended.append)
-    assert next(iter(reader)) == "a"
+    assert next(iter(reader)) == ["a"]
     reader.close()
     assert (reader.wait(5), ended) == (True, [False])
