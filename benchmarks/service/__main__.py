@@ -1,8 +1,8 @@
 """``python -m benchmarks.service``: requests a second and processor a request, ours beside a bare floor and peers.
 
-All contenders run on this machine at the same time and are asked in turns; ratios of one turn are compared. Hardcap and
-LiteLLM are installed from the package registry into .data/benchmarks. Exit status 1 if a figure misses what it has to be
-at least, or if anything was overspent.
+All contenders run on this machine at the same time and are asked in turns; what is compared is of the same turn. Hardcap
+and LiteLLM are installed from the package registry into .data/benchmarks. Exit status 1 if a figure misses what it has
+to be at least, or if anything was overspent.
 """
 
 import argparse
@@ -11,12 +11,12 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.service.contenders import Contender, Stage
+from benchmarks.service.contenders import Stage
 from benchmarks.service.figures import QUICK, Bench, Plan, Results
+from benchmarks.service.peers import peers
 from benchmarks.service.programs import tools
 from benchmarks.service.report import draw, missed, print_report, write_json
 
@@ -57,17 +57,12 @@ def _run(arguments: argparse.Namespace) -> tuple[Results, dict[str, str]]:
         raise SystemExit("processor and memory are read from /proc: this runs on Linux")
     with tempfile.TemporaryDirectory(prefix="tollgate-service-") as place, Stage(Path(place), tools()) as stage:
         bench = Bench(stage, plan, _progress)
-        bench.throughput(_peers(stage, arguments))
+        with_peers = not (arguments.quick or arguments.without_peers)
+        bench.throughput(list(peers(stage, _progress, bench.results.remarks)) if with_peers else [])
         if arguments.only == "all":
             for measure in (bench.first_chunk, bench.two_workers, bench.token, bench.memory, bench.functions):
                 measure()
-        bench.books()
         return bench.results, _about(stage, plan)
-
-
-def _peers(stage: Stage, arguments: argparse.Namespace) -> Iterable[Contender]:
-    del stage, arguments
-    return []
 
 
 def _progress(text: str) -> None:

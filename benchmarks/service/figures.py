@@ -17,6 +17,8 @@ STREAMED, WHOLE = "ours, /v1 streamed", "ours, /v1 whole"
 _SAME = "Both move with the machine: only turns of one run compare. "
 _PACE_US, _PACED_STREAMS = 20_000, 100
 _OPENING_SECONDS = 60.0
+_IDLE_SECONDS = 30.0
+"""Longer than clients that left are read on for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,15 @@ class Plan:
 QUICK = Plan(turns=3, seconds=1.0, open_streams=200, window_seconds=3.0)
 
 
+@dataclass(frozen=True, slots=True)
+class Books:
+    """What ours booked and what its upstream generated, at some moment when nothing was under way."""
+
+    after: str
+    booked_nanousd: int
+    billed_nanousd: int
+
+
 @dataclass(slots=True)
 class Results:
     """Everything that a run found."""
@@ -122,13 +133,12 @@ class Results:
     figures: list[Figure] = field(default_factory=list)
     samples: dict[str, list[Sample]] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
-    booked_nanousd: int = 0
-    billed_nanousd: int = 0
+    books: list[Books] = field(default_factory=list)
 
     @property
     def is_overspent(self) -> bool:
         """The upstream generated more than our books show."""
-        return self.booked_nanousd < self.billed_nanousd
+        return any(each.booked_nanousd < each.billed_nanousd for each in self.books)
 
 
 class Bench:
@@ -162,12 +172,16 @@ class Bench:
         for key, (one, other) in pairs.items():
             if other in samples:
                 self._add(_over(key, samples[one], samples[other]))
+        self.books("full speed")
 
     def two_workers(self) -> None:
         """What a second worker gives, beside what it gives to the floor."""
         self._progress("starting two workers each")
-        pairs = (self._floor, self._proxied, self._stage.floor(2), self._stage.proxied(2))
-        named = [each.asked(f"{each.name} {place}", each.target.request, each.target.end) for place, each in enumerate(pairs)]
+        doubled = [
+            each.asked(f"{each.name}, two workers", each.target.request, each.target.end)
+            for each in (self._stage.floor(2), self._stage.proxied(2))
+        ]
+        named = [self._floor, self._proxied, *doubled]
         floor, ours, floors, both = self._turns(named, Load(seconds=self._plan.seconds)).values()
         gains = [
             two.a_second / one.a_second / (bare_two.a_second / bare_one.a_second)
@@ -176,6 +190,7 @@ class Bench:
         floor_gain = ratio(floors, floor, _rate).median
         remark = f"ours {ratio(both, ours, _rate).median:.2f} times one worker, the floor {floor_gain:.2f}"
         self._add(Figure("two workers", spread(gains), remark=remark))
+        self.books("two workers", doubled[1])
 
     def first_chunk(self) -> None:
         """How much later than the bare application's the first chunk comes, at half of what ours can."""
@@ -215,11 +230,13 @@ class Bench:
         wanted, pace_us = self._plan.open_streams, 1_000_000
         request = completion(tokens=int(2 * _OPENING_SECONDS * 1e6 / pace_us), pace_us=pace_us)
         self._progress(f"opening {wanted} streams")
+        _wait_until_idle(self._proxied)
         before = self._proxied.server.memory_bytes()
         with self._open_streams(self._proxied.asked(STREAMED, request, "[DONE]"), wanted) as opened:
             held = self._proxied.server.memory_bytes() - before
         remark = f"{opened} open" + ("" if opened >= wanted else f": no more of {wanted} were let in")
         self._add(Figure("memory", spread([held / 1e3 / max(1, opened)]), remark=remark))
+        self.books("clients that left")
 
     def functions(self) -> None:
         """How many functions of ours one chat enters."""
@@ -228,14 +245,11 @@ class Bench:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         self._add(Figure("functions", spread([len(done.stdout.splitlines())])))
 
-    def books(self) -> None:
+    def books(self, after: str, *contenders: Contender) -> None:
         """The upstream's own count against our books, once all that was given up has ended."""
-        end = time.monotonic() + 30
-        while self._proxied.generated()["open"] and time.monotonic() < end:
-            time.sleep(0.2)
-        # What the service still reads for its bill it settles when that ends.
-        time.sleep(1)
-        self.results.booked_nanousd, self.results.billed_nanousd = self._stage.books_and_bill(self._proxied)
+        for each in contenders or (self._proxied,):
+            _wait_until_idle(each)
+            self.results.books.append(Books(after, *each.books_and_bill()))
 
     def _turns(self, contenders: Sequence[Contender], load: Load) -> dict[str, list[Sample]]:
         samples = take_turns(
@@ -265,6 +279,14 @@ class Bench:
 
 
 _FIRST = ("first_p50_ms", "first_p99_ms")
+
+
+def _wait_until_idle(contender: Contender) -> None:
+    end = time.monotonic() + _IDLE_SECONDS
+    while contender.generated()["open"] and time.monotonic() < end:
+        time.sleep(0.2)
+    # What is read to its end for its bill is settled just after that.
+    time.sleep(0.5)
 
 
 def _rate(sample: Sample) -> float:
