@@ -1,6 +1,7 @@
 """Hardcap and the LiteLLM proxy, each in a virtual environment of its own, installed from the package registry once."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -60,12 +61,8 @@ def _litellm(stage: Stage, progress: Callable[[str], None]) -> Contender:
     }
     port = free_port()
     command = [str(programs / "litellm"), "--config", str(_written(stage, "litellm", config)), "--num_workers", "1"]
-    environment = {
-        "PATH": f"{programs}:/usr/bin:/bin",
-        "LITELLM_MODE": "PRODUCTION",
-        "LITELLM_LOG": "ERROR",
-        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-    }
+    # Beside the defaults only this: it would fetch its prices from the network.
+    environment = {"PATH": f"{programs}:{os.defpath}", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
     command += ["--host", HOST, "--port", str(port)]
     server = stage.started("litellm", command, environment, (port, "/health/liveliness"))
     return Contender("LiteLLM", Target(port, b"", ""), server, upstream, upstream_port)
