@@ -29,7 +29,7 @@ def print_report(results: Results, about: Mapping[str, str], earlier: Mapping[st
     console.print(_figures(results.figures, earlier))
     for each in results.figures:
         remark = f" [{each.remark}]" if each.remark else ""
-        say(f"{GOALS[each.key].name}{remark}. What would make it lie: {GOALS[each.key].lies.strip()}")
+        say(f"{GOALS[each.key].name}{remark}. What would make it lie: {GOALS[each.key].lies}")
     for remark in results.remarks:
         say(f"doubt: {remark}")
     for each in results.books:
