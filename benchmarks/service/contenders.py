@@ -29,6 +29,7 @@ _OURS = {
     "CHAT_RATE_LIMIT": "1000000 per minute",
     "LLM_MAX_TOKENS": "10000",
     "STREAM_DEADLINE_SECONDS": "600",
+    "DRAIN_SECONDS": "2",
     "HIGH_COST_THRESHOLD_USD": "1000000",
     "DAILY_COST_LIMIT_USD": "1000000",
     "NETWORK_COST_LIMIT_USD": "0",
@@ -36,7 +37,8 @@ _OURS = {
     "HOURLY_SPEND_LIMIT_USD": "1000000",
     "DAILY_SPEND_LIMIT_USD": "1000000",
 }
-"""Limits so high that nothing is refused; all else, the log too, is as by default."""
+"""Limits so high that nothing is refused, and a short drain, since it is waited for between figures. All else, the log
+too, is as by default."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -299,4 +299,4 @@ def doubts(samples: Mapping[str, Sequence[Sample]]) -> Iterator[str]:
             yield f"{name}: {bad} answers were refused, broken off, or not what they should be"
     others = spread([each.others_share for rows in samples.values() for each in rows]).median
     if others > _LOADED_SHARE:
-        yield f"{', '.join(samples)}: other programs used {others:.1f} cores meanwhile"
+        yield f"{next(iter(samples))} to {name}: other programs used {others:.1f} cores meanwhile"
