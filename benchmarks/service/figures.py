@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -295,8 +296,8 @@ def doubts(samples: Mapping[str, Sequence[Sample]]) -> Iterator[str]:
         ):
             if share > _FULL_SHARE:
                 yield f"{name}: {what} used {share:.2f} of a core and may be the bottleneck"
-        if bad := sum(each.bad for each in rows):
-            yield f"{name}: {bad} answers were refused, broken off, or not what they should be"
+        if bad := sum((Counter(each.bad) for each in rows), Counter[str]()):
+            yield f"{name}: answers {', '.join(f'{kind} {count}' for kind, count in bad.items())}"
     others = spread([each.others_share for rows in samples.values() for each in rows]).median
     if others > _LOADED_SHARE:
         yield f"{next(iter(samples))} to {name}: other programs used {others:.1f} cores meanwhile"
