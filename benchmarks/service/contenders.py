@@ -29,6 +29,7 @@ _OURS = {
     "CHAT_RATE_LIMIT": "1000000 per minute",
     "LLM_MAX_TOKENS": "10000",
     "STREAM_DEADLINE_SECONDS": "600",
+    "DRAIN_SECONDS": "2",
     "HIGH_COST_THRESHOLD_USD": "1000000",
     "DAILY_COST_LIMIT_USD": "1000000",
     "NETWORK_COST_LIMIT_USD": "0",
@@ -36,7 +37,8 @@ _OURS = {
     "HOURLY_SPEND_LIMIT_USD": "1000000",
     "DAILY_SPEND_LIMIT_USD": "1000000",
 }
-"""Limits so high that nothing is refused; all else, the log too, is as by default."""
+"""Limits so high that nothing is refused, and a short drain, since it is waited for between figures. All else, the log
+too, is as by default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class Contender:
     server: Program
     upstream: Program | None = None
     upstream_port: int = 0
-    database: int = -1
+    redis_url: str = ""
 
     def asked(self, name: str, request: bytes, end: str) -> "Contender":
         """The same server, asked for something else."""
@@ -59,6 +61,13 @@ class Contender:
         port, path = (self.upstream_port, "/stats") if self.upstream else (self.target.port, "/written")
         generated: dict[str, int] = json.loads(fetch(port, path))
         return generated
+
+    def books_and_bill(self) -> tuple[int, int]:
+        """Of ours: nano-dollars in everybody's days, and what its upstream generated, at the upstream's prices."""
+        with redis.Redis.from_url(self.redis_url) as client:
+            booked = sum(int(client.get(key) or 0) for key in client.scan_iter("llm:global:daily:*"))
+        bill = self.generated()
+        return booked, bill["input_tokens"] * INPUT_NANOUSD + bill["output_tokens"] * OUTPUT_NANOUSD
 
 
 def completion(*, tokens: int = 20, pace_us: int = 0, streamed: bool = True, headers: Sequence[str] = ()) -> bytes:
@@ -83,7 +92,7 @@ class Stage:
     """Starts contenders, and ends them all."""
 
     def __init__(self, directory: Path, tools: Tools) -> None:
-        self._directory = directory
+        self.directory = directory
         self.tools = tools
         self._stack = ExitStack()
         self._databases = itertools.count()
@@ -102,9 +111,15 @@ class Stage:
         """A bare Flask application under gunicorn."""
         port = free_port()
         command = [*_GUNICORN, "-k", "gevent", "-w", str(workers), "--worker-connections", "1000"]
-        command += ["--keep-alive", "2", "--no-control-socket", "-b", f"{HOST}:{port}", "benchmarks.service.bare_app:app"]
-        url = self.database_url(next(self._databases))
-        server = self.started(f"floor-{workers}", command, {"REDIS_URL": url}, (port, "/written"))
+        command += [
+            "--keep-alive",
+            "2",
+            "--no-control-socket",
+            "-b",
+            f"{HOST}:{port}",
+            "benchmarks.service.bare_app:app",
+        ]
+        server = self.started(f"floor-{workers}", command, {"REDIS_URL": self.free_database_url()}, (port, "/written"))
         return Contender("floor", Target(port, bare(), "[DONE]"), server)
 
     def builtin(self) -> Contender:
@@ -119,39 +134,32 @@ class Stage:
         return replace(contender, upstream=upstream, upstream_port=port)
 
     def _ours(self, name: str, environment: dict[str, str], workers: int) -> Contender:
-        port, database = free_port(), next(self._databases)
-        own = {"REDIS_URL": self.database_url(database), "PORT": str(port), "WEB_CONCURRENCY": str(workers)}
+        port, url = free_port(), self.free_database_url()
+        own = {"REDIS_URL": url, "PORT": str(port), "WEB_CONCURRENCY": str(workers)}
         command = [*_GUNICORN, "--config", str(ROOT / "gunicorn.conf.py"), "wsgi:app"]
         server = self.started(name, command, _OURS | own | environment, (port, "/readyz"))
-        return Contender("ours, /v1 streamed", Target(port, completion(), "[DONE]"), server, database=database)
+        return Contender("ours, /v1 streamed", Target(port, completion(), "[DONE]"), server, redis_url=url)
 
     def upstream(self, name: str) -> tuple[Program, int]:
         """An upstream of one contender's own."""
-        program = self._stack.enter_context(running(self.tools.upstream, self._directory / f"upstream-{name}", {}))
+        program = self._stack.enter_context(running(self.tools.upstream, self.directory / f"upstream-{name}", {}))
         return program, program.wait_for_port()
 
     def started(
         self, name: str, command: Sequence[str], environment: dict[str, str], answers: tuple[int, str]
     ) -> Program:
         """A server, once it answers."""
-        program = self._stack.enter_context(running(command, self._directory / name, environment))
+        program = self._stack.enter_context(running(command, self.directory / name, environment))
         program.wait_for_answer(*answers)
         return program
 
     def load_command(self, load: Load, target: Target) -> list[str]:
         """The load generator's command line."""
-        return load.command(self.tools.load, target, self._directory)
+        return load.command(self.tools.load, target, self.directory)
 
-    def database_url(self, number: int) -> str:
-        """One of the server's databases."""
-        return f"redis://{HOST}:{self.redis.port}/{number}"
-
-    def books_and_bill(self, contender: Contender) -> tuple[int, int]:
-        """Nano-dollars in everybody's days, and what the upstream generated, at its prices."""
-        with redis.Redis(HOST, self.redis.port, contender.database) as client:
-            booked = sum(int(client.get(key) or 0) for key in client.scan_iter("llm:global:daily:*"))
-        bill = contender.generated()
-        return booked, bill["input_tokens"] * INPUT_NANOUSD + bill["output_tokens"] * OUTPUT_NANOUSD
+    def free_database_url(self) -> str:
+        """A database that nobody else has."""
+        return f"redis://{HOST}:{self.redis.port}/{next(self._databases)}"
 
 
 _GUNICORN = (sys.executable, "-m", "gunicorn")

@@ -9,7 +9,11 @@ import threading
 import time
 from types import FrameType
 
+from flask.testing import FlaskClient
+
 from benchmarks.service.processes import ROOT
+from flaskapp.config import load_config
+from flaskapp.factory import create_app
 
 _OURS = tuple(f"{ROOT / package}{os.sep}" for package in ("backends", "flaskapp"))
 _SETTLE_SECONDS = 0.5
@@ -41,16 +45,13 @@ def functions_entered() -> list[str]:
     return sorted(entered)
 
 
-def _client() -> "FlaskClient":
-    from flaskapp.config import load_config
-    from flaskapp.factory import create_app
-
+def _client() -> FlaskClient:
     settings = {"REDIS_URL": "fake://", "DEMO_TOKENS_PER_SECOND": "0", "ENABLE_CHALLENGE_RESPONSE": "false"}
     app = create_app(load_config(settings))
     return app.test_client()
 
 
-def _chat(client: "FlaskClient") -> None:
+def _chat(client: FlaskClient) -> None:
     body = {"query": "What is Litecoin?", "chat_history": [], "max_tokens": TOKENS}
     with client.post("/api/v1/chat/stream", json=body, headers={"X-Fingerprint": "a-visitor"}) as response:
         if b'"status":"complete"' not in response.data:

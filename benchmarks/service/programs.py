@@ -1,4 +1,4 @@
-"""The upstream and the load generator: C, compiled at the first run; in Python, and slow, where there is no compiler."""
+"""The upstream and the load generator: compiled at the first run; in Python, and slow, where there is no compiler."""
 
 import hashlib
 import json

@@ -29,12 +29,13 @@ def print_report(results: Results, about: Mapping[str, str], earlier: Mapping[st
     console.print(_figures(results.figures, earlier))
     for each in results.figures:
         remark = f" [{each.remark}]" if each.remark else ""
-        say(f"{GOALS[each.key].name}{remark}. What would make it lie: {GOALS[each.key].lies.strip()}")
+        say(f"{GOALS[each.key].name}{remark}. What would make it lie: {GOALS[each.key].lies}")
     for remark in results.remarks:
         say(f"doubt: {remark}")
-    booked, billed = results.booked_nanousd / 1e9, results.billed_nanousd / 1e9
-    verdict = "OVERSPENT" if results.is_overspent else "nothing overspent"
-    say(f"books {booked:.6f} USD, the upstream's own count {billed:.6f} USD: {verdict}")
+    for each in results.books:
+        booked, billed = each.booked_nanousd / 1e9, each.billed_nanousd / 1e9
+        verdict = "nothing overspent" if booked >= billed else "OVERSPENT"
+        say(f"after {each.after}: booked {booked:.6f} USD, by the upstream's own count {billed:.6f} USD: {verdict}")
     say(", ".join(f"{name} {value}" for name, value in about.items()))
 
 
@@ -60,7 +61,9 @@ def draw(directory: Path, results: Results) -> list[Path]:
         figure, axes = plt.subplots(figsize=(9, 1 + 0.4 * len(names)), layout="constrained")
         medians = [each.median for each in spreads]
         errors = [[each.median - each.least for each in spreads], [each.most - each.median for each in spreads]]
-        axes.barh(names, medians, xerr=errors, capsize=3, color=["#888" if "ours" not in name else "#27c" for name in names])
+        axes.barh(
+            names, medians, xerr=errors, capsize=3, color=["#888" if "ours" not in name else "#27c" for name in names]
+        )
         axes.invert_yaxis()
         axes.set_title(f"{title}: median, least and most of the turns")
         found.append(directory / f"service-{stem}.png")
@@ -70,7 +73,18 @@ def draw(directory: Path, results: Results) -> list[Path]:
 
 
 def _contenders(samples: Mapping[str, Sequence[Sample]]) -> Table:
-    titles = ("requests a second", "processor ms", "first chunk p50 ms", "p99", "parts", "server", "upstream", "clients", "Redis", "others")
+    titles = (
+        "requests a second",
+        "processor ms",
+        "first chunk p50 ms",
+        "p99",
+        "parts",
+        "server",
+        "upstream",
+        "clients",
+        "Redis",
+        "others",
+    )
     table = Table("one worker, 32 connections", *(Column(title, justify="right") for title in titles))
     for name, rows in samples.items():
         shares = ("server_share", "upstream_share", "load_share", "redis_share", "others_share")

@@ -2,7 +2,7 @@
 
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -11,6 +11,7 @@ from benchmarks.service.processes import machine_seconds, session_cpu_seconds
 from benchmarks.service.programs import Load, Outcome, outcome_of
 
 Progress = Callable[[str], None]
+_BAD = ("refused", "wrong", "broken", "unfinished")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +31,8 @@ class Sample:
     redis_share: float
     others_share: float
     """What everything else on this machine took."""
-    bad: int
-    """Answers that were refused, broken off, or not what they should be."""
+    bad: Mapping[str, int]
+    """Answers that were refused, broken, unfinished, or wrong: those that are not what they should be."""
 
 
 def take_turns(
@@ -75,7 +76,7 @@ def _sample(outcome: Outcome, seconds: float, server: float, upstream: float, st
         load_share=outcome.cpu_seconds / seconds,
         redis_share=store / seconds,
         others_share=max(0.0, machine - server - upstream - store - outcome.cpu_seconds) / seconds,
-        bad=outcome.refused + outcome.wrong + outcome.broken + outcome.unfinished,
+        bad={name: count for name in _BAD if (count := getattr(outcome, name))},
     )
 
 
