@@ -20,17 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from backends.clock import US_PER_SECOND, Clock
-from backends.contract import (
-    Ask,
-    Books,
-    Duplicate,
-    Idempotency,
-    Limits,
-    Refusal,
-    Reservation,
-    Settlement,
-    Verdict,
-)
+from backends.contract import Ask, Books, Duplicate, Idempotency, Limits, Refusal, Reservation, Settlement, Verdict
 from backends.errors import StoreBusy
 from backends.keys import book_keys, idempotency_key
 from backends.records import duplicate_of, parse_record

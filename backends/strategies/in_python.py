@@ -7,17 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from backends.clock import Clock
-from backends.contract import (
-    Ask,
-    Books,
-    Duplicate,
-    Idempotency,
-    Limits,
-    Refusal,
-    Reservation,
-    Settlement,
-    Verdict,
-)
+from backends.contract import Ask, Books, Duplicate, Idempotency, Limits, Refusal, Reservation, Settlement, Verdict
 from backends.strategies import verbs
 from backends.strategies.verbs import Verb
 

@@ -42,51 +42,30 @@ def conflict(status: int) -> ReservationConflict:
 # Reservations.
 
 
-def reservation_of(  # noqa: PLR0913 (what only the decision knows)
+def known_reservation(
     ask: Ask,
     backend: str,
-    request_digest: str,
-    made_at_us: int,
-    reserved_nanousd: int,
+    record: Record,
     *,
-    window_seconds: int,
-    pending_seconds: int,
     window_nanousd: int = 0,
     day_nanousd: int = 0,
     window_frees_at_seconds: int = 0,
-    expired_nanousd: int = 0,
 ) -> Reservation:
-    """The reservation that an admitted `ask` became. The lengths are those of its first time."""
-    # By place and not by name: each decision passes here.
-    return Reservation(
-        ask.reservation_id,
-        ask.identifier,
-        ask.network,
-        reserved_nanousd,
-        request_digest,
-        made_at_us,
-        window_seconds,
-        pending_seconds,
-        backend,
-        window_nanousd,
-        day_nanousd,
-        window_frees_at_seconds,
-        ask.idempotency,
-        expired_nanousd,
-    )
-
-
-def known_reservation(ask: Ask, backend: str, record: Record, **seen: int) -> Reservation:
     """The reservation that `ask` became before: its lengths are those of then, whatever the limits are now."""
-    return reservation_of(
-        ask,
-        backend,
-        record.request_digest,
-        record.made_at_us,
-        record.nanousd,
+    return Reservation(
+        reservation_id=ask.reservation_id,
+        identifier=ask.identifier,
+        network=ask.network,
+        cost_nanousd=record.nanousd,
+        request_digest=record.request_digest,
+        made_at_us=record.made_at_us,
         window_seconds=record.window_seconds,
         pending_seconds=record.pending_seconds,
-        **seen,
+        backend=backend,
+        window_spent_nanousd=window_nanousd,
+        day_spent_nanousd=day_nanousd,
+        window_frees_at_seconds=window_frees_at_seconds,
+        idempotency=ask.idempotency,
     )
 
 
@@ -134,15 +113,9 @@ def refusal_of(ask: Ask, decision: Decision) -> Refusal:
 def extension_refused(status: int, limits: Limits) -> Refusal:
     """The refusal of an extension: a reason and a scope; there is nothing to wait for."""
     reason = REASON_OF_STATUS[status]
+    scope, limit = BUDGET_OF_REASON[reason].scope, _limit_of(limits, reason)
     return Refusal(
-        reason=reason,
-        cause=reason,
-        scope=BUDGET_OF_REASON[reason].scope,
-        retry_after_seconds=None,
-        in_flight=False,
-        can_never_fit=False,
-        marker_seconds=0,
-        limit_nanousd=_limit_of(limits, reason),
+        reason, reason, scope, None, in_flight=False, can_never_fit=False, marker_seconds=0, limit_nanousd=limit
     )
 
 
@@ -204,9 +177,11 @@ def end_without_booking(reservation: Reservation, record: Record | None, now_us:
     return None
 
 
-def outcome_of(ending: str, outcome: Outcome) -> Outcome:
-    """The outcome of ``settled`` or ``released``: a release is one only where there was something to release."""
-    return Outcome.RELEASED if ending == "released" and outcome is Outcome.SETTLED else outcome
+def outcome_of(ending: str, *, is_late: bool) -> Outcome:
+    """The outcome of ``settled`` or ``released``; `is_late` where the record was lost with its booking."""
+    if is_late:
+        return Outcome.LATE
+    return Outcome.RELEASED if ending == "released" else Outcome.SETTLED
 
 
 def settlement_of(

@@ -5,17 +5,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from backends.clock import US_PER_SECOND
-from backends.contract import (
-    Ask,
-    Duplicate,
-    DuplicateState,
-    Limits,
-    Outcome,
-    Refusal,
-    Reservation,
-    Settlement,
-    Verdict,
-)
+from backends.contract import Ask, Duplicate, DuplicateState, Limits, Outcome, Refusal, Reservation, Settlement, Verdict
 from backends.keys import (
     IDEMPOTENCY_KEEP_SECONDS,
     RECORD_KEEP_SECONDS,
@@ -32,11 +22,6 @@ from backends.strategies import arithmetic, outcomes
 TRY_AGAIN = {10, 11}
 """Too late for the deadline, or keys of another hour than Redis'."""
 _DUPLICATE_STATE = {1: DuplicateState.IN_FLIGHT, 2: DuplicateState.SETTLED, 3: DuplicateState.EXPIRED}
-_OUTCOME = {
-    arithmetic.SETTLED: Outcome.SETTLED,
-    arithmetic.LATE: Outcome.LATE,
-    arithmetic.EXPIRED: Outcome.EXPIRED,
-}
 
 Call = tuple[Sequence[str], Sequence[str | int]]
 """KEYS and ARGV."""
@@ -101,19 +86,22 @@ def verdict_of(ask: Ask, backend: str, request_digest: str, reply: Sequence[Any]
 
 def _admitted(ask: Ask, backend: str, request_digest: str, reply: Sequence[Any]) -> Reservation:
     _, pending_seconds, _, made_at_us, window_nanousd, day_nanousd, frees_at, reserved, expired, window_seconds = reply
-    # An ask that is sent again has the lengths of its first time, whatever the limits are now.
-    return outcomes.reservation_of(
-        ask,
-        backend,
+    # By place and not by name: each decision passes here. An ask that is sent again has the lengths of its first time.
+    return Reservation(
+        ask.reservation_id,
+        ask.identifier,
+        ask.network,
+        reserved,
         request_digest,
         made_at_us,
-        reserved,
-        window_seconds=window_seconds,
-        pending_seconds=pending_seconds,
-        window_nanousd=window_nanousd,
-        day_nanousd=day_nanousd,
-        window_frees_at_seconds=frees_at,
-        expired_nanousd=expired,
+        window_seconds,
+        pending_seconds,
+        backend,
+        window_nanousd,
+        day_nanousd,
+        frees_at,
+        ask.idempotency,
+        expired,
     )
 
 
@@ -189,7 +177,8 @@ def settlement_of(reservation: Reservation, ending: str, reply: Sequence[Any]) -
         return Settlement(reservation.reservation_id, Outcome.REPEATED, booked, 0)
     if status == arithmetic.EXPIRED:
         return outcomes.settlement_of(reservation, Outcome.EXPIRED, reservation.cost_nanousd)
-    return outcomes.settlement_of(reservation, outcomes.outcome_of(ending, _OUTCOME[status]), booked, expired)
+    outcome = outcomes.outcome_of(ending, is_late=status == arithmetic.LATE)
+    return outcomes.settlement_of(reservation, outcome, booked, expired)
 
 
 def _keys_of(reservation: Reservation) -> tuple[str, ...]:
