@@ -20,22 +20,30 @@ RESERVE = [
         "if oldest >= over_text then",
         "a_window_has_never_more_members_than_buckets_and_one",
     ),
-    ("if oldest > over_text then", "if true then", "the_oldest_amount_is_one_that_still_counts"),
+    (
+        "if oldest > over_text then",
+        "if true then",
+        "the_oldest_amount_is_the_oldest_that_counts_not_the_smallest_nor_the_last",
+    ),
     (
         "    if flat[i] > over_text then",
         "    if flat[i] >= over_text then",
-        "the_oldest_amount_is_one_that_still_counts",
+        "the_oldest_amount_is_the_oldest_that_counts_not_the_smallest_nor_the_last",
     ),
-    ("total = total - over_total", "total = total", "the_oldest_amount_is_one_that_still_counts"),
+    (
+        "total = total - over_total",
+        "total = total",
+        "the_oldest_amount_is_the_oldest_that_counts_not_the_smallest_nor_the_last",
+    ),
     (
         "if flat[i] < oldest then oldest = flat[i] end\n  end\n  if",
         "oldest = flat[i]\n  end\n  if",
-        "the_oldest_amount_is_the_oldest_not_the_smallest_nor_the_last",
+        "the_oldest_amount_is_the_oldest_that_counts_not_the_smallest_nor_the_last",
     ),
     (
         "if flat[i] < oldest then oldest = flat[i] end\n    else",
         "oldest = flat[i]\n    else",
-        "the_oldest_amount_is_one_that_still_counts",
+        "the_oldest_amount_is_the_oldest_that_counts_not_the_smallest_nor_the_last",
     ),
     (
         "local fits = daily + cost <= day_limit",
@@ -91,12 +99,12 @@ RESERVE = [
         "the_key_of_a_request_that_did_not_end_in_time_is_expired",
     ),
     ("body == ARGV[18] and 1 or 0", "1", "a_key_set_by_hand_stands_for_an_unknown_request"),
-    ("tonumber(nanousd or 0), body", "0, body", "a_key_is_answered_under_a_marker_too"),
+    ("tonumber(nanousd or 0), body", "0, body", "the_same_id_sent_again_charges_once_and_gets_the_first_answer"),
     ("if marker then", "if false then", "under_a_marker_everything_is_refused_with_what_set_it"),
     (
         "or now_s - now_s % bucket_s) + bucket_s + window_s",
         "or now_s) + bucket_s + window_s",
-        "the_oldest_amount_is_the_oldest_not_the_smallest_nor_the_last",
+        "the_oldest_amount_is_the_oldest_that_counts_not_the_smallest_nor_the_last",
     ),
     ("* (status == 2 and 2 or 1)", "", "only_the_day_and_the_window_set_a_marker_and_the_day_sets_it_twice_as_long"),
     (
@@ -248,7 +256,7 @@ EXTEND = [
     (
         "if request_digest ~= ARGV[3] then return { 9, 0, now_us } end",
         "",
-        "an_extension_for_another_request_is_a_conflict",
+        "an_end_or_extension_for_another_request_is_a_conflict",
     ),
     (
         "if state ~= 'open' or ends_us <= now_us then",
@@ -300,7 +308,7 @@ EXTEND = [
     (
         "local more, status = math.max(to - held, 0), 0",
         "local more, status = to, 0",
-        "more_than_an_extended_reservation_holds_is_an_overrun_by_what_it_holds",
+        "more_than_was_reserved_is_booked_and_returned_as_overrun",
     ),
     (
         "if status > 0 and at_least > held then",
@@ -320,12 +328,12 @@ EXTEND = [
     (
         "limit = tonumber(ARGV[11]), window",
         "limit = nil, window",
-        "the_first_limit_that_an_extension_fails_is_the_reason",
+        "the_first_limit_that_fails_is_the_reason",
     ),
     (
         "limit = tonumber(ARGV[13]), window",
         "limit = nil, window",
-        "the_first_limit_that_an_extension_fails_is_the_reason",
+        "the_first_limit_that_fails_is_the_reason",
     ),
     (
         "  { status = 5, at = 5, limit = tonumber(ARGV[14]), ends_s = DAY_ENDS_S + 86400 },\n",
@@ -335,12 +343,12 @@ EXTEND = [
     (
         "limit = tonumber(ARGV[15]), ends_s",
         "limit = nil, ends_s",
-        "the_first_limit_that_an_extension_fails_is_the_reason",
+        "the_first_limit_that_fails_is_the_reason",
     ),
     (
         "  { status = 7, at = 7, limit = tonumber(ARGV[16]), ends_s = DAY_ENDS_S + 86400 },\n",
         "",
-        "the_first_limit_that_an_extension_fails_is_the_reason",
+        "the_first_limit_that_fails_is_the_reason",
     ),
     (
         "if flat[i] > over_text then total",
@@ -434,7 +442,7 @@ SETTLE = [
     (
         "if known_digest ~= request_digest then return { 9, 0, now_us, 0 } end",
         "",
-        "a_settlement_for_another_request_is_a_conflict",
+        "an_end_or_extension_for_another_request_is_a_conflict",
     ),
     ("delta = actual - held", "delta = -held", "a_settlement_books_what_was_used"),
     ("held = tonumber(nanousd)", "held = actual", "a_refused_id_may_be_used_again"),
@@ -506,7 +514,7 @@ SETTLE = [
     (
         "format('%s %s %.0f %s %s %s %s %s', ending, ARGV[4]",
         "format('%s %s %.0f %s %s %s %s %s', ending, held",
-        "a_release_after_a_settlement_gets_the_first_answer",
+        "a_second_settlement_gets_the_first_answer_and_changes_nothing",
     ),
     ("  { place = 5, keep_until_s = DAY_ENDS_S + 86400 },\n", "", "a_settlement_books_what_was_used"),
     ("  { place = 6, keep_until_s = HOUR_ENDS_S + 7200 },\n", "", "a_settlement_books_what_was_used"),
