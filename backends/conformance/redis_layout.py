@@ -351,7 +351,7 @@ class RedisLayout(Behaviour):
         assert list(self.harness.stored()) == [record]
 
     def test_a_lost_record_and_booking_is_booked_late_and_once(self) -> None:
-        made = self.reserve("r0")
+        made = self.reserve("r0", idempotency=KEY)
         self.lose_all()
         self.pass_seconds(15)
         assert self.settle(made, 7) == Settlement("r0", Outcome.LATE, 7, 0)
@@ -360,6 +360,8 @@ class RedisLayout(Behaviour):
         self.assert_booked(7)
         assert self.harness.stored()[self.keys().recent] == ({START_US // US: 7}, WINDOW_SECONDS + BUCKET_SECONDS)
         self.assert_every_key_has_a_ttl()
+        # Its key is remembered again.
+        assert self.duplicate("r1", KEY) == Duplicate("r0", DuplicateState.SETTLED, 7, same_body=True)
 
     def test_a_late_booking_outlives_an_older_bucket_beside_it(self) -> None:
         self.pass_seconds(500)
@@ -394,13 +396,10 @@ class RedisLayout(Behaviour):
         assert self.settle(made, 0).outcome == Outcome.SETTLED
         self.assert_booked(0)
 
-    def test_a_reservation_whose_record_was_lost_cannot_be_extended(self) -> None:
-        made = self.reserve("r0")
+    def test_without_its_record_a_reservation_is_not_extended_and_a_release_books_nothing(self) -> None:
+        made = self.reserve("r0", idempotency=KEY)
         self.harness.lose(self.keys("r0").record)
         self.assert_not_extended(made)
-
-    def test_a_release_whose_record_was_lost_books_nothing(self) -> None:
-        made = self.reserve("r0", idempotency=KEY)
         self.lose_all(but=IDEMPOTENCY_KEY)
         assert self.harness.backend.release(made) == Settlement("r0", Outcome.LATE, 0, 0)
         assert list(self.harness.stored()) == [self.keys("r0").record]
@@ -421,12 +420,6 @@ class RedisLayout(Behaviour):
             self.reserve("r1", idempotency=KEY)
             self.settle(first, 1) if end == "settle" else self.harness.backend.release(first)
             assert self.duplicate("r2", KEY) == Duplicate("r1", DuplicateState.IN_FLIGHT, COST, same_body=True)
-
-    def test_a_lost_key_is_remembered_again_by_the_settlement(self) -> None:
-        made = self.reserve("r0", idempotency=KEY)
-        self.lose_all()
-        assert self.settle(made, 7).outcome is Outcome.LATE
-        assert self.duplicate("r1", KEY) == Duplicate("r0", DuplicateState.SETTLED, 7, same_body=True)
 
     # --- keys that are set by hand
 

@@ -25,17 +25,9 @@ from typing import Any
 from backends.clock import US_PER_SECOND
 from backends.keys import reset_key
 from backends.ledger.comparison import Comparison, Sum, amount_at, compare, disagree
-from backends.ledger.snapshot import (
-    BUCKET_KINDS,
-    IDENTIFIER_KINDS,
-    PENDING_KINDS,
-    Place,
-    number_in,
-    read_snapshot,
-    read_texts,
-)
+from backends.ledger.snapshot import BUCKET_KINDS, IDENTIFIER_KINDS, PENDING_KINDS, Place, read_snapshot, read_texts
 from backends.progress import Progress, no_progress
-from backends.records import parse_record, state_of
+from backends.records import number_in, parse_record, state_of
 from backends.store.link import Client, Link
 from backends.strategies import arithmetic
 

@@ -11,9 +11,9 @@ from typing import Any
 from backends.clock import US_PER_SECOND
 from backends.contract import Limits
 from backends.keys import RECORD_PREFIX, RESET_KEEP_SECONDS, SECONDS_PER_DAY, book_keys, bucket_seconds_of, reset_key
-from backends.ledger.snapshot import number_in, read_texts, record_keys_of
+from backends.ledger.snapshot import read_texts, record_keys_of
 from backends.progress import Progress, no_progress
-from backends.records import Record, buckets_of, parse_record, state_of
+from backends.records import Record, buckets_of, number_in, parse_record, state_of
 from backends.store.link import Client, Link
 from backends.store.scripts import Script
 from backends.strategies import arithmetic

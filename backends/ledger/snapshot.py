@@ -12,7 +12,7 @@ from redis.exceptions import ResponseError
 from backends.clock import US_PER_SECOND
 from backends.keys import RECORD_PREFIX, KnownKey, known_key
 from backends.progress import Progress, no_progress
-from backends.records import Record, buckets_of, digest_of, parse_record
+from backends.records import Record, buckets_of, digest_of, number_in, parse_record
 from backends.store.link import Client, Link
 
 PAGE_KEYS = 500
@@ -172,14 +172,6 @@ def _buckets(members: list[tuple[bytes, float]]) -> list[tuple[int, int | None]]
         return list(buckets_of(members).items())
     except ValueError:
         return [(0, None)]
-
-
-def number_in(text: bytes | None) -> int | None:
-    """The number that a stored total holds, 0 for a missing one; None if it is no number."""
-    try:
-        return int(text or b"0")
-    except ValueError:
-        return None
 
 
 def _add_amount(snapshot: Snapshot, key: str, place: Place, held: int | None) -> None:

@@ -85,7 +85,14 @@ def transaction(send: Send, commands: Sequence[Words]) -> list[Any] | None:
 
 def _replies(connection: redis.Connection, commands: Sequence[Words]) -> list[Any]:
     connection.send_packed_command([b"".join(map(pack_command, commands))])  # type: ignore[no-untyped-call] # redis-py
-    return _without_error([_reply(connection) for _ in commands])
+    replies = []
+    for _ in commands:
+        try:
+            replies.append(connection.read_response())
+        except redis.ResponseError as error:
+            # The replies to the other commands are still due.
+            replies.append(error)
+    return _without_error(replies)
 
 
 def _without_error(replies: list[Any]) -> list[Any]:
@@ -93,14 +100,6 @@ def _without_error(replies: list[Any]) -> list[Any]:
         if isinstance(reply, redis.ResponseError):
             raise reply
     return replies
-
-
-def _reply(connection: redis.Connection) -> Any:
-    try:
-        return connection.read_response()
-    except redis.ResponseError as error:
-        # The replies to the other commands are still due.
-        return error
 
 
 class _BoundedWaits:

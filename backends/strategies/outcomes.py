@@ -8,18 +8,9 @@ from backends.contract import Ask, Limits, Outcome, Reason, Refusal, Reservation
 from backends.errors import ReservationConflict
 from backends.keys import RECORD_KEEP_SECONDS, BookKeys, book_keys, bucket_seconds_of
 from backends.records import Record
-from backends.strategies.arithmetic import (
-    BUDGET_OF_REASON,
-    CONFLICT,
-    ENDED,
-    REASON_OF_STATUS,
-    Decision,
-    Totals,
-    exceeds_a_limit,
-    window_bucket_counts,
-)
+from backends.strategies import arithmetic
 
-_CONFLICT_TEXT = {ENDED: "has ended", CONFLICT: "stands for another request"}
+_CONFLICT_TEXT = {arithmetic.ENDED: "has ended", arithmetic.CONFLICT: "stands for another request"}
 
 
 def request_digest_of(ask: Ask) -> str:
@@ -78,9 +69,9 @@ def known_record(ask: Ask, record: Record | None) -> Record | None:
     if record is None:
         return None
     if record.request_digest != request_digest_of(ask):
-        raise conflict(CONFLICT)
+        raise conflict(arithmetic.CONFLICT)
     if record.state != "open":
-        raise conflict(ENDED)
+        raise conflict(arithmetic.ENDED)
     return record
 
 
@@ -94,14 +85,14 @@ def found(ask: Ask, backend: str, record: Record | None) -> Reservation | None:
 # Refusals.
 
 
-def refusal_of(ask: Ask, decision: Decision) -> Refusal:
+def refusal_of(ask: Ask, decision: arithmetic.Decision) -> Refusal:
     """The refusal that a decision stands for."""
-    reason, cause = REASON_OF_STATUS[decision.status], REASON_OF_STATUS[decision.cause]
-    can_never_fit = exceeds_a_limit(ask.limits, ask.least_nanousd)
+    reason, cause = arithmetic.REASON_OF_STATUS[decision.status], arithmetic.REASON_OF_STATUS[decision.cause]
+    can_never_fit = arithmetic.exceeds_a_limit(ask.limits, ask.least_nanousd)
     return Refusal(
         reason=reason,
         cause=cause,
-        scope=BUDGET_OF_REASON[cause].scope,
+        scope=arithmetic.BUDGET_OF_REASON[cause].scope,
         retry_after_seconds=None if can_never_fit else max(1, decision.wait_seconds),
         in_flight=decision.busy and not can_never_fit,
         can_never_fit=can_never_fit,
@@ -112,15 +103,15 @@ def refusal_of(ask: Ask, decision: Decision) -> Refusal:
 
 def extension_refused(status: int, limits: Limits) -> Refusal:
     """The refusal of an extension: a reason and a scope; there is nothing to wait for."""
-    reason = REASON_OF_STATUS[status]
-    scope, limit = BUDGET_OF_REASON[reason].scope, _limit_of(limits, reason)
+    reason = arithmetic.REASON_OF_STATUS[status]
+    scope, limit = arithmetic.BUDGET_OF_REASON[reason].scope, _limit_of(limits, reason)
     return Refusal(
         reason, reason, scope, None, in_flight=False, can_never_fit=False, marker_seconds=0, limit_nanousd=limit
     )
 
 
 def _limit_of(limits: Limits, reason: Reason) -> int | None:
-    budget = BUDGET_OF_REASON.get(reason)
+    budget = arithmetic.BUDGET_OF_REASON.get(reason)
     return None if budget is None else budget.is_limited_by(limits)
 
 
@@ -134,17 +125,18 @@ def extendable(reservation: Reservation, record: Record | None, now_us: int) -> 
         ReservationConflict: there is none, it has ended, it has expired, or it stands for another request.
     """
     if record is not None and record.request_digest != reservation.request_digest:
-        raise conflict(CONFLICT)
+        raise conflict(arithmetic.CONFLICT)
     window, made = reservation.window_seconds, reservation.made_at_us // US_PER_SECOND
     start = made - made % bucket_seconds_of(window)
     has_expired = now_us >= reservation.made_at_us + reservation.pending_seconds * US_PER_SECOND
-    if record is None or record.state != "open" or has_expired or not window_bucket_counts(start, window, now_us):
-        raise conflict(ENDED)
+    is_in_window = arithmetic.window_bucket_counts(start, window, now_us)
+    if record is None or record.state != "open" or has_expired or not is_in_window:
+        raise conflict(arithmetic.ENDED)
     return record
 
 
 def extended(
-    reservation: Reservation, totals: Totals, reserved_nanousd: int, more_nanousd: int, *, is_cleared: bool
+    reservation: Reservation, totals: arithmetic.Totals, reserved_nanousd: int, more_nanousd: int, *, is_cleared: bool
 ) -> Reservation:
     """The reservation with what it holds now."""
     own_nanousd = 0 if is_cleared else more_nanousd
@@ -171,7 +163,7 @@ def end_without_booking(reservation: Reservation, record: Record | None, now_us:
         has_aged_out = now_us >= reservation.made_at_us + RECORD_KEEP_SECONDS * US_PER_SECOND
         return settlement_of(reservation, Outcome.EXPIRED, reservation.cost_nanousd) if has_aged_out else None
     if record.request_digest != reservation.request_digest:
-        raise conflict(CONFLICT)
+        raise conflict(arithmetic.CONFLICT)
     if record.state != "open":
         return Settlement(reservation.reservation_id, Outcome.REPEATED, record.nanousd, 0)
     return None

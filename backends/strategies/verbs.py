@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from backends import records
 from backends.clock import US_PER_SECOND
 from backends.contract import Ask, Books, Duplicate, Idempotency, Limits, Refusal, Reservation, Settlement, Verdict
 from backends.keys import (
@@ -29,16 +30,6 @@ from backends.keys import (
     bucket_seconds_of,
     idempotency_key,
     reset_key,
-)
-from backends.records import (
-    Record,
-    duplicate_of,
-    extended_text,
-    in_flight_text,
-    owner_of,
-    parse_record,
-    record_of,
-    settled_text,
 )
 from backends.store import Words
 from backends.strategies import arithmetic, outcomes
@@ -91,7 +82,7 @@ def reserve(ask: Ask, backend: str, now_us: int) -> Verb[Verdict]:
     """See `contract.Backend.reserve`."""
     keys = book_keys(ask.reservation_id, ask.identifier, ask.network, now_us // US_PER_SECOND)
     seen = yield Read(_reads_of_reserve(ask, keys))
-    record = outcomes.known_record(ask, parse_record(seen(_get(keys.record))))
+    record = outcomes.known_record(ask, records.parse_record(seen(_get(keys.record))))
     if record is not None:
         return _known(ask, backend, record, keys, seen, now_us)
     duplicate = _duplicate(ask, seen, now_us)
@@ -117,7 +108,7 @@ def extend(
     """See `contract.Backend.extend`."""
     keys = outcomes.keys_of(reservation)
     seen = yield Read(_reads_of(reservation, keys))
-    record = outcomes.extendable(reservation, parse_record(seen(_get(keys.record))), now_us)
+    record = outcomes.extendable(reservation, records.parse_record(seen(_get(keys.record))), now_us)
     is_cleared = _was_cleared(reservation, seen)
     totals = _totals(keys, reservation.window_seconds, seen, now_us)
     rows = list(totals.rows(limits, is_cleared=is_cleared))
@@ -139,14 +130,14 @@ def end(reservation: Reservation, ending: str, actual_nanousd: int, now_us: int)
     """See `contract.Backend.settle` and `release`; `ending` is ``settled`` or ``released``."""
     keys = outcomes.keys_of(reservation)
     seen = yield Read(_reads_of(reservation, keys))
-    record = parse_record(seen(_get(keys.record)))
+    record = records.parse_record(seen(_get(keys.record)))
     ended = outcomes.end_without_booking(reservation, record, now_us)
     if ended is not None:
         return ended
     is_cleared = _was_cleared(reservation, seen)
     outcome = outcomes.outcome_of(ending, is_late=record is None)
     reserved = 0 if record is None else record.nanousd
-    text = record_of(reservation, ending, actual_nanousd).text()
+    text = records.record_of(reservation, ending, actual_nanousd).text()
     first = [_set(keys.record, text, RECORD_KEEP_SECONDS)]
     first += _ended_idempotency(reservation, ending, actual_nanousd, seen, now_us)
     bookings = _corrections(reservation, keys, actual_nanousd - reserved, seen, now_us, is_cleared=is_cleared)
@@ -160,14 +151,14 @@ def find(ask: Ask, backend: str) -> Verb[Reservation | None]:
     """See `contract.Backend.find`."""
     command = _get(book_keys(ask.reservation_id, ask.identifier, ask.network, 0).record)
     seen = yield Read((command,))
-    return outcomes.found(ask, backend, parse_record(seen(command)))
+    return outcomes.found(ask, backend, records.parse_record(seen(command)))
 
 
 def find_duplicate(idempotency: Idempotency, now_us: int) -> Verb[Duplicate | None]:
     """See `contract.Backend.find_duplicate`."""
     command = _get(idempotency_key(idempotency.digest))
     seen = yield Read((command,))
-    return duplicate_of(seen(command), idempotency, now_us)
+    return records.duplicate_of(seen(command), idempotency, now_us)
 
 
 def books(identifier: str, network: str, window_seconds: int, now_us: int) -> Verb[Books]:
@@ -264,7 +255,7 @@ def _booked_at(charge: Charge, seen: Replies) -> int | None:
 def _duplicate(ask: Ask, seen: Replies, now_us: int) -> Duplicate | None:
     if ask.idempotency is None:
         return None
-    return duplicate_of(seen(_get(idempotency_key(ask.idempotency.digest))), ask.idempotency, now_us)
+    return records.duplicate_of(seen(_get(idempotency_key(ask.idempotency.digest))), ask.idempotency, now_us)
 
 
 def _decision_of_marker(ask: Ask, keys: BookKeys, seen: Replies, now_us: int) -> arithmetic.Decision | None:
@@ -278,7 +269,7 @@ def _was_cleared(reservation: Reservation, seen: Replies) -> bool:
     return arithmetic.was_cleared(seen(_get(reset_key(reservation.identifier))), reservation.made_at_us)
 
 
-def _known(ask: Ask, backend: str, record: Record, keys: BookKeys, seen: Replies, now_us: int) -> Reservation:
+def _known(ask: Ask, backend: str, record: records.Record, keys: BookKeys, seen: Replies, now_us: int) -> Reservation:
     window = ask.limits.window_seconds
     recent = _window(seen, keys.recent, window, now_us)
     return outcomes.known_reservation(
@@ -414,19 +405,19 @@ def _book_reservation(ask: Ask, reservation: Reservation, keys: BookKeys, seen: 
 
 
 def _records(ask: Ask, reservation: Reservation, keys: BookKeys, now_us: int) -> list[Words]:
-    record = record_of(reservation, "open", reservation.cost_nanousd).text()
+    record = records.record_of(reservation, "open", reservation.cost_nanousd).text()
     commands = [_set(keys.record, record, ask.pending_seconds + RECORD_KEEP_SECONDS)]
     if ask.idempotency is not None:
-        text = in_flight_text(reservation, ask.idempotency, now_us)
+        text = records.in_flight_text(reservation, ask.idempotency, now_us)
         commands.append(_set(idempotency_key(ask.idempotency.digest), text, IDEMPOTENCY_KEEP_SECONDS))
     return commands
 
 
 def _extended_records(reservation: Reservation, keys: BookKeys, reserved: int, seen: Replies) -> list[Words]:
-    commands: list[Words] = [("SET", keys.record, record_of(reservation, "open", reserved).text(), "KEEPTTL")]
+    commands: list[Words] = [("SET", keys.record, records.record_of(reservation, "open", reserved).text(), "KEEPTTL")]
     if reservation.idempotency is not None:
         key = idempotency_key(reservation.idempotency.digest)
-        text = extended_text(seen(_get(key)), reservation.reservation_id, reserved)
+        text = records.extended_text(seen(_get(key)), reservation.reservation_id, reserved)
         if text is not None:
             commands.append(("SET", key, text, "KEEPTTL"))
     return commands
@@ -462,9 +453,9 @@ def _ended_idempotency(
         return []
     key = idempotency_key(idempotency.digest)
     known = seen(_get(key))
-    is_ours = owner_of(known) == reservation.reservation_id
+    is_ours = records.owner_of(known) == reservation.reservation_id
     if ending == "settled" and (known is None or is_ours):
-        text = settled_text(reservation, idempotency, actual_nanousd, now_us)
+        text = records.settled_text(reservation, idempotency, actual_nanousd, now_us)
         return [_set(key, text, IDEMPOTENCY_KEEP_SECONDS)]
     return [("DEL", key)] if is_ours else []
 

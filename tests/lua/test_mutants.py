@@ -72,9 +72,9 @@ RESERVE = [
     (
         "if known_digest ~= request_digest then return { 9, 0, now_us } end",
         "",
-        "an_id_for_another_request_is_a_conflict",
+        "an_id_of_another_request_or_one_that_has_ended_is_a_conflict",
     ),
-    ("if state ~= 'open' then", "if false then", "an_id_that_has_ended_is_a_conflict"),
+    ("if state ~= 'open' then", "if false then", "an_id_of_another_request_or_one_that_has_ended_is_a_conflict"),
     ("if record then", "if false then", "the_same_id_sent_again_charges_once_and_gets_the_first_answer"),
     (
         "return { 0, tonumber(its_open_s), now_us",
@@ -92,7 +92,7 @@ RESERVE = [
         "what_was_extended_is_found_with_what_it_holds",
     ),
     ("if known then", "if false then", "a_key_in_flight_settled_and_on_another_body"),
-    ("state == 'settled' and 2", "state == 'settled' and 1", "a_lost_key_is_remembered_again_by_the_settlement"),
+    ("state == 'settled' and 2", "state == 'settled' and 1", "a_lost_record_and_booking_is_booked_late_and_once"),
     (
         "tonumber(until_us) <= now_us) and 3",
         "tonumber(until_us) < now_us) and 3",
@@ -106,7 +106,7 @@ RESERVE = [
         "or now_s) + bucket_s + window_s",
         "the_oldest_amount_is_the_oldest_that_counts_not_the_smallest_nor_the_last",
     ),
-    ("* (status == 2 and 2 or 1)", "", "only_the_day_and_the_window_set_a_marker_and_the_day_sets_it_twice_as_long"),
+    ("* (status == 2 and 2 or 1)", "", "a_refused_request_changes_nothing_but_the_marker"),
     (
         "if at_least and not busy then",
         "if at_least then",
@@ -148,7 +148,7 @@ RESERVE = [
     (
         "if status > 3 then",
         "if status > 4 then",
-        "only_the_day_and_the_window_set_a_marker_and_the_day_sets_it_twice_as_long",
+        "a_refused_request_changes_nothing_but_the_marker",
     ),
     ("busy = busy and spent", "busy = spent", "where_one_limit_is_busy_and_another_spent_it_is_not_called_busy"),
     ("wait_s = math.max(wait_s, marker_s)", "", "busy_sets_the_marker_where_mark_when_busy_is_set"),
@@ -548,14 +548,22 @@ SETTLE = [
         "what_was_reserved_after_its_books_were_cleared_is_booked_as_ever",
     ),
     ("(not known or owner == ARGV[14])", "true", "an_end_leaves_the_key_of_another_request_alone"),
-    ("(not known or owner == ARGV[14])", "owner == ARGV[14]", "a_lost_key_is_remembered_again_by_the_settlement"),
+    ("(not known or owner == ARGV[14])", "owner == ARGV[14]", "a_lost_record_and_booking_is_booked_late_and_once"),
     ("elseif owner == ARGV[14] then", "elseif known then", "an_end_leaves_the_key_of_another_request_alone"),
-    ("elseif owner == ARGV[14] then", "elseif false then", "a_release_whose_record_was_lost_books_nothing"),
-    ("if ending == 'settled' and", "if", "a_release_whose_record_was_lost_books_nothing"),
+    (
+        "elseif owner == ARGV[14] then",
+        "elseif false then",
+        "without_its_record_a_reservation_is_not_extended_and_a_release_books_nothing",
+    ),
+    (
+        "if ending == 'settled' and",
+        "if",
+        "without_its_record_a_reservation_is_not_extended_and_a_release_books_nothing",
+    ),
     (
         "format('settled %s %s %s %.0f', ARGV[13]",
         "format('open %s %s %s %.0f', ARGV[13]",
-        "a_lost_key_is_remembered_again_by_the_settlement",
+        "a_lost_record_and_booking_is_booked_late_and_once",
     ),
     ("now_us), 'EX', ARGV[15])", "now_us), 'EX', keep_s)", "a_key_is_kept_for_a_day_from_its_last_change"),
 ]
