@@ -11,20 +11,9 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
 
+from backends import contract
 from backends.clock import US_PER_SECOND, Clock
-from backends.contract import (
-    Ask,
-    Backend,
-    Books,
-    Duplicate,
-    Idempotency,
-    Limits,
-    Observer,
-    Outcome,
-    Reservation,
-    Settlement,
-    Verdict,
-)
+from backends.contract import Ask, Backend, Books, Duplicate, Idempotency, Limits, Observer, Reservation, Verdict
 from backends.errors import ReservationConflict, StoreBroken, StoreBusy, StoreError, ThrottleUnavailable
 from backends.guard.emergency_budget import EmergencyBudget
 from backends.guard.events import Decision, GuardEvents
@@ -142,7 +131,7 @@ class Guard:
         except StoreError as error:
             if not self._lending.has_lent_to(reservation):
                 # Once an answer: it may well be extended again before Redis is back.
-                self._events.extension_failed(reservation, error, self._primary.name)
+                self._events.failed("extension_failed", reservation, error, backend=self._primary.name)
             return self._extend_without_store(reservation, to_nanousd, at_least_nanousd)
         extended = verdict if isinstance(verdict, Reservation) else None
         self._events.extended(reservation, extended)
@@ -151,11 +140,11 @@ class Guard:
     def settle(self, reservation: Reservation, actual_nanousd: int) -> None:
         """Book what was used in place of what was reserved; now, or as soon as the store is back."""
         end = partial(self._primary.settle, reservation, actual_nanousd)
-        self._end(reservation, actual_nanousd, end, Outcome.SETTLED)
+        self._end(reservation, actual_nanousd, end, contract.Outcome.SETTLED)
 
     def release(self, reservation: Reservation) -> None:
         """Book nothing, since nothing was used, and free the idempotency key; now, or as soon as the store is back."""
-        self._end(reservation, 0, partial(self._primary.release, reservation), Outcome.RELEASED)
+        self._end(reservation, 0, partial(self._primary.release, reservation), contract.Outcome.RELEASED)
 
     def books(self, identifier: str, network: str, window_seconds: int) -> Books:
         """What is booked now.
@@ -220,11 +209,15 @@ class Guard:
         return extended
 
     def _end(
-        self, reservation: Reservation, actual_nanousd: int, end: Callable[[], Settlement], outcome: Outcome
+        self,
+        reservation: Reservation,
+        actual_nanousd: int,
+        end: Callable[[], contract.Settlement],
+        outcome: contract.Outcome,
     ) -> None:
         if reservation.backend == EMERGENCY:
             if self._lending.settle(reservation, actual_nanousd):
-                settlement = Settlement(reservation.reservation_id, outcome, actual_nanousd, 0)
+                settlement = contract.Settlement(reservation.reservation_id, outcome, actual_nanousd, 0)
                 self._events.settled(reservation, settlement)
             return
         loan = self._lending.remove_loan(reservation)
@@ -237,14 +230,14 @@ class Guard:
         try:
             end_and_give_back()
         except StoreError as error:
-            self._events.settle_postponed(reservation, error)
+            self._events.failed("settle_postponed", reservation, error)
             self._postponed.add(end_and_give_back)
 
-    def _end_now(self, reservation: Reservation, end: Callable[[], Settlement]) -> None:
+    def _end_now(self, reservation: Reservation, end: Callable[[], contract.Settlement]) -> None:
         try:
             settlement = end()
         except ReservationConflict as error:
-            self._events.settle_refused(reservation, error)
+            self._events.failed("settle_refused", reservation, error)
         else:
             self._events.settled(reservation, settlement)
 

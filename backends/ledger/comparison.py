@@ -1,6 +1,6 @@
 """A snapshot compared with itself: its totals with its records, and its days with one another. No Redis is asked."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -43,7 +43,7 @@ class Comparison:
     snapshot: Snapshot
     keys: dict[Place, list[str]] = field(default_factory=lambda: defaultdict(list))
     """Keys of the records that are booked in a place."""
-    nanousd: dict[Place, int] = field(default_factory=lambda: defaultdict(int))
+    nanousd: Counter[Place] = field(default_factory=Counter)
     """What these records come to."""
     bucket_ttl_seconds: dict[tuple[str, str], int] = field(default_factory=dict)
     """(kind, owner) of a key with buckets -> how long after its start a bucket of it counts, at the shortest."""
@@ -54,18 +54,6 @@ class Comparison:
     """Those that disagree with their records."""
     odd_sums: list[Sum] = field(default_factory=list)
     """Those that disagree with their parts."""
-
-    def stored_at(self, place: Place) -> int:
-        """Nano-dollars that the place holds."""
-        return self.snapshot.stored.get(place, 0)
-
-    def expected_at(self, place: Place) -> int:
-        """Nano-dollars that the records of the place come to."""
-        return self.nanousd.get(place, 0)
-
-    def record_keys(self, place: Place) -> list[str]:
-        """Keys of the records that are booked there."""
-        return self.keys.get(place, [])
 
     def key_name(self, place: Place) -> str:
         """The key of a place; with a digest where no key names the owner."""
@@ -100,11 +88,11 @@ def compare(snapshot: Snapshot) -> Comparison:
         rule = comparison.rule(place)
         comparison.exact += rule == "exact"
         comparison.at_least += rule == "at_least"
-        if disagree(rule, comparison.stored_at(place), comparison.expected_at(place)):
+        if disagree(rule, snapshot.stored[place], comparison.nanousd[place]):
             comparison.odd_places.append(place)
     for each in _sums(snapshot):
         comparison.sums[each.what, each.total] = each
-        if each.is_off(comparison.stored_at(each.total), sum(map(comparison.stored_at, each.parts))):
+        if each.is_off(snapshot.stored[each.total], sum(snapshot.stored[part] for part in each.parts)):
             comparison.odd_sums.append(each)
     return comparison
 

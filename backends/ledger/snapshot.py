@@ -3,6 +3,7 @@
 The keys of one page are of one moment, those of two pages are not; `audit` allows for that.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -55,7 +56,8 @@ class Snapshot:
     """Redis' time after the last key was read."""
     records: dict[str, Record] = field(default_factory=dict)
     """By key."""
-    stored: dict[Place, int] = field(default_factory=dict)
+    stored: Counter[Place] = field(default_factory=Counter)
+    """Nano-dollars."""
     names: dict[tuple[bool, str], str] = field(default_factory=dict)
     """(whether it is a network, digest) -> identifier or network, where the name of a key has it."""
     reset_us: dict[str, int] = field(default_factory=dict)

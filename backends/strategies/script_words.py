@@ -4,18 +4,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from backends import keys
 from backends.clock import US_PER_SECOND
 from backends.contract import Ask, Duplicate, DuplicateState, Limits, Outcome, Refusal, Reservation, Settlement, Verdict
-from backends.keys import (
-    IDEMPOTENCY_KEEP_SECONDS,
-    RECORD_KEEP_SECONDS,
-    SECONDS_PER_HOUR,
-    book_keys,
-    bucket_seconds_of,
-    idempotency_key,
-    pending_bucket_seconds_of,
-    reset_key,
-)
 from backends.records import digest_of
 from backends.strategies import arithmetic, outcomes
 
@@ -41,11 +32,11 @@ class Now(NamedTuple):
 def reserve_call(ask: Ask, request_digest: str, now: Now) -> Call:
     """The words of `reserve.lua`."""
     limits, now_seconds = ask.limits, now.us // US_PER_SECOND
-    keys: Sequence[str] = book_keys(ask.reservation_id, ask.identifier, ask.network, now_seconds)
+    script_keys: Sequence[str] = keys.book_keys(ask.reservation_id, ask.identifier, ask.network, now_seconds)
     args: Sequence[str | int] = (
         now.text,
         now.deadline_us,
-        now_seconds // SECONDS_PER_HOUR,
+        now_seconds // keys.SECONDS_PER_HOUR,
         ask.cost_nanousd,
         request_digest,
         limits.window_seconds,
@@ -57,9 +48,9 @@ def reserve_call(ask: Ask, request_digest: str, now: Now) -> Call:
         "" if ask.at_least_nanousd is None else ask.at_least_nanousd,
     )
     if ask.idempotency is None:
-        return keys, args
+        return script_keys, args
     return (
-        (*keys, idempotency_key(ask.idempotency.digest)),
+        (*script_keys, keys.idempotency_key(ask.idempotency.digest)),
         (*args, ask.idempotency.body_digest, ask.reservation_id),
     )
 
@@ -107,7 +98,7 @@ def _admitted(ask: Ask, backend: str, request_digest: str, reply: Sequence[Any])
 
 def extend_call(reservation: Reservation, to_nanousd: int, at_least_nanousd: int, limits: Limits, now: Now) -> Call:
     """The words of `extend.lua`."""
-    keys = _keys_of(reservation)
+    script_keys = _keys_of(reservation)
     args: Sequence[str | int] = (
         now.text,
         now.deadline_us,
@@ -117,11 +108,11 @@ def extend_call(reservation: Reservation, to_nanousd: int, at_least_nanousd: int
         reservation.made_at_us,
         *_lengths(reservation),
         *_amounts(limits),
-        RECORD_KEEP_SECONDS,
+        keys.RECORD_KEEP_SECONDS,
     )
     if reservation.idempotency is None:
-        return keys, args
-    return (*keys, idempotency_key(reservation.idempotency.digest)), (*args, reservation.reservation_id)
+        return script_keys, args
+    return (*script_keys, keys.idempotency_key(reservation.idempotency.digest)), (*args, reservation.reservation_id)
 
 
 def extension_of(reservation: Reservation, limits: Limits, reply: Sequence[Any]) -> Reservation | Refusal:
@@ -143,7 +134,7 @@ def extension_of(reservation: Reservation, limits: Limits, reply: Sequence[Any])
 
 def settle_call(reservation: Reservation, ending: str, actual_nanousd: int, now_text: str) -> Call:
     """The words of `settle.lua`; `ending` is ``settled`` or ``released``."""
-    keys = _keys_of(reservation)
+    script_keys = _keys_of(reservation)
     args: Sequence[str | int] = (
         now_text,
         reservation.request_digest,
@@ -151,16 +142,16 @@ def settle_call(reservation: Reservation, ending: str, actual_nanousd: int, now_
         actual_nanousd,
         reservation.made_at_us,
         *_lengths(reservation),
-        RECORD_KEEP_SECONDS,
+        keys.RECORD_KEEP_SECONDS,
         digest_of(reservation.identifier),
         digest_of(reservation.network),
     )
     idempotency = reservation.idempotency
     if idempotency is None:
-        return keys, args
+        return script_keys, args
     return (
-        (*keys, idempotency_key(idempotency.digest)),
-        (*args, idempotency.body_digest, reservation.reservation_id, IDEMPOTENCY_KEEP_SECONDS),
+        (*script_keys, keys.idempotency_key(idempotency.digest)),
+        (*args, idempotency.body_digest, reservation.reservation_id, keys.IDEMPOTENCY_KEEP_SECONDS),
     )
 
 
@@ -184,12 +175,12 @@ def settlement_of(reservation: Reservation, ending: str, reply: Sequence[Any]) -
 def _keys_of(reservation: Reservation) -> tuple[str, ...]:
     """In the order of `settle.lua` and `extend.lua`."""
     record, _, *totals = outcomes.keys_of(reservation)
-    return (record, *totals, reset_key(reservation.identifier))
+    return (record, *totals, keys.reset_key(reservation.identifier))
 
 
 def _lengths(reservation: Reservation) -> tuple[int, ...]:
     window, pending = reservation.window_seconds, reservation.pending_seconds
-    return (window, bucket_seconds_of(window), pending, pending_bucket_seconds_of(pending))
+    return (window, keys.bucket_seconds_of(window), pending, keys.pending_bucket_seconds_of(pending))
 
 
 def _amounts(limits: Limits) -> tuple[str | int, ...]:
