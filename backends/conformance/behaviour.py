@@ -607,11 +607,14 @@ class Behaviour:
         self.harness.clock.us = int(moment.timestamp()) * US + 900_000
         return self.reserve("r0")
 
-    def test_a_settlement_of_what_has_left_the_window_makes_nothing_anew(self) -> None:
+    def test_what_has_left_the_window_is_not_extended_and_its_settlement_makes_nothing_anew(self) -> None:
         for actual in (0, COST + 9):
             self.harness.clear()
             made = self.reserve("r0", pending_seconds=3_000)
-            self.pass_seconds(WINDOW_SECONDS + BUCKET_SECONDS)
+            self.pass_seconds(WINDOW_SECONDS - 1)
+            made = self.extend(made, COST + 1)
+            self.pass_seconds(1 + BUCKET_SECONDS)
+            self.assert_not_extended(made)
             assert self.settle(made, actual).outcome == Outcome.SETTLED
             self.assert_windows_are_empty()
             assert self.books().day_nanousd == actual
@@ -757,13 +760,6 @@ class Behaviour:
                 with conflict():
                     self.harness.backend.extend(reservation, to_nanousd, ROOMY)
         assert self.seen() == before
-
-    def test_what_has_left_the_window_cannot_be_extended(self) -> None:
-        made = self.reserve("r0", pending_seconds=3_000)
-        self.pass_seconds(WINDOW_SECONDS - 1)
-        more = self.extend(made, COST + 1)
-        self.pass_seconds(1 + BUCKET_SECONDS)
-        self.assert_not_extended(more)
 
     def test_what_was_extended_is_found_with_what_it_holds(self) -> None:
         made = self.reserve("r0", idempotency=KEY)

@@ -29,10 +29,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar
 
-from backends.clock import Clock
 from backends.store import Words
 from backends.store.connections import execute
-from backends.store.link import Link
 from backends.strategies import verbs
 from backends.strategies.on_redis import PythonStrategyOnRedis
 from backends.strategies.verbs import Read, Verb, Write
@@ -61,7 +59,4 @@ class LegacyBackend(PythonStrategyOnRedis):
         return self._link.run(lambda client: execute(client, words))
 
 
-def open_legacy(link: Link, clock: Clock, *, decide_by_clock: bool = False) -> LegacyBackend:
-    """See `backends.open_backend`; this strategy always decides by the host's clock."""
-    _ = decide_by_clock
-    return LegacyBackend(link, clock)
+open_legacy = LegacyBackend.open

@@ -30,8 +30,6 @@ class WatchBackend(PythonStrategyOnRedis):
     """Check and charge as one, or try again: not a nano-dollar over any limit, under any concurrency.
 
     Args:
-        link: the Redis that holds the books.
-        clock: the host's clock.
         tries: how often a verb is tried before the strategy is too busy.
     """
 
@@ -95,7 +93,4 @@ class _Try:
         return replies
 
 
-def open_watch(link: Link, clock: Clock, *, decide_by_clock: bool = False) -> WatchBackend:
-    """See `backends.open_backend`; this strategy always decides by the host's clock."""
-    _ = decide_by_clock
-    return WatchBackend(link, clock)
+open_watch = WatchBackend.open

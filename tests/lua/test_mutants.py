@@ -202,16 +202,20 @@ RESERVE = [
     (
         "> LIVE_PENDING_BUCKETS + 1 then",
         "> LIVE_PENDING_BUCKETS then",
-        "what_killed_workers_leave_pending_makes_no_set_grow",
+        "what_killed_workers_leave_pending_makes_no_set_grow_and_is_reported_when_it_is_removed",
     ),
     (
         "> LIVE_PENDING_BUCKETS + 1 then",
         "> LIVE_PENDING_BUCKETS + 2 then",
-        "what_killed_workers_leave_pending_makes_no_set_grow",
+        "what_killed_workers_leave_pending_makes_no_set_grow_and_is_reported_when_it_is_removed",
     ),
     ("if recent.over then", "if false then", "a_window_has_never_more_members_than_buckets_and_one"),
     ("if network_recent.over then", "if false then", "a_window_has_never_more_members_than_buckets_and_one"),
-    ("if buckets.over then", "if false then", "what_killed_workers_leave_pending_makes_no_set_grow"),
+    (
+        "if buckets.over then",
+        "if false then",
+        "what_killed_workers_leave_pending_makes_no_set_grow_and_is_reported_when_it_is_removed",
+    ),
     (
         "if i == 11 then expired = buckets.over_total end",
         "",
@@ -388,7 +392,7 @@ EXTEND = [
     (
         "made_at_us <= reset_us",
         "made_at_us > reset_us",
-        "what_was_reserved_after_its_books_were_cleared_is_booked_as_ever",
+        "a_reset_before_a_reservation_or_one_that_is_no_time_clears_nothing",
     ),
     (
         "if place.spent == 0 then call('EXPIRE'",
@@ -464,7 +468,7 @@ SETTLE = [
     ("math.max(delta, 0 - (amount or 0))", "delta", "no_total_goes_below_nothing"),
     ("0 - (amount or 0)", "-(amount or 0)", "taking_from_a_total_of_nothing_is_a_whole_settlement"),
     ("and (total.held or delta > 0)", "", "a_settlement_below_its_reservation_makes_no_missing_total"),
-    ("and in_window and", "and", "a_settlement_of_what_has_left_the_window_makes_nothing_anew"),
+    ("and in_window and", "and", "what_has_left_the_window_is_not_extended_and_its_settlement_makes_nothing_anew"),
     (
         "if not total.held then call('EXPIRE'",
         "if false then call('EXPIRE'",
@@ -530,7 +534,7 @@ SETTLE = [
     (
         "if not is_cleared then\n",
         "if true then\n",
-        "a_late_settlement_of_what_was_cleared_is_booked_to_the_others_only",
+        "what_was_reserved_before_its_books_were_cleared_is_not_taken_from_them",
     ),
     (
         "open_at(KEYS[8], not is_cleared)",
@@ -540,12 +544,12 @@ SETTLE = [
     (
         "made_at_us <= reset_us",
         "made_at_us < reset_us",
-        "a_late_settlement_of_what_was_cleared_is_booked_to_the_others_only",
+        "what_was_reserved_before_its_books_were_cleared_is_not_taken_from_them",
     ),
     (
         "made_at_us <= reset_us",
         "made_at_us >= reset_us",
-        "what_was_reserved_after_its_books_were_cleared_is_booked_as_ever",
+        "a_reset_before_a_reservation_or_one_that_is_no_time_clears_nothing",
     ),
     ("(not known or owner == ARGV[14])", "true", "an_end_leaves_the_key_of_another_request_alone"),
     ("(not known or owner == ARGV[14])", "owner == ARGV[14]", "a_lost_record_and_booking_is_booked_late_and_once"),
