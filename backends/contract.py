@@ -297,9 +297,7 @@ class Backend(Protocol):
     def release(self, reservation: Reservation) -> Settlement:
         """Book nothing in place of a reservation that was never used, at most once, and free its idempotency key.
 
-        Raises:
-            ReservationConflict: the id stands for another request.
-            StoreError: the store could not be asked; repeat it later.
+        Raises what `settle` raises.
         """
 
     def books(self, identifier: str, network: str, window_seconds: int) -> Books:

@@ -49,9 +49,6 @@ class Health(Enum):
 class Guard:
     """Reserves, extends and settles, also while the store fails.
 
-    In memory, and lost with the process: loans of the emergency budget, postponed settlements (their reservations stay
-    booked in full), and the last failure. What the emergency budget has spent is in its file, and survives.
-
     Args:
         primary: the strategy that keeps the books.
         fallback: decides while the store of `primary` fails (the memory strategy).

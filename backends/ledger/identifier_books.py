@@ -96,11 +96,7 @@ class Cleared:
 
 
 class Ledger:
-    """Shows and clears the books of one identifier. Keeps nothing in memory.
-
-    Args:
-        link: the Redis that holds them.
-    """
+    """Shows and clears the books of one identifier in the Redis of `link`. Keeps nothing in memory."""
 
     def __init__(self, link: Link) -> None:
         self._link = link

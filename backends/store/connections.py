@@ -1,7 +1,7 @@
 """The connections to Redis: a bounded pool, bounded waits, and the short way of a command over one of them.
 
 The client library's own way costs metrics that nothing collects, a poll before each use and a check of every word's
-type. One decision takes 112 µs with `client.execute_command`, 92 with `get_connection` and our packing, and 72 as it is
+type. One decision takes 112 µs with `client.execute_command`, 92 with `get_connection` and our packing, and 76 as it is
 here (under gevent 191, 155 and 101). A connection that is found broken in use is replaced by `Link.run`.
 """
 
