@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import platform
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from rich.table import Column, Table
 
 from benchmarks.cases import CASES, Bench, Case
 from benchmarks.measure import Row
+from flaskapp.lab.measure import machine, server_of
 from flaskapp.ops.embedded_redis import EmbeddedServer
 
 TURNS, QUICK_TURNS = 4_000, 600
@@ -62,28 +62,16 @@ def _run(case: Case, bench: Bench) -> list[Row]:
 
 
 def _about(bench: Bench, seed: int) -> dict[str, str]:
-    server = bench.raw.info("server")
-    version_of_server = server.get("valkey_version") or server["redis_version"]
     keeps = "append-only file" if bench.raw.info("persistence")["aof_enabled"] else "in memory"
     return {
-        "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
-        "server": f"{server.get('server_name', 'redis')} {version_of_server}, {keeps}",
+        "machine": machine(),
+        "server": f"{server_of(bench.own_link)}, {keeps}",
         "python": platform.python_version(),
         "redis-py": version("redis"),
         "hiredis": version("hiredis"),
         "seed": str(seed),
         "turns": str(bench.turns),
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or "processor unknown"
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "processor unknown"
-    )
 
 
 def _print(rows: list[Row], about: dict[str, str]) -> None:
