@@ -9,17 +9,16 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Column, Table
 
 from benchmarks.cases import CASES, Bench, Case
 from benchmarks.measure import Row
+from flaskapp.cli.console import print_table
 from flaskapp.lab.measure import machine, server_of
 from flaskapp.ops.embedded_redis import EmbeddedServer
 
 TURNS, QUICK_TURNS = 4_000, 600
 SEED = 20_260_101
-_PIPE_WIDTH = 160
 
 
 def main() -> int:
@@ -91,11 +90,9 @@ def _print(rows: list[Row], about: dict[str, str]) -> None:
             row.target,
             {None: "", True: "yes", False: "NO"}[row.is_met],
         )
-    console = Console()
-    console = console if console.is_terminal else Console(width=_PIPE_WIDTH)
-    console.print(table)
-    console.print(", ".join(f"{name} {value}" for name, value in about.items()), highlight=False)
-    console.print('The seed says "75-80 % less"; that is the column "less".', highlight=False)
+    print_table(table)
+    print(", ".join(f"{name} {value}" for name, value in about.items()))
+    print('The seed says "75-80 % less"; that is the column "less".')
 
 
 if __name__ == "__main__":

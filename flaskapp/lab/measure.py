@@ -218,7 +218,9 @@ def _blocks(steps: Sequence[Step]) -> Iterator[Block]:
     window_nanousd, has_read, has_written = 0, set[str](), set[str]()
     for caller, turn in itertools.groupby(steps, key=lambda step: step.caller):
         commands = [_words_of(step) for step in turn]
-        reads = [] if caller in has_written else list(itertools.takewhile(_only_read, commands))
+        reads = (
+            [] if caller in has_written else list(itertools.takewhile(lambda step: all(map(_is_read, step)), commands))
+        )
         for part in (reads, commands[len(reads) :]):
             if not part:
                 continue
@@ -234,10 +236,6 @@ def _words_of(step: Step) -> list[str]:
     """The commands of one step; of a transaction, those in it."""
     commands = step.command.split("; ")
     return [command for command in commands if _name_of(command) not in TRANSACTION_WORDS] or commands
-
-
-def _only_read(commands: Sequence[str]) -> bool:
-    return all(map(_is_read, commands))
 
 
 def _is_read(command: str) -> bool:
