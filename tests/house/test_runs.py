@@ -25,15 +25,23 @@ def test_every_test_is_in_the_quick_run_or_named_as_left_out(runs):
     places = [*chain(*runs.QUICK), *runs.LEFT_OUT]
     files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("test_*.py")}
     assert [file for file in sorted(files) if not any(f"{file}/".startswith(f"{place}/") for place in places)] == []
-    assert [place for place in places if not (ROOT / place).exists()] == []
+    assert [place for place in places if not is_there(place)] == []
     assert len(places) == len(set(places))
 
 
-def test_what_lies_within_a_place_of_the_other_kind_is_ignored_there(runs):
-    assert runs.without(["tests/a", "tests/b.py"], ["tests/a/test_c.py", "tests/ab", "tests/d"]) == [
+def is_there(place):
+    path, _, name = place.partition("::")
+    return (ROOT / path).exists() and (not name or f"def {name}(" in (ROOT / path).read_text())
+
+
+def test_what_lies_within_a_place_of_the_other_kind_is_not_run_there(runs):
+    within = ["tests/a/test_c.py", "tests/d", "tests/b.py::test_x"]
+    assert runs.without(["tests/a", "tests/b.py", "tests/d/test_e.py"], within) == [
         "tests/a",
         "tests/b.py",
-        "--ignore=tests/a/test_c.py",
+        "tests/d/test_e.py",
+        "--deselect=tests/a/test_c.py",
+        "--deselect=tests/b.py::test_x",
     ]
 
 
