@@ -13,8 +13,8 @@ from pathlib import Path
 
 HINT = "For plain `pytest …`, `flask …` and `redis-cli`:  source {venv}/bin/activate\n"
 IN_ONE_PROCESS = (
-    ("tests/backends", "tests/flaskapp"),
-    ("tests/contract", "tests/docs", "tests/house", "tests/lab", "tests/lua"),
+    ("tests/backends", "tests/flaskapp", "tests/lab"),
+    ("tests/contract", "tests/docs", "tests/house", "tests/lua"),
 )
 """Two runs at the same time, of about the same length, of tests that work in one process: they are measured."""
 STARTS_OF_A_CLONE = ("tests/setup",)
