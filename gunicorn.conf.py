@@ -44,7 +44,7 @@ def _give_up(error: ConfigurationError) -> NoReturn:
 
 
 def _remark_on_server(url: str) -> str | None:
-    """One look at Redis on a connection that ends before the fork. That it is away is no reason not to start."""
+    """Check Redis on a connection that ends before the fork. That it is away is no reason not to start."""
     link = Link(url, clock=SystemClock(), pool_size=1)
     try:
         link.check_version()
@@ -59,7 +59,7 @@ def _remark_on_server(url: str) -> str | None:
 
 
 def _rehearse() -> None:
-    """Make the application once in a child that ends at once: what stops it is told once, not by every worker."""
+    """Make the application once in a child that ends at once: what stops it is printed once, not by every worker."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -68,7 +68,7 @@ def _rehearse() -> None:
             status = 0
         except ConfigurationError as error:
             print(error, file=sys.stderr, flush=True)  # noqa: T201 - as above
-        except BaseException:  # noqa: BLE001 - told below, and the child ends
+        except BaseException:  # noqa: BLE001 - printed below, and the child ends
             sys.excepthook(*sys.exc_info())
             sys.stderr.flush()
         finally:
@@ -77,7 +77,7 @@ def _rehearse() -> None:
         sys.exit(1)
 
 
-# Here and not in on_starting: gunicorn would have begun to talk.
+# Here and not in on_starting: gunicorn would have begun to log.
 try:
     _config = load_config()
     _config.check_workers(_config.workers)
@@ -97,11 +97,11 @@ worker_connections = 1000
 # Long enough for most answers to end by themselves; what still runs then is given a last event, and settled.
 graceful_timeout = 8 if _config.mode == "development" else 30
 LEAST_SETTLING_SECONDS = 5
-"""Before the master's patience ends, answers end; so long before, or a third of it, for a machine that is busy then."""
+"""How long before the graceful time-out answers are ended; at most a third of it, for a busy machine."""
 WORKER_KILL_SECONDS = 4
-"""Before the master's patience ends, the worker ends what still hangs; it looks once a second and takes up to two."""
-LAST_WORD_SECONDS = 1
-"""For the last events of a quick stop."""
+"""How long before the graceful time-out the worker ends what still hangs; it checks once a second, for up to two."""
+LAST_EVENT_SECONDS = 1
+"""How long a quick stop waits for last events."""
 # An idle connection would hold up a stop for so long.
 keepalive = 2
 timeout = 60
@@ -109,7 +109,7 @@ timeout = 60
 preload_app = False
 # The workers' heartbeat is a file: on a slow disk it would stall them.
 worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - gunicorn makes it and unlinks it
-# Room for an oversized X-Fingerprint to reach the application, which says what is wrong with it.
+# An oversized X-Fingerprint reaches the application, whose answer says what is wrong with it.
 limit_request_field_size = 16_380
 # Who calls, and by which scheme, is read from headers in the application, if TRUSTED_PROXY_HOPS says so. Never here:
 # whatever comes from 127.0.0.1 would be believed.
@@ -128,7 +128,7 @@ if _config.log_format == "json":
         },
         "formatters": {"json": {"()": "flaskapp.ops.logs.Json"}},
     }
-# Nobody here asks for a second way in.
+# There is no use for a second way in.
 control_socket_disable = True
 
 
@@ -136,7 +136,7 @@ def on_starting(server: "Arbiter") -> None:
     """Before the sockets are made."""
     if _remark:
         server.log.warning(_remark)
-    # Counters of an earlier start would be added to ours, and what was told then would not be told again.
+    # Counters of an earlier start would be added to ours, and what was logged then would not be logged again.
     for leftover in (*_METRICS.glob("*.db"), *_METRICS.glob("*.told")):
         leftover.unlink(missing_ok=True)
 
@@ -147,7 +147,7 @@ def post_fork(_server: "Arbiter", worker: "Worker") -> None:
 
 
 def post_worker_init(worker: "Worker") -> None:
-    """Look into Redis and say what holds before the first visitor comes."""
+    """Read the settings, and log what holds, before the first request."""
     tollgate = worker.wsgi.extensions["tollgate"]
     tollgate.start()
     threading.Thread(target=_end_answers_in_time, args=(worker, tollgate.stopping), daemon=True).start()
@@ -159,8 +159,8 @@ def _end_answers_in_time(worker: "Worker", stopping: "Stopping") -> None:
         time.sleep(0.2)
     # A client that keeps its connection after its answer must not hold up the stop.
     worker.cfg.set("keepalive", 0)
-    patience_seconds = worker.cfg.graceful_timeout + WORKER_KILL_SECONDS
-    time.sleep(max(0, patience_seconds - max(LEAST_SETTLING_SECONDS, patience_seconds // 3)))
+    timeout_seconds = worker.cfg.graceful_timeout + WORKER_KILL_SECONDS
+    time.sleep(max(0, timeout_seconds - max(LEAST_SETTLING_SECONDS, timeout_seconds // 3)))
     stopping.begin()
 
 
@@ -168,7 +168,7 @@ def worker_int(worker: "Worker") -> None:
     """SIGINT or SIGQUIT: the worker ends when this comes back."""
     stopping = worker.wsgi.extensions["tollgate"].stopping
     stopping.begin()
-    stopping.wait(LAST_WORD_SECONDS)
+    stopping.wait(LAST_EVENT_SECONDS)
 
 
 def child_exit(_server: "Arbiter", worker: "Worker") -> None:

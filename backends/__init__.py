@@ -1,7 +1,11 @@
-"""The library: imported and tested without Flask. `open_backend` is the only place that names a concrete strategy."""
+"""Cost budgets in Redis, as a library.
+
+It needs redis-py, and without it still has everything but the `Link` and the strategies on Redis. `open_backend` is the
+only place that chooses a concrete strategy.
+"""
 
 from importlib.metadata import entry_points
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from backends.clock import Clock, SystemClock
 from backends.contract import (
@@ -24,7 +28,9 @@ from backends.contract import (
     Verdict,
 )
 from backends.errors import ConfigurationError
-from backends.store.link import Link
+
+if TYPE_CHECKING:
+    from backends.store.link import Link
 
 ENTRY_POINT_GROUP = "tollgate.backends"
 
@@ -32,7 +38,7 @@ ENTRY_POINT_GROUP = "tollgate.backends"
 class BackendFactory(Protocol):
     """What an entry point of the group ``tollgate.backends`` names."""
 
-    def __call__(self, link: Link, clock: Clock, *, decide_by_clock: bool = False) -> Backend:
+    def __call__(self, link: "Link", clock: Clock, *, decide_by_clock: bool = False) -> Backend:
         """A strategy on `link`; with `decide_by_clock` (tests) it takes the time from `clock`."""
 
 
@@ -41,17 +47,35 @@ def backend_names() -> list[str]:
     return sorted({point.name for point in entry_points(group=ENTRY_POINT_GROUP)})
 
 
-def open_backend(name: str, link: Link, clock: Clock | None = None, *, decide_by_clock: bool = False) -> Backend:
+def open_backend(
+    name: str, link: "Link | None", clock: Clock | None = None, *, decide_by_clock: bool = False
+) -> Backend:
     """The strategy registered as `name`.
 
+    Args:
+        name: as in `backend_names`.
+        link: its Redis; None only for a strategy that uses none (``memory``).
+        clock: for a strategy that does not decide by Redis' own time.
+        decide_by_clock: take the time from `clock` in any case (tests).
+
     Raises:
-        ConfigurationError: nobody registered that name.
+        ConfigurationError: no strategy is registered by that name.
     """
     points = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
     if name not in points:
         raise ConfigurationError(f"THROTTLE_BACKEND: one of {', '.join(sorted(points))}; got {name}")
-    factory: BackendFactory = points[name].load()
-    return factory(link, clock or SystemClock(), decide_by_clock=decide_by_clock)
+    factory: Any = points[name].load()
+    backend: Backend = factory(link, clock or SystemClock(), decide_by_clock=decide_by_clock)
+    return backend
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when it is asked for, since it needs redis-py.
+    if name == "Link":
+        from backends.store.link import Link  # noqa: PLC0415
+
+        return Link
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 __all__ = [

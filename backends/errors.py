@@ -1,6 +1,6 @@
 """What can go wrong, on one page. A refusal is a value (`contract.Refusal`); these are failures.
 
-The client library's own exceptions never leave `backends`: `link.py` translates them into these.
+The client library's own exceptions never leave `backends`: `store/link.py` translates them into these.
 """
 
 
@@ -13,7 +13,7 @@ class ConfigurationError(TollgateError):
 
 
 class StoreError(TollgateError):
-    """Redis did not do what it was asked, as far as we know: `maybe_done` where nobody knows."""
+    """Redis did not do what it was asked. With `maybe_done` it may have: no reply came."""
 
     def __init__(self, message: str, *, maybe_done: bool = False) -> None:
         super().__init__(message)
@@ -21,11 +21,11 @@ class StoreError(TollgateError):
 
 
 class StoreUnavailable(StoreError):
-    """Redis is away, frozen, loading, read-only or full: an outage, to be bridged or told as 503."""
+    """Redis is away, frozen, loading, read-only or full: an outage, to be bridged or answered with 503."""
 
 
 class StoreBusy(StoreError):
-    """All our own connections are in use, or the caller's time is. No outage: it must never open the guard (503)."""
+    """All our own connections are in use, or the caller's time is over. No outage: it never opens the guard (503)."""
 
 
 class StoreBroken(StoreError):
@@ -37,7 +37,7 @@ class ReservationConflict(TollgateError):
 
 
 class ThrottleUnavailable(TollgateError):
-    """Nobody may say yes: Redis fails and `closed` is set, or the emergency budget is used up, or we are too busy."""
+    """No request is admitted: Redis fails and `closed` is set or the emergency budget is spent, or we are too busy."""
 
     def __init__(self, message: str, retry_after_seconds: int) -> None:
         super().__init__(message)

@@ -1,7 +1,7 @@
 """Every key that the guard keeps in Redis is made here, and nowhere else.
 
 ==================================  ======  =======================================  ===========================
-key                                 type    holds                                    life
+key                                 type    holds                                    TTL
 ==================================  ======  =======================================  ===========================
 ``settings``                        string  live settings, one JSON object           for ever
 ``llm:throttle:<id>``               string  cause, its end (us), the cause's end     the marker's own
@@ -12,11 +12,11 @@ key                                 type    holds                               
 ``llm:network:daily:<net>:<date>``  string  nano-dollars of that UTC day             a day past its end
 ``llm:global:hourly:<date>T<hour>`` string  nano-dollars of that UTC hour            two hours past its end
 ``llm:global:daily:<date>``         string  nano-dollars of that UTC day             a day past its end
-``llm:open:identifier:<id>``        zset    bucket start (s) -> open nano-dollars    stream deadline + 5 s + bucket
+``llm:open:identifier:<id>``        zset    bucket start (s) -> pending nano-dollars stream deadline + 5 s + bucket
 ``llm:open:network:<net>``          zset    the same                                 the same
 ``llm:open:global``                 zset    the same                                 an hour longer
-``llm:reservation:<rid>``           string  state, nano-dollars, made (us), request_digest,   an hour past its end
-                                            window and open (s), whose (digests)
+``llm:reservation:<rid>``           string  state, nano-dollars, made (us), request  an hour past its end
+                                            digest, window and pending (s), owners
 ``llm:idempotency:<digest>``        string  state, body, rid, nano-dollars, until    24 hours
 ``llm:reset:<id>``                  string  when its books were cleared (us)         two days
 ``llm:challenge:<challenge>``       string  the hash and network it was given to     300 s
@@ -24,8 +24,8 @@ key                                 type    holds                               
 ``llm:rate:…``                      string  flask-limiter's request counters         their own window
 ==================================  ======  =======================================  ===========================
 
-Window and open rings carry at most `WINDOW_BUCKETS` + 1 and `PENDING_BUCKETS` + 2 members, however many requests
-they stand for.
+The buckets of a window are at most `WINDOW_BUCKETS` + 1, those of pending money `PENDING_BUCKETS` + 2, however many
+requests they stand for.
 """
 
 import re
@@ -42,22 +42,22 @@ RECORD_PREFIX = "llm:reservation:"
 WINDOW_BUCKETS = 20
 PENDING_BUCKETS = 12
 LIVE_PENDING_BUCKETS = PENDING_BUCKETS + 1
-"""So many can be alive at once; a ring of open money with more is swept when it gets another."""
+"""So many can count at once; where there are more, expired ones are removed when a new one comes."""
 RECORD_KEEP_SECONDS = 3_600
 IDEMPOTENCY_KEEP_SECONDS = 86_400
 RESET_KEEP_SECONDS = 172_800
-"""Longer than any total that it may have cleared, and any reservation that was open then."""
+"""Longer than the TTL of any total that it may have cleared, and of any reservation that was pending then."""
 SECONDS_PER_HOUR = 3_600
 SECONDS_PER_DAY = 86_400
 
 
 def bucket_seconds_of(window_seconds: int) -> int:
-    """Length of a bucket of the spending window: at most `WINDOW_BUCKETS` + 1 of them are alive at once."""
+    """Length of a bucket of the window: at most `WINDOW_BUCKETS` + 1 of them count at once."""
     return -(-window_seconds // WINDOW_BUCKETS)
 
 
 def pending_bucket_seconds_of(pending_seconds: int) -> int:
-    """Length of a bucket in which open reservations are remembered."""
+    """Length of a bucket of pending money."""
     return -(-pending_seconds // PENDING_BUCKETS)
 
 

@@ -12,13 +12,13 @@ from backends.contract import Duplicate, DuplicateState, Idempotency, Reservatio
 
 @lru_cache(maxsize=4_096)
 def digest_of(text: str) -> str:
-    """8 characters that stand for a text where it would be too long, or must not be read: records are small."""
+    """8 characters in place of a text that is too long for a record, or must not be read in one."""
     return urlsafe_b64encode(hashlib.blake2b(text.encode(), digest_size=6).digest()).decode()
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is remembered of a reservation id."""
+    """What is stored for a reservation id."""
 
     state: str
     nanousd: int
@@ -40,7 +40,7 @@ class Record:
 
 
 def record_of(reservation: Reservation, state: str, nanousd: int) -> Record:
-    """What is remembered of a reservation."""
+    """What is stored for a reservation."""
     return Record(
         state,
         nanousd,
@@ -59,7 +59,7 @@ MARKER = re.compile(rb"([a-z_]+) (\d+) (\d+) (busy|spent)")
 
 
 def parse_record(text: bytes | None) -> Record | None:
-    """The record, or None; what is not one counts as one for another request."""
+    """The record, or None; a text that is none counts as the record of another request."""
     if text is None:
         return None
     match = _RECORD.fullmatch(text)
@@ -70,24 +70,24 @@ def parse_record(text: bytes | None) -> Record | None:
 
 
 def state_of(record: Record, now_us: int) -> str:
-    """As it is told: open, settled, released, or expired for an open one whose time is over."""
+    """``open``, ``settled``, ``released``, or ``expired`` for an open one past its time."""
     is_over = record.state == "open" and record.made_at_us + record.pending_seconds * US_PER_SECOND <= now_us
     return "expired" if is_over else record.state
 
 
 def in_flight_text(reservation: Reservation, idempotency: Idempotency, now_us: int) -> str:
-    """What is remembered of an idempotency key when its request is admitted."""
+    """What is stored for an idempotency key when its request is admitted."""
     until_us = now_us + reservation.pending_seconds * US_PER_SECOND
     return f"open {idempotency.body_digest} {reservation.reservation_id} {reservation.cost_nanousd} {until_us}"
 
 
 def settled_text(reservation: Reservation, idempotency: Idempotency, actual_nanousd: int, now_us: int) -> str:
-    """What is remembered of an idempotency key when its request is settled."""
+    """What is stored for an idempotency key when its request is settled."""
     return f"settled {idempotency.body_digest} {reservation.reservation_id} {actual_nanousd} {now_us}"
 
 
 def extended_text(text: bytes | None, reservation_id: str, held_nanousd: int) -> str | None:
-    """What is remembered of an idempotency key when its request was extended; None where it is not this request's."""
+    """What is stored for an idempotency key when its request is extended; None where the key is another request's."""
     match = None if text is None else _IDEMPOTENCY.fullmatch(text)
     if match is None or match[1] != b"open" or match[3] != reservation_id.encode():
         return None
@@ -95,13 +95,13 @@ def extended_text(text: bytes | None, reservation_id: str, held_nanousd: int) ->
 
 
 def owner_of(text: bytes | None) -> str | None:
-    """The reservation id that an idempotency key stands for; None for a missing key, and for what is none."""
+    """The reservation id that is stored for an idempotency key; None where there is none."""
     match = None if text is None else _IDEMPOTENCY.fullmatch(text)
     return None if match is None else match[3].decode(errors="replace")
 
 
 def duplicate_of(text: bytes | None, idempotency: Idempotency, now_us: int) -> Duplicate | None:
-    """The first request with an idempotency key; what is set by hand stands for one that nobody knows."""
+    """The first request with an idempotency key; a text that was set by hand stands for an unknown one."""
     if text is None:
         return None
     match = _IDEMPOTENCY.fullmatch(text)
@@ -113,3 +113,8 @@ def duplicate_of(text: bytes | None, idempotency: Idempotency, now_us: int) -> D
     else:
         what = DuplicateState.EXPIRED if int(until_us) <= now_us else DuplicateState.IN_FLIGHT
     return Duplicate(rid, what, int(nanousd), same_body=body == idempotency.body_digest)
+
+
+def buckets_of(members: list[tuple[bytes, float]]) -> dict[int, int]:
+    """Buckets as ``ZRANGE … WITHSCORES`` returns them: bucket start (unix seconds) -> nano-dollars."""
+    return {int(start): int(nanousd) for start, nanousd in members}

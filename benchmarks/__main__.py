@@ -34,8 +34,8 @@ def main() -> int:
         bench.close()
     _print(rows, about)
     if arguments.json:
-        told = {"about": about, "rows": [asdict(row) for row in rows]}
-        Path(arguments.json).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        figures = {"about": about, "rows": [asdict(row) for row in rows]}
+        Path(arguments.json).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     missed = [row for row in rows if row.is_met is False]
     for row in missed:
         print(f"missed: {row.name}: {row.target}", file=sys.stderr)
@@ -63,11 +63,11 @@ def _run(case: Case, bench: Bench) -> list[Row]:
 
 def _about(bench: Bench, seed: int) -> dict[str, str]:
     server = bench.raw.info("server")
-    its_version = server.get("valkey_version") or server["redis_version"]
+    version_of_server = server.get("valkey_version") or server["redis_version"]
     keeps = "append-only file" if bench.raw.info("persistence")["aof_enabled"] else "in memory"
     return {
         "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
-        "server": f"{server.get('server_name', 'redis')} {its_version}, {keeps}",
+        "server": f"{server.get('server_name', 'redis')} {version_of_server}, {keeps}",
         "python": platform.python_version(),
         "redis-py": version("redis"),
         "hiredis": version("hiredis"),

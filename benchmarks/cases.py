@@ -1,4 +1,4 @@
-"""What is measured: each case gives its rows. All of it runs on a server of its own."""
+"""The benchmarks: each case yields its rows. All run on a server of their own."""
 
 import random
 import time
@@ -15,6 +15,7 @@ from benchmarks.measure import Row, at_least, at_most, medians_us, placed, place
 from flaskapp.lab.delay import HOST, delayed
 from flaskapp.lab.prefilled_books import leave_as_after
 from flaskapp.lab.race import AMPLE_NANOUSD, COST_NANOUSD, PENDING_SECONDS, WINDOW_SECONDS, window_alone
+from flaskapp.lab.wire import Wire
 
 LIMITS = window_alone(AMPLE_NANOUSD)
 IN_WINDOW = (1, 10, 1_000_000)
@@ -25,7 +26,7 @@ BYTES_AN_IDENTIFIER, BYTES_A_RESERVATION = 2_048, 200
 
 
 class Bench:
-    """A server, a link to it, and asks that never run out."""
+    """A server, links to it, and as many asks as a case needs."""
 
     def __init__(self, port: int, pid: int, seed: int, turns: int) -> None:
         self.port = port
@@ -40,16 +41,16 @@ class Bench:
         """Give back the connection."""
         self.raw.close()
 
-    def link(self, port: int | None = None) -> Link:
+    def link(self, port: int | None = None, wire: Wire | None = None) -> Link:
         """As the service has it; to another port of this machine where one is named."""
-        return Link(f"redis://{HOST}:{port or self.port}/0", clock=SystemClock())
+        return Link(f"redis://{HOST}:{port or self.port}/0", clock=SystemClock(), before_each_send=wire)
 
     def ask(self, who: str) -> Ask:
-        """One more request, which nothing refuses."""
+        """One more request, within every limit."""
         return Ask(f"bench-{next(self._numbers)}", who, f"net-{who}", COST_NANOUSD, LIMITS, PENDING_SECONDS)
 
     def leave_as_after(self, requests: int, who: str) -> None:
-        """The books as `requests` reservations, spread over the window, would have left them."""
+        """Write what `requests` reservations, spread over the window, would have left in the store."""
         leave_as_after(
             self.raw,
             who,
@@ -64,7 +65,7 @@ class Bench:
 
 
 def reserve_beside_no_op(bench: Bench) -> Iterator[Row]:
-    """The check as its caller sees it, beside a script that does nothing, on the same connection."""
+    """A reserve as its caller sees it, beside a script that does nothing, on the same connection."""
     link = bench.link()
     backend = open_backend("atomic", link)
     for placement in placements():
@@ -104,7 +105,7 @@ def settle_beside_no_op(bench: Bench) -> Iterator[Row]:
 
 
 def legacy_beside_atomic(bench: Bench) -> Iterator[Row]:
-    """On loopback, and with a network in between."""
+    """Both strategies on loopback, and with 1 ms to Redis."""
     yield from _legacy_beside_atomic(bench, bench.port, "loopback", bench.turns // 4, LEGACY_TO_ATOMIC)
     with delayed(bench.port, round_trip_us=1_000) as port:
         turns = max(20, bench.turns // 40)
@@ -121,38 +122,37 @@ def _round_trip(bench: Bench, port: int, turns: int) -> Row:
 
 
 def _legacy_beside_atomic(bench: Bench, port: int, where: str, turns: int, limit: float) -> Iterator[Row]:
-    link = bench.link(port)
-    atomic, legacy = open_backend("atomic", link), open_backend("legacy", link)
+    link, wire = bench.link(port), Wire()
+    watched = bench.link(port, wire)
     for who in ("atomic", "legacy"):
         bench.leave_as_after(10, who)
-    checked_at = 0.0
+    legacy = open_backend("legacy", watched)
 
-    def note_the_time() -> None:
-        nonlocal checked_at
-        checked_at = time.perf_counter()
+    def check_the_old_way() -> float:
+        start = written_at = time.perf_counter()
 
-    legacy.between_check_and_record = note_the_time  # type: ignore[attr-defined] # the gap that legacy declares
-    checks: list[float] = []
+        def note_the_time() -> None:
+            nonlocal written_at
+            written_at = time.perf_counter()
 
-    def reserve_the_old_way() -> float:
-        start = time.perf_counter()
-        _admitted(legacy, bench.ask("legacy"))
-        end = time.perf_counter()
-        checks.append(checked_at - start)
-        return end - start
+        with wire.before_first_write(note_the_time):
+            _admitted(legacy, bench.ask("legacy"))
+        return written_at - start
 
-    def check_of_that() -> float:
-        return checks[-1]
-
-    calls = {"atomic": _reserve(bench, atomic, "atomic"), "legacy": reserve_the_old_way, "check": check_of_that}
+    calls = {
+        "atomic": _reserve(bench, open_backend("atomic", link), "atomic"),
+        "legacy": _reserve(bench, open_backend("legacy", link), "legacy"),
+        "check": check_the_old_way,
+    }
     us = medians_us(calls, turns)
     link.close()
+    watched.close()
     yield at_least(f"reserve, {where}", us["atomic"], ("legacy, check and record", us["legacy"]), limit)
     yield at_least(f"reserve, {where}", us["atomic"], ("legacy, its check alone", us["check"]), None)
 
 
 def server_time_a_decision(bench: Bench) -> Iterator[Row]:
-    """What Redis itself says that a decision took, by how much there is in the window; blocks of them in turns."""
+    """What Redis itself says that a decision took, by the requests in the window; in alternating blocks."""
     link = bench.link()
     backend = open_backend("atomic", link)
     blocks_us: dict[int, list[float]] = {requests: [] for requests in IN_WINDOW}
@@ -172,7 +172,7 @@ def server_time_a_decision(bench: Bench) -> Iterator[Row]:
 
 
 def memory(bench: Bench) -> Iterator[Row]:
-    """What Redis keeps of an identifier whose rings are full, of its network, and of one reservation."""
+    """What Redis keeps of an identifier with all buckets filled, of its network, and of one reservation."""
     link = bench.link()
     backend = open_backend("atomic", link)
     who = "memory"
@@ -202,7 +202,7 @@ def _bytes(bench: Bench, name: str, keys: tuple[str, ...], limit: int) -> Row:
 
 
 def _no_op(bench: Bench, link: Link) -> Callable[[], object]:
-    """On the connection that the backend uses, by the client library alone: none of our own code is in the baseline."""
+    """A script that does nothing, on the backend's connection and without our own code."""
     client = link.run(lambda its: its)
     execute: Callable[..., Any] = client.execute_command
     return lambda: execute("EVALSHA", bench.no_op, 0)

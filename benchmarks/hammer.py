@@ -2,7 +2,7 @@
 
 On a server of its own. A seed is a population of callers and limits and all that they do: reserve, say again, extend,
 settle, release, or never end; ids that several processes hold, idempotency keys that many use. What must hold, and what
-of it is proved, is told at the head of `hammer_oracle.py`. Exit status 1 if anything did not hold.
+of it is proved, is at the head of `hammer_oracle.py`. Exit status 1 if anything did not hold.
 """
 
 import argparse
@@ -23,18 +23,18 @@ from backends.clock import SystemClock
 from backends.ledger.audit import audit
 from backends.store.link import Link
 from benchmarks.hammer_load import Share, population_of, run_share, set_up
-from benchmarks.hammer_oracle import MOST_TOLD, violations
+from benchmarks.hammer_oracle import MOST_PRINTED, violations
 from flaskapp.ops.embedded_redis import EmbeddedServer
 
 CALLS = ("requests", "repeats", "extends", "ends")
-TOLD_EVERY = 10
+PRINTED_EVERY = 10
 AUDIT_BESIDE_EVERY = 10
-"""Of so many seeds one is audited while it is hammered, too."""
+"""One seed in so many is audited while it is hammered, too."""
 
 
 @dataclass
 class Figures:
-    """What a run came to."""
+    """The figures of a run."""
 
     seeds: int = 0
     hammering_seconds: float = 0.0
@@ -46,12 +46,12 @@ class Figures:
 
     @property
     def calls(self) -> int:
-        """Verbs that were asked of the backend."""
+        """Calls of the backend's verbs."""
         return sum(self.counts.get(name, 0) for name in CALLS)
 
 
 class Hammer:
-    """Processes that are started once and hammer one seed after another. A context manager.
+    """Processes that are started once and hammer one seed after another; a context manager.
 
     Args:
         url: a server whose database is emptied before each seed.
@@ -66,7 +66,7 @@ class Hammer:
         self._clock = SystemClock()
         self._link = Link(url, clock=self._clock, timeout_seconds=60)
         spawn = multiprocessing.get_context("spawn")
-        # Each share waits for the others: so no process takes two of a seed, and all begin at once.
+        # Each share waits for the others, so that no process takes two of a seed, and all begin at once.
         self._pool = ProcessPoolExecutor(
             processes, mp_context=spawn, initializer=set_up, initargs=(spawn.Barrier(processes),)
         )
@@ -80,7 +80,7 @@ class Hammer:
         self._link.close()
 
     def run(self, seed: int) -> list[str]:
-        """What did not hold."""
+        """Hammer one seed; the violations."""
         population = population_of(seed, self._requests)
         self._link.run(lambda client: client.flushdb())
         shares = [
@@ -89,15 +89,15 @@ class Hammer:
         start = self._clock.monotonic_seconds()
         going = self._pool.map(run_share, shares)
         beside = audit(self._link).disagreements if seed % AUDIT_BESIDE_EVERY == 0 else ()
-        told = list(going)
+        reports = list(going)
         hammered = self._clock.monotonic_seconds()
         found = [f"I2: beside traffic: {each.key} {each.told}" for each in beside]
-        found += violations(self._link, population, told)
+        found += violations(self._link, population, reports)
         figures = self.figures
         figures.seeds += 1
         figures.hammering_seconds += hammered - start
         figures.seconds += self._clock.monotonic_seconds() - start
-        for each in told:
+        for each in reports:
             for name, count in each.counts.items():
                 figures.counts[name] = figures.counts.get(name, 0) + count
         if found:
@@ -120,14 +120,14 @@ def main() -> int:
 def _run(hammer: Hammer, arguments: argparse.Namespace) -> None:
     clock = SystemClock()
     start = clock.monotonic_seconds()
-    with _progress(arguments.seeds) as tell:
+    with _progress(arguments.seeds) as show:
         for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
             found = hammer.run(seed)
-            for wrong in found[:MOST_TOLD]:
-                print(f"seed {seed}: {wrong}", file=sys.stderr)
+            for violation in found[:MOST_PRINTED]:
+                print(f"seed {seed}: {violation}", file=sys.stderr)
             if found:
                 print(_how_to_repeat(seed, len(found), arguments), file=sys.stderr)
-            tell(hammer.figures)
+            show(hammer.figures)
             if arguments.minutes and clock.monotonic_seconds() - start > arguments.minutes * 60:
                 return
 
@@ -150,33 +150,33 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-class _Tell:
-    """A bar for who watches, a line now and then for a log."""
+class _ProgressLine:
+    """A bar on a terminal; in a log, a line for every `PRINTED_EVERY` seeds."""
 
-    def __init__(self, bars: Progress, seeds: int, *, is_watched: bool) -> None:
+    def __init__(self, bars: Progress, seeds: int, *, is_terminal: bool) -> None:
         self._bars = bars
         self._task = bars.add_task("hammering", total=seeds)
-        self._is_watched = is_watched
+        self._is_terminal = is_terminal
 
     def __call__(self, figures: Figures) -> None:
         text = _in_short(figures)
         self._bars.update(self._task, description=text, completed=figures.seeds)
-        if not self._is_watched and figures.seeds % TOLD_EVERY == 0:
+        if not self._is_terminal and figures.seeds % PRINTED_EVERY == 0:
             print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager
-def _progress(seeds: int) -> Iterator[_Tell]:
+def _progress(seeds: int) -> Iterator[_ProgressLine]:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        yield _Tell(bars, seeds, is_watched=console.is_terminal)
+        yield _ProgressLine(bars, seeds, is_terminal=console.is_terminal)
 
 
 def _in_short(figures: Figures) -> str:
     rate = figures.calls / max(figures.hammering_seconds, 1e-9)
-    wrong = f", {len(figures.violations)} seeds with violations" if figures.violations else ""
-    return f"{figures.seeds} seeds, {figures.calls:,} calls, {rate:,.0f} a second{wrong}"
+    violations = f", {len(figures.violations)} seeds with violations" if figures.violations else ""
+    return f"{figures.seeds} seeds, {figures.calls:,} calls, {rate:,.0f} a second{violations}"
 
 
 def _print(figures: Figures, arguments: argparse.Namespace) -> None:
@@ -184,8 +184,8 @@ def _print(figures: Figures, arguments: argparse.Namespace) -> None:
     print(f"{figures.seconds:,.0f} s in all, {figures.hammering_seconds:,.0f} s of them without the checks")
     for name, count in sorted(figures.counts.items()):
         print(f"{name}: {count:,}")
-    wrong = sum(map(len, figures.violations.values()))
-    print(f"violations: {wrong}" + (f" in {len(figures.violations)} seeds" if wrong else ""))
+    count = sum(map(len, figures.violations.values()))
+    print(f"violations: {count}" + (f" in {len(figures.violations)} seeds" if count else ""))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The hammer's own side of a seed: who asks for how much, and what becomes of it. Imported by its processes.
+"""What the hammer's processes do of a seed: which requests ask for how much, and how each ends.
 
-All that a request does is drawn from the seed and its id. So a seed runs the same operations again, whoever runs them;
-only how they interleave is the machine's.
+All that a request does is drawn from the seed and its id. So a seed runs the same operations in every run; only their
+interleaving depends on the machine.
 """
 
 import random
@@ -33,7 +33,7 @@ LIMIT_NAMES = (
 
 @dataclass(frozen=True)
 class Population:
-    """What a seed stands for."""
+    """Who asks under a seed, and within which limits."""
 
     seed: int
     requests: int
@@ -50,7 +50,7 @@ class Population:
 
 
 def population_of(seed: int, requests: int) -> Population:
-    """Some to many callers; one to three limits that are met, in windows that slide while the seed runs, or do not."""
+    """Few or many callers; one to three limits that refuse; windows that slide while the seed runs, or not."""
     rng = random.Random(seed)
     identifiers, networks = rng.choice((1, 3, 20, 100)), rng.choice((1, 2, 8))
     window_seconds = rng.choice((1, 2, 3, 60, 600))
@@ -67,7 +67,7 @@ def population_of(seed: int, requests: int) -> Population:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a request is to do."""
+    """What a request does."""
 
     who: int
     cost: int
@@ -79,11 +79,11 @@ class Plan:
     idempotency: str | None
     is_shared: bool
     at_least: int | None
-    """What will do where it is the last of a budget."""
+    """Nano-dollars that it accepts at least, where a budget has less than `cost` left."""
 
 
 def plan_of(population: Population, rid: str, *, is_shared: bool) -> Plan:
-    """The same for everybody who asks."""
+    """The plan of a request: the same in every process."""
     rng = random.Random(f"{population.seed}:{rid}")
     who = rng.randrange(population.identifiers)
     name = rng.randrange(max(2, population.requests // 20))
@@ -121,27 +121,26 @@ def ask_of(population: Population, rid: str, plan: Plan) -> Ask:
 
 @dataclass
 class Trace:
-    """What one process saw of a request that was admitted; instants are unix microseconds of this host."""
+    """What one process saw of an admitted request; instants are unix microseconds of this host."""
 
     rid: str
     plan: Plan
     made_at_us: int
     holds: list[tuple[int, int]] = field(default_factory=list)
-    """(instant, nanousd held in all from then on). The first instant is when the answer was there: from then on the
-    money is certainly held."""
+    """(instant of the reply, nano-dollars held in all): from then on they are certainly held."""
     billed: int = 0
-    """What the pretend upstream generated and bills: written down before the books hear of it."""
+    """Nano-dollars that the pretend upstream bills: noted before the backend is asked to book them."""
     ends: list[tuple[int, int, str, int]] = field(default_factory=list)
-    """(sent, answered, outcome, booked)."""
+    """(instant of sending, instant of the reply, outcome, nano-dollars booked)."""
 
 
 @dataclass
-class Told:
-    """What one process has to tell of a seed."""
+class ShareReport:
+    """What one process saw of a seed."""
 
     traces: list[Trace] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
-    wrongs: list[str] = field(default_factory=list)
+    violations: list[str] = field(default_factory=list)
 
     def count(self, name: str) -> None:
         self.counts[name] = self.counts.get(name, 0) + 1
@@ -149,7 +148,7 @@ class Told:
 
 @dataclass(frozen=True)
 class Share:
-    """What one process does of a seed."""
+    """The part of a seed that one process runs."""
 
     population: Population
     process: int
@@ -163,13 +162,13 @@ _links: dict[str, Link] = {}
 
 
 def set_up(barrier: Barrier) -> None:
-    """Once in each process."""
+    """Called once in each process, with the barrier at which all begin a seed."""
     global _barrier  # noqa: PLW0603 (a process of a pool has no other place for what it is given at its start)
     _barrier = barrier
 
 
-def run_share(share: Share) -> Told:
-    """Hammer: all processes begin at once."""
+def run_share(share: Share) -> ShareReport:
+    """Run a share; all processes begin at once."""
     link = _links.setdefault(share.url, Link(share.url, clock=SystemClock(), timeout_seconds=PATIENCE_SECONDS))
     hammering = _Hammering(share, open_backend(share.backend, link))
     if _barrier is not None:
@@ -187,10 +186,10 @@ class _Hammering:
         self._population = share.population
         self._backend = backend
         self._rng = random.Random(f"{share.population.seed}/{share.process}")
-        self._told = Told()
+        self._report = ShareReport()
         self._steps: list[list[Step]] = []
 
-    def run(self) -> Told:
+    def run(self) -> ShareReport:
         requests = self._population.requests // self._share.processes
         depth = self._rng.choice((1, 5, 30))
         for number in range(requests):
@@ -199,7 +198,7 @@ class _Hammering:
                 self._go_on()
         while self._steps:
             self._go_on()
-        return self._told
+        return self._report
 
     def _go_on(self) -> None:
         place = self._rng.randrange(len(self._steps))
@@ -220,7 +219,7 @@ class _Hammering:
         if made is None:
             return
         trace = Trace(rid, plan, made.made_at_us, [(now_us(), made.cost_nanousd)])
-        self._told.traces.append(trace)
+        self._report.traces.append(trace)
         steps: list[Step] = []
         if plan.repeats:
             steps.append(lambda: self._repeat(ask, made))
@@ -234,47 +233,47 @@ class _Hammering:
         self._steps.append(steps)
 
     def _reserve(self, ask: Ask, plan: Plan) -> Reservation | None:
-        self._told.count("requests")
+        self._report.count("requests")
         try:
             verdict = self._backend.reserve(ask)
         except ReservationConflict:
-            # Another process has ended it already; an id of one's own is new.
-            self._told.count("conflicts")
+            # Another process has ended it already, if the id is shared; otherwise the id is new.
+            self._report.count("conflicts")
             if not plan.is_shared:
-                self._wrong(f"I3: {ask.reservation_id} is new, and was refused as known")
+                self._violated(f"I3: {ask.reservation_id} is new, and was refused as known")
             return None
         if isinstance(verdict, Refusal):
-            self._told.count(f"refused: {verdict.reason}")
+            self._report.count(f"refused: {verdict.reason}")
             return None
         if isinstance(verdict, Duplicate):
-            self._told.count("duplicates")
+            self._report.count("duplicates")
             return None
-        self._told.count("admitted")
+        self._report.count("admitted")
         self._check_admitted(ask, plan, verdict)
         return verdict
 
     def _check_admitted(self, ask: Ask, plan: Plan, verdict: Reservation) -> None:
         limits = ask.limits
         if verdict.cost_nanousd < ask.cost_nanousd:
-            self._told.count("admitted on the last of a budget")
+            self._report.count("admitted on the last of a budget")
         if not plan.is_shared and not ask.least_nanousd <= verdict.cost_nanousd <= ask.cost_nanousd:
-            self._wrong(f"I2: {ask.reservation_id} holds {verdict.cost_nanousd}, asked {ask.cost_nanousd}")
+            self._violated(f"I2: {ask.reservation_id} holds {verdict.cost_nanousd}, asked {ask.cost_nanousd}")
         if not plan.is_shared and verdict.window_spent_nanousd > limits.window_nanousd:
-            self._wrong(f"I1: admitted with {verdict.window_spent_nanousd} in the window of {limits.window_nanousd}")
+            self._violated(f"I1: admitted with {verdict.window_spent_nanousd} in the window of {limits.window_nanousd}")
         if not plan.is_shared and verdict.day_spent_nanousd > limits.day_nanousd:
-            self._wrong(f"I1: admitted with {verdict.day_spent_nanousd} in the day of {limits.day_nanousd}")
+            self._violated(f"I1: admitted with {verdict.day_spent_nanousd} in the day of {limits.day_nanousd}")
 
     def _repeat(self, ask: Ask, made: Reservation) -> None:
-        self._told.count("repeats")
+        self._report.count("repeats")
         try:
             again = self._backend.reserve(ask)
         except ReservationConflict:
             again = made if ask.reservation_id.split("-")[1].startswith("x") else None
         if not isinstance(again, Reservation) or again.made_at_us != made.made_at_us:
-            self._wrong(f"I3: {ask.reservation_id} said again is another reservation: {again}")
+            self._violated(f"I3: {ask.reservation_id} said again is another reservation: {again}")
 
     def _extend(self, made: Reservation, trace: Trace) -> None:
-        self._told.count("extends")
+        self._report.count("extends")
         plan = trace.plan
         to = made.cost_nanousd + plan.extend_by
         try:
@@ -285,11 +284,11 @@ class _Hammering:
         if isinstance(answer, Refusal):
             return
         if not plan.is_shared and not made.cost_nanousd < answer.cost_nanousd <= to:
-            self._wrong(f"I2: {trace.rid} asked for {to} and holds {answer.cost_nanousd}")
+            self._violated(f"I2: {trace.rid} asked for {to} and holds {answer.cost_nanousd}")
         trace.holds.append((now_us(), answer.cost_nanousd))
 
     def _bill(self, trace: Trace) -> None:
-        """The upstream generates: of a request that several processes hold the same, whoever asks."""
+        """Note what the upstream bills: of a shared request the same in every process."""
         plan = trace.plan
         if plan.fate == "release":
             return
@@ -298,7 +297,7 @@ class _Hammering:
         trace.billed = int(most * share)
 
     def _end(self, made: Reservation, trace: Trace) -> None:
-        self._told.count("ends")
+        self._report.count("ends")
         made = replace(made, cost_nanousd=trace.holds[-1][1])
         sent = now_us()
         if trace.plan.fate == "release":
@@ -307,8 +306,8 @@ class _Hammering:
             settlement = self._backend.settle(made, trace.billed)
         outcome = settlement.outcome
         if not trace.ends and outcome is Outcome.REPEATED and not trace.plan.is_shared:
-            self._wrong(f"I3: {trace.rid} was told to have ended before its first end")
+            self._violated(f"I3: {trace.rid} was told to have ended before its first end")
         trace.ends.append((sent, now_us(), outcome.value, settlement.booked_nanousd))
 
-    def _wrong(self, text: str) -> None:
-        self._told.wrongs.append(text)
+    def _violated(self, text: str) -> None:
+        self._report.violations.append(text)

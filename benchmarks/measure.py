@@ -1,4 +1,4 @@
-"""How things are timed: in turns, so that whatever the machine does meanwhile happens to all of them."""
+"""Timing: the calls take turns, so that other load of the machine slows all of them alike."""
 
 import gc
 import os
@@ -14,7 +14,7 @@ WARM_UP_TURNS = 50
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the report: a figure, its baseline and what was promised of the two."""
+    """One line of the report: a figure, its baseline, and the promised ratio of the two."""
 
     name: str
     measured: float
@@ -63,7 +63,7 @@ def at_least(name: str, measured_us: float, baseline: tuple[str, float], limit: 
 
 
 def placements() -> list[str]:
-    """Where caller and server can be put beside each other: it changes what a round trip costs by a factor of two.
+    """How caller and server can share the cores: it changes the cost of a round trip by a factor of two.
 
     On one core the server runs as soon as the caller waits; on two, one of them must be woken first.
     """
@@ -74,21 +74,21 @@ def placements() -> list[str]:
 
 @contextmanager
 def placed(server_pid: int, placement: str) -> Iterator[None]:
-    """Caller and server as `placement` says, for as long as this lasts."""
+    """Keep caller and server on the cores of `placement`."""
     if not placement:
         yield
         return
     all_cores = os.sched_getaffinity(0)
     cores = sorted(all_cores)
-    _put(server_pid, {cores[0]} if "one" in placement else {cores[1]})
+    _pin(server_pid, {cores[0]} if "one" in placement else {cores[1]})
     os.sched_setaffinity(0, {cores[0]})
     try:
         yield
     finally:
         os.sched_setaffinity(0, all_cores)
-        _put(server_pid, all_cores)
+        _pin(server_pid, all_cores)
 
 
-def _put(pid: int, cores: set[int]) -> None:
+def _pin(pid: int, cores: set[int]) -> None:
     for thread in Path(f"/proc/{pid}/task").iterdir():
         os.sched_setaffinity(int(thread.name), cores)

@@ -1,7 +1,7 @@
 """An upstream that bills: an OpenAI-compatible model whose answers have a length and a pace like real ones.
 
-Lengths are log-normal; each token is one event. A token counts once it was written, whether or not anybody reads it:
-that is what a provider would bill. ``GET /stats`` tells it per tenant, the first word of the last message.
+Lengths are log-normal; each token is one event. A token counts once it was written, also when no client reads it, as a
+provider would bill it. ``GET /stats`` returns the counts of each tenant, which is the first word of the last message.
 """
 
 import argparse
@@ -21,7 +21,7 @@ _MESSAGE_TOKENS, _REQUEST_TOKENS = 4, 3
 
 
 class BillingModel:
-    """What it generated, per tenant: requests, input_tokens, output_tokens, hung_up."""
+    """Counts what it generated for each tenant: requests, input_tokens, output_tokens, hung_up."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._arguments = arguments

@@ -27,7 +27,8 @@ import redis
 from rich.console import Console
 from rich.table import Column, Table
 
-from flaskapp.ops.embedded_redis import HOST, EmbeddedServer, free_port
+from flaskapp.ops.embedded_redis import EmbeddedServer, free_port
+from flaskapp.ops.running_redis import HOST
 
 ROOT = Path(__file__).resolve().parent.parent
 INPUT_USD_PER_MTOK, OUTPUT_USD_PER_MTOK = Decimal("2.5"), Decimal(10)
@@ -40,24 +41,24 @@ PEER = "peer:"
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one policy made of the budgets; shares are of one tenant's budget."""
+    """How one policy used the budgets; shares are of one tenant's budget."""
 
     policy: str
     tenants: int
     budget_nanousd: int
     worst_overshoot_percent: float
-    """Of the tenant that was billed most; negative: never over."""
+    """Of the tenant that was billed most; negative: no tenant exceeded its budget."""
     usable_percent: float
     """What the upstream billed, of all budgets."""
     booked_percent: float
     """What our books hold in the end, of all budgets."""
     least_booked_beyond_billed_percent: float | None
-    """Of the tenant whose books are closest to its bill; negative: they show less than was spent. None: a peer's."""
+    """Of the tenant whose books are closest to its bill; negative: they hold less than was billed. None for a peer."""
     answers: int
     cut: int
-    """Answers that the budget ended."""
+    """Answers cut by the budget."""
     busy: int
-    """Refusals that only answers under way caused; each was tried again."""
+    """Refusals that only pending reservations caused; each was tried again."""
     seconds: float
 
 
@@ -238,12 +239,12 @@ async def _all_tenants(
 
 
 Answer = tuple[int, bool, bool]
-"""Status, whether its budget cut it, whether the budget is only held by answers under way."""
+"""Status, whether its budget cut it, whether only pending reservations refused it."""
 Ask = Callable[[aiohttp.ClientSession, int, str], Awaitable[Answer]]
 
 
 async def _client(ask: Ask, session: aiohttp.ClientSession, port: int, tenant: str, counts: _Counts) -> None:
-    """Asks until the budget is spent; while it is only held by others, tries again."""
+    """Ask until the budget is spent; while it is only busy, try again."""
     while True:
         status, was_cut, is_busy = await ask(session, port, tenant)
         if status == 200:
@@ -261,7 +262,7 @@ async def _ask(session: aiohttp.ClientSession, port: int, tenant: str) -> Answer
     content = {"query": f"{tenant} go on", "chat_history": []}
     async with session.post(url, json=content, headers={"X-Fingerprint": tenant}) as response:
         text = await response.text()
-    # Beside the maximum, which few answers reach, the only end at a length is that of the budget.
+    # Few answers reach their maximum; any other end at a length is the budget's.
     return response.status, '"finish_reason":"length"' in text, '"in_flight":true' in text.replace(" ", "")
 
 
@@ -274,7 +275,7 @@ async def _ask_peer(session: aiohttp.ClientSession, port: int, tenant: str) -> A
 
 
 def _cost(bill: Mapping[str, int], *, input_counts: bool) -> int:
-    """Of what the upstream generated, in nano-dollars."""
+    """Nano-dollars for what the upstream generated."""
     inputs = bill["input_tokens"] * NANOUSD_AN_INPUT_TOKEN if input_counts else 0
     return inputs + bill["output_tokens"] * NANOUSD_AN_OUTPUT_TOKEN
 
@@ -296,7 +297,7 @@ def _peer_config(estimator: str, arguments: argparse.Namespace, redis_url: str, 
 @contextmanager
 def _peer(port: int, config: Mapping[str, Any], program: str, directory: Path) -> Iterator[None]:
     place = directory / f"{port}.yaml"
-    # Every JSON text is one of YAML.
+    # JSON is a subset of YAML.
     place.write_text(json.dumps(config), encoding="utf-8")
     command = [program, "serve", "--config", str(place), "--host", HOST, "--port", str(port)]
     with _process(command, os.environ, directory) as process:
@@ -305,7 +306,7 @@ def _peer(port: int, config: Mapping[str, Any], program: str, directory: Path) -
 
 
 def _booked(server: EmbeddedServer) -> dict[str, int]:
-    """Nano-dollars in each tenant's days."""
+    """Nano-dollars booked in each tenant's days."""
     booked: dict[str, int] = {}
     with redis.Redis(HOST, server.port, decode_responses=True) as client:
         for key in client.scan_iter("llm:cost:daily:*"):

@@ -4,7 +4,7 @@
 A value that cannot be used is a `ConfigurationError` of one line: the variable, what is allowed, and the value unless
 it is a secret. An empty variable counts as unset.
 """
-# ruff: noqa: D102 (what a value_type overrides is said at `ValueType`)
+# ruff: noqa: D102 (what a value type overrides is documented at `ValueType`)
 
 import os
 import re
@@ -32,7 +32,7 @@ _MAX_SECRET_CHARACTERS = 1_000
 
 @dataclass(frozen=True)
 class Word(ValueType[str]):
-    """A word of a pattern."""
+    """A text that matches a pattern."""
 
     _: KW_ONLY
     pattern: str
@@ -48,7 +48,7 @@ class Word(ValueType[str]):
 
 @dataclass(frozen=True)
 class Words(ValueType[tuple[str, ...]]):
-    """Words of a pattern, with commas between them."""
+    """Texts that match a pattern, with commas between them."""
 
     _: KW_ONLY
     word: Word
@@ -80,7 +80,7 @@ class Level(Choice):
 
 @dataclass(frozen=True)
 class Pace(ValueType[float]):
-    """A number a second; no money, so a float may stand for it."""
+    """A number a second; it is no money, so a float will do."""
 
     _: KW_ONLY
     maximum: int
@@ -178,7 +178,7 @@ _MODEL = Word("", pattern=r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}", words="a mode
 
 
 class Config(BaseModel):
-    """The boot configuration; never changes while the process lives."""
+    """The boot configuration; it never changes while the process runs."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=True)
 
@@ -269,11 +269,11 @@ class Config(BaseModel):
 
     @property
     def needs_one_worker(self) -> bool:
-        """Whether the books live in the memory of one process."""
+        """Whether the books are in the memory of one process."""
         return self.throttle_backend == "memory" or (self.redis_url or "").startswith("fake:")
 
     def check_workers(self, workers: int) -> None:
-        """To be asked by whoever starts the workers.
+        """Check the number of workers, before they are started.
 
         Raises:
             ConfigurationError: more than one, where each would keep books of its own.
@@ -332,7 +332,7 @@ def metrics_directory() -> str | None:
 
 
 def child_environment() -> dict[str, str]:
-    """What a program that we start gets of our own environment: where programs are, and no setting of this service."""
+    """Our environment for a program that we start: where programs are, and no setting of this service."""
     return {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
 
 

@@ -1,7 +1,7 @@
 """Live settings: what may be changed while the service runs, and the one Redis string that holds the changes.
 
 `LiveSettings` is the table: name, type, default, bounds, unit and description of each are written there, once.
-Precedence: Redis ``settings`` > environment > default. Reading costs no I/O: a thread looks into Redis now and then.
+Precedence: Redis ``settings`` > environment > default. Reading costs no I/O: a thread polls Redis.
 """
 
 import threading
@@ -13,13 +13,13 @@ from types import MappingProxyType
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict
-from redis.exceptions import ResponseError, WatchError
 
 from backends.contract import Event, Limits, Observer
 from backends.errors import StoreBusy, StoreError, TollgateError, shown
 from backends.keys import SETTINGS_KEY
 from backends.money import nanousd_from_usd
-from backends.store.link import Client, Link
+from backends.store.link import Link
+from backends.store.shared_text import SharedText
 from flaskapp import strict_json
 from flaskapp.strict_json import StrictJsonError
 from flaskapp.value_types import Amount, Choice, Duration, Rate, Switch, ValueType, Whole
@@ -27,15 +27,13 @@ from flaskapp.value_types import Amount, Choice, Duration, Rate, Switch, ValueTy
 Source = Literal["redis", "environment", "default"]
 
 POLL_INTERVAL_SECONDS = 0.4
-_SWAP_TRIES = 50
-_TOLD_FIELDS = 20
-"""Of what is unusable in one text: a text with very many unknown fields must not fill the log."""
-_NOT_A_STRING = b"(a key that is no string)"
+_REPORTED_FIELDS = 20
+"""How many unusable fields of one text are logged: very many must not fill the log."""
 _WINDOW = "high_cost_window_seconds"
 
 
 class LiveSettings(BaseModel):
-    """One consistent set of live settings; never changes, a new one takes its place."""
+    """One consistent set of live settings. It never changes: a new one replaces it."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
@@ -115,7 +113,7 @@ class LiveSettings(BaseModel):
 
     @cached_property
     def limits(self) -> Limits:
-        """The same as the backends want it: integers, and `None` for no limit."""
+        """The limits for the backends: integers, and `None` for no limit."""
         return Limits(
             window_nanousd=nanousd_from_usd(self.high_cost_threshold_usd),
             day_nanousd=nanousd_from_usd(self.daily_cost_limit_usd),
@@ -158,7 +156,7 @@ def settings_table(stream_deadline_seconds: int = 1) -> dict[str, Setting]:
 
 @dataclass(frozen=True, slots=True)
 class Effective:
-    """What holds now, and where each value comes from."""
+    """The values that hold now, and the source of each."""
 
     values: LiveSettings
     sources: Mapping[str, Source]
@@ -166,7 +164,7 @@ class Effective:
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """What holds where Redis says nothing: environment and defaults, fixed at the start.
+    """The values where Redis has none: environment and defaults, fixed at the start.
 
     In development mode the two switches are off by default.
     """
@@ -191,7 +189,7 @@ class SettingsRejected(TollgateError):
 class SettingsStore:
     """The live settings of this process, kept up to date from Redis.
 
-    The observer is told ``throttling_switched`` (`message`, `on`, `source`) at the first look and at each change of it;
+    Events: ``throttling_switched`` (`message`, `on`, `source`) at the first read and at each change of it;
     ``setting_ignored`` (`setting`, `allowed`, `got`) for what is unusable in Redis, once a distinct text;
     ``settings_unreadable`` (`error`) once an outage; ``settings_replaced`` (`got`) when a change had to overwrite what
     is no JSON object.
@@ -200,7 +198,7 @@ class SettingsStore:
     def __init__(self, link: Link, baseline: Baseline, observer: Observer) -> None:
         self.table: Mapping[str, Setting] = MappingProxyType(settings_table(baseline.stream_deadline_seconds))
         self.baseline = baseline
-        self._link = link
+        self._shared = SharedText(link, SETTINGS_KEY)
         self._observer = observer
         self._current = Effective(baseline.values, MappingProxyType(dict(baseline.sources)))
         self._text: bytes | None = None
@@ -213,19 +211,19 @@ class SettingsStore:
 
     @property
     def current(self) -> Effective:
-        """What holds now; no I/O."""
+        """The settings that hold now; no I/O."""
         return self._current
 
     @property
     def is_reachable(self) -> bool:
-        """Whether Redis answered when we last looked; if not, the last known values hold."""
+        """Whether Redis answered the last read; if not, the last known values hold."""
         return self._is_reachable
 
     def refresh(self) -> Effective:
-        """Look into Redis now. While it is away the last known values hold; never raises StoreError."""
+        """Read Redis now. While it is away the last known values hold; never raises StoreError."""
         with self._lock:
             try:
-                text = self._link.run(_read)
+                text = self._shared.read()
             except StoreError as error:
                 self._lost(error)
             else:
@@ -248,18 +246,19 @@ class SettingsStore:
         if not wanted:
             return self._current
         with self._lock:
-            swap = self._link.run(lambda client: _swap(client, wanted))
-            if swap is None:
+            changed = self._shared.change(lambda text: _changed(text, wanted))
+            if changed is None:
                 raise StoreBusy("the settings are being changed by too many at once")
-            if swap.broken_text is not None:
-                self._observer(Event("settings_replaced", {"got": _shown_text(swap.broken_text)}))
+            before, after = changed
+            if before is not None and _is_broken(before):
+                self._observer(Event("settings_replaced", {"got": _shown_text(before)}))
             self._is_reachable = True
-            self._adopt(swap.text)
+            self._adopt(after)
             self._announce()
             return self._current
 
     def start_polling(self, interval_seconds: float = POLL_INTERVAL_SECONDS) -> None:
-        """Look into Redis from now on, in a thread of this process: call it after the fork."""
+        """Poll Redis in a thread of this process: call it after the fork."""
         if self._thread is not None:
             return
         self._stop.clear()
@@ -320,51 +319,18 @@ class SettingsStore:
             self._observer(Event("throttling_switched", {"message": message, "on": on, "source": source}))
 
 
-@dataclass(frozen=True, slots=True)
-class _Swap:
-    """What a change left in Redis."""
-
-    text: bytes | None
-    broken_text: bytes | None
-
-
-def _read(client: Client) -> bytes | None:
-    try:
-        text = client.get(SETTINGS_KEY)
-    except ResponseError as error:
-        if str(error).startswith("WRONGTYPE"):
-            return _NOT_A_STRING
-        raise
-    return text if isinstance(text, bytes) else None
-
-
-def _swap(client: Client, wanted: Mapping[str, object]) -> _Swap | None:
-    """Put the changes into the JSON object that is there, however many do so at once; None: too many."""
-    with client.pipeline() as pipe:
-        for _ in range(_SWAP_TRIES):
-            try:
-                pipe.watch(SETTINGS_KEY)  # type: ignore[no-untyped-call]  # redis-py has no types there
-                swap = _changed(_read(pipe), wanted)
-                pipe.multi()
-                if swap.text is None:
-                    pipe.delete(SETTINGS_KEY)
-                else:
-                    pipe.set(SETTINGS_KEY, swap.text)
-                pipe.execute()
-            except WatchError:
-                continue
-            return swap
-    return None
-
-
-def _changed(text: bytes | None, wanted: Mapping[str, object]) -> _Swap:
-    broken_text = None
-    try:
-        fields = _fields(text)
-    except StrictJsonError:
-        fields, broken_text = {}, text
+def _changed(text: bytes | None, wanted: Mapping[str, object]) -> bytes | None:
+    fields = {} if _is_broken(text) else _fields(text)
     merged = {name: value for name, value in {**fields, **wanted}.items() if value is not None}
-    return _Swap(strict_json.dumps(merged).encode() if merged else None, broken_text)
+    return strict_json.dumps(merged).encode() if merged else None
+
+
+def _is_broken(text: bytes | None) -> bool:
+    try:
+        _fields(text)
+    except StrictJsonError:
+        return True
+    return False
 
 
 def _fields(text: bytes | None) -> dict[str, object]:
@@ -394,9 +360,12 @@ def _effective(text: bytes | None, baseline: Baseline, table: Mapping[str, Setti
             ignored.append(_ignored(shown(name), "no setting of this name", _shown_value(value)))
         except ValueError as error:
             ignored.append(_ignored(name, str(error), _shown_value(value)))
-    more = len(ignored) - _TOLD_FIELDS
+    more = len(ignored) - _REPORTED_FIELDS
     if more > 0:
-        ignored = [*ignored[:_TOLD_FIELDS], _ignored(SETTINGS_KEY, "only what has a name in the table", f"{more} more")]
+        ignored = [
+            *ignored[:_REPORTED_FIELDS],
+            _ignored(SETTINGS_KEY, "only what has a name in the table", f"{more} more"),
+        ]
     return Effective(LiveSettings.model_validate(values), MappingProxyType(sources)), ignored
 
 

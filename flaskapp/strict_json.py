@@ -1,4 +1,4 @@
-"""JSON from outside, read strictly: no duplicate keys, no NaN, no float, no bomb.
+"""JSON from outside, read strictly: no duplicate keys, no NaN, no float, bounded depth.
 
 Numbers with a fraction or an exponent, and whole numbers of more than 18 digits, are read as `Decimal`;
 so a `float` never appears, and an enormous number costs no time.
@@ -14,7 +14,7 @@ _INT_DIGITS = 18
 
 
 class StrictJsonError(ValueError):
-    """The text is not what we call JSON; the message is one line and says why."""
+    """The text is not acceptable JSON; the message is one line that names the reason."""
 
 
 def loads(text: bytes | str) -> object:

@@ -1,6 +1,6 @@
-"""``GET /api/v1/usage``: what the caller has spent, holds and has left, of each limit that is its own, and until when.
+"""``GET /api/v1/usage``: what the caller has spent, has pending and has left of each of its own limits, and until when.
 
-No challenge is asked for: whoever knows a hash learns amounts and nothing else, and could already spend that budget.
+It needs no challenge: a caller that knows a hash learns amounts and nothing else, and could already spend that budget.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from flask import Blueprint, Request, Response, json, request
 from backends.clock import US_PER_SECOND
 from backends.contract import Books, Marker
 from backends.errors import StoreError
-from backends.guard.guard import Guard
+from backends.guard import Guard
 from backends.keys import SECONDS_PER_DAY
 from backends.money import usd_text
 from flaskapp.http.api_keys import ApiKeys
@@ -23,11 +23,11 @@ _RETRY_SECONDS = 1
 
 
 def make_usage(guard: Guard, settings: Callable[[], LiveSettings], keys: ApiKeys) -> Blueprint:
-    """The blueprint ``usage``; with one of `keys` it tells of what was spent with that at ``/v1``."""
+    """The blueprint ``usage``; a caller with one of `keys` gets what that key has spent at ``/v1``."""
     blueprint = Blueprint("usage", __name__)
 
-    @blueprint.get(ROUTE)
-    def tell() -> Response:
+    @blueprint.get(ROUTE, endpoint="tell")  # the endpoint's name is part of its rate counters' keys
+    def usage() -> Response:
         who, values = _who_asks(request, keys), settings()
         try:
             books = guard.books(who.identifier, who.network, values.limits.window_seconds)
@@ -38,8 +38,8 @@ def make_usage(guard: Guard, settings: Callable[[], LiveSettings], keys: ApiKeys
             "enabled": values.enable_cost_throttling,
             "identifier": who.identifier,
             "as_of": books.as_of_us // US_PER_SECOND,
-            "limits": _limits_told(books, values),
-            "throttled": None if books.marker is None else _marker_told(books.marker),
+            "limits": _limits(books, values),
+            "throttled": None if books.marker is None else _throttled(books.marker),
         }
         text = json.dumps(body, sort_keys=False) + "\n"
         return Response(text, mimetype="application/json", headers={"Cache-Control": "no-store"})
@@ -48,12 +48,12 @@ def make_usage(guard: Guard, settings: Callable[[], LiveSettings], keys: ApiKeys
 
 
 def usage_rate_key(request: Request, keys: ApiKeys) -> str:
-    """Whose request counter it is; never fails."""
+    """The key of the request counter; it never fails."""
     return keys.rate_key(request) if _brings_a_key(request, keys) else rate_key(request)
 
 
 def _who_asks(request: Request, keys: ApiKeys) -> Identity:
-    """A visitor, or who holds a key.
+    """The identity of a visitor, or of an API key.
 
     Raises:
         InvalidRequest: the fingerprint is not one.
@@ -63,48 +63,44 @@ def _who_asks(request: Request, keys: ApiKeys) -> Identity:
 
 
 def _brings_a_key(request: Request, keys: ApiKeys) -> bool:
-    """A fingerprint says more: a page may send some other service's token along."""
+    """Whether the caller is an API key; with a fingerprint it is a visitor, whose token may be another service's."""
     scheme = request.headers.get("Authorization", "").partition(" ")[0].lower()
     return scheme == "bearer" and HEADER not in request.headers and not keys.is_open
 
 
-def _limits_told(books: Books, values: LiveSettings) -> dict[str, object]:
+def _limits(books: Books, values: LiveSettings) -> dict[str, object]:
     limits = values.limits
     day_ends_at = (books.as_of_us // US_PER_SECOND // SECONDS_PER_DAY + 1) * SECONDS_PER_DAY
-    window = _amounts_told(limits.window_nanousd, books.window_nanousd, books.pending_nanousd)
-    day = _amounts_told(limits.day_nanousd, books.day_nanousd, books.pending_today_nanousd)
+    window = _amounts(limits.window_nanousd, books.window_nanousd, books.pending_nanousd)
+    day = _amounts(limits.day_nanousd, books.day_nanousd, books.pending_today_nanousd)
     return {
         "window": {
             "window_seconds": limits.window_seconds,
             **window,
-            **_renewal_told(books.window_frees_at_seconds, books.as_of_us),
+            **_renewal(books.window_frees_at_seconds, books.as_of_us),
         },
-        "day": {"window_seconds": SECONDS_PER_DAY, **day, **_renewal_told(day_ends_at, books.as_of_us)},
+        "day": {"window_seconds": SECONDS_PER_DAY, **day, **_renewal(day_ends_at, books.as_of_us)},
     }
 
 
-def _amounts_told(limit_nanousd: int, booked_nanousd: int, pending_nanousd: int) -> dict[str, object]:
-    """What is booked, in two parts: what answers under way hold, and the rest."""
-    held_nanousd = min(pending_nanousd, booked_nanousd)
+def _amounts(limit_nanousd: int, booked_nanousd: int, pending_nanousd: int) -> dict[str, object]:
+    """What is booked, in two parts, pending and spent, and what is left."""
+    pending_nanousd = min(pending_nanousd, booked_nanousd)
     return {
         "limit_usd": usd_text(limit_nanousd),
-        "spent_usd": usd_text(booked_nanousd - held_nanousd),
-        "held_usd": usd_text(held_nanousd),
+        "spent_usd": usd_text(booked_nanousd - pending_nanousd),
+        "held_usd": usd_text(pending_nanousd),
         "left_usd": usd_text(max(0, limit_nanousd - booked_nanousd)),
     }
 
 
-def _renewal_told(at_seconds: int | None, now_us: int) -> dict[str, object]:
-    """When the first of it comes back; nothing where nothing is booked."""
-    return {
-        "renews_at": at_seconds,
-        "renews_in_seconds": None
-        if at_seconds is None
-        else max(1, -(-(at_seconds * US_PER_SECOND - now_us) // US_PER_SECOND)),
-    }
+def _renewal(at_seconds: int | None, now_us: int) -> dict[str, object]:
+    """When the first amount leaves the period; None where nothing is booked."""
+    seconds_left = None if at_seconds is None else max(1, -(-(at_seconds * US_PER_SECOND - now_us) // US_PER_SECOND))
+    return {"renews_at": at_seconds, "renews_in_seconds": seconds_left}
 
 
-def _marker_told(marker: Marker) -> dict[str, object]:
+def _throttled(marker: Marker) -> dict[str, object]:
     return {
         "reason": marker.cause.value,
         "ends_in_seconds": marker.left_seconds,

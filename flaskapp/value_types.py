@@ -1,9 +1,9 @@
-"""The kinds of values that a setting can have: what is allowed, in words and in numbers, and how it is read.
+"""The types of values that a setting can have: what is allowed, in words and in numbers, and how it is read.
 
-`read` takes what strict JSON gives and coerces nothing; `read_text` takes what a person typed (a variable, a form,
-a command line). Both raise `ValueError` whose text is `allowed`.
+`read` takes what strict JSON gives and coerces nothing; `read_text` takes a typed text (a variable, a form, a command
+line). Both raise `ValueError` whose text is `allowed`.
 """
-# ruff: noqa: D102 (what a value_type overrides is said at `ValueType`)
+# ruff: noqa: D102 (what a value type overrides is documented at `ValueType`)
 
 import re
 from dataclasses import KW_ONLY, dataclass
@@ -43,7 +43,7 @@ _MAX_RATES = 5
 
 @dataclass(frozen=True)
 class ValueType(Generic[T]):
-    """What all kinds have. As `Annotated` metadata of a pydantic field it validates with `read`."""
+    """The base of all types. As `Annotated` metadata of a pydantic field it validates with `read`."""
 
     description: str
     _: KW_ONLY
@@ -60,15 +60,15 @@ class ValueType(Generic[T]):
         raise NotImplementedError
 
     def read(self, value: object) -> T:
-        """The value that strict JSON gave. Raises ValueError."""
+        """The value of what strict JSON gave. Raises ValueError."""
         raise NotImplementedError
 
     def read_text(self, text: str) -> T:
-        """The value that a person typed. Raises ValueError."""
+        """The value of a typed text. Raises ValueError."""
         return self.read(text.strip())
 
     def text(self, value: T) -> str:
-        """The value as a person would type it."""
+        """The value as it would be typed."""
         return str(value)
 
     def shown(self, text: str) -> str | None:
@@ -76,7 +76,7 @@ class ValueType(Generic[T]):
         return shown(text)
 
     def refuse(self) -> NoReturn:
-        """Raise the one error that there is."""
+        """Raise the ValueError whose text is `allowed`."""
         raise ValueError(self.allowed)
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -102,7 +102,7 @@ class Switch(ValueType[bool]):
         word = text.strip().lower()
         return word == "true" if word in {"true", "false"} else self.refuse()
 
-    def text(self, value: bool) -> str:  # noqa: FBT001 (the value is what it is about)
+    def text(self, value: bool) -> str:  # noqa: FBT001 (the value itself)
         return "true" if value else "false"
 
 

@@ -1,7 +1,7 @@
-"""Runs the service for development, and Redis where nobody else does. Ctrl-C or SIGTERM stops what it started.
+"""Runs the service for development, and Redis where none is given. Ctrl-C or SIGTERM stops what it started.
 
-Called by run-dev.sh once the project is installed. It does everything by looking again and again at one flag that the
-signals set, so that a Ctrl-C at any moment finds nothing half started.
+Called by run-dev.sh once the project is installed. It polls one flag that the signals set, so that a
+Ctrl-C at any moment finds nothing half started.
 """
 
 import os
@@ -24,9 +24,10 @@ from supervision import DATA, ROOT, Interrupted, Journal, StartFailed, Stop, Sto
 
 from backends.clock import SystemClock
 from backends.errors import ConfigurationError
-from backends.store.link import Link, without_password
+from backends.store.addresses import without_password
+from backends.store.link import Link
 from flaskapp.config import Config, load_config
-from flaskapp.ops.running_services import noted
+from flaskapp.ops.running_services import note_service
 from flaskapp.settings import Effective, SettingsStore
 
 GUNICORN = (sys.executable, "-m", "gunicorn", "--config", "gunicorn.conf.py", "wsgi:app")
@@ -94,10 +95,10 @@ def run(stop: Stop, journal: Journal) -> int:
             server = stack.enter_context(program(stop, journal, GUNICORN, environment, GUNICORN_STOP_SECONDS))
         if stop_or_end(stop, server, lambda: is_serving(config)):
             if store.is_embedded:
-                stack.enter_context(noted(DATA, config.port, environment))
+                stack.enter_context(note_service(DATA, config.port, environment))
             introduce(journal, config, store)
             watch = Watch(journal, store.url, config.port + 1) if store.is_embedded else None
-            stop_or_end(stop, server, lambda: watch is not None and watch.looks())
+            stop_or_end(stop, server, lambda: watch is not None and watch.check())
         return stop.status or server.wait()
 
 

@@ -21,7 +21,7 @@ from supervision import (
     starting_alone,
 )
 
-from flaskapp.ops import embedded_redis as embedded
+from flaskapp.ops.running_redis import recorded_port, running_url
 
 USUAL_PORT = 6379
 REDIS_START_SECONDS = 20.0
@@ -42,10 +42,10 @@ def embedded_redis(stop: Stop) -> Iterator[Store]:
         port = wanted_port()
         with shared_use(stop, DATA / "redis.users"):
             with starting_alone(stop, DATA / "redis.starting"):
-                joined = embedded.running_url(DATA) is not None
+                joined = running_url(DATA) is not None
                 if not joined:
                     start_keeper(stop, port)
-            url = embedded.running_url(DATA)
+            url = running_url(DATA)
             if url is None:
                 raise StartFailed("The embedded Redis ended again; its log is .data/redis/server.log")
             origin = "another run-dev.sh of this clone started it" if joined else "started here"
@@ -59,11 +59,11 @@ def wanted_port() -> int:
     with (DATA / "redis.users").open("a") as users:
         if locks(users, fcntl.LOCK_EX):
             return USUAL_PORT
-    return embedded.recorded_port(DATA) or USUAL_PORT
+    return recorded_port(DATA) or USUAL_PORT
 
 
 def start_keeper(stop: Stop, port: int) -> None:
-    """Start the process that keeps the embedded Redis; it outlives us if somebody else uses it then."""
+    """Start the process that keeps the embedded Redis; it outlives us if another process uses it then."""
     said = DATA / "redis.said"
     with said.open("wb") as output:
         keeper = subprocess.Popen(
@@ -74,7 +74,7 @@ def start_keeper(stop: Stop, port: int) -> None:
             start_new_session=True,
         )
     try:
-        stop.wait_for(lambda: keeper.poll() is not None or embedded.running_url(DATA) is not None, REDIS_START_SECONDS)
+        stop.wait_for(lambda: keeper.poll() is not None or running_url(DATA) is not None, REDIS_START_SECONDS)
     except Interrupted:
         keeper.terminate()
         keeper.wait()
@@ -85,25 +85,25 @@ def start_keeper(stop: Stop, port: int) -> None:
 
 
 class Watch:
-    """Says on the terminal when the embedded Redis has ended under the services that use it, and when it is back."""
+    """Prints when the embedded Redis has ended under the services that use it, and when it is back."""
 
     def __init__(self, journal: Journal, url: str, free_port: int) -> None:
         self._journal = journal
         self._url = url
         self._has_ended = REDIS_HAS_ENDED.format(port=free_port)
         self._is_kept = True
-        self._looks_again_at = 0.0
+        self._next_check_at = 0.0
 
-    def looks(self) -> bool:
-        """Now and then; False, so that whoever waits goes on waiting."""
-        if time.monotonic() >= self._looks_again_at:
-            self._looks_again_at = time.monotonic() + WATCH_SECONDS
-            # Shared, so that two who look do not take each other for the keeper.
+    def check(self) -> bool:
+        """Check every half second; always False, so that a caller who waits goes on waiting."""
+        if time.monotonic() >= self._next_check_at:
+            self._next_check_at = time.monotonic() + WATCH_SECONDS
+            # Shared, so that two who check do not take each other for the keeper.
             with (DATA / "redis.keeper").open("a") as keeper:
                 is_kept = not locks(keeper, fcntl.LOCK_SH)
             if is_kept and not self._is_kept:
-                # A keeper that could not have the port again has another, where this service does not look.
-                is_kept = embedded.running_url(DATA) == self._url
+                # A keeper that could not have the port again has another, which this service does not use.
+                is_kept = running_url(DATA) == self._url
             if is_kept != self._is_kept:
                 self._is_kept = is_kept
                 self._journal.say(REDIS_IS_BACK if is_kept else self._has_ended)

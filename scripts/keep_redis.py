@@ -1,8 +1,8 @@
-"""Keeps the embedded Redis of this clone for as long as anybody uses it. Started by dev.py, detached,
+"""Keeps the embedded Redis of this clone for as long as a process uses it. Started by dev.py, detached,
 with the folder and the port that it takes if that is free.
 
-Users hold a shared lock on `.data/redis.users`; this process holds `.data/redis.keeper` while it lives. When the last
-user is gone, however it went, the server is stopped and this process ends.
+Users hold a shared lock on `.data/redis.users`; this process holds `.data/redis.keeper` while it runs. When the last
+user is gone, for whatever reason, the server is stopped and this process ends.
 """
 
 import fcntl
@@ -14,6 +14,7 @@ from typing import TextIO
 
 from backends.errors import StoreUnavailable, TollgateError
 from flaskapp.ops import embedded_redis as embedded
+from flaskapp.ops.running_redis import record_redis
 
 POLL_SECONDS = 0.1
 
@@ -24,7 +25,7 @@ def main(data_dir: Path, port: int) -> int:
         fcntl.flock(keeper, fcntl.LOCK_EX)
         server = _start(data_dir, port)
         try:
-            server.record(data_dir)
+            record_redis(data_dir, server.port)
             while server.is_running and not _is_unused(users):
                 time.sleep(POLL_SECONDS)
         finally:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from flaskapp.ops.embedded_redis import running_url
+from flaskapp.ops.running_redis import running_url
 
 DATA = Path(__file__).resolve().parent.parent / ".data"
 STREAMING = {b"monitor", b"subscribe", b"psubscribe", b"ssubscribe"}
@@ -216,7 +216,7 @@ class Session:
         except OSError as error:
             self._connection = None
             if isinstance(error, ConnectionError) and words[0].lower() == b"shutdown":
-                return True  # that nobody answers any more is the answer
+                return True  # that the server does not answer any more is the answer
             print(f"Error: {error}", file=sys.stderr)
             return False
         return True

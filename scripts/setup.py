@@ -32,7 +32,8 @@ LOCK_FILE = ROOT / "requirements-dev.lock"
 STAMP = VENV / ".tollgate-installed"
 SERVED = (
     "dev",
-    "flaskapp.cli.console",
+    "flaskapp.factory",
+    "flaskapp.lab.page",
     "flaskapp.lab.race_command",
     "gunicorn.app.wsgiapp",
     "gunicorn.workers.ggevent",

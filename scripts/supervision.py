@@ -20,15 +20,15 @@ LOCK_SECONDS = 40.0
 
 
 class Interrupted(Exception):
-    """Somebody asked us to stop before we served."""
+    """A signal asked us to stop before we served."""
 
 
 class StartFailed(Exception):
-    """We cannot serve; the text says why in one line."""
+    """We cannot serve; the text is the reason in one line."""
 
 
 class Stop:
-    """Whether somebody wants us to end: Ctrl-C, SIGTERM, or the terminal was closed."""
+    """Whether a signal asked us to end: Ctrl-C, SIGTERM, or the terminal was closed."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -38,14 +38,14 @@ class Stop:
 
     def _note(self, number: int, _frame: object) -> None:
         self.count += 1
-        # What a shell says of a program that such a signal ended.
+        # The status that a shell gives a program that such a signal ended.
         self.status = 128 + number
 
     def wait_for(self, holds: Callable[[], bool], timeout_seconds: float) -> bool:
         """Wait until `holds()`; False after the time-out.
 
         Raises:
-            Interrupted: somebody wants us to end.
+            Interrupted: a signal asked us to end.
         """
         end = time.monotonic() + timeout_seconds
         while not holds():
@@ -58,7 +58,7 @@ class Stop:
 
 
 class Journal:
-    """What is said goes to the terminal and, a line at a time, to `.data/app.log`, which two servers may share."""
+    """Writes to the terminal and, a line at a time, to `.data/app.log`, which two servers may share."""
 
     def __init__(self, path: Path) -> None:
         self._log = path.open("ab", buffering=0)
@@ -71,11 +71,11 @@ class Journal:
         self._log.close()
 
     def say(self, text: str, secret: str | None = None) -> None:
-        """Say it; the log, which is kept, does not learn the secret."""
+        """Write a text; the log, which is kept, does not get the secret."""
         self._write(f"{text}\n".encode(), (f"{text}\n".replace(secret, "…") if secret else f"{text}\n").encode())
 
     def copy(self, stream: IO[bytes]) -> threading.Thread:
-        """Pass on what a process says until it has said all."""
+        """Copy what a process prints, to its end."""
 
         def pass_on() -> None:
             for line in stream:
@@ -96,7 +96,7 @@ class Journal:
 
 @dataclass(frozen=True)
 class Store:
-    """The Redis to use, and what to tell about it."""
+    """The Redis to use, and a description of it."""
 
     url: str
     words: str

@@ -14,7 +14,8 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from flaskapp.config import load_config
-from flaskapp.factory import Tollgate, create_app
+from flaskapp.factory import create_app
+from flaskapp.tollgate import Tollgate
 from tests.servers import ADMIN_TOKEN, BEARER, CHAT, LITECOIN, SETTINGS
 
 NETWORK = "198.51.100.7"
@@ -22,7 +23,7 @@ NETWORK = "198.51.100.7"
 
 @dataclass
 class Service:
-    """An application, who asks it, and what it left in Redis."""
+    """An application, its client, and what it left in Redis."""
 
     app: Flask
     client: FlaskClient
@@ -68,9 +69,12 @@ class Service:
 
 
 @contextmanager
-def open_app(redis_url: str, directory: Path, environment: Mapping[str, str], clock: Any = None) -> Iterator[Service]:
-    """In development mode, with throttling on, no challenges and no pauses, unless `environment` says otherwise."""
-    given = {
+def open_app(redis_url: str, directory: Path, environment: Mapping[str, str], **given: Any) -> Iterator[Service]:
+    """In development mode, with throttling on, no challenges and no pauses, unless `environment` says otherwise.
+
+    What is `given` goes to `create_app`.
+    """
+    variables = {
         "ENVIRONMENT": "development",
         "ENABLE_COST_THROTTLING": "true",
         "ADMIN_TOKEN": ADMIN_TOKEN,
@@ -80,7 +84,7 @@ def open_app(redis_url: str, directory: Path, environment: Mapping[str, str], cl
     }
     logger = logging.getLogger("tollgate")
     handlers, level = logger.handlers, logger.level
-    app = create_app(load_config(given).model_copy(update={"data_dir": directory / ".data"}), clock=clock)
+    app = create_app(load_config(variables).model_copy(update={"data_dir": directory / ".data"}), **given)
     with redis.Redis.from_url(redis_url, decode_responses=True) as client:
         try:
             yield Service(app, app.test_client(), client)

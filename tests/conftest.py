@@ -9,9 +9,10 @@ import redis
 
 from flaskapp.ops import embedded_redis as embedded
 from flaskapp.ops.embedded_redis import EmbeddedServer
+from tests.embedded import FragileServer
 
 # Before any test module imports it: once imported it could not be rewritten any more.
-pytest.register_assert_rewrite("backends.conformance.behaviour")
+pytest.register_assert_rewrite("backends.conformance")
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -45,7 +46,7 @@ def redis_server(tmp_path_factory):
 @pytest.fixture
 def own_server(tmp_path):
     """A durable server for one test, to be frozen, killed and started again."""
-    with EmbeddedServer(tmp_path / "own-redis", durable=True) as server:
+    with FragileServer(tmp_path / "own-redis", durable=True) as server:
         yield server
 
 
@@ -77,7 +78,12 @@ def make_app(redis_url, tmp_path):
     from tests.apps import open_app
 
     with ExitStack() as stack:
-        yield lambda clock=None, **environment: stack.enter_context(open_app(redis_url, tmp_path, environment, clock))
+
+        def make(clock=None, before_each_send=None, **environment):
+            given = {"clock": clock, "before_each_send": before_each_send}
+            return stack.enter_context(open_app(redis_url, tmp_path, environment, **given))
+
+        yield make
 
 
 @pytest.fixture(autouse=True)

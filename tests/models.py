@@ -1,4 +1,4 @@
-"""Asking a model in tests: its pieces as the texts that they show."""
+"""Model requests of the tests, and answers whose pieces are the texts that they show."""
 
 from flaskapp.llm import ModelRequest
 
@@ -8,7 +8,7 @@ def model_request(turns=(), *, model="gpt-4o", max_tokens=400, input_tokens=9, d
 
 
 class Texts:
-    """An answer that is iterated as the texts that are shown; all else is the answer's own."""
+    """An answer that iterates over the texts that are shown; all else is the answer's own."""
 
     def __init__(self, answer):
         self.answer = answer

@@ -27,17 +27,16 @@ class NeverRefuses:
 
 
 class HasNoRace:
-    """Says that it has a gap, is held in it, and yet never overspends."""
+    """Promises nothing, is held before it writes, and yet never overspends."""
 
     name = "has_no_race"
     promises_atomicity = False
 
     def __init__(self, link, clock):
+        self._link = link
         self._real = open_backend("atomic", link, clock)
-        self.between_check_and_record = lambda: None
 
     def reserve(self, ask):
-        self.between_check_and_record()
         return self._real.reserve(ask)
 
     def books(self, *args):
@@ -48,24 +47,22 @@ class GivesUp(HasNoRace):
     """Too busy with others to decide, whenever there are any."""
 
     name = "gives_up"
-    promises_atomicity = True
 
     def reserve(self, ask):
         if "warm" in ask.reservation_id or "timed" in ask.reservation_id:
             return self._real.reserve(ask)
-        self.between_check_and_record()
+        self._link.run(lambda client: client.delete(f"llm:reservation:{ask.reservation_id}"))
         raise StoreBusy("somebody else was faster")
 
 
 class TriesAgain(HasNoRace):
-    """One caller comes to its gap twice; and it has no limit."""
+    """One caller begins to write twice; and it has no limit."""
 
     name = "tries_again"
 
     def reserve(self, ask):
-        self.between_check_and_record()
         if ask.reservation_id.endswith("-0"):
-            self.between_check_and_record()
+            self._link.run(lambda client: client.delete(f"llm:reservation:{ask.reservation_id}"))
         return self._real.reserve(replace(ask, limits=replace(ask.limits, window_nanousd=10**15)))
 
 

@@ -32,6 +32,8 @@ STOP_SECONDS = 15.0
 class Service:
     """One gunicorn; a context manager. It may be stopped and started again, on the same port."""
 
+    application = "wsgi:app"
+
     def __init__(self, directory: Path, redis_url: str, **environment: str) -> None:
         self.directory = directory
         self.port = free_port()
@@ -80,7 +82,7 @@ class Service:
     def launch(self) -> "subprocess.Popen[bytes]":
         with (self.directory / "app.log").open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "gunicorn", "--config", str(ROOT / "gunicorn.conf.py"), "wsgi:app"],
+                [sys.executable, "-m", "gunicorn", "--config", str(ROOT / "gunicorn.conf.py"), self.application],
                 cwd=self.directory,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,

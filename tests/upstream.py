@@ -1,8 +1,8 @@
-"""A little model server on loopback, OpenAI-compatible, that writes down what it really generated and billed.
+"""A little OpenAI-compatible model server on loopback that records what it really generated and billed.
 
-It is the oracle of the tests: a real HTTP server with scripted misbehaviour. `Upstream.script` says what it does with
-every request, `Upstream.scripts` with the next ones, in turn, `Upstream.script_of` with those that ask a certain
-question; `Upstream.ledger` has one `Meter` per request.
+It is the oracle of the tests: a real HTTP server with scripted misbehaviour. `Upstream.script` is for every request,
+`Upstream.scripts` for the next ones, in turn, `Upstream.script_of` for those with a certain question; `Upstream.ledger`
+has one `Exchange` per request.
 """
 
 import contextlib
@@ -52,21 +52,21 @@ class Script:
     """Writes of this size, cut anywhere; 0: one write an event."""
     comments: bool = False
     wait_for: threading.Event | None = None
-    """At the place that `wait_at` names, wait for this."""
+    """Waited for at the place that `wait_at` names."""
     wait_at: str = "middle"
     """head: before the answer's head; first: before the first word; middle: after it; end: after the last one."""
     choices: int = 1
-    """Each word is said once for each of them."""
+    """Each word is sent once for each of them."""
     hidden_tokens: int = 0
     """Generated and billed, and never sent."""
     ignore_max_tokens: bool = False
     raw: str = ""
-    """Said as it is: the whole body, or the first event of a stream."""
+    """Sent as it is: the whole body, or the first event of a stream."""
 
 
 @dataclass
-class Meter:
-    """What one request really was: filled in as it goes."""
+class Exchange:
+    """One request and what was done for it; filled in as it goes."""
 
     path: str
     headers: dict[str, str]
@@ -84,7 +84,7 @@ class Meter:
 
     @property
     def question(self) -> str:
-        """What the user said last."""
+        """The last message."""
         messages = self.request.get("messages") or [{}]
         return str(messages[-1].get("content", ""))
 
@@ -96,7 +96,7 @@ class Upstream:
         self.script = script or Script()
         self.scripts: deque[Script] = deque()
         self.script_of: dict[str, Script] = {}
-        self.ledger: list[Meter] = []
+        self.ledger: list[Exchange] = []
         self.on_request: Callable[[], object] = lambda: None
         """Called when a request has come, before anything is answered."""
         self.closing = threading.Event()
@@ -125,21 +125,21 @@ class Upstream:
         return f"http://127.0.0.1:{self.port}/v1"
 
     def behave(self, **changes: Any) -> None:
-        """From now on, the ordinary script with these changes."""
+        """Use the default script with these changes from now on."""
         self.script = replace(Script(), **changes)
 
-    def next_script(self, bill: Meter) -> Script:
+    def next_script(self, exchange: Exchange) -> Script:
         self.on_request()
         with self._lock:
-            self.ledger.append(bill)
-            if bill.question in self.script_of:
-                return self.script_of[bill.question]
+            self.ledger.append(exchange)
+            if exchange.question in self.script_of:
+                return self.script_of[exchange.question]
             return self.scripts.popleft() if self.scripts else self.script
 
-    def bill_of(self, question: str) -> Meter | None:
+    def exchange_of(self, question: str) -> Exchange | None:
         """The only one with this question, if it has come."""
         with self._lock:
-            found = [bill for bill in self.ledger if bill.question == question]
+            found = [exchange for exchange in self.ledger if exchange.question == question]
         assert len(found) <= 1
         return found[0] if found else None
 
@@ -164,7 +164,7 @@ class _Server(ThreadingHTTPServer):
                 connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away is part of the game."""
+        """Nothing: clients leave on purpose here."""
 
 
 class _ClientLeft(Exception):
@@ -187,30 +187,30 @@ class _Handler(BaseHTTPRequestHandler):
         self._take(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
 
     def _take(self, request: dict[str, Any]) -> None:
-        bill = Meter(self.path, dict(self.headers), request, connection=id(self.connection))
-        script = self.server.upstream.next_script(bill)
+        exchange = Exchange(self.path, dict(self.headers), request, connection=id(self.connection))
+        script = self.server.upstream.next_script(exchange)
         try:
-            self._answer(script, bill)
+            self._answer(script, exchange)
         except (OSError, _ClientLeft):
-            bill.client_left = True
+            exchange.client_left = True
             self.close_connection = True
         finally:
-            bill.over.set()
+            exchange.over.set()
 
-    def _answer(self, script: Script, bill: Meter) -> None:
+    def _answer(self, script: Script, exchange: Exchange) -> None:
         if script.before_headers:
-            bill.taken = True
-            bill.input_tokens = count_input_tokens(bill.request)
+            exchange.taken = True
+            exchange.input_tokens = count_input_tokens(exchange.request)
             self._instead(script.before_headers)
             return
         if script.status != 200:
             self._refuse(script)
             return
-        bill.taken = True
-        bill.input_tokens = count_input_tokens(bill.request)
-        self._wait_at("head", script, bill)
-        if not bill.request.get("stream"):
-            self._answer_whole(script, bill)
+        exchange.taken = True
+        exchange.input_tokens = count_input_tokens(exchange.request)
+        self._wait_at("head", script, exchange)
+        if not exchange.request.get("stream"):
+            self._answer_whole(script, exchange)
             return
         self.send_response(200)
         if script.content_type is not None:
@@ -219,7 +219,7 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in script.headers:
             self.send_header(name, value)
         self.end_headers()
-        self._stream(script, bill)
+        self._stream(script, exchange)
 
     def _instead(self, what: str) -> None:
         if what == "reset":
@@ -240,12 +240,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def _answer_whole(self, script: Script, bill: Meter) -> None:
-        deltas = self._deltas(script, bill)
-        kept = deltas[: self._limit(script, bill)]
-        choices = self._choices(script, bill)
-        self._wait_at("middle", script, bill)
-        bill.generated_tokens = script.hidden_tokens + len(kept) * choices
+    def _answer_whole(self, script: Script, exchange: Exchange) -> None:
+        deltas = self._deltas(script, exchange)
+        kept = deltas[: self._limit(script, exchange)]
+        choices = self._choices(script, exchange)
+        self._wait_at("middle", script, exchange)
+        exchange.generated_tokens = script.hidden_tokens + len(kept) * choices
         if script.ending in {"reset", "stall"}:
             self._break(script.ending, script)
             return
@@ -257,14 +257,14 @@ class _Handler(BaseHTTPRequestHandler):
             message = {"role": "assistant", "content": None, "tool_calls": [call]}
         reason = self._finish_reason(script, cut=len(deltas) > len(kept))
         whole: dict[str, Any] = {
-            **self._envelope(bill, "chat.completion"),
+            **self._envelope(exchange, "chat.completion"),
             "choices": [
                 {"index": index, "message": message, "logprobs": None, "finish_reason": reason}
                 for index in range(choices)
             ],
             "x_extra": 0.10,
         }
-        for usage in self._last_usages(script, bill):
+        for usage in self._last_usages(script, exchange):
             whole["usage"] = usage
         text = {"rubbish": "{nonsense", "not_an_object": "[1]", "error_event": '{"error": {"message": "no"}}'}
         body = (script.raw or text.get(script.ending, json.dumps(whole))).encode()
@@ -281,17 +281,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     @staticmethod
-    def _envelope(bill: Meter, kind: str) -> dict[str, Any]:
-        name = bill.request.get("model", "")
+    def _envelope(exchange: Exchange, kind: str) -> dict[str, Any]:
+        name = exchange.request.get("model", "")
         return {"id": "chatcmpl-upstream", "object": kind, "created": 1_700_000_000, "model": f"{name}-2026"}
 
     @staticmethod
-    def _choices(script: Script, bill: Meter) -> int:
-        return max(script.choices, bill.request.get("n", 1))
+    def _choices(script: Script, exchange: Exchange) -> int:
+        return max(script.choices, exchange.request.get("n", 1))
 
     @staticmethod
-    def _limit(script: Script, bill: Meter) -> int:
-        asked = bill.request.get("max_tokens") or bill.request.get("max_completion_tokens") or 10**6
+    def _limit(script: Script, exchange: Exchange) -> int:
+        asked = exchange.request.get("max_tokens") or exchange.request.get("max_completion_tokens") or 10**6
         return 10**6 if script.ignore_max_tokens else asked
 
     @staticmethod
@@ -299,9 +299,9 @@ class _Handler(BaseHTTPRequestHandler):
         return "length" if cut else "tool_calls" if script.tool_call else "stop"
 
     @staticmethod
-    def _deltas(script: Script, bill: Meter) -> list[dict[str, Any]]:
+    def _deltas(script: Script, exchange: Exchange) -> list[dict[str, Any]]:
         if script.tool_call:
-            name = bill.request["tools"][0]["function"]["name"]
+            name = exchange.request["tools"][0]["function"]["name"]
             call = {"index": 0, "id": "call_1", "type": "function", "function": {"name": name, "arguments": ""}}
             parts = [{"index": 0, "function": {"arguments": text}} for text in ('{"city"', ':"Oslo"}')]
             return [{"tool_calls": [part]} for part in (call, *parts)]
@@ -309,46 +309,46 @@ class _Handler(BaseHTTPRequestHandler):
         deltas += [{"tool_calls": [{"index": 0, "function": {"arguments": "x"}}]}] * script.tool_words
         return deltas + [{"content": word} for word in script.words]
 
-    def _stream(self, script: Script, bill: Meter) -> None:
-        deltas, limit = self._deltas(script, bill), self._limit(script, bill)
-        envelope = self._envelope(bill, "chat.completion.chunk")
-        bill.generated_tokens += script.hidden_tokens
+    def _stream(self, script: Script, exchange: Exchange) -> None:
+        deltas, limit = self._deltas(script, exchange), self._limit(script, exchange)
+        envelope = self._envelope(exchange, "chat.completion.chunk")
+        exchange.generated_tokens += script.hidden_tokens
         if script.raw:
             self._write(script, f"data: {script.raw}{script.line_end}{script.line_end}")
-        choices = range(self._choices(script, bill))
+        choices = range(self._choices(script, exchange))
         for index in choices:
             first = {"index": index, "delta": {"role": "assistant", "content": ""}}
             self._event(script, {**envelope, "choices": [first]})
         said = [(index, delta) for delta in deltas[:limit] for index in choices]
         for number, (index, delta) in enumerate(said):
-            self._wait_at({0: "first", 1: "middle"}.get(number, ""), script, bill)
+            self._wait_at({0: "first", 1: "middle"}.get(number, ""), script, exchange)
             if number and script.pause_seconds:
                 self.server.upstream.closing.wait(script.pause_seconds)
-            bill.generated_tokens += 1
+            exchange.generated_tokens += 1
             choice = {"index": index, "delta": delta, "finish_reason": None}
             chunk: dict[str, Any] = {**envelope, "choices": [choice]}
             if script.usage == "every" or (script.usage == "first_only" and number == 0):
-                chunk["usage"] = self._usage(script, bill)
+                chunk["usage"] = self._usage(script, exchange)
             if script.comments:
                 self._write(script, f": keep-alive{script.line_end}{script.line_end}")
             self._event(script, chunk)
-        self._wait_at("end", script, bill)
-        self._end(script, bill, cut=len(deltas) > limit)
+        self._wait_at("end", script, exchange)
+        self._end(script, exchange, cut=len(deltas) > limit)
 
-    def _wait_at(self, place: str, script: Script, bill: Meter) -> None:
+    def _wait_at(self, place: str, script: Script, exchange: Exchange) -> None:
         if script.wait_for is not None and script.wait_at == place:
-            bill.waits.set()
+            exchange.waits.set()
             self._hang(script.wait_for)
 
-    def _end(self, script: Script, bill: Meter, *, cut: bool) -> None:
+    def _end(self, script: Script, exchange: Exchange, *, cut: bool) -> None:
         late = script.ending.startswith("late_")
         if not late and script.ending not in {"done", "no_done", "no_finish", "no_blank_line"}:
             self._break(script.ending, script)
             return
         if script.ending != "no_finish":
-            self._finish(script, bill, self._finish_reason(script, cut=cut))
-        envelope = self._envelope(bill, "chat.completion.chunk")
-        for usage in self._last_usages(script, bill):
+            self._finish(script, exchange, self._finish_reason(script, cut=cut))
+        envelope = self._envelope(exchange, "chat.completion.chunk")
+        for usage in self._last_usages(script, exchange):
             self._event(script, {**envelope, "choices": [], "usage": usage})
         if late:
             self._break(script.ending.removeprefix("late_"), script)
@@ -359,16 +359,16 @@ class _Handler(BaseHTTPRequestHandler):
             self._write(script, "data: [DONE]")
         self.wfile.write(b"0\r\n\r\n")
 
-    def _finish(self, script: Script, bill: Meter, reason: str) -> None:
-        for index in range(self._choices(script, bill)):
+    def _finish(self, script: Script, exchange: Exchange, reason: str) -> None:
+        for index in range(self._choices(script, exchange)):
             choice = {"index": index, "delta": {}, "finish_reason": reason}
-            finish: dict[str, Any] = {**self._envelope(bill, "chat.completion.chunk"), "choices": [choice]}
+            finish: dict[str, Any] = {**self._envelope(exchange, "chat.completion.chunk"), "choices": [choice]}
             if script.usage == "with_finish":
-                finish["usage"] = self._usage(script, bill)
+                finish["usage"] = self._usage(script, exchange)
             self._event(script, finish)
 
-    def _last_usages(self, script: Script, bill: Meter) -> list[dict[str, Any]]:
-        usage = self._usage(script, bill)
+    def _last_usages(self, script: Script, exchange: Exchange) -> list[dict[str, Any]]:
+        usage = self._usage(script, exchange)
         less = {**usage, "completion_tokens": 1, "prompt_tokens": 1}
         return {
             "end": [usage],
@@ -377,19 +377,19 @@ class _Handler(BaseHTTPRequestHandler):
             "twice_less": [usage, less],
             "zero": [{"prompt_tokens": 0, "completion_tokens": 0}],
             "zero_input": [{**usage, "prompt_tokens": 0}],
-            "zero_output": [{**usage, "completion_tokens": 0, "total_tokens": bill.input_tokens}],
+            "zero_output": [{**usage, "completion_tokens": 0, "total_tokens": exchange.input_tokens}],
             "absurd": [{**usage, "completion_tokens": 10**30}],
             "rubbish": [{**usage, "completion_tokens": "many"}],
             "negative": [{**usage, "prompt_tokens": -5}],
         }.get(script.usage, [])
 
-    def _usage(self, script: Script, bill: Meter) -> dict[str, Any]:
+    def _usage(self, script: Script, exchange: Exchange) -> dict[str, Any]:
         return {
-            "prompt_tokens": bill.input_tokens,
-            "completion_tokens": bill.generated_tokens,
-            "total_tokens": bill.input_tokens + bill.generated_tokens,
+            "prompt_tokens": exchange.input_tokens,
+            "completion_tokens": exchange.generated_tokens,
+            "total_tokens": exchange.input_tokens + exchange.generated_tokens,
             "prompt_tokens_details": {"cached_tokens": script.cached_tokens},
-            "completion_tokens_details": {"reasoning_tokens": min(script.reasoning_words, bill.generated_tokens)},
+            "completion_tokens_details": {"reasoning_tokens": min(script.reasoning_words, exchange.generated_tokens)},
         }
 
     def _break(self, ending: str, script: Script) -> None:
@@ -455,9 +455,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
 
 
-def bill_nanousd(bill: Meter) -> int:
-    """What it costs at gpt-4o's price."""
-    return bill.input_tokens * 2_500 + bill.generated_tokens * 10_000
+def bill_nanousd(exchange: Exchange) -> int:
+    """What a request costs at gpt-4o's price, in nano-dollars."""
+    return exchange.input_tokens * 2_500 + exchange.generated_tokens * 10_000
 
 
 def count_input_tokens(request: dict[str, Any]) -> int:

@@ -1,0 +1,7 @@
+"""What happens when the store fails. The public names; each module says more."""
+
+from backends.guard.emergency_budget import EmergencyBudget
+from backends.guard.guard import FailurePolicy, Guard, Health
+from backends.guard.lending import EMERGENCY
+
+__all__ = ["EMERGENCY", "EmergencyBudget", "FailurePolicy", "Guard", "Health"]

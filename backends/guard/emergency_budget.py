@@ -1,14 +1,14 @@
 """The emergency budget: what an instance may spend in a UTC hour while Redis is away.
 
-It lives in a file that all workers of the instance share under a lock: neither a restart nor a second outage refills
-it. A file that cannot be read or written counts as used up.
+It is kept in a file that all workers of the instance share under a lock, so neither a restart nor a second outage
+refills it. A file that cannot be read or written counts as used up.
 """
 
 import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -23,18 +23,18 @@ class _Page:
     hour: int
     spent_nanousd: int
     refused_nanousd: int = 0
-    """The cheapest request of this hour that found no room; 0 without one."""
+    """The cheapest request that was refused in this hour; 0 without one."""
 
 
 class EmergencyBudget:
-    """Spends from the file at `path`; money is integer nano-dollars."""
+    """Spends from the file at `path`. Nothing is kept in memory."""
 
     def __init__(self, path: Path, clock: Clock) -> None:
         self._path = path
         self._clock = clock
 
     def take(self, cost_nanousd: int, budget_nanousd: int) -> int | None:
-        """Charge `cost_nanousd` to this hour if the budget has room; the hour, or None."""
+        """Charge `cost_nanousd` to this hour; its number since 1970, or None where the budget has too little left."""
         with contextlib.suppress(OSError, ValueError), self._page() as (page, write):
             if page.spent_nanousd + cost_nanousd <= budget_nanousd:
                 write(replace(page, spent_nanousd=page.spent_nanousd + cost_nanousd))
@@ -44,7 +44,7 @@ class EmergencyBudget:
         return None
 
     def correct(self, hour: int, delta_nanousd: int) -> None:
-        """Book the difference between what was taken in `hour` and what was used; an hour that is over stays."""
+        """Add the difference between what was taken in `hour` and what was used, unless that hour is over."""
         with contextlib.suppress(OSError, ValueError), self._page() as (page, write):
             if page.hour == hour:
                 write(replace(page, spent_nanousd=max(0, page.spent_nanousd + delta_nanousd)))
@@ -55,7 +55,7 @@ class EmergencyBudget:
         return None if page is None else page.spent_nanousd
 
     def is_used_up(self, budget_nanousd: int) -> bool:
-        """Whether there is nothing left, or too little for a request that was refused this hour."""
+        """Whether nothing is left, or too little for the cheapest request that was refused in this hour."""
         page = self._read()
         return page is None or page.spent_nanousd + max(1, page.refused_nanousd) > budget_nanousd
 
@@ -65,25 +65,20 @@ class EmergencyBudget:
         return None
 
     @contextlib.contextmanager
-    def _page(self) -> Iterator[tuple[_Page, "_Writer"]]:
+    def _page(self) -> Iterator[tuple[_Page, Callable[[_Page], None]]]:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         with os.fdopen(descriptor, "r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             hour = self._clock.now_us() // _US_PER_HOUR
             written_hour = os.fstat(descriptor).st_mtime_ns // 1_000 // _US_PER_HOUR
-            yield _current(file.read(), hour, written_hour), _Writer(descriptor)
 
+            def write(page: _Page) -> None:
+                # Padded to one length and written in place, so that a crash leaves the old page or the new one.
+                os.pwrite(descriptor, json.dumps(asdict(page)).encode().ljust(_PAGE_BYTES), 0)
+                os.fsync(descriptor)
 
-class _Writer:
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-
-    def __call__(self, page: _Page) -> None:
-        text = json.dumps(asdict(page)).encode()
-        # Padded to one length and written in place, so that a crash leaves the old page or the new one.
-        os.pwrite(self._descriptor, text.ljust(_PAGE_BYTES), 0)
-        os.fsync(self._descriptor)
+            yield _current(file.read(), hour, written_hour), write
 
 
 def _current(text: bytes, hour: int, written_hour: int) -> _Page:
@@ -92,7 +87,7 @@ def _current(text: bytes, hour: int, written_hour: int) -> _Page:
     except ValueError:
         if written_hour >= hour:
             raise
-        # What an earlier hour spoilt, that hour has paid for.
+        # The budget of the hour that spoilt the file counted as used up; a new hour begins anew.
         return _Page(hour, 0)
     # A clock that went back must not refill the budget.
     return page if page.hour >= hour else _Page(hour, 0)

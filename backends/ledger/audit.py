@@ -1,40 +1,38 @@
-"""Recompute every total from the records of the reservations, and the totals from one another.
+"""Recompute every total from the records of the reservations, and compare the days with one another.
 
 What is compared, and how exactly:
 
-* A bucket, an hour or a day against the records that are booked in it. A record lives until an hour past its end, so
-  what began within the last hour has to be equal; of what began before, records may be gone, so it has to be at least
-  as much. A living bucket of open money has to be equal always: open records outlive it.
-* A day against a day: all networks together are everybody, so are all identifiers (or less, where the books of one
+* A bucket, an hour or a day with the records that are booked in it. A record is kept until an hour past its end. So a
+  total that began within the last hour has to be equal to its records; of one that began before, records may be gone,
+  so it has to be at least as much. A pending bucket has to be equal always: open records outlive it.
+* A day with a day: all networks together are the global day, so are all identifiers (or less, where the books of one
   were cleared), and the hours of a day are no more than the day. No records are needed for that.
-* Each key by itself: a total is an amount below 2^53, everything but ``settings`` has a TTL, nothing is unknown.
+* Each key by itself: a total is an amount below 2^53, everything but ``settings`` has a TTL, no key is unknown.
 
-It may run beside traffic. Whatever disagrees at the first look is read again, all that belongs to it in one step, and
-the next full look has to show that nothing was overlooked in that step; only then it is told. A total that is too small
-even without what was overlooked is told, too. Whatever is told was off at two readings, one after the other: a legacy
-worker leaves a total half booked for a moment. What never stood still for more is told as undecided.
+It may run beside traffic. A *pass* reads all keys, page by page. What disagrees in a pass is *rechecked*: it is read
+again in one step, with all records that belong to it; the next pass has to show that this step missed no record. A
+total that is too small even without the missed records is reported, too. Whatever is reported disagreed in two
+rechecks, one after the other: a legacy worker leaves a total half booked for a moment. What changed in every pass is
+reported as undecided.
 
 Nothing is written.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from backends.clock import US_PER_SECOND
-from backends.keys import RECORD_KEEP_SECONDS, SECONDS_PER_DAY, SECONDS_PER_HOUR, BookKeys, book_keys, reset_key
+from backends.keys import reset_key
+from backends.ledger.comparison import Comparison, Sum, amount_at, compare, disagree
 from backends.ledger.snapshot import (
+    BUCKET_KINDS,
     IDENTIFIER_KINDS,
-    NETWORK_KINDS,
-    OPEN_KINDS,
-    RING_KINDS,
-    Booked,
+    PENDING_KINDS,
     Place,
-    Snapshot,
-    amount_at,
-    booked_by,
-    read_all,
-    whole,
+    number_in,
+    read_snapshot,
+    read_texts,
 )
 from backends.progress import Progress, no_progress
 from backends.records import parse_record, state_of
@@ -42,23 +40,15 @@ from backends.store.link import Client, Link
 from backends.strategies import arithmetic
 
 PASSES = 6
-"""Full looks, at most."""
+"""At most."""
 MOST_AT_ONCE = 10_000
-"""Keys that are read in one step: about five milliseconds of Redis' time."""
+"""Keys that a recheck reads in one step: about five milliseconds of Redis' time."""
 SETTLED_DOWN_US = 2 * US_PER_SECOND
-MARGIN_SECONDS = 2
-"""Lives are set in whole seconds, and end where Redis says."""
-_LIFE_PAST_START = {
-    "daily": 2 * SECONDS_PER_DAY,
-    "network_daily": 2 * SECONDS_PER_DAY,
-    "global_daily": 2 * SECONDS_PER_DAY,
-    "global_hourly": 3 * SECONDS_PER_HOUR,
-}
 
 
 @dataclass(frozen=True, slots=True)
 class Disagreement:
-    """Something in the books that cannot be."""
+    """A total or a key that cannot be right."""
 
     kind: str
     """total, sum, no_amount, no_ttl, unknown_key, wrong_type, no_record."""
@@ -79,54 +69,33 @@ class AuditReport:
     """By state: open, expired, settled, released."""
     open_nanousd: int
     expired_nanousd: int
-    """What reservations hold that nobody ended in time. It stays booked."""
+    """What reservations hold that were not ended in time. It stays booked."""
     checked_exactly: int
-    """Amounts that have to be equal to what the records say."""
+    """Totals that have to be equal to what the records say."""
     checked_at_least: int
-    """Amounts that have to be no less: older records may be gone."""
+    """Totals that have to be no less: older records may be gone."""
     sums_checked: int
     looks: int
+    """Passes over all keys."""
     disagreements: tuple[Disagreement, ...]
     undecided: tuple[str, ...]
-    """Keys that moved at every look."""
-
-
-class _Sum(NamedTuple):
-    """A total that parts have to add up to."""
-
-    what: str
-    total: Place
-    parts: tuple[Place, ...]
-    may_be_more: bool
-    """Whether the total may be more than its parts."""
+    """Keys that changed in every pass."""
 
 
 @dataclass(slots=True)
-class _Reading:
-    """Several keys, read in one step."""
+class _Recheck:
+    """A total and what belongs to it, read in one step."""
 
     at_us: int
     stored: int
     expected: int
     expected_at_least: int
-    """Of records that are `SETTLED_DOWN_US` old: others may be half booked, by a legacy worker."""
+    """By records that are `SETTLED_DOWN_US` old: a legacy worker may have booked others by half."""
     members: frozenset[str | Place]
 
 
-@dataclass(slots=True)
-class _Look:
-    snapshot: Snapshot
-    booked: Booked
-    exact: int = 0
-    at_least: int = 0
-    places: list[Place] = field(default_factory=list)
-    sums: list[_Sum] = field(default_factory=list)
-    """What disagrees."""
-    all_sums: dict[tuple[str, Place], _Sum] = field(default_factory=dict)
-
-
 def audit(link: Link, progress: Progress = no_progress) -> AuditReport:
-    """Look until whatever disagrees has been told from what only moved.
+    """Read all keys, and again while a disagreement may come from traffic alone.
 
     Raises:
         StoreError: Redis could not be asked.
@@ -140,220 +109,147 @@ class _Audit:
         self._progress = progress
         self._found: list[Disagreement] = []
         self._off_by: dict[object, int] = {}
+        """By how much a total disagreed in its last recheck."""
 
     def run(self) -> AuditReport:
-        look = first = self._look(1)
-        odd = set(look.snapshot.oddities)
-        places, sums = look.places, look.sums
-        looks = 1
-        while (places or sums or (odd and looks == 1)) and looks < PASSES:
-            place_readings = {place: self._read_place(look, place) for place in places}
-            sum_readings = {its_sum: self._read_sum(look, its_sum) for its_sum in sums}
-            before, looks = look, looks + 1
-            look = self._look(looks)
-            odd &= set(look.snapshot.oddities)
-            places = [at for at, read in place_readings.items() if not self._is_decided(before, look, at, read)]
-            sums = [one for one, read in sum_readings.items() if not self._is_sum_decided(look, one, read)]
-        oddities = [Disagreement(each.kind, each.key, each.told) for each in sorted(odd)]
-        undecided = [_name(look.snapshot, place) for place in (*places, *(each.total for each in sums))]
-        return _report(first, looks, [*self._found, *oddities], undecided)
+        this = first = self._pass(1)
+        oddities = set(this.snapshot.oddities)
+        places, sums = this.odd_places, this.odd_sums
+        passes = 1
+        while (places or sums or (oddities and passes == 1)) and passes < PASSES:
+            rechecked_places = {place: self._recheck_place(this, place) for place in places}
+            rechecked_sums = {its_sum: self._recheck_sum(this, its_sum) for its_sum in sums}
+            before, passes = this, passes + 1
+            this = self._pass(passes)
+            oddities &= set(this.snapshot.oddities)
+            places = [at for at, its in rechecked_places.items() if not self._is_decided(before, this, at, its)]
+            sums = [one for one, its in rechecked_sums.items() if not self._is_sum_decided(this, one, its)]
+        by_themselves = [Disagreement(each.kind, each.key, each.text) for each in sorted(oddities)]
+        undecided = [this.key_name(place) for place in (*places, *(each.total for each in sums))]
+        return _report(first, passes, [*self._found, *by_themselves], undecided)
 
-    def _look(self, number: int) -> _Look:
+    def _pass(self, number: int) -> Comparison:
         what = "reading the books" if number == 1 else f"reading the books again ({number})"
-        snapshot = read_all(self._link, self._progress, what)
-        look = _Look(snapshot, booked_by(snapshot))
-        for place in {*snapshot.stored, *look.booked.keys}:
-            rule = _rule(look, place)
-            look.exact += rule == "exact"
-            look.at_least += rule == "at_least"
-            stored, expected = snapshot.stored.get(place, 0), look.booked.nanousd.get(place, 0)
-            if _disagree(rule, stored, expected):
-                look.places.append(place)
-        for each in _sums(snapshot):
-            look.all_sums[each.what, each.total] = each
-            stored = snapshot.stored.get(each.total, 0)
-            if _is_off(each, stored, sum(snapshot.stored.get(part, 0) for part in each.parts)):
-                look.sums.append(each)
-        return look
+        return compare(read_snapshot(self._link, self._progress, what))
 
-    def _read_place(self, look: _Look, place: Place) -> _Reading | None:
+    def _recheck_place(self, this: Comparison, place: Place) -> _Recheck | None:
         """The amount and the records that are booked there, as of one moment; None if they are too many for that."""
-        keys = look.booked.keys.get(place, [])
+        keys = this.record_keys(place)
         if len(keys) > MOST_AT_ONCE:
             return None
-        name, owner = _name(look.snapshot, place), look.snapshot.names.get((False, place.owner), "")
-
-        def read(client: Client) -> list[Any]:
-            transaction: Any = client.pipeline(transaction=True)
-            transaction.time()
-            if place.kind in RING_KINDS:
-                transaction.zscore(name, str(place.start_seconds))
-            else:
-                transaction.get(name)
-            transaction.get(reset_key(owner))
-            if keys:
-                transaction.mget(keys)
-            answers: list[Any] = transaction.execute()
-            return answers
-
+        owner = this.snapshot.names.get((False, place.owner), "")
+        read = partial(_read_place, place=place, name=this.key_name(place), owner=owner, record_keys=keys)
         time, stored, reset, *texts = self._link.run(read)
         reset_text = reset if place.kind in IDENTIFIER_KINDS else None
-        records = [parse_record(text) for text in (texts[0] if texts else [])]
-        counted = [
-            record
-            for record in records
-            if record is not None and not arithmetic.was_cleared(reset_text, record.made_at_us)
-        ]
+        records = map(parse_record, texts[0] if texts else ())
+        booked = [each for each in records if each and not arithmetic.was_cleared(reset_text, each.made_at_us)]
         at_us = int(time[0]) * US_PER_SECOND + int(time[1])
-        return _Reading(
+        return _Recheck(
             at_us=at_us,
-            stored=int(stored or 0) if isinstance(stored, float) else whole(stored) or 0,
-            expected=sum(amount_at(place, record) for record in counted),
+            stored=int(stored or 0) if isinstance(stored, float) else number_in(stored) or 0,
+            expected=sum(amount_at(place, each) for each in booked),
             expected_at_least=sum(
-                amount_at(place, record) for record in counted if record.made_at_us + SETTLED_DOWN_US <= at_us
+                amount_at(place, each) for each in booked if each.made_at_us + SETTLED_DOWN_US <= at_us
             ),
             members=frozenset(keys),
         )
 
-    def _read_sum(self, look: _Look, its_sum: _Sum) -> _Reading | None:
+    def _recheck_sum(self, this: Comparison, its_sum: Sum) -> _Recheck | None:
         if len(its_sum.parts) > MOST_AT_ONCE:
             return None
-        names = [_name(look.snapshot, place) for place in (its_sum.total, *its_sum.parts)]
-        texts: Any = self._link.run(lambda client: client.mget(names))
-        amounts = [whole(text) or 0 for text in texts]
-        return _Reading(0, amounts[0], sum(amounts[1:]), 0, frozenset(its_sum.parts))
+        names = [this.key_name(place) for place in (its_sum.total, *its_sum.parts)]
+        amounts = [number_in(text) or 0 for text in read_texts(self._link, names)]
+        return _Recheck(0, amounts[0], sum(amounts[1:]), 0, frozenset(its_sum.parts))
 
-    def _is_decided(self, before: _Look, look: _Look, place: Place, read: _Reading | None) -> bool:
-        """Whether the reading is proof, now that a look has shown which records there were when it was made."""
-        was_overlooked = False
-        if read is None:
-            # Too many for one step: two looks that are alike in every part stand for a moment.
-            if not _is_same(before, look, place):
+    def _is_decided(self, before: Comparison, this: Comparison, place: Place, its: _Recheck | None) -> bool:
+        """Whether the recheck is proof, now that a pass has shown which records there were at its moment."""
+        was_missed = False
+        if its is None:
+            # Too many for one step: two passes that are alike in every part stand for a moment.
+            if not _is_same(before, this, place):
                 return False
-            stored, expected = look.snapshot.stored.get(place, 0), look.booked.nanousd.get(place, 0)
+            stored, expected = this.stored_at(place), this.expected_at(place)
         else:
-            was_overlooked = _was_overlooked(look, place, read)
-            # What was overlooked makes a total larger: one that is too small without it is too small for certain.
-            stored, expected = read.stored, read.expected_at_least if was_overlooked else read.expected
-            if was_overlooked and stored >= expected:
+            was_missed = _was_missed(this, place, its)
+            # Missed records make a total larger: one that is too small without them is too small for certain.
+            stored, expected = its.stored, its.expected_at_least if was_missed else its.expected
+            if was_missed and stored >= expected:
                 return False
-        rule = _rule(look, place)
-        if not _disagree(rule, stored, expected):
+        rule = this.rule(place)
+        if not disagree(rule, stored, expected):
             return True
-        if not self._was_seen_before(place, stored - expected, moves=was_overlooked):
+        if not self._was_seen_before(place, stored - expected, moves=was_missed):
             return False
-        self._found.append(_told_place(look, place, rule, stored, expected))
+        self._found.append(_wrong_total(this, place, rule, stored, expected))
         return True
 
-    def _is_sum_decided(self, look: _Look, its_sum: _Sum, read: _Reading | None) -> bool:
-        now = look.all_sums.get((its_sum.what, its_sum.total))
+    def _is_sum_decided(self, this: Comparison, its_sum: Sum, its: _Recheck | None) -> bool:
+        now = this.sums.get((its_sum.what, its_sum.total))
         if now is None:
             return True
-        if read is None or not set(now.parts) <= read.members:
+        if its is None or not set(now.parts) <= its.members:
             return False
-        if not _is_off(now, read.stored, read.expected):
+        if not now.is_off(its.stored, its.expected):
             return True
-        if not self._was_seen_before((now.what, now.total), read.stored - read.expected, moves=False):
+        if not self._was_seen_before((now.what, now.total), its.stored - its.expected, moves=False):
             return False
-        self._found.append(_told_sum(look, now, read.stored, read.expected))
+        self._found.append(_wrong_sum(this, now, its.stored, its.expected))
         return True
 
     def _was_seen_before(self, what: object, by_nanousd: int, *, moves: bool) -> bool:
-        """Whether it was off at the reading before as well: a legacy worker leaves a total half booked for a moment."""
+        """Whether the recheck before disagreed too: a legacy worker leaves a total half booked for a moment."""
         before = self._off_by.get(what)
         self._off_by[what] = by_nanousd
         return before is not None and (before == by_nanousd or (moves and max(before, by_nanousd) < 0))
 
 
-def _was_overlooked(look: _Look, place: Place, read: _Reading) -> bool:
-    """Whether there were records at the reading that it did not know of."""
-    records, present = look.snapshot.records, look.booked.keys.get(place, [])
-    return any(key not in read.members for key in present if records[key].made_at_us <= read.at_us)
+def _read_place(client: Client, *, place: Place, name: str, owner: str, record_keys: list[str]) -> list[Any]:
+    """Time, amount, reset and records, in one transaction."""
+    transaction: Any = client.pipeline(transaction=True)
+    transaction.time()
+    if place.kind in BUCKET_KINDS:
+        transaction.zscore(name, str(place.start_seconds))
+    else:
+        transaction.get(name)
+    transaction.get(reset_key(owner))
+    if record_keys:
+        transaction.mget(record_keys)
+    answers: list[Any] = transaction.execute()
+    return answers
 
 
-def _is_same(before: _Look, look: _Look, place: Place) -> bool:
-    keys = look.booked.keys.get(place, [])
+def _was_missed(this: Comparison, place: Place, its: _Recheck) -> bool:
+    """Whether the recheck missed a record that existed at its moment."""
+    records = this.snapshot.records
+    return any(key not in its.members for key in this.record_keys(place) if records[key].made_at_us <= its.at_us)
+
+
+def _is_same(before: Comparison, this: Comparison, place: Place) -> bool:
+    keys = this.record_keys(place)
     return (
-        before.snapshot.stored.get(place) == look.snapshot.stored.get(place)
-        and sorted(before.booked.keys.get(place, [])) == sorted(keys)
-        and all(before.snapshot.records[key] == look.snapshot.records[key] for key in keys)
+        before.snapshot.stored.get(place) == this.snapshot.stored.get(place)
+        and sorted(before.record_keys(place)) == sorted(keys)
+        and all(before.snapshot.records[key] == this.snapshot.records[key] for key in keys)
     )
 
 
-def _rule(look: _Look, place: Place) -> str:
-    """How a place compares to its records: exact, at_least, or not at all ('')."""
-    snapshot = look.snapshot
-    now = snapshot.ended_us / US_PER_SECOND
-    begins = float(place.start_seconds)
-    if place.kind in IDENTIFIER_KINDS:
-        begins = max(begins, snapshot.reset_us.get(place.owner, 0) / US_PER_SECOND)
-    are_records_whole = begins >= now - RECORD_KEEP_SECONDS + MARGIN_SECONDS
-    if place not in look.booked.keys:
-        return "exact" if are_records_whole else ""
-    if place.kind in RING_KINDS:
-        # The shortest life of all in the ring: one with a shorter window may have swept the bucket.
-        ends = place.start_seconds + look.booked.ttl_seconds[place.kind, place.owner]
-    else:
-        ends = place.start_seconds + _LIFE_PAST_START[place.kind]
-    if ends - MARGIN_SECONDS <= now:
-        return ""
-    return "exact" if are_records_whole or place.kind in OPEN_KINDS else "at_least"
-
-
-def _disagree(rule: str, stored: int, expected: int) -> bool:
-    return stored < expected if rule == "at_least" else rule == "exact" and stored != expected
-
-
-def _is_off(its_sum: _Sum, total: int, parts: int) -> bool:
-    return total < parts if its_sum.may_be_more else total != parts
-
-
-def _sums(snapshot: Snapshot) -> list[_Sum]:
-    """For each day that has to be there still."""
-    places: dict[tuple[str, int], list[Place]] = {}
-    for place in snapshot.stored:
-        if place.kind in _LIFE_PAST_START:
-            day = place.start_seconds - place.start_seconds % SECONDS_PER_DAY
-            places.setdefault((place.kind, day), []).append(place)
-    found = []
-    for day in sorted({day for _, day in places}):
-        if day + 2 * SECONDS_PER_DAY - MARGIN_SECONDS <= snapshot.ended_us // US_PER_SECOND:
-            continue
-        total = Place("global_daily", "", day)
-        was_reset = any(at_us >= day * US_PER_SECOND for at_us in snapshot.reset_us.values())
-        for kind, what, may_be_more in (
-            ("daily", "its identifiers", was_reset),
-            ("network_daily", "its networks", False),
-            ("global_hourly", "its hours", True),
-        ):
-            found.append(_Sum(what, total, tuple(sorted(places.get((kind, day), []))), may_be_more))
-    return found
-
-
-def _name(snapshot: Snapshot, place: Place) -> str:
-    """The key of a place; with a digest where no key tells whose it is."""
-    owner = snapshot.names.get((place.kind in NETWORK_KINDS, place.owner), f"#{place.owner}")
-    keys: BookKeys = book_keys("", owner, owner, place.start_seconds)
-    return str(getattr(keys, place.kind))
-
-
-def _told_place(look: _Look, place: Place, rule: str, stored: int, expected: int) -> Disagreement:
-    count = len(look.booked.keys.get(place, []))
-    bucket = place.start_seconds if place.kind in RING_KINDS else None
+def _wrong_total(this: Comparison, place: Place, rule: str, stored: int, expected: int) -> Disagreement:
+    count = len(this.record_keys(place))
+    bucket = place.start_seconds if place.kind in BUCKET_KINDS else None
     where = "holds" if bucket is None else f"holds in bucket {bucket}"
     least = "at least " if rule == "at_least" else ""
-    kind = "open money" if place.kind in OPEN_KINDS else "money"
+    kind = "open money" if place.kind in PENDING_KINDS else "money"
     told = f"{where} {stored}, and the {count} reservations there come to {least}{expected} ({kind}, nano-dollars)"
-    return Disagreement("total", _name(look.snapshot, place), told, bucket, stored, expected)
+    return Disagreement("total", this.key_name(place), told, bucket, stored, expected)
 
 
-def _told_sum(look: _Look, its_sum: _Sum, stored: int, parts: int) -> Disagreement:
+def _wrong_sum(this: Comparison, its_sum: Sum, stored: int, parts: int) -> Disagreement:
     told = f"holds {stored}, and {its_sum.what} come to {parts} (nano-dollars)"
-    return Disagreement("sum", _name(look.snapshot, its_sum.total), told, None, stored, parts)
+    return Disagreement("sum", this.key_name(its_sum.total), told, None, stored, parts)
 
 
-def _report(look: _Look, looks: int, disagreements: Sequence[Disagreement], undecided: Sequence[str]) -> AuditReport:
-    snapshot = look.snapshot
+def _report(first: Comparison, passes: int, disagreements: list[Disagreement], undecided: list[str]) -> AuditReport:
+    snapshot = first.snapshot
     counts = dict.fromkeys(("open", "expired", "settled", "released"), 0)
     amounts = dict.fromkeys(("open", "expired"), 0)
     for record in snapshot.records.values():
@@ -366,10 +262,10 @@ def _report(look: _Look, looks: int, disagreements: Sequence[Disagreement], unde
         records=counts,
         open_nanousd=amounts["open"],
         expired_nanousd=amounts["expired"],
-        checked_exactly=look.exact,
-        checked_at_least=look.at_least,
-        sums_checked=len(look.all_sums),
-        looks=looks,
+        checked_exactly=first.exact,
+        checked_at_least=first.at_least,
+        sums_checked=len(first.sums),
+        looks=passes,
         disagreements=tuple(disagreements),
         undecided=tuple(undecided),
     )

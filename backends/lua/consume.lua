@@ -9,7 +9,7 @@ Reply {status}: 0 good, and gone now; 1 unknown (never given, used, or over); 2 
 
 local given_to = redis.call('GET', KEYS[1])
 if not given_to then
-  -- A server that takes no writes kept no challenge either: it says so here, and nobody is sent away as a stranger.
+  -- A server that takes no writes has stored no challenge either: it says so here, and no visitor is refused for it.
   redis.call('SET', KEYS[1], '', 'EX', 1)
   redis.call('DEL', KEYS[1])
   return { 1 }

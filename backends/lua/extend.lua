@@ -1,18 +1,18 @@
 --[[
-extend: an open reservation asks for more, in the periods in which it was made. Every scope is charged, or none is.
+extend: may a pending reservation hold more? In the periods in which it was made; every scope is charged, or none is.
 
 KEYS  1 to 12 as in settle.lua
 
 ARGV  1  now_us           '' in production: Redis' own TIME; a number in tests
       2  deadline_us      Redis' time after which the caller has given up
-      3  request_digest            digest of what the id stood for at first
+      3  request_digest   digest of what the id stood for at first
       4  to               nanousd to hold in all           5  at_least        nanousd to hold in all, or refuse
-      6  made_at_us       as reserve.lua told it
-      7  window_s         8  bucket_s    9  open_s        10  open_bucket_s   (as they were at the reservation)
+      6  made_at_us       as reserve.lua replied
+      7  window_s         8  bucket_s    9  pending_s        10  pending_bucket_s   (as they were at the reservation)
      11  limits, nanousd: window of the identifier        12  its day
      13  window of the network                            14  its day         ('' is no limit, here only)
      15  everybody's hour                                 16  everybody's day
-     17  keep_s           life of a record past its end   18  rid   (with KEYS 12)
+     17  keep_s           TTL of a record past its end    18  rid   (with KEYS 12)
 
 Reply {status, nanousd held, now_us, window nanousd, day nanousd}
   0  it holds so much now: `to`, or what there is room for, if that is at least `at_least`
@@ -36,7 +36,7 @@ if not now_us then
 end
 local to, at_least, made_at_us = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local window_s, bucket_s = tonumber(ARGV[7]), tonumber(ARGV[8])
-local open_s, open_bucket_s = tonumber(ARGV[9]), tonumber(ARGV[10])
+local pending_s, pending_bucket_s = tonumber(ARGV[9]), tonumber(ARGV[10])
 local made_s = floor(made_at_us / SECOND)
 local DAY_ENDS_S = (floor(made_s / 86400) + 1) * 86400
 local HOUR_ENDS_S = (floor(made_s / 3600) + 1) * 3600
@@ -49,8 +49,8 @@ if not record then return { 8, 0, now_us } end
 local state, nanousd, _, request_digest, rest = string.match(record, '^(%a+) (%d+) (%d+) (%x+) (.*)$')
 if request_digest ~= ARGV[3] then return { 9, 0, now_us } end
 local bucket = made_s - made_s % bucket_s
--- Past its time its open money may have been told as expired; and what has left the window cannot be charged to it.
-local ends_us = math.min(made_at_us + open_s * SECOND, (bucket + bucket_s + window_s) * SECOND)
+-- Past its time it may have been reported as expired; and what has left the window cannot be charged to it.
+local ends_us = math.min(made_at_us + pending_s * SECOND, (bucket + bucket_s + window_s) * SECOND)
 if state ~= 'open' or ends_us <= now_us then return { 8, tonumber(nanousd), now_us } end
 
 local held = tonumber(nanousd)
@@ -68,7 +68,7 @@ end
 
 -- As in reserve.lua: starts are ten digits, so they compare as text.
 local over_text = format('%010.0f', floor(now_us / SECOND - bucket_s - window_s))
-local function ring_total(key)
+local function window_total(key)
   local flat, total = call('ZRANGE', key, 0, -1, 'WITHSCORES'), 0
   for i = 1, #flat, 2 do
     if flat[i] > over_text then total = total + flat[i + 1] end
@@ -78,8 +78,8 @@ end
 
 local places = {
   { status = 2, at = 3, limit = tonumber(ARGV[12]), ends_s = DAY_ENDS_S + 86400, mine = true },
-  { status = 3, at = 2, limit = tonumber(ARGV[11]), ring = true, mine = true },
-  { status = 4, at = 4, limit = tonumber(ARGV[13]), ring = true },
+  { status = 3, at = 2, limit = tonumber(ARGV[11]), window = true, mine = true },
+  { status = 4, at = 4, limit = tonumber(ARGV[13]), window = true },
   { status = 5, at = 5, limit = tonumber(ARGV[14]), ends_s = DAY_ENDS_S + 86400 },
   { status = 6, at = 6, limit = tonumber(ARGV[15]), ends_s = HOUR_ENDS_S + 7200 },
   { status = 7, at = 7, limit = tonumber(ARGV[16]), ends_s = DAY_ENDS_S + 86400 },
@@ -87,7 +87,7 @@ local places = {
 local more, status = math.max(to - held, 0), 0
 for _, place in ipairs(places) do
   place.key = KEYS[place.at]
-  place.spent = place.ring and ring_total(place.key) or amount_at(place.at)
+  place.spent = place.window and window_total(place.key) or amount_at(place.at)
   local room = (place.limit or math.huge) - place.spent
   if place.mine and is_cleared then room = math.huge end
   if room < at_least - held and status == 0 then status = place.status end
@@ -110,7 +110,7 @@ end
 for _, place in ipairs(places) do
   if place.mine and is_cleared then
     -- Its identifier's books were cleared since: it is not in them.
-  elseif place.ring then
+  elseif place.window then
     local now_there = tonumber(call('ZINCRBY', place.key, more_text, format('%.0f', bucket)))
     if now_there == more and call('TTL', place.key) < window_s + bucket_s then
       call('EXPIRE', place.key, window_s + bucket_s)
@@ -120,11 +120,11 @@ for _, place in ipairs(places) do
     if place.spent == 0 then call('EXPIRE', place.key, place.ends_s - floor(now_us / SECOND)) end
   end
 end
-local open_bucket = made_s - made_s % open_bucket_s
+local pending_bucket = made_s - made_s % pending_bucket_s
 for i = is_cleared and 9 or 8, 10 do
-  local now_there = tonumber(call('ZINCRBY', KEYS[i], more_text, format('%.0f', open_bucket)))
-  local life_s = open_s + open_bucket_s + (i == 10 and tonumber(ARGV[17]) or 0)
-  if now_there == more and call('TTL', KEYS[i]) < life_s then call('EXPIRE', KEYS[i], life_s) end
+  local now_there = tonumber(call('ZINCRBY', KEYS[i], more_text, format('%.0f', pending_bucket)))
+  local ttl_s = pending_s + pending_bucket_s + (i == 10 and tonumber(ARGV[17]) or 0)
+  if now_there == more and call('TTL', KEYS[i]) < ttl_s then call('EXPIRE', KEYS[i], ttl_s) end
 end
 
 local mine = is_cleared and 0 or more

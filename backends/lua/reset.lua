@@ -8,11 +8,11 @@ KEYS  1  llm:reset:<id>                  string  us: what was reserved up to the
               says, today and yesterday are among them
 
 ARGV  1  now_us   '' in production: Redis' own TIME; a number in tests
-      2  keep_s   life of KEYS 1
+      2  keep_s   TTL of KEYS 1
 
-Reply {now_us, marker, window, open, day, day, day}: the marker 1 or 0; nanousd that were cleared of the others, in the order of KEYS
+Reply {now_us, marker, window, pending, day, day, day}: the marker 1 or 0; nanousd that were cleared of the others, in the order of KEYS
 
-Worked example: a marker, 4050000 in the window, all of it open, 9000000 of today:
+Worked example: a marker, 4050000 in the window, all of it pending, 9000000 of today:
 {now, 1, '4050000', '4050000', '9000000', '0', '0'}; amounts are strings, since they were never looked at as numbers of Lua's.
 
 Promise: a reservation is either made before this (then its identifier's books forget it, and its settlement leaves them
@@ -29,7 +29,7 @@ local function time_us()
 end
 local now_us = tonumber(ARGV[1]) or time_us()
 
-local function ring_total(key)
+local function window_total(key)
   local flat, total = call('ZRANGE', key, 0, -1, 'WITHSCORES'), 0
   for i = 2, #flat, 2 do total = total + flat[i] end
   return format('%.0f', total)
@@ -38,7 +38,7 @@ end
 -- Read.
 
 local marker = call('EXISTS', KEYS[2])
-local window, open = ring_total(KEYS[3]), ring_total(KEYS[4])
+local window, pending = window_total(KEYS[3]), window_total(KEYS[4])
 local days = {}
 for i = 5, 7 do days[i] = call('GET', KEYS[i]) or '0' end
 
@@ -52,4 +52,4 @@ for i = 2, 7 do call('DEL', KEYS[i]) end
 local tries = 0
 while tries < PATIENCE and ARGV[1] == '' and time_us() <= now_us do tries = tries + 1 end
 
-return { now_us, marker, window, open, days[5], days[6], days[7] }
+return { now_us, marker, window, pending, days[5], days[6], days[7] }

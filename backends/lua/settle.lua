@@ -10,12 +10,12 @@ KEYS  1  llm:reservation:<rid>      2  llm:cost:recent:<id>      3  llm:cost:dai
      12  llm:idempotency:<digest>   as in reserve.lua; left out where none was sent
 
 ARGV  1  now_us        '' in production: Redis' own TIME; a number in tests
-      2  request_digest         digest of what the id stood for at first
+      2  request_digest   digest of what the id stood for at first
       3  end           settled, or released: nothing was used, and the idempotency key is free again
       4  actual        nanousd, >= 0
-      5  made_at_us    as reserve.lua told it
-      6  window_s      7  bucket_s    8  open_s       9  open_bucket_s    (as they were at the reservation)
-     10  keep_s        life of a record past its end
+      5  made_at_us    as reserve.lua replied
+      6  window_s      7  bucket_s    8  pending_s       9  pending_bucket_s    (as they were at the reservation)
+     10  keep_s        TTL of a record past its end
      11  who          12  network     digests, as in reserve.lua
      13  body         14  rid        15  idempotency_keep_s   (these three with KEYS 12)
 
@@ -25,7 +25,7 @@ Reply {status, booked nanousd, now_us, expired nanousd}
   2  late: its record was lost before its time, and its booking with it (one script wrote both): booked now, once
   3  expired: no record, and so old that the record of an end may be over; it stays booked in full, nothing changed
   9  this id stands for something else: nothing changed
-`expired` is open money of others whose time was over: it was taken out of the open rings here, and stays booked.
+`expired` is what other reservations held that have expired: it was removed from the pending buckets, and stays booked.
 
 Worked example: 4050000 reserved, 1012500 used: every total and bucket that holds the 4050000 goes down by 3037500.
 
@@ -44,7 +44,7 @@ end
 local request_digest, ending = ARGV[2], ARGV[3]
 local actual, made_at_us = tonumber(ARGV[4]), tonumber(ARGV[5])
 local window_s, bucket_s = tonumber(ARGV[6]), tonumber(ARGV[7])
-local open_s, open_bucket_s, keep_s = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
+local pending_s, pending_bucket_s, keep_s = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
 local now_s, made_s = floor(now_us / SECOND), floor(made_at_us / SECOND)
 local DAY_ENDS_S = (floor(made_s / 86400) + 1) * 86400
 local HOUR_ENDS_S = (floor(made_s / 3600) + 1) * 3600
@@ -79,7 +79,7 @@ end
 
 local bucket = format('%.0f', made_s - made_s % bucket_s)
 local in_window = (tonumber(bucket) + bucket_s + window_s) * SECOND > now_us
-local open_bucket = format('%.0f', made_s - made_s % open_bucket_s)
+local pending_bucket = format('%.0f', made_s - made_s % pending_bucket_s)
 
 -- What was cleared from the identifier's books is not taken from them again.
 local totals = {
@@ -87,27 +87,27 @@ local totals = {
   { place = 6, keep_until_s = HOUR_ENDS_S + 7200 },
   { place = 7, keep_until_s = DAY_ENDS_S + 86400 },
 }
-local rings = { { place = 4 } }
+local windows = { { place = 4 } }
 if not is_cleared then
   totals[#totals + 1] = { place = 3, keep_until_s = DAY_ENDS_S + 86400 }
-  rings[#rings + 1] = { place = 2 }
+  windows[#windows + 1] = { place = 2 }
 end
 for _, total in ipairs(totals) do
   total.key, total.held = KEYS[total.place], amount_at(total.place)
 end
-for _, ring in ipairs(rings) do
-  ring.key = KEYS[ring.place]
-  ring.held = tonumber(call('ZSCORE', ring.key, bucket) or nil)
-  if ring.held and not (ring.held >= 0 and ring.held < 2 ^ 53) then error('KEYS ' .. ring.place .. ' holds no amount') end
+for _, window in ipairs(windows) do
+  window.key = KEYS[window.place]
+  window.held = tonumber(call('ZSCORE', window.key, bucket) or nil)
+  if window.held and not (window.held >= 0 and window.held < 2 ^ 53) then error('KEYS ' .. window.place .. ' holds no amount') end
 end
 
--- What a killed worker left open is swept here, on the way, so that a ring of open money never grows.
+-- What a killed worker left pending is removed here, so that a key of pending money never grows.
 local function open_at(key, is_mine_here)
   local flat, over, mine, expired = call('ZRANGE', key, 0, -1, 'WITHSCORES'), {}, false, 0
   for i = 1, #flat, 2 do
     local start, amount = tonumber(flat[i]), tonumber(flat[i + 1])
-    local is_over = not start or (start + open_bucket_s + open_s) * SECOND <= now_us
-    local own = (is_mine_here and flat[i] == open_bucket) and held or 0
+    local is_over = not start or (start + pending_bucket_s + pending_s) * SECOND <= now_us
+    local own = (is_mine_here and flat[i] == pending_bucket) and held or 0
     if is_over then expired = expired + math.max(amount - own, 0) end
     if is_over or (own > 0 and amount <= own) then
       over[#over + 1] = flat[i]
@@ -139,25 +139,25 @@ local function change(amount)
 end
 
 for _, total in ipairs(totals) do
-  local life_s = total.keep_until_s - now_s
-  if delta ~= 0 and life_s > 0 and (total.held or delta > 0) then
+  local ttl_s = total.keep_until_s - now_s
+  if delta ~= 0 and ttl_s > 0 and (total.held or delta > 0) then
     call('INCRBY', total.key, change(total.held))
-    if not total.held then call('EXPIRE', total.key, format('%.0f', life_s)) end
+    if not total.held then call('EXPIRE', total.key, format('%.0f', ttl_s)) end
   end
 end
 
-for _, ring in ipairs(rings) do
-  if delta ~= 0 and in_window and (ring.held or delta > 0) then
-    if tonumber(call('ZINCRBY', ring.key, change(ring.held), bucket)) <= 0 then
-      call('ZREM', ring.key, bucket)
-    elseif not ring.held and call('TTL', ring.key) < window_s + bucket_s then
-      call('EXPIRE', ring.key, window_s + bucket_s)
+for _, window in ipairs(windows) do
+  if delta ~= 0 and in_window and (window.held or delta > 0) then
+    if tonumber(call('ZINCRBY', window.key, change(window.held), bucket)) <= 0 then
+      call('ZREM', window.key, bucket)
+    elseif not window.held and call('TTL', window.key) < window_s + bucket_s then
+      call('EXPIRE', window.key, window_s + bucket_s)
     end
   end
 end
 
 for _, open in ipairs(opens) do
-  if open.mine then call('ZINCRBY', open.key, format('%.0f', -held), open_bucket) end
+  if open.mine then call('ZINCRBY', open.key, format('%.0f', -held), pending_bucket) end
   if #open.over > 0 then call('ZREM', open.key, unpack(open.over)) end
 end
 

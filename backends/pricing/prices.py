@@ -3,7 +3,7 @@
 The table is `genai-prices`, read offline from the installed package, pinned to one provider. A look-up there takes
 about 100 µs, so every record of an offered model is turned into integers once, at the start. A `Price` is one such
 record: fixed at the reservation and used again at the settlement. Amounts are nano-dollars, rounded up; rates are
-integers over one common denominator, so nothing is lost on the way.
+integers over one common denominator, so the arithmetic is exact.
 
 Priced are text tokens (input, read from a cache, written to a cache, output, reasoning) and the fee for a request,
 where a model has one. Not priced, because the service never asks for them: audio, generated images, hosted tools,
@@ -34,9 +34,9 @@ from backends.money import NANOUSD_PER_USD
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NANOUSD_PER_TOKEN = Fraction(NANOUSD_PER_USD, 1_000_000)
-"""Of one dollar per million tokens."""
+"""At one dollar per million tokens."""
 _NANOUSD_PER_REQUEST = Fraction(NANOUSD_PER_USD, 1_000)
-"""Of one dollar per thousand requests."""
+"""At one dollar per thousand requests."""
 _OVERRIDE_VARIABLES = "LLM_PRICE_INPUT_USD_PER_MTOK and LLM_PRICE_OUTPUT_USD_PER_MTOK"
 
 _Amount: TypeAlias = Decimal | TieredPrices | None
@@ -69,7 +69,7 @@ class Price:
     model: str
     denominator: int
     tiers: tuple[Rates, ...]
-    """By rising input length; the first holds for any."""
+    """By rising input length; the first holds for any length."""
 
     @classmethod
     def flat(cls, model: str, input_usd_per_mtok: Decimal, output_usd_per_mtok: Decimal) -> Self:
@@ -105,8 +105,8 @@ class Price:
     ) -> int:
         """What this usage costs, rounded up.
 
-        Cached and written tokens are among the input's, reasoning tokens among the output's; more of them than there
-        are is cut, and so is what is below 0: an upstream's nonsense never makes a cost negative.
+        Cached and written tokens are part of the input, reasoning tokens part of the output. Larger parts than the
+        whole are cut to it, and negative counts to 0: an upstream's nonsense never makes a cost negative.
         """
         input_tokens, output_tokens = max(0, input_tokens), max(0, output_tokens)
         cached = min(max(0, cached_input_tokens), input_tokens)
@@ -186,7 +186,7 @@ class PriceBook:
 def _prices_of(
     provider: str, model: str, override: tuple[Decimal, Decimal] | None
 ) -> tuple[tuple[_Constraint, Price], ...]:
-    """Every record of a model with the time at which it holds; of those that hold together the last one counts."""
+    """Every record of a model with the time at which it holds; of several that hold, the last one counts."""
     try:
         if override is not None:
             return ((None, Price.flat(model, *override)),)
@@ -203,7 +203,7 @@ def _prices_of(
 
 
 def read_price_table() -> None:
-    """Read the table, once a process. Before a fork it spares each child half a second, and a copy of its own."""
+    """Read the table, once a process. Before a fork it saves each child half a second, and a copy of its own."""
     get_snapshot()
 
 
@@ -213,7 +213,7 @@ def records_of(info: ModelInfo) -> Sequence[ConditionalPrice]:
 
 
 def _amounts(record: ModelPrice) -> tuple[_Amount, ...]:
-    """Input, cache read, cache write, output, reasoning: the order of `Rates`."""
+    """The amounts in the order of `Rates`: input, cache read, cache write, output, reasoning."""
     return (
         record.input_mtok,
         record.input_mtok if record.cache_read_mtok is None else record.cache_read_mtok,

@@ -2,13 +2,13 @@
 
 Counted without a network, and from above:
 
-* Text that the model reads as text (contents, names, arguments of tool calls) is counted as `tokens.bound_for` says.
-* Definitions (tools, functions, schemas, a tool choice) are put into the prompt in a form of the model's own, so every
-  byte of their JSON counts as a token, and each has an allowance on top. Where the model is none that we know, its
-  template may write them out with line breaks: then the bytes are those of JSON with an indent of four. What a ``$ref``
-  points to counts as often as it is pointed to, in case somebody writes it out, until it leads back to where it is in.
-* An image counts as the most that its model's documentation says of any image. For a model of which no such maximum is
-  documented there is no bound, and images are refused.
+* Text that the model reads as text (contents, names, arguments of tool calls) is counted by `token_bounds.bound_for`.
+* Definitions (tools, functions, schemas, a tool choice) stand in the prompt in a form of the model's own, so every byte
+  of their JSON counts as a token, and each has an allowance. An unknown model's template may write them with line
+  breaks: then the bytes are those of JSON with an indent of four. The target of a ``$ref`` counts once for each pointer
+  to it, in case the template expands it, until it leads back into itself.
+* An image counts as the documented maximum of its model. Without a documented maximum there is no bound, and images
+  are refused.
 """
 
 import json
@@ -22,10 +22,10 @@ from backends.pricing.token_bounds import InputTooLong, TokenBound, bound_for
 
 _DEFINITIONS = ("tools", "functions", "tool_choice", "function_call", "response_format")
 _STEERING = ("reasoning_effort", "verbosity", "parallel_tool_calls")
-"""They may put words into the prompt of a few models."""
+"""Options that may add words to the prompt of a few models."""
 _TEXT_KEYS = ("name", "tool_call_id", "refusal", "reasoning_content")
 _PLACE = re.compile(r"[0-9]{1,7}")
-"""In a list, in a pointer."""
+"""An index of a list, in a pointer."""
 _PIECE_TOKENS = 16
 """For what wraps a part of a message, an image or a tool call."""
 _DEFINITION_TOKENS = 32
@@ -64,7 +64,7 @@ _IMAGE_RULES = (
 
 
 class ImagesNotBounded(ValueError):
-    """Nothing bounds what an image costs with this model."""
+    """No maximum is documented for the tokens of an image with this model."""
 
 
 def image_tokens(model: str, detail: str | None) -> int:
@@ -83,11 +83,11 @@ def image_tokens(model: str, detail: str | None) -> int:
 def prompt_tokens(
     model: str, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any], max_input_tokens: int
 ) -> int:
-    """The bound of a request whose shape was checked.
+    """The bound, in tokens, of a request whose shape was checked.
 
     Raises:
-        InputTooLong: it is above `max_input_tokens`; reading stops there.
-        ImagesNotBounded: there is an image, and nothing bounds it.
+        InputTooLong: it is above `max_input_tokens`; counting stops there.
+        ImagesNotBounded: there is an image, and no maximum for it.
     """
     counter = _Counter(model, max_input_tokens)
     for message in messages:
@@ -100,7 +100,7 @@ def prompt_tokens(
 
 
 class _Counter:
-    """Adds up, and stops as soon as there is too much."""
+    """Adds up tokens, and raises as soon as there are too many."""
 
     def __init__(self, model: str, max_input_tokens: int) -> None:
         self._model = model
@@ -156,23 +156,23 @@ class _Counter:
             self.add_text(part.get("refusal"))
 
     def _size(self, value: object) -> int:
-        # Also non-ASCII is counted as JSON may spell it, which is longer than UTF-8.
+        # Non-ASCII characters are counted as JSON escapes, which are longer than UTF-8.
         return len(json.dumps(value, indent=self._bound.definition_indent, default=str))
 
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """What a ``$ref`` points to: its size as it is, and where it points to itself."""
+    """The target of a ``$ref``: its own size, and its own pointers."""
 
     size: int
     pointers: Sequence[str]
 
 
 class _Pointers:
-    """What the ``$ref`` of a schema add where each is written out; one that leads back into itself adds nothing more.
+    """What the ``$ref`` of a schema add if each is expanded; one that leads back into itself adds nothing more.
 
-    Each step adds what it writes, so that whoever counts ends it where there is too much. Nothing is remembered of what
-    a target adds in all: where pointers lead in a circle, that depends on where one comes from.
+    Each step adds its size at once, so that the counter stops it where there is too much. A target's total is not
+    cached: where pointers lead in a circle, it depends on the way to the target.
     """
 
     def __init__(self, schema: Mapping[str, Any], size: Callable[[object], int]) -> None:
@@ -181,7 +181,7 @@ class _Pointers:
         self._targets: dict[str, _Target | None] = {}
 
     def add_to(self, add: Callable[[int], None]) -> None:
-        """Write it out, as deep as it goes; that may be deeper than Python's stack."""
+        """Expand the schema to any depth; that may be deeper than Python's stack."""
         path: dict[str, None] = {}
         ways = [iter(_pointers(self._schema))]
         while ways:
@@ -217,7 +217,7 @@ def _child(node: object, key: str) -> object | None:
 
 
 def _definitions(value: object) -> Sequence[object]:
-    """A bare word names nothing that the prompt has to hold."""
+    """The definitions in an option; a bare word has none."""
     if isinstance(value, list):
         return value
     return [value] if isinstance(value, dict) else []

@@ -1,9 +1,9 @@
 """How many tokens a prompt can have at most, counted without a network.
 
-Where the model's tokenizer is known (OpenAI's families), text is counted exactly with it; for any other model a token
-is taken to be one byte of UTF-8: byte-level tokenizers, and SentencePiece with byte fallback, never make more tokens
-than bytes. On top comes what wraps each message and each request: OpenAI documents 4 tokens a message and 3 a request;
-other servers' chat templates put in a few words of their own. The allowances below are above all that we know of.
+Where the model's tokenizer is known (OpenAI's families), text is counted exactly with it; for any other model each byte
+of UTF-8 counts as a token: byte-level tokenizers, and SentencePiece with byte fallback, never make more tokens than
+bytes. What wraps each message and each request is added: OpenAI documents 4 tokens a message and 3 a request; other
+servers' chat templates add a few words. The allowances below are above all of those that we know.
 
 Text that looks like a special token (``<|endoftext|>``) is counted as ordinary text. A server that honoured it would
 count one token instead, so the bound holds either way.
@@ -24,9 +24,9 @@ _NOT_ONLY_TEXT = re.compile(r"audio|realtime|search|transcribe|tts|thinking")
 
 
 def shows_its_tokens(model: str) -> bool:
-    """Whether each token that it bills is in what it sends, and can be counted: OpenAI's families that do not think.
+    """Whether all tokens that `model` bills are in its answer and can be counted: OpenAI's families that do not think.
 
-    Of any other name nobody can say it: many models think before they speak, and bill for what nobody is shown.
+    Of other names it is not known: many models think first, and bill for thoughts that they do not send.
     """
     name = model.lower().rpartition("/")[2]
     return bool(_SHOWN.match(name)) and not _NOT_ONLY_TEXT.search(name)
@@ -43,12 +43,12 @@ class Message:
     content: str
 
     def as_json(self) -> dict[str, Any]:
-        """As OpenAI's API writes it."""
+        """The message as OpenAI's API writes it."""
         return {"role": self.role, "content": self.content}
 
 
 class InputTooLong(ValueError):
-    """The question alone, with what the service adds to it, is longer than the input may be."""
+    """The question alone, with what the service adds to it, is longer than an input may be."""
 
     def __init__(self, max_input_tokens: int) -> None:
         super().__init__(f"The question is longer than the {max_input_tokens} tokens that an input may have.")
@@ -56,6 +56,7 @@ class InputTooLong(ValueError):
 
 
 class _Tokenizer(Protocol):
+    def count(self, text: str, /) -> int: ...
     def count_till_limit(self, text: str, limit: int, /) -> int | None: ...
 
 
@@ -64,78 +65,74 @@ class TokenBound:
     """An upper bound of a prompt's tokens for one model."""
 
     count_within: Callable[[str, int], int | None]
-    """Tokens of a text, or None if there are more than the limit; it stops reading there."""
+    """Counts the tokens of a text up to a limit, and stops there; None above it."""
     message_tokens: int
     """For what wraps a message."""
     request_tokens: int
     """For what wraps a request."""
     definitions_tokens: int = 128
-    """For the words that tell a model of its tools or of a schema, once a request."""
+    """For the words around tools or a schema, once a request."""
     definition_indent: int | None = None
-    """With how much indent the JSON of a definition may stand in the prompt; None: it stands there in fewer bytes."""
+    """The indent of a definition's JSON in the prompt at most; None: the prompt has it in fewer bytes."""
 
     def fit(
         self, system: str, history: Sequence[Message], query: str, max_input_tokens: int
     ) -> tuple[tuple[Message, ...], int]:
-        """The newest whole turns of `history` that fit, between `system` and `query`, and the bound of it all.
+        """The newest messages of `history` that fit between `system` and `query`, with both, and their bound in tokens.
 
-        Each text is counted once, and from the newest on only until one does not fit.
+        Each text is counted once, from the newest on, until one does not fit.
 
         Raises:
             InputTooLong: `system` and `query` do not fit alone.
         """
         first, last = Message("system", system), Message("user", query)
         left: int | None = max_input_tokens - self.request_tokens
-        for turn in (first, last):
-            left = self._left_after(turn, left)
+        for message in (first, last):
+            left = self._left_after(message, left)
         if left is None:
             raise InputTooLong(max_input_tokens)
         kept: list[Message] = []
-        for turn in reversed(history):
-            rest = self._left_after(turn, left)
+        for message in reversed(history):
+            rest = self._left_after(message, left)
             if rest is None:
                 break
             left = rest
-            kept.append(turn)
+            kept.append(message)
         return (first, *reversed(kept), last), max_input_tokens - left
 
-    def _left_after(self, turn: Message, left: int | None) -> int | None:
-        room = -1 if left is None else left - self.message_tokens
-        tokens = self.count_within(turn.content, room) if room >= 0 else None
-        return None if tokens is None else room - tokens
+    def _left_after(self, message: Message, left: int | None) -> int | None:
+        limit = -1 if left is None else left - self.message_tokens
+        tokens = self.count_within(message.content, limit) if limit >= 0 else None
+        return None if tokens is None else limit - tokens
 
 
 @cache
 def bound_for(model: str) -> TokenBound:
     """The bound for a model by its name; a provider's prefix (``openai/gpt-4o``) does not matter."""
-    name = model.lower().rpartition("/")[2]
-    if _O200K.match(name):
-        return TokenBound(_counter(vocabularies.o200k_base()), message_tokens=8, request_tokens=16)
-    if _CL100K.match(name):
-        return TokenBound(_counter(vocabularies.cl100k_base()), message_tokens=8, request_tokens=16)
+    tokenizer = _tokenizer_of(model)
+    if tokenizer is not None:
+        return TokenBound(tokenizer.count_till_limit, message_tokens=8, request_tokens=16)
     return TokenBound(_bytes_within, message_tokens=16, request_tokens=64, definitions_tokens=512, definition_indent=4)
 
 
 @cache
 def counter_for(model: str) -> Callable[[str], int]:
-    """How many tokens a piece of an answer stands for: exact where the tokenizer is known, else a quarter of its bytes.
+    """Counts the tokens of a piece of an answer, with the tokenizer where it is known, else as a quarter of its bytes.
 
-    An estimate for extending a reservation as its answer runs, and no bound: a model may spell a word in more tokens
-    than its tokenizer would.
+    That is an estimate, for extending a reservation as its answer runs, and no bound: a model may write a word in more
+    tokens than its tokenizer would.
     """
+    tokenizer = _tokenizer_of(model)
+    return (lambda text: -(-len(text.encode()) // 4)) if tokenizer is None else tokenizer.count
+
+
+def _tokenizer_of(model: str) -> _Tokenizer | None:
     name = model.lower().rpartition("/")[2]
-    for known, tokenizer in ((_O200K, vocabularies.o200k_base), (_CL100K, vocabularies.cl100k_base)):
-        if known.match(name):
-            count: Callable[[str], int] = tokenizer().count
-            return count
-    return lambda text: -(-len(text.encode()) // 4)
-
-
-def _counter(tokenizer: _Tokenizer) -> Callable[[str, int], int | None]:
-    def count_within(text: str, limit: int) -> int | None:
-        return tokenizer.count_till_limit(text, limit)
-
-    return count_within
+    known: tuple[tuple[re.Pattern[str], Callable[[], _Tokenizer]], ...] = (
+        (_O200K, vocabularies.o200k_base),
+        (_CL100K, vocabularies.cl100k_base),
+    )
+    return next((load() for pattern, load in known if pattern.match(name)), None)
 
 
 def _bytes_within(text: str, limit: int) -> int | None:

@@ -7,7 +7,8 @@ from typing import Any
 
 from redis.exceptions import NoScriptError, ResponseError
 
-from backends.store.link import Client, ask
+from backends.store.connections import execute
+from backends.store.link import Client
 
 
 class Script:
@@ -21,12 +22,12 @@ class Script:
     def run(self, client: Client, keys: Sequence[str], args: Sequence[str | int]) -> Any:
         """The reply of the script; one round trip, or two where the server has forgotten it."""
         try:
-            return ask(client, ("EVALSHA", self.digest, len(keys), *keys, *args))
+            return execute(client, ("EVALSHA", self.digest, len(keys), *keys, *args))
         except NoScriptError:
-            return ask(client, ("EVAL", self.text, len(keys), *keys, *args))
+            return execute(client, ("EVAL", self.text, len(keys), *keys, *args))
 
     def compile_error(self, client: Client) -> str | None:
-        """What the server says of a script that does not compile, or None."""
+        """The server's error for a script that does not compile, or None."""
         try:
             client.script_load(self.text)
         except ResponseError as error:
@@ -35,7 +36,7 @@ class Script:
 
 
 def load_all(client: Client) -> None:
-    """Make every script known to the server, so that the first question costs one round trip."""
+    """Make every script known to the server, so that the first decision costs one round trip."""
     together = client.pipeline(transaction=False)
     for script in all_scripts():
         together.script_load(script.text)

@@ -1,4 +1,4 @@
-"""Who may enter: one token, as a bearer token or behind a log-in that leaves a signed cookie.
+"""Authentication: one token, as a bearer token or behind a log-in that leaves a signed cookie.
 
 The cookie's key is derived from the token: all workers of all instances agree on it, and a new token ends all sessions.
 """
@@ -17,15 +17,15 @@ _NONCE_BYTES = 16
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """Someone who knew the token."""
+    """A log-in with the token."""
 
     csrf_token: str
     session_id: str
-    """Tells it from others, and opens nothing."""
+    """Identifies the session; it is no secret."""
 
 
 class Access:
-    """The one lock of this room. Without a token nobody passes.
+    """Checks tokens and cookies. Without a token, none passes.
 
     Args:
         token: `ADMIN_TOKEN`.
@@ -34,7 +34,7 @@ class Access:
 
     def __init__(self, token: str | None, now_seconds: Callable[[], int]) -> None:
         self.is_configured = token is not None
-        # Without a token a secret that nobody knows stands in: the same work, and nothing fits.
+        # Without a token a random secret stands in: the same work, and nothing matches.
         self._token = token.encode() if token is not None else secrets.token_bytes(32)
         self._key = hmac.digest(self._token, b"tollgate admin session", hashlib.sha256)
         self._signer = URLSafeSerializer(self._key, salt="session", signer_kwargs={"digest_method": hashlib.sha256})
@@ -51,12 +51,12 @@ class Access:
         return self.knows(token.strip(" \t").encode("latin-1", "replace")) and scheme.lower() == "bearer"
 
     def new_cookie(self) -> str:
-        """The value of a cookie that opens a session."""
+        """The value of a cookie for a new session."""
         nonce = secrets.token_urlsafe(_NONCE_BYTES)
         return self._signer.dumps({"until": self._now_seconds() + SESSION_SECONDS, "nonce": nonce})
 
     def session(self, cookie: str | None) -> Session | None:
-        """The session that a cookie opens, if it is ours and not too old."""
+        """The session of a cookie, if it is ours and not too old."""
         try:
             content = self._signer.loads(cookie or "")
         except BadData:

@@ -1,4 +1,4 @@
-"""What the operator sees and changes: the one file of this room that talks to the library."""
+"""What the operator sees and changes: the one module of the dashboard that uses the library."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -39,7 +39,7 @@ _THE_REST = "Others"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One setting, ready to be shown; all texts as a person would type them."""
+    """One setting, ready to be shown; all texts as they would be typed."""
 
     name: str
     description: str
@@ -50,7 +50,7 @@ class Row:
     value: str
     source: str
     fallback: str
-    """What it goes back to."""
+    """The value without a change in Redis."""
     fallback_source: str
     minimum: str = ""
     maximum: str = ""
@@ -89,15 +89,15 @@ class Panel:
         self._sessions = sessions
 
     def end_session(self, session_id: str, keep_seconds: int) -> None:
-        """A log-out.
+        """End a session, so that copies of its cookie are refused.
 
         Raises:
-            StoreError: copies of the cookie stay good until the session is over.
+            StoreError: copies of the cookie stay valid until the session is over.
         """
         self._sessions.end(session_id, keep_seconds)
 
     def has_ended(self, session_id: str) -> bool:
-        """Whether somebody logged out of it; False while Redis is away, when nothing can be changed here either."""
+        """Whether it was ended by a log-out; False while Redis is away, when nothing can be changed here either."""
         try:
             return self._sessions.has_ended(session_id)
         except StoreError:
@@ -138,7 +138,7 @@ class Panel:
         return None if setting is None else self._row(setting, self._store.current)
 
     def change_json(self, body: bytes) -> None:
-        """Change what a strict JSON object says.
+        """Change settings by a strict JSON object.
 
         Raises:
             StrictJsonError: it is none.
@@ -151,7 +151,7 @@ class Panel:
         self._store.change(patch)
 
     def change_texts(self, texts: Mapping[str, str | None]) -> None:
-        """Change what was typed; `None` goes back to environment or default. All or none.
+        """Change settings by typed texts; `None` goes back to environment or default. All or none.
 
         Raises:
             SettingsRejected: with one reason a field; nothing was changed.

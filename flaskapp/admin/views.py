@@ -1,44 +1,62 @@
-"""Routes of the dashboard and of the admin API. All of them answer 401 to whoever is not the operator."""
+"""Routes of the dashboard and of the admin API. All of them answer 401 without the operator's token or session."""
 
 import secrets
 from collections.abc import Mapping
-from typing import TypedDict
+from functools import cache
+from pathlib import Path
+from typing import Any, TypedDict
 
 from flask import Blueprint, Response, make_response, redirect, render_template, request, url_for
+from jinja2 import Template
 from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.utils import import_string
 from werkzeug.wrappers import Response as WsgiResponse
 
 from flaskapp.admin.access import SESSION_SECONDS, Access, Session
 from flaskapp.admin.panel import Panel, Row, SettingsRejected, StoreError, StrictJsonError
 from flaskapp.http.refusals import INVALID_REQUEST, THROTTLE_UNAVAILABLE, problem
-from flaskapp.lab.race_runner import DEFAULTS, FIELDS, RaceRefused, RaceRunner, RaceRuns
 
 COOKIE = "tollgate_admin"
 MAX_BODY_BYTES = 1_000_000
 _REDIS_SILENT = "Redis could not be asked, so the change may or may not be there: look again when Redis is back."
 
 
-def make_admin(panel: Panel, admin_token: str | None, desk: RaceRunner | None = None) -> Blueprint:
-    """The blueprint ``admin``; without a token it answers 401 to everything. With `desk` it has the race's page."""
+def make_admin(panel: Panel, admin_token: str | None, race_dir: Path | None = None) -> Blueprint:
+    """The blueprint ``admin``.
+
+    Args:
+        panel: the settings.
+        admin_token: without one, all routes answer 401.
+        race_dir: where the race of the lab keeps its lock; None for no such page.
+    """
     blueprint = Blueprint("admin", __name__, template_folder="templates")
     access = Access(admin_token, panel.now_seconds)
-    api, dashboard = _Api(panel, access), _Dashboard(panel, access, has_race=desk is not None)
+    api, dashboard = _Api(panel, access), _Dashboard(panel, access, has_race=race_dir is not None)
     blueprint.add_url_rule("/api/v1/admin/settings", "api_show", api.show, methods=["GET"])
     blueprint.add_url_rule("/api/v1/admin/settings", "api_change", api.change, methods=["PATCH"])
     blueprint.add_url_rule("/admin", "dashboard", dashboard.show, methods=["GET"], strict_slashes=False)
     blueprint.add_url_rule("/admin/login", "login", dashboard.log_in, methods=["POST"])
     blueprint.add_url_rule("/admin/logout", "logout", dashboard.log_out, methods=["POST"])
     blueprint.add_url_rule("/admin/settings", "change", dashboard.change, methods=["POST"])
-    if desk is not None:
-        race = _RacePage(panel, access, desk)
-        blueprint.add_url_rule("/admin/race", "race", race.show, methods=["GET"], strict_slashes=False)
-        blueprint.add_url_rule("/admin/race/run", "race_run", race.run, methods=["POST"])
+    if race_dir is not None:
+        _add_race(blueprint, panel, access, race_dir)
     blueprint.after_request(_never_store)
     return blueprint
 
 
+def _add_race(blueprint: Blueprint, panel: Panel, access: Access, race_dir: Path) -> None:
+    """The lab's page, which is imported with the first request for it."""
+
+    @cache
+    def page() -> Any:  # flaskapp.lab.page.RacePage, which is not imported here
+        return import_string("flaskapp.lab.page.RacePage")(panel, access, race_dir)
+
+    blueprint.add_url_rule("/admin/race", "race", lambda: page().show(), methods=["GET"], strict_slashes=False)
+    blueprint.add_url_rule("/admin/race/run", "race_run", lambda: page().run(), methods=["POST"])
+
+
 class _Api:
-    """Settings as JSON, for whoever sends the bearer token."""
+    """Settings as JSON, behind the bearer token."""
 
     def __init__(self, panel: Panel, access: Access) -> None:
         self._panel = panel
@@ -69,24 +87,26 @@ class _Api:
         return problem(401, "unauthorized", "token", message, headers={"WWW-Authenticate": 'Bearer realm="admin"'})
 
 
-class _BehindLogIn:
-    """A page for whoever logged in."""
+class BehindLogIn:
+    """A page for those who logged in."""
 
     def __init__(self, panel: Panel, access: Access) -> None:
-        self._panel = panel
-        self._access = access
+        self.panel = panel
+        self.access = access
 
-    def _session(self) -> Session | None:
-        session = self._access.session(request.cookies.get(COOKIE))
-        return None if session is None or self._panel.has_ended(session.session_id) else session
+    def session(self) -> Session | None:
+        """The session of the present request, unless it was ended."""
+        session = self.access.session(request.cookies.get(COOKIE))
+        return None if session is None or self.panel.has_ended(session.session_id) else session
 
-    def _log_in_page(self, error: str = "") -> Response:
-        page = _rendered("admin/login.html", 401, error=error, is_configured=self._access.is_configured)
+    def log_in_page(self, error: str = "") -> Response:
+        """The page for those without a session: status 401."""
+        page = rendered("admin/login.html", 401, error=error, is_configured=self.access.is_configured)
         page.headers["WWW-Authenticate"] = 'Bearer realm="admin"'
         return page
 
 
-class _Dashboard(_BehindLogIn):
+class _Dashboard(BehindLogIn):
     """The settings as a page."""
 
     def __init__(self, panel: Panel, access: Access, *, has_race: bool) -> None:
@@ -94,41 +114,41 @@ class _Dashboard(_BehindLogIn):
         self._has_race = has_race
 
     def show(self) -> WsgiResponse:
-        session = self._session()
+        session = self.session()
         if session is None:
-            return self._log_in_page()
-        changed = [self._panel.row(name) for name in request.args.get("changed", "").split(",")]
+            return self.log_in_page()
+        changed = [self.panel.row(name) for name in request.args.get("changed", "").split(",")]
         return self._page(session, changed=[row for row in changed if row is not None])
 
     def log_in(self) -> WsgiResponse:
-        # No CSRF token here: there is one account only, so nobody gains by logging someone else in.
-        if not self._access.knows(request.form.get("token", "").encode()) or not self._access.is_configured:
-            return self._log_in_page(error="That is not the token.")
+        # No CSRF token here: there is one account only, so logging another person in gains nothing.
+        if not self.access.knows(request.form.get("token", "").encode()) or not self.access.is_configured:
+            return self.log_in_page(error="That is not the token.")
         response = redirect(url_for("admin.dashboard"), 303)
-        response.set_cookie(COOKIE, self._access.new_cookie(), max_age=SESSION_SECONDS, **_cookie_terms())
+        response.set_cookie(COOKIE, self.access.new_cookie(), max_age=SESSION_SECONDS, **_cookie_attributes())
         return response
 
     def log_out(self) -> WsgiResponse:
-        session = self._session()
-        if session is None or not self._access.is_same(request.form.get("csrf_token", ""), session):
-            return self._log_in_page(error="The session has ended.")
+        session = self.session()
+        if session is None or not self.access.is_same(request.form.get("csrf_token", ""), session):
+            return self.log_in_page(error="The session has ended.")
         response: WsgiResponse = redirect(url_for("admin.dashboard"), 303)
         try:
-            self._panel.end_session(session.session_id, SESSION_SECONDS)
+            self.panel.end_session(session.session_id, SESSION_SECONDS)
         except StoreError:
-            response = self._log_in_page(error="Logged out here; Redis is away, so a copy of the cookie stays good.")
-        response.delete_cookie(COOKIE, **_cookie_terms())
+            response = self.log_in_page(error="Logged out here; Redis is away, so a copy of the cookie stays good.")
+        response.delete_cookie(COOKIE, **_cookie_attributes())
         return response
 
     def change(self) -> WsgiResponse:
-        session = self._session()
+        session = self.session()
         if session is None:
-            return self._log_in_page(error="The session has ended; nothing was changed.")
-        if not self._access.is_same(request.form.get("csrf_token", ""), session):
+            return self.log_in_page(error="The session has ended; nothing was changed.")
+        if not self.access.is_same(request.form.get("csrf_token", ""), session):
             return self._page(session, 403, error="This form is from another session; nothing was changed. Try again.")
         texts = _texts(request.form.to_dict(), request.form.getlist("unset"))
         try:
-            self._panel.change_texts(texts)
+            self.panel.change_texts(texts)
         except SettingsRejected as error:
             typed = {name: text for name, text in texts.items() if text is not None}
             return self._page(
@@ -148,57 +168,17 @@ class _Dashboard(_BehindLogIn):
         typed: Mapping[str, str] | None = None,
         problems: Mapping[str, str] | None = None,
     ) -> Response:
-        groups = self._panel.groups(typed or {}, problems or {})
-        return _rendered(
+        groups = self.panel.groups(typed or {}, problems or {})
+        return rendered(
             "admin/dashboard.html",
             status,
-            panel=self._panel,
+            panel=self.panel,
             groups=groups,
             csrf_token=session.csrf_token,
             has_race=self._has_race,
             error=error,
             changed=changed or [],
         )
-
-
-class _RacePage(_BehindLogIn):
-    """The race, run and drawn."""
-
-    def __init__(self, panel: Panel, access: Access, desk: RaceRunner) -> None:
-        super().__init__(panel, access)
-        self._desk = desk
-
-    def show(self) -> WsgiResponse:
-        session = self._session()
-        if session is None:
-            return self._log_in_page()
-        return _rendered(
-            "admin/race.html",
-            200,
-            has_script=True,
-            panel=self._panel,
-            csrf_token=session.csrf_token,
-            fields=FIELDS,
-            defaults=DEFAULTS,
-        )
-
-    def run(self) -> WsgiResponse:
-        """Lines of JSON as they come; the race ends with its reader."""
-        session = self._session()
-        if session is None:
-            return problem(401, "unauthorized", "session", "The session has ended. Load the page again.")
-        if not self._access.is_same(request.form.get("csrf_token", ""), session):
-            return problem(403, "unauthorized", "csrf_token", "This form is from another session. Load the page again.")
-        try:
-            running = self._desk.start(request.form)
-        except RaceRefused as error:
-            return problem(422, INVALID_REQUEST, str(error), f"Nothing was started. {error}.")
-        except RaceRuns:
-            return problem(409, "race_running", "running", "A race is running already. One at a time.")
-        response = Response(running.lines(), mimetype="application/x-ndjson")
-        # Not in the generator: one that is left before its first line never begins, and so never ends.
-        response.call_on_close(running.close)
-        return response
 
 
 def _refused(error: Exception) -> Response:
@@ -218,18 +198,19 @@ def _texts(form: Mapping[str, str], unset: list[str]) -> dict[str, str | None]:
     return {**texts, **dict.fromkeys(unset)}
 
 
-class _CookieTerms(TypedDict):
+class _CookieAttributes(TypedDict):
     path: str
     httponly: bool
     samesite: str
     secure: bool
 
 
-def _cookie_terms() -> _CookieTerms:
+def _cookie_attributes() -> _CookieAttributes:
     return {"path": url_for("admin.dashboard"), "httponly": True, "samesite": "Strict", "secure": request.is_secure}
 
 
-def _rendered(template: str, status: int, *, has_script: bool = False, **values: object) -> Response:
+def rendered(template: str | Template, status: int, *, has_script: bool = False, **values: object) -> Response:
+    """A page with its Content-Security-Policy; with `has_script` it may run its own script and ask this service."""
     nonce = secrets.token_urlsafe(16)
     response = make_response(render_template(template, nonce=nonce, **values), status)
     scripts = f"script-src 'nonce-{nonce}'; connect-src 'self'; " if has_script else ""

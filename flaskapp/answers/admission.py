@@ -1,4 +1,4 @@
-"""Admission: the most that an answer can cost is reserved, then the answer is refused, or delivered and settled.
+"""Admission: reserves the most that an answer can cost, then refuses the answer, or makes and settles it.
 
 Every route that reaches a model goes through here: only `Admission` makes a `Meter`, and `AdmittedAnswer` settles it
 whatever happens on the way.
@@ -12,7 +12,7 @@ from flask import Response, g
 from backends.clock import Clock
 from backends.contract import Ask, Duplicate, Event, Idempotency, Observer, Refusal
 from backends.errors import ThrottleUnavailable
-from backends.guard.guard import Guard
+from backends.guard import Guard
 from backends.money import usd_text
 from backends.pricing.prices import Price
 from flaskapp.answers.meter import Meter, Slices
@@ -34,33 +34,33 @@ class CostBound:
     """What an answer can use at most, at one price."""
 
     price: Price
-    most: Usage
-    """The input's bound, and the most output tokens that the upstream is told, of all choices together."""
+    max_usage: Usage
+    """The input's bound, and the maximum of output tokens that the upstream gets, of all choices together."""
     slices: Slices | None
     """How the reservation grows; None: all of it is reserved before."""
 
     @property
     def first_cost_nanousd(self) -> int:
-        """What is reserved before the model hears a word: the most that it can meter, or a first slice."""
-        first = self.most if self.slices is None else self.slices.first(self.most)
+        """What is reserved before the model is called: the cost of `max_usage`, or of a first slice."""
+        first = self.max_usage if self.slices is None else self.slices.first_usage(self.max_usage)
         return self.price.highest_cost_nanousd(first.input_tokens, first.output_tokens)
 
     @property
     def least_first_cost_nanousd(self) -> int | None:
-        """What of that will do where it is the last of a budget; None: it takes all of it."""
+        """The part of it with which an answer begins on the last of a budget; None: it needs all of it."""
         if self.slices is None:
             return None
-        tokens = min(self.slices.least_first_tokens, self.slices.first(self.most).output_tokens)
-        return self.price.highest_cost_nanousd(self.most.input_tokens, tokens)
+        tokens = min(self.slices.least_first_tokens, self.slices.first_usage(self.max_usage).output_tokens)
+        return self.price.highest_cost_nanousd(self.max_usage.input_tokens, tokens)
 
 
 SETTLE_SECONDS = 5
-"""An answer that ends at its deadline is settled a moment later, on a busy machine more; then nobody has ended it."""
+"""How long after its deadline an answer may be settled, on a busy machine; then its reservation expires."""
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """Where answers are sold; made once by the lobby."""
+    """Reserves for answers; the application has one."""
 
     guard: Guard
     settings: Callable[[], LiveSettings]
@@ -72,7 +72,7 @@ class Admission:
     def reserve(
         self, who: Identity, cost_bound: CostBound, settings: LiveSettings, idempotency: Idempotency | None
     ) -> "AdmittedAnswer | Response":
-        """Set aside the most that it can cost: a admitted to deliver, or the refusal to send instead."""
+        """Reserve the most that an answer can cost: the admitted answer, or the refusal to send instead."""
         ask = self._ask(who, cost_bound, settings, idempotency)
         started_seconds = self.clock.monotonic_seconds()
         try:
@@ -88,14 +88,14 @@ class Admission:
             self.guard,
             verdict,
             cost_bound.price,
-            cost_bound.most,
+            cost_bound.max_usage,
             slices=cost_bound.slices,
             limits=lambda: self.settings().limits,
         )
         return AdmittedAnswer(meter, admitted_headers(verdict, settings.limits, check_seconds), self.observer)
 
     def find_duplicate(self, idempotency: Idempotency | None, settings: LiveSettings) -> Response | None:
-        """The refusal of a key that was used, before anything else is used up for it."""
+        """The refusal of a used idempotency key, made before a challenge is used up for the request."""
         if idempotency is None or not settings.enable_cost_throttling:
             return None
         started_seconds = self.clock.monotonic_seconds()
@@ -108,20 +108,16 @@ class Admission:
     def _ask(
         self, who: Identity, cost_bound: CostBound, settings: LiveSettings, idempotency: Idempotency | None
     ) -> Ask | None:
-        """What the guard is asked; None while cost throttling is off."""
+        """The ask for the guard; None while cost throttling is off."""
         is_on = settings.enable_cost_throttling
         cost_nanousd = cost_bound.first_cost_nanousd
-        self.observer(
-            Event(
-                "check_called",
-                {
-                    "request_id": g.request_id,
-                    "identifier": who.identifier,
-                    "cost_nanousd": cost_nanousd,
-                    "backend": self.guard.backend_name if is_on else UNGUARDED,
-                },
-            )
-        )
+        fields = {
+            "request_id": g.request_id,
+            "identifier": who.identifier,
+            "cost_nanousd": cost_nanousd,
+            "backend": self.guard.backend_name if is_on else UNGUARDED,
+        }
+        self.observer(Event("check_called", fields))
         if not is_on:
             return None
         return Ask(
@@ -136,23 +132,23 @@ class Admission:
         )
 
     def timed(self, response: Response, started_seconds: float) -> Response:
-        """With `Server-Timing`: the time since `started_seconds`."""
+        """`response` with ``Server-Timing``: the time since `started_seconds`."""
         response.headers["Server-Timing"] = timing(self.clock.monotonic_seconds() - started_seconds)
         return response
 
 
 @dataclass(frozen=True, slots=True)
 class AdmittedAnswer:
-    """An answer that was admitted. Deliver it: that ends its meter, unless the response does so itself."""
+    """An answer that was admitted; `respond` makes its response, which settles the meter, or settles it here."""
 
     meter: Meter
     headers: dict[str, str]
     observer: Observer
 
-    def deliver(self, answer: Callable[[Meter], Response]) -> Response:
-        """The answer, or what is to be said of a model that failed; whatever else happens is booked whole."""
+    def respond(self, make_response: Callable[[Meter], Response]) -> Response:
+        """The answer, or the problem where the model failed; any other failure books the whole reservation."""
         try:
-            response = answer(self.meter)
+            response = make_response(self.meter)
         except UpstreamError as error:
             response = self._upstream_failed(error)
         except BaseException:
@@ -164,9 +160,8 @@ class AdmittedAnswer:
     def _upstream_failed(self, error: UpstreamError) -> Response:
         is_broken = isinstance(error, UpstreamBroken)
         cost_nanousd = self.meter.settle(None) if is_broken else self.meter.release()
-        self.observer(
-            Event("upstream_failed", {"request_id": g.request_id, "error": str(error), "detail": error.detail})
-        )
+        fields = {"request_id": g.request_id, "error": str(error), "detail": error.detail}
+        self.observer(Event("upstream_failed", fields))
         timed_out = isinstance(error, UpstreamBroken) and error.timed_out
         reason = "timeout" if timed_out else "broken" if is_broken else "not_taken"
         extra: dict[str, object] = {"cost_usd": usd_text(cost_nanousd)}

@@ -5,21 +5,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from backends.contract import Limits, Reservation
-from backends.guard.guard import Guard
+from backends.guard import Guard
 from backends.pricing.prices import Price
 from backends.pricing.token_bounds import shows_its_tokens
 from flaskapp.llm import Piece, Usage
 from flaskapp.settings import LiveSettings
 
-_UNREAD_CHARACTERS = 1_048_576
-"""Of a growing reservation's answer, what may wait for its client; who is further behind gets the end of it."""
+_MAX_UNREAD_CHARACTERS = 1_048_576
+"""Under `slices`: characters buffered for a slow client. Beyond that the answer is cut."""
 
 
-class RunAhead:
-    """How far upstreams were seen to be ahead of their readers in this process, lately.
+class ObservedLead:
+    """The largest lead, in tokens, that upstreams had lately in this process.
 
-    A busy machine reads late, and what came meanwhile was generated and is billed. What was seen counts for at least
-    `MEMORY_PIECES` pieces, of all answers together, and at most for twice as many.
+    A busy machine reads late, and what came meanwhile was generated and is billed. An observation counts for the next
+    `MEMORY_PIECES` pieces, of all answers together, and for twice as many at most.
     """
 
     MEMORY_PIECES = 20_000
@@ -31,18 +31,18 @@ class RunAhead:
 
     @property
     def tokens(self) -> int:
-        """The most that was seen."""
+        """The largest lead."""
         return max(self._now, self._before)
 
     def note(self, tokens: int) -> None:
-        """So many tokens had come before their reader looked."""
+        """Record the lead at one piece."""
         self._now = max(self._now, tokens)
         self._pieces += 1
         if self._pieces >= self.MEMORY_PIECES:
             self._before, self._now, self._pieces = self._now, 0, 0
 
 
-RUN_AHEAD = RunAhead()
+OBSERVED_LEAD = ObservedLead()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,62 +50,60 @@ class Slices:
     """How a reservation grows with its answer, in output tokens."""
 
     slice_tokens: int
-    """What is asked for at a time."""
+    """What one extension adds."""
     least_cushion_tokens: int
-    """What is held beyond what was read, for what the upstream may be ahead of its reader."""
-    run_ahead: RunAhead = RUN_AHEAD
-    """Where upstreams are seen to be further ahead than half the cushion, it grows to twice that."""
+    """What is reserved at least beyond what was read, for the upstream's lead."""
+    observed_lead: ObservedLead = OBSERVED_LEAD
+    """Where leads are larger than half the cushion, the cushion grows to twice the lead."""
 
     @property
     def cushion_tokens(self) -> int:
-        """The cushion that is held now: a slice, or eight times the least one, is the most that it grows to."""
-        grown = min(2 * self.run_ahead.tokens, max(self.slice_tokens, 8 * self.least_cushion_tokens))
+        """The cushion now; a slice, or eight times the least cushion, is the most that it grows to."""
+        grown = min(2 * self.observed_lead.tokens, max(self.slice_tokens, 8 * self.least_cushion_tokens))
         return max(self.least_cushion_tokens, grown)
 
     @property
     def last_cushion_tokens(self) -> int:
-        """Where no more is to be had, an answer goes on until less than this is left: what was seen ahead, and at most
-        a quarter of a slice. What it wished for beyond that is no reason to end it.
+        """Where an extension is refused, the answer goes on until less than this is left.
+
+        It is the observed lead, at most a quarter of a slice: a larger cushion is a wish, and no reason to end.
         """
-        return max(self.least_cushion_tokens, min(self.run_ahead.tokens, self.slice_tokens // 4))
+        return max(self.least_cushion_tokens, min(self.observed_lead.tokens, self.slice_tokens // 4))
 
     @property
-    def patience_tokens(self) -> int:
-        """After so many more it asks again; others may have ended meanwhile."""
+    def retry_tokens(self) -> int:
+        """After a refusal the meter asks again so many tokens later: other answers may have ended."""
         return max(1, self.slice_tokens // 16)
 
     @property
     def least_first_tokens(self) -> int:
-        """With so much an answer may begin on the last of a budget: an eighth of a slice, and what it ends before."""
+        """On the last of a budget an answer begins with this: an eighth of a slice, and its last cushion."""
         return self.slice_tokens // 8 + max(self.least_cushion_tokens, self.slice_tokens // 4)
 
-    def first(self, most: Usage) -> Usage:
-        """What is reserved before an answer begins.
-
-        With the least cushion, whatever was seen elsewhere: nobody's answer may make another's never fit.
-        """
-        return Usage(most.input_tokens, min(most.output_tokens, self.slice_tokens + self.least_cushion_tokens))
+    def first_usage(self, max_usage: Usage) -> Usage:
+        """What is reserved before an answer begins: with the least cushion, whatever leads other answers have had."""
+        output_tokens = min(max_usage.output_tokens, self.slice_tokens + self.least_cushion_tokens)
+        return Usage(max_usage.input_tokens, output_tokens)
 
 
-def slices_of(settings: LiveSettings, model: str) -> Slices | None:
-    """How reservations grow, as the settings say; None: all of it is reserved before.
+def slices_of(settings: LiveSettings, model: str, choices: int = 1) -> Slices | None:
+    """How reservations for `model` grow, for all `choices` together; None: all of it is reserved before.
 
-    A model that thinks unseen may be far ahead of what is read: there no cushion is large enough. So it has to be known
-    that it does not.
+    The lead of a model that thinks unseen has no bound, so only models that show their tokens are sliced.
     """
     if settings.reservation_policy != "slices" or not shows_its_tokens(model):
         return None
-    return Slices(settings.reservation_slice_tokens, settings.reservation_cushion_tokens)
+    return Slices(settings.reservation_slice_tokens * choices, settings.reservation_cushion_tokens * choices)
 
 
 class Meter:
-    """One answer's money: covers what is generated, and ends once, at the price at which it was reserved.
+    """Counts one answer, keeps its reservation ahead of it, and settles once, at the price of the reservation.
 
     Args:
-        reservation: None while cost throttling is off; then it only adds up.
-        most: the input's bound, and the most output tokens that the upstream was told, of all choices together.
+        reservation: None while cost throttling is off; then the meter only counts.
+        max_usage: the input's bound, and the maximum of output tokens that the upstream got, of all choices together.
         slices: how the reservation grows; None if all of it was reserved before.
-        limits: asked at each extension.
+        limits: read at each extension.
     """
 
     def __init__(
@@ -113,72 +111,78 @@ class Meter:
         guard: Guard,
         reservation: Reservation | None,
         price: Price,
-        most: Usage,
+        max_usage: Usage,
         *,
         slices: Slices | None = None,
         limits: Callable[[], Limits],
     ) -> None:
-        self.most = most
+        self.max_usage = max_usage
         self._guard = guard
         self._reservation = reservation
         self._price = price
         self._slices = slices if reservation is not None else None
         self._limits = limits
-        self._covered_tokens = most.output_tokens if slices is None else self._tokens_within_first(most)
+        self._covered_tokens = max_usage.output_tokens
+        if slices is not None:
+            self._covered_tokens = self._tokens_within(self._reserved_nanousd, 0, max_usage.output_tokens)
         self._deltas = 0
         self._tokens = 0
-        self._asks_again_at_tokens = 0
+        self._retry_at_tokens = 0
         self._is_used_up = False
-        self._unseen_tokens: int | None = None
+        self._max_lead_tokens: int | None = None
         self._lock = threading.Lock()
         self._cost_nanousd: int | None = None
 
     @property
     def is_exceeded(self) -> bool:
-        """Whether the upstream gave more than it was asked for.
+        """Whether the upstream gave more than its maximum, by steps, or by tokens where they can be counted.
 
-        Steps are counted, and tokens where they can be. Text that comes in parts may be counted as a few tokens more
-        than the model made of it whole: an eighth of the maximum, eight at least, is let pass.
+        Parts of a text may have a few tokens more than the whole has: an eighth of the maximum, at least eight, passes.
         """
-        most = self.most.output_tokens
-        if self._deltas > most:
+        maximum = self.max_usage.output_tokens
+        if self._deltas > maximum:
             return True
-        return shows_its_tokens(self._price.model) and self._tokens > most + max(8, most // 8)
+        return shows_its_tokens(self._price.model) and self._tokens > maximum + max(8, maximum // 8)
 
     @property
-    def most_unread_characters(self) -> int | None:
-        """How much may wait for a client that reads slowly; None: as all is reserved, the upstream waits for it."""
-        return None if self._slices is None else _UNREAD_CHARACTERS
+    def max_unread_characters(self) -> int | None:
+        """How much may be buffered for a slow client; None: all is reserved, so the upstream waits for the client."""
+        return None if self._slices is None else _MAX_UNREAD_CHARACTERS
 
     @property
-    def unknown_usage(self) -> Usage:
-        """What is told where nobody can know what was used: as much as is booked for it."""
-        return Usage(self.most.input_tokens, max(self._highest_unknown_tokens, self._seen_tokens))
+    def assumed_usage(self) -> Usage:
+        """The usage that is reported where the real one is unknown: as much as is booked for it."""
+        return Usage(self.max_usage.input_tokens, max(self._unknown_tokens, self._seen_tokens))
 
-    def take(self, piece: Piece) -> bool:
-        """Count what was generated; False if the answer has to end here, since nothing covers more.
+    def count(self, piece: Piece) -> bool:
+        """Count a piece, and extend the reservation where it needs that.
 
-        That is so where the upstream gives more than it was asked for, and where an extension is refused.
+        Returns:
+            False if the answer has to end: the upstream exceeds its maximum, or an extension was refused.
         """
         self._deltas += piece.deltas
         self._tokens += piece.tokens
         if self._slices is not None:
-            self._slices.run_ahead.note(piece.ahead)
+            self._slices.observed_lead.note(piece.lead_tokens)
         if self.is_exceeded or self._is_used_up:
             return False
         self._is_used_up = self._slices is not None and not self._cover(self._slices)
         return not self._is_used_up
 
-    def nothing_is_unread(self) -> None:
-        """All that had come of the answer, when it ended or was hung up on, has been taken.
+    def note_fully_read(self) -> None:
+        """Note that every piece that came before the end, or before the hang-up, was counted.
 
-        Where it ended because no more could be reserved, what the upstream may be ahead of that is all that is unknown.
+        Where a refused extension ended the answer, only the upstream's lead is then unknown.
         """
         if self._slices is not None and self._is_used_up:
-            self._unseen_tokens = self._slices.least_cushion_tokens
+            self._max_lead_tokens = self._slices.least_cushion_tokens
 
     def settle(self, usage: Usage | None) -> int:
-        """Book what was used (None: nobody can know, so all of it); the amount, the first one if said again."""
+        """Book `usage`, or all that is reserved where it is unknown (None).
+
+        Returns:
+            The amount booked, in nano-dollars; a second call books nothing and returns the first one's amount.
+        """
         with self._lock:
             if self._cost_nanousd is not None:
                 return self._cost_nanousd
@@ -189,7 +193,7 @@ class Meter:
         return cost_nanousd
 
     def release(self) -> int:
-        """The upstream provably did no work: book nothing. The amount, the first one if said again."""
+        """Book nothing, since the upstream provably did no work. Returns as `settle` does."""
         with self._lock:
             if self._cost_nanousd is not None:
                 return self._cost_nanousd
@@ -200,38 +204,38 @@ class Meter:
         return 0
 
     def _cover(self, slices: Slices) -> bool:
-        most = self.most.output_tokens
-        wished = min(self._tokens + slices.cushion_tokens, most)
-        needed = min(self._tokens + slices.last_cushion_tokens, most)
+        """Extend the reservation if the cushion has shrunk; whether the answer may go on."""
+        maximum = self.max_usage.output_tokens
+        wished = min(self._tokens + slices.cushion_tokens, maximum)
+        needed = min(self._tokens + slices.last_cushion_tokens, maximum)
         may_go_on = needed <= self._covered_tokens
-        if wished <= self._covered_tokens or (may_go_on and self._tokens < self._asks_again_at_tokens):
+        if wished <= self._covered_tokens or (may_go_on and self._tokens < self._retry_at_tokens):
             return True
         at_least = wished if may_go_on else needed
         with self._lock:
-            # Once it is settled nothing more is asked for.
+            # After the settlement nothing is extended.
             reservation = self._reservation if self._cost_nanousd is None else None
             if reservation is None:
                 return False
-            wanted = min(wished + slices.slice_tokens, most)
+            wanted = min(wished + slices.slice_tokens, maximum)
             extended = self._guard.extend(
-                reservation, self._highest(wanted), self._limits(), at_least_nanousd=self._highest(at_least)
+                reservation,
+                self._highest_cost_nanousd(wanted),
+                self._limits(),
+                at_least_nanousd=self._highest_cost_nanousd(at_least),
             )
             if extended is None:
-                self._asks_again_at_tokens = self._tokens + slices.patience_tokens
+                self._retry_at_tokens = self._tokens + slices.retry_tokens
                 return may_go_on
             self._reservation = extended
             self._covered_tokens = self._tokens_within(extended.cost_nanousd, at_least, wanted)
         return True
 
-    def _tokens_within_first(self, most: Usage) -> int:
-        held = self._reservation.cost_nanousd if self._reservation else self._highest(most.output_tokens)
-        return self._tokens_within(held, 0, most.output_tokens)
-
-    def _tokens_within(self, held_nanousd: int, at_least: int, at_most: int) -> int:
-        """The most output tokens that `held_nanousd` covers; a search, since a price need not be a straight line."""
+    def _tokens_within(self, reserved_nanousd: int, at_least: int, at_most: int) -> int:
+        """The most output tokens that `reserved_nanousd` covers; a search, since prices may have steps."""
         while at_least < at_most:
             middle = (at_least + at_most + 1) // 2
-            if self._highest(middle) <= held_nanousd:
+            if self._highest_cost_nanousd(middle) <= reserved_nanousd:
                 at_least = middle
             else:
                 at_most = middle - 1
@@ -240,29 +244,35 @@ class Meter:
     def _cost_of(self, usage: Usage | None) -> int:
         if usage is not None:
             return usage.cost_nanousd(self._price)
-        # The whole reservation; more only where more was seen than it covers.
-        held = self._highest(self.most.output_tokens) if self._reservation is None else self._reservation.cost_nanousd
-        if self._unseen_tokens is not None:
-            held = min(held, self._highest(self._highest_unknown_tokens))
-        return max(held, self._highest(self._seen_tokens))
+        cost_nanousd = self._reserved_nanousd
+        if self._max_lead_tokens is not None:
+            cost_nanousd = min(cost_nanousd, self._highest_cost_nanousd(self._unknown_tokens))
+        return max(cost_nanousd, self._highest_cost_nanousd(self._seen_tokens))
 
     @property
-    def _highest_unknown_tokens(self) -> int:
-        """The most output that is covered, and may have been generated."""
-        if self._unseen_tokens is None:
+    def _reserved_nanousd(self) -> int:
+        """What is reserved; while cost throttling is off, what would be."""
+        if self._reservation is None:
+            return self._highest_cost_nanousd(self.max_usage.output_tokens)
+        return self._reservation.cost_nanousd
+
+    @property
+    def _unknown_tokens(self) -> int:
+        """The most output that may have been generated within the reservation."""
+        if self._max_lead_tokens is None:
             return self._covered_tokens
-        return min(self._covered_tokens, self._tokens + self._unseen_tokens)
+        return min(self._covered_tokens, self._tokens + self._max_lead_tokens)
 
     @property
     def _seen_tokens(self) -> int:
-        """Output that was surely seen.
+        """Output tokens that were read for certain.
 
-        Above the maximum the count says so only where the answer is cut for it, or where it is more than twice that: an
-        estimate by bytes may be too high for an honest answer, but not by so much.
+        A count above the maximum is believed where the answer is cut for it, or where it is more than twice the
+        maximum: an estimate by bytes may be too high for an honest answer, but not by so much.
         """
-        most = self.most.output_tokens
-        is_more = self.is_exceeded or self._tokens > 2 * most
-        return self._tokens if is_more else min(self._tokens, most)
+        maximum = self.max_usage.output_tokens
+        is_more = self.is_exceeded or self._tokens > 2 * maximum
+        return self._tokens if is_more else min(self._tokens, maximum)
 
-    def _highest(self, output_tokens: int) -> int:
-        return self._price.highest_cost_nanousd(self.most.input_tokens, output_tokens)
+    def _highest_cost_nanousd(self, output_tokens: int) -> int:
+        return self._price.highest_cost_nanousd(self.max_usage.input_tokens, output_tokens)

@@ -1,7 +1,7 @@
-"""Reads an answer in a thread of its own, so that whoever serves the client can wait for it with a time-out.
+"""Reads an answer in a thread of its own, so that the thread that serves the client can wait with a time-out.
 
-The reader also says when the answer is over, whether or not anybody takes its pieces any more: a client that has left,
-or that has stopped reading, keeps no reservation open.
+The reader also reports the answer's end, whether or not its pieces are still taken: a client that has left, or that has
+stopped reading, keeps no reservation pending.
 """
 
 import queue
@@ -15,20 +15,14 @@ from flaskapp.llm import Answer, Piece, UpstreamBroken
 _CLOSING_SECONDS = 2.0
 
 
-class Silence(Enum):
-    """What the pump hands out in place of a piece when none came for a while."""
+class Next(Enum):
+    """What the reader does after a piece."""
 
-    HEARTBEAT = auto()
-
-
-class Take(Enum):
-    """What whoever counts the pieces says to one of them."""
-
-    MORE = auto()
-    ENOUGH = auto()
-    """The answer ends after it; it is read on for its usage only."""
-    STOP = auto()
-    """The answer ends after it, and the upstream is hung up on; what has come by then is read."""
+    CONTINUE = auto()
+    DRAIN = auto()
+    """The answer ends after this piece; the reader goes on for the usage only."""
+    HANG_UP = auto()
+    """The answer ends after this piece, and the upstream is hung up on; what has come by then is read."""
 
 
 class DeadlinePassed(Exception):
@@ -36,7 +30,7 @@ class DeadlinePassed(Exception):
 
 
 class Stopped(Exception):
-    """`UpstreamReader.stop` was said. The answer has been closed; its usage says what can be known."""
+    """`UpstreamReader.stop` was called. The answer has been closed; its usage says what can be known."""
 
 
 class _End:
@@ -45,69 +39,69 @@ class _End:
 
 
 class UpstreamReader:
-    """An answer, read ahead of whoever takes its pieces.
+    """An answer, read ahead of the consumer that iterates it.
 
-    Either the reader waits where `capacity` pieces are not taken, and what the upstream generates meanwhile is not
-    seen. Or it never waits: where more than `most_unread_characters` are not taken the answer ends, and is
+    Without `max_unread_characters` the reader waits while `capacity` pieces are not taken, and what the upstream
+    generates meanwhile is not counted. With it the reader never waits: where more is buffered the answer ends, and is
     read on for its usage only.
 
-    The reader ends with the answer, at the deadline, when `take` says so, or at `close` or `stop`; it closes the answer
-    in each case and then calls `over`, also when nobody takes the pieces any more.
+    The reader ends with the answer, at the deadline, when `on_piece` says so, or at `close` or `stop`. In each case it
+    closes the answer and then calls `on_end`, also when the pieces are no longer taken.
 
     Args:
-        take: called with each piece as it arrives, also with those that nobody gets.
-        over: called once, when the answer has ended and was closed: its usage is final. It is told whether all that
-            came was read.
-        afterwards: called once, when all is said; it may take its time.
+        on_piece: called with each piece as it arrives, also with those that are dropped.
+        on_end: called once, when the answer has ended and was closed, so that its usage is final. The argument is
+            whether every piece that came was read.
+        after_end: called once, when the consumer has its end; it may take its time.
         deadline_at_seconds: a moment of the clock's monotonic time.
     """
 
-    def __init__(  # noqa: PLR0913 (three of them are whom it tells what)
+    def __init__(  # noqa: PLR0913 (three of them are callbacks)
         self,
         answer: Answer,
         *,
         clock: Clock,
         deadline_at_seconds: float,
-        take: Callable[[Piece], Take] = lambda _: Take.MORE,
-        over: Callable[[bool], None] = lambda _: None,
-        afterwards: Callable[[], None] = lambda: None,
+        on_piece: Callable[[Piece], Next] = lambda _: Next.CONTINUE,
+        on_end: Callable[[bool], None] = lambda _: None,
+        after_end: Callable[[], None] = lambda: None,
         heartbeat_seconds: float = 1.0,
         capacity: int = 64,
-        most_unread_characters: int | None = None,
+        max_unread_characters: int | None = None,
     ) -> None:
         self._answer = answer
         self._clock = clock
         self._deadline_at_seconds = deadline_at_seconds
-        self._take = take
-        self._over = over
-        self._afterwards = afterwards
+        self._on_piece = on_piece
+        self._on_end = on_end
+        self._after_end = after_end
         self._heartbeat_seconds = heartbeat_seconds
         self._pieces: queue.SimpleQueue[tuple[Piece, int] | _End] = queue.SimpleQueue()
-        self._room = threading.Semaphore(capacity)
-        self._most_unread_characters = most_unread_characters
+        self._places = threading.Semaphore(capacity)
+        self._max_unread_characters = max_unread_characters
         self._unread_characters = 0
         self._unread_lock = threading.Lock()
         self._ended = threading.Event()
         self._closed = False
         self._stopped = False
-        self._nobody_listens = False
+        self._drops_pieces = False
         self._hung_up = False
-        self._is_read_out = False
+        self._is_fully_read = False
         self.was_cut = False
-        """`take` said that it ends, or too much was not read: what was handed out is whole, but the answer was not."""
-        self.is_unread = False
-        """It was cut since more waited than may."""
+        """We ended the answer: `on_piece` said so, or too much was buffered. The pieces handed out are whole."""
+        self.has_overflowed = False
+        """More was buffered than may be, so the answer was cut."""
         self._thread = threading.Thread(target=self._read, name="tollgate-answer", daemon=True)
         self._thread.start()
 
-    def __iter__(self) -> Iterator[Piece | Silence]:
-        """Pieces as they come, and a heartbeat for every `heartbeat_seconds` without.
+    def __iter__(self) -> Iterator[Piece | None]:
+        """Pieces as they come, and None for every `heartbeat_seconds` without one.
 
-        It ends with the answer, or where `take` says enough; then `wait` waits for the reader.
+        It ends with the answer, or where `on_piece` ends it; then `wait` waits for the reader.
 
         Raises:
-            DeadlinePassed: it took too long.
-            Stopped: somebody said so.
+            DeadlinePassed: the answer took too long.
+            Stopped: `stop` was called.
             UpstreamBroken: the answer broke off.
         """
         while True:
@@ -118,7 +112,7 @@ class UpstreamReader:
             try:
                 taken = self._pieces.get(timeout=min(self._heartbeat_seconds, seconds_left))
             except queue.Empty:
-                yield Silence.HEARTBEAT
+                yield None
                 continue
             if isinstance(taken, _End):
                 self._raise_failure(taken)
@@ -126,98 +120,97 @@ class UpstreamReader:
             piece, characters = taken
             with self._unread_lock:
                 self._unread_characters -= characters
-            self._room.release()
+            self._places.release()
             yield piece
 
     @property
     def is_over(self) -> bool:
-        """Whether the reader has ended, and has said so to `over`."""
+        """Whether the reader has ended, and `on_end` was called."""
         return self._ended.is_set()
 
-    def listen_no_more(self) -> None:
-        """Whoever took the pieces has left; the reader goes on, for the usage at the end."""
-        self._nobody_listens = True
-        self._room.release()
+    def drop_pieces(self) -> None:
+        """Hand out no more pieces, since the consumer has left; the reader goes on, for the usage at the end."""
+        self._drops_pieces = True
+        self._places.release()
 
     def wait(self, timeout_seconds: float) -> bool:
         """Wait for the reader's end; whether it came in time."""
         return self._ended.wait(timeout_seconds)
 
     def stop(self) -> None:
-        """End it, from any thread, without waiting: whoever takes the pieces gets `Stopped` in place of the rest."""
+        """End the reader, from any thread, without waiting; the consumer gets `Stopped` in place of the rest."""
         self._stopped = True
         self._break_off()
 
     def close(self) -> None:
-        """Stop reading and close the answer; may be said twice. What was read ahead and not taken is dropped."""
+        """Stop reading and close the answer; may be called twice. What was read and not taken is dropped."""
         self._break_off()
         self.wait(_CLOSING_SECONDS)
 
     def _break_off(self) -> None:
         self._closed = True
         self._answer.close()
-        self._room.release()
+        self._places.release()
 
     def _read(self) -> None:
         # What stands if this thread is killed: an end that looked like a whole answer would be a lie.
         failure: Exception | None = UpstreamBroken("The answer broke off.")
         try:
             failure = self._read_to_the_end()
-        except Exception as error:  # noqa: BLE001 - whatever it is, whoever waits has to get it
+        except Exception as error:  # noqa: BLE001 - whatever it is, the consumer has to get it
             failure = error
         finally:
             self._end(Stopped() if self._stopped else failure)
-        self._afterwards()
+        self._after_end()
 
     def _end(self, failure: Exception | None) -> None:
         try:
             self._answer.close()
         finally:
             try:
-                self._over(self._is_read_out)
+                self._on_end(self._is_fully_read)
             finally:
                 self._pieces.put(_End(failure))
                 self._ended.set()
 
     def _read_to_the_end(self) -> Exception | None:
         for piece in self._answer:
-            verdict = self._take(piece)
-            if not self._nobody_listens:
+            following = self._on_piece(piece)
+            if not self._drops_pieces:
                 self._hand_out(piece)
             if self._closed:
                 break
             if not self._seconds_left():
                 return DeadlinePassed()
-            if verdict is Take.STOP and not self._hung_up:
-                self.was_cut = self._nobody_listens = self._hung_up = True
+            if following is Next.HANG_UP and not self._hung_up:
+                self.was_cut = self._drops_pieces = self._hung_up = True
                 self._answer.hang_up()
-            elif (verdict is Take.ENOUGH or self.is_unread) and not self.was_cut:
-                self.was_cut = True
-                # Whoever takes the pieces has had the last one; what comes now is read for its usage alone.
-                self._nobody_listens = True
+            elif (following is Next.DRAIN or self.has_overflowed) and not self.was_cut:
+                self.was_cut = self._drops_pieces = True
+                # The consumer has had its last piece; what comes now is read for its usage alone.
                 self._pieces.put(_End(None))
-        self._is_read_out = not self._closed
+        self._is_fully_read = not self._closed
         return None
 
     def _hand_out(self, piece: Piece) -> None:
-        """Give it to whoever takes the pieces, after a wait for room where that may be done; else drop it."""
+        """Queue a piece for the consumer, after a wait for a free place where the reader may wait; else drop it."""
         characters = 0
-        if self._most_unread_characters is None:
-            # Whoever closes it, or has left, makes room as well, and gets nothing more.
-            has_room = self._room.acquire(timeout=self._seconds_left())
-            if not has_room or self._closed or self._nobody_listens or not self._seconds_left():
+        if self._max_unread_characters is None:
+            # `close` and `drop_pieces` free a place as well, and no piece is handed out then.
+            has_place = self._places.acquire(timeout=self._seconds_left())
+            if not has_place or self._closed or self._drops_pieces or not self._seconds_left():
                 return
         else:
             characters = len(repr(piece))
-            if not self._keep_unread(characters, self._most_unread_characters):
-                self.is_unread = True
+            if not self._keep_unread(characters, self._max_unread_characters):
+                self.has_overflowed = True
                 return
         self._pieces.put((piece, characters))
 
-    def _keep_unread(self, characters: int, most: int) -> bool:
+    def _keep_unread(self, characters: int, maximum: int) -> bool:
         with self._unread_lock:
-            # A single piece always has room: how large an event may be is bounded where it is read.
-            if self._unread_characters and self._unread_characters + characters > most:
+            # A single piece always fits: how large an event may be is bounded where it is read.
+            if self._unread_characters and self._unread_characters + characters > maximum:
                 return False
             self._unread_characters += characters
             return True

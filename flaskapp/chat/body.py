@@ -24,7 +24,7 @@ class HistoryTurn(BaseModel):
 
 
 class ChatBody(BaseModel):
-    """What a visitor asks. Where the body leaves `model` or `max_tokens` out, `read_chat_body` fills them in."""
+    """A visitor's question. Where the body lacks `model` or `max_tokens`, `read_chat_body` fills them in."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -37,7 +37,7 @@ class ChatBody(BaseModel):
 
     @property
     def text(self) -> str:
-        """The body as it was sent, without our defaults, in one spelling."""
+        """The body as the client sent it, without our defaults, in one spelling."""
         return self._sent
 
     @property

@@ -25,7 +25,7 @@ def make_challenge_route(challenges: Challenges, is_closed_on_error: Callable[[]
             if isinstance(error, StoreBusy) or is_closed_on_error():
                 message = "No challenge can be given now. Please try again."
                 return problem(503, THROTTLE_UNAVAILABLE, "store", message, retry_after_seconds=1)
-            # While Redis is away nobody checks it either; once Redis is back the client is told to get another.
+            # While Redis is away it is not checked either; once Redis is back the client has to get another.
             challenge = challenges.draw()
         body = json.dumps({"challenge": challenge, "expires_in_seconds": CHALLENGE_SECONDS}, sort_keys=False)
         return Response(body + "\n", mimetype="application/json", headers={"Cache-Control": "no-store"})

@@ -3,12 +3,11 @@
 import json
 
 from backends.money import usd_text
-from flaskapp.answers.stream import HEARTBEAT
 from flaskapp.llm import Piece, Usage
 
 
 class ChatStreamFormat:
-    """How the chat endpoint tells an answer. See `stream.StreamFormat`."""
+    """The events of the chat endpoint. See `stream.StreamFormat`."""
 
     def __init__(self, request_id: str) -> None:
         self._request_id = request_id
@@ -17,12 +16,8 @@ class ChatStreamFormat:
         """The text, where the piece has one."""
         return _event({"status": "streaming", "chunk": piece.text}) if piece.text else b""
 
-    def heartbeat(self) -> bytes:
-        """A comment."""
-        return HEARTBEAT
-
     def complete(self, usage: Usage, cost_nanousd: int, finish_reason: str, *, was_cut: bool) -> bytes:
-        """The last event of an answer that ended by itself, or that its budget ended."""
+        """The last event of an answer that ended by itself, or at its budget or maximum."""
         del was_cut
         return _event(
             {

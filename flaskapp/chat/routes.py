@@ -1,4 +1,4 @@
-"""The chat room: who asks, what it may cost at most, reserve, answer, and settle when the answer is over."""
+"""The chat endpoint: identify, bound the cost, reserve, answer, and settle when the answer is over."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from backends.pricing.prices import PriceBook
 from backends.pricing.token_bounds import InputTooLong, Message, bound_for
 from flaskapp.answers.admission import Admission, CostBound
 from flaskapp.answers.meter import Meter, slices_of
-from flaskapp.answers.stream import Stream, StreamContext, ask_model
+from flaskapp.answers.stream import Stream, StreamContext, call_model
 from flaskapp.chat.body import read_chat_body
 from flaskapp.chat.events import ChatStreamFormat
 from flaskapp.http.challenges import ChallengeResult, Challenges
@@ -29,11 +29,17 @@ SYSTEM_PROMPT = (
 )
 """All that the service adds to a prompt; at most 256 bytes."""
 _GET_CHALLENGE = "GET /api/v1/auth/challenge"
+_CHALLENGE_MESSAGES = {
+    ChallengeResult.UNKNOWN: (
+        f"This challenge was never given, was used, or is over: get a new one of {_GET_CHALLENGE}."
+    ),
+    ChallengeResult.MISMATCH: f"This challenge was given to somebody else: get your own of {_GET_CHALLENGE}.",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class ChatRoutes:
-    """What the chat endpoint works with; made once by the lobby."""
+    """The chat endpoint and what it needs; the application has one."""
 
     admission: Admission
     challenges: Challenges
@@ -42,7 +48,7 @@ class ChatRoutes:
     default_model: str
     stream_deadline_seconds: int
     settings: Callable[[], LiveSettings]
-    terms: StreamContext
+    context: StreamContext
     clock: Clock
     observer: Observer
 
@@ -52,16 +58,16 @@ class ChatRoutes:
         settings = self.settings()
         question = self._question(request, settings)
         idempotency = read_idempotency(request, who.identifier, ROUTE, question.body_text)
-        refused = self._refused_before(idempotency, who, settings)
+        refused = self._refused_early(idempotency, who, settings)
         if refused is not None:
             return refused
         admitted = self.admission.reserve(who, question.cost_bound, settings, idempotency)
         if isinstance(admitted, Response):
             return admitted
-        return admitted.deliver(lambda meter: self._answer(question, meter))
+        return admitted.respond(lambda meter: self._answer(question, meter))
 
     def _question(self, received: Request, settings: LiveSettings) -> "Question":
-        """What is asked, and what it costs at most."""
+        """The question in a request, and the most that its answer can cost."""
         body = read_chat_body(
             received,
             default_model=self.default_model,
@@ -77,10 +83,8 @@ class ChatRoutes:
         cost_bound = CostBound(price, Usage(input_tokens, body.max_tokens), slices_of(settings, body.model))
         return Question(messages, body.model, cost_bound, body.text)
 
-    def _refused_before(
-        self, idempotency: Idempotency | None, who: Identity, settings: LiveSettings
-    ) -> Response | None:
-        """A key that was used is told before a challenge is used up for it."""
+    def _refused_early(self, idempotency: Idempotency | None, who: Identity, settings: LiveSettings) -> Response | None:
+        """The refusal for a used idempotency key, or else for the challenge; a used key uses up no challenge."""
         duplicate = self.admission.find_duplicate(idempotency, settings)
         if duplicate is not None:
             return duplicate
@@ -92,66 +96,52 @@ class ChatRoutes:
         if not settings.enable_challenge_response:
             return None
         if who.challenge is None:
-            return _challenge_refused(
-                "missing", f"Send {HEADER}: fp:<challenge>:<hash> with a challenge of {_GET_CHALLENGE}."
-            )
+            message = f"Send {HEADER}: fp:<challenge>:<hash> with a challenge of {_GET_CHALLENGE}."
+            return problem(403, INVALID_CHALLENGE, "missing", message)
         try:
             result = self.challenges.consume(who.challenge, who.identifier, who.network)
         except StoreError as error:
-            # Busy is our own doing: were a challenge left out then, a flood could switch them off.
+            # Busy comes from our own load: if challenges were skipped then, a flood could switch them off.
             if isinstance(error, StoreBusy) or settings.throttle_on_error == "closed":
                 return store_unavailable(ThrottleUnavailable("challenges cannot be checked now", 1))
-            self._tell("challenge_skipped", who, error=str(error))
+            fields = {"request_id": g.request_id, "identifier": who.identifier, "error": str(error)}
+            self.observer(Event("challenge_skipped", fields))
             return None
-        return _CHALLENGE_ANSWERS[result]()
+        if result is ChallengeResult.GOOD:
+            return None
+        return problem(403, INVALID_CHALLENGE, result.name.lower(), _CHALLENGE_MESSAGES[result])
 
     def _answer(self, question: "Question", meter: Meter) -> Response:
         deadline_at_seconds = self.clock.monotonic_seconds() + self.stream_deadline_seconds
         model_request = ModelRequest(
             model=question.model,
             messages=[message.as_json() for message in question.messages],
-            max_tokens=question.cost_bound.most.output_tokens,
-            input_tokens=question.cost_bound.most.input_tokens,
+            max_tokens=question.cost_bound.max_usage.output_tokens,
+            input_tokens=question.cost_bound.max_usage.input_tokens,
             deadline_seconds=self.stream_deadline_seconds,
         )
-        answer = ask_model(lambda: self.model.open(model_request), self.terms.stopping, drop=lambda late: late.close())
+        answer = call_model(
+            lambda: self.model.open(model_request), self.context.stopping, drop=lambda late: late.close()
+        )
         stream_format = ChatStreamFormat(g.request_id)
         return Stream(
-            g.request_id, answer, meter, stream_format, self.terms, deadline_at_seconds=deadline_at_seconds
+            g.request_id, answer, meter, stream_format, self.context, deadline_at_seconds=deadline_at_seconds
         ).response()
-
-    def _tell(self, name: str, who: Identity, **fields: object) -> None:
-        self.observer(Event(name, {"request_id": g.request_id, "identifier": who.identifier, **fields}))
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked of a model, and the most that it can use."""
+    """A question to a model, and the most that its answer can use."""
 
     messages: tuple[Message, ...]
     model: str
     cost_bound: CostBound
     body_text: str
-    """The body as it was sent, in one spelling."""
+    """The body as the client sent it, in one spelling."""
 
 
-def _challenge_refused(reason: str, message: str) -> Response:
-    return problem(403, INVALID_CHALLENGE, reason, message)
-
-
-_CHALLENGE_ANSWERS: dict[ChallengeResult, Callable[[], Response | None]] = {
-    ChallengeResult.GOOD: lambda: None,
-    ChallengeResult.UNKNOWN: lambda: _challenge_refused(
-        "unknown", f"This challenge was never given, was used, or is over: get a new one of {_GET_CHALLENGE}."
-    ),
-    ChallengeResult.MISMATCH: lambda: _challenge_refused(
-        "mismatch", f"This challenge was given to somebody else: get your own of {_GET_CHALLENGE}."
-    ),
-}
-
-
-def make_chat(room: ChatRoutes) -> Blueprint:
+def make_chat(routes: ChatRoutes) -> Blueprint:
     """The blueprint ``chat``."""
     blueprint = Blueprint("chat", __name__)
-    blueprint.add_url_rule(ROUTE, "stream", room.stream, methods=["POST"])
+    blueprint.add_url_rule(ROUTE, "stream", routes.stream, methods=["POST"])
     return blueprint

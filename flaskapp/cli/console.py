@@ -1,9 +1,7 @@
-"""What the commands share: tables that a pipe does not cut, progress that only a terminal sees, how they give up."""
+"""What the commands share: tables that a pipe does not cut, progress that only a terminal shows, how they fail."""
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -11,15 +9,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from backends.errors import TollgateError
-from flaskapp.ops.embedded_redis import EmbeddedServer
-
-# Nobody watches the width of a pipe; what is cut there is lost.
+# A pipe has no width; what is cut there is lost.
 _PIPE_WIDTH = 200
 
 
 def print_table(table: Table) -> None:
-    """On standard output."""
+    """Print it on standard output."""
     console = Console()
     (console if console.is_terminal else Console(width=_PIPE_WIDTH)).print(table)
 
@@ -30,23 +25,8 @@ def fail(line: str, status: int = 1) -> NoReturn:
     raise SystemExit(status)
 
 
-def in_options(error: TollgateError) -> str:
-    """What an error says, to who gave options: the library names the variables by which the service is told."""
-    return str(error).replace("REDIS_URL", "--redis").replace("THROTTLE_BACKEND", "--backends")
-
-
-@contextmanager
-def server_url(url: str | None) -> Iterator[str]:
-    """The address that was asked for, or that of a Redis which lives as long as this."""
-    if url is not None:
-        yield url
-        return
-    with tempfile.TemporaryDirectory(prefix="tollgate-lab-") as directory, EmbeddedServer(Path(directory)) as server:
-        yield server.url
-
-
-class Shown:
-    """Told what is done now, how much of it is done, and how much there is; None: nobody knows yet."""
+class ProgressDisplay:
+    """Shows what is done now, how much of it is done, and how much there is (None: not known yet)."""
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
@@ -58,9 +38,9 @@ class Shown:
 
 
 @contextmanager
-def shown_progress() -> Iterator[Shown]:
-    """Progress on standard error; nothing where nobody looks."""
+def shown_progress() -> Iterator[ProgressDisplay]:
+    """Progress on standard error; nothing where that is no terminal."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        yield Shown(bars)
+        yield ProgressDisplay(bars)

@@ -1,4 +1,4 @@
-"""`flask ledger`: one identifier's books, and whether all books agree, on the command line."""
+"""`flask ledger`: prints one identifier's books, clears them, and audits all books."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -15,8 +15,8 @@ from rich.text import Text
 from backends.clock import US_PER_SECOND
 from backends.contract import Limits
 from backends.errors import ConfigurationError, TollgateError
-from backends.ledger.accounts import MOST_SHOWN, Cleared, IdentifierBooks, Ledger, LimitBooks
 from backends.ledger.audit import AuditReport, audit
+from backends.ledger.identifier_books import MOST_SHOWN, Cleared, IdentifierBooks, Ledger, LimitUse
 from backends.money import usd_text
 from backends.store.link import Link
 from flaskapp.cli.console import fail, print_table, shown_progress
@@ -28,7 +28,7 @@ T = TypeVar("T", IdentifierBooks, Cleared, AuditReport)
 
 
 def make_ledger_cli(get_link: Callable[[], Link], get_limits: Callable[[], Limits], backend_name: str) -> click.Group:
-    """The group ``ledger``; Redis is asked only when a command needs it."""
+    """The command group ``ledger``; it opens Redis only when a command needs it."""
 
     def open_link() -> Link:
         if backend_name == "memory":
@@ -52,7 +52,7 @@ def make_ledger_cli(get_link: Callable[[], Link], get_limits: Callable[[], Limit
         """
         with _failures(), shown_progress() as progress:
             books = Ledger(open_link()).show(identifier_of(identifier), get_limits(), most=most, progress=progress)
-        _tell(books, _print_books, as_json=as_json)
+        _print(books, _print_books, as_json=as_json)
 
     @group.command("reset")
     @click.argument("identifier", metavar="ID")
@@ -61,7 +61,7 @@ def make_ledger_cli(get_link: Callable[[], Link], get_limits: Callable[[], Limit
         """Clear the books of ID: it may spend anew. What its network and everybody have spent stays."""
         with _failures():
             cleared = Ledger(open_link()).reset(identifier_of(identifier))
-        _tell(cleared, _print_cleared, as_json=as_json)
+        _print(cleared, _print_cleared, as_json=as_json)
 
     @group.command("audit")
     @click.option("--json", "as_json", is_flag=True, help="The same as JSON, money in nano-dollars.")
@@ -73,26 +73,26 @@ def make_ledger_cli(get_link: Callable[[], Link], get_limits: Callable[[], Limit
         with _failures(), shown_progress() as progress:
             link = open_link()
             report = audit(link, progress)
-        # Whoever has several servers sees at a glance whether these are the books that were meant.
-        _tell(report, partial(_print_report, link.place), as_json=as_json)
+        # An operator of several servers sees whether these are the books that were meant.
+        _print(report, partial(_print_report, link.place), as_json=as_json)
         raise SystemExit(DISAGREES if report.disagreements else 0)
 
     return group
 
 
 def identifier_of(text: str) -> str:
-    """The identifier that was meant: of an address its network, as the service would name it."""
+    """The identifier that `text` stands for: of ``ip:ADDRESS``, the network that the service would count."""
     if text.startswith(_IP):
         network = network_of(text.removeprefix(_IP))
         return text if network == UNKNOWN_NETWORK else f"{_IP}{network}"
     return text
 
 
-def _tell(what: T, in_words: Callable[[T], None], *, as_json: bool) -> None:
+def _print(what: T, print_text: Callable[[T], None], *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(asdict(what), indent=2))
     else:
-        in_words(what)
+        print_text(what)
 
 
 def _print_cleared(cleared: Cleared) -> None:
@@ -124,14 +124,8 @@ def _limits_table(books: IdentifierBooks) -> Table:
     return table
 
 
-def _limit_cells(limit: LimitBooks) -> list[str]:
-    amounts = (
-        limit.limit_nanousd,
-        limit.spent_nanousd,
-        limit.held_nanousd,
-        limit.expired_nanousd,
-        limit.left_nanousd,
-    )
+def _limit_cells(limit: LimitUse) -> list[str]:
+    amounts = (limit.limit_nanousd, limit.spent_nanousd, limit.held_nanousd, limit.expired_nanousd, limit.left_nanousd)
     renews = "" if limit.renews_at_seconds is None else _moment(limit.renews_at_seconds)
     return [limit.name, *map(usd_text, amounts), renews]
 

@@ -41,7 +41,7 @@ def _check(script: Script, link: Link) -> bool:
 
 
 def place_of(file_name: str, error: str) -> str:
-    """``FILE:LINE: error`` of what the server said; without a line where it told none."""
+    """``FILE:LINE: error`` of the error that the server gave; without a line where it gave none."""
     found = _LINE.search(" ".join(error.split()))
     if found is None:
         return f"{file_name}: {error}"

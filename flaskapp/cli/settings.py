@@ -1,7 +1,7 @@
 """`flask settings`: the live settings on the command line."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import click
 from rich.table import Column, Table
@@ -9,19 +9,48 @@ from rich.text import Text
 
 from backends.errors import TollgateError
 from flaskapp.cli.console import fail, print_table
+from flaskapp.config import load_config
+from flaskapp.ops.running_services import running_services
 from flaskapp.settings import Effective, Setting, SettingsStore
+from flaskapp.tollgate import Tollgate
 
 OF_THIS_SHELL = "this shell's environment"
 
 
 @dataclass(frozen=True, slots=True)
 class SettingsView:
-    """The live settings as somebody's environment leaves them."""
+    """The live settings over the baseline of one environment."""
 
     store: SettingsStore
     mode: str
     whose: str = OF_THIS_SHELL
-    """By whose environment: the shell's, or a service's that runs beside it."""
+    """Whose environment it is, in words: this shell's, or that of a service which runs beside it."""
+
+
+def settings_cli(tollgate: Tollgate) -> click.Group:
+    """The group ``settings`` of an application."""
+    return make_settings_cli(lambda: settings_view(tollgate))
+
+
+def settings_view(tollgate: Tollgate) -> SettingsView:
+    """The settings of the service of this clone that was started last; without one, those of this shell."""
+    config = tollgate.config
+    services = running_services(config.data_dir) if config.redis_url is None else []
+    if not services:
+        return SettingsView(tollgate.settings, config.mode)
+    its_config, here = load_config(services[0].variables), config.live_baseline
+    # A variable that is set for this very command counts.
+    own = {name: getattr(here.values, name) for name, source in here.sources.items() if source == "environment"}
+    baseline = replace(
+        its_config.live_baseline,
+        values=its_config.live_baseline.values.model_copy(update=own),
+        sources={**its_config.live_baseline.sources, **{name: here.sources[name] for name in own}},
+    )
+    whose = f"{OF_THIS_SHELL} and that" if own else "the environment"
+    whose += f" of the service on port {services[0].port}"
+    if len(services) > 1:
+        whose += f", the last started of {len(services)}"
+    return SettingsView(SettingsStore(tollgate.link, baseline, tollgate.observer), its_config.mode, whose)
 
 
 def make_settings_cli(get_view: Callable[[], SettingsView]) -> click.Group:

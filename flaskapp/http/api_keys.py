@@ -1,7 +1,7 @@
-"""Who may use ``/v1``, and under which identifier: keys are known by their SHA-256 only, and never kept.
+"""The API keys of ``/v1`` and their identifiers: a key is known by its SHA-256 only, and never kept.
 
-The identifier of a key is the plain hex SHA-256 of it, so that `redis-cli` finds its books by what the operator knows.
-With `*` nobody is asked for a key, and the network is who asks; whatever key comes along is not even looked at.
+The identifier of a key is its plain hex SHA-256, so that an operator with the key finds its books with `redis-cli`.
+With `*` no key is needed, and a key that comes along is not read: the network is the identifier.
 """
 
 import hashlib
@@ -23,19 +23,19 @@ _KEY = re.compile(r"[!-~]{1,1000}")
 
 
 def is_key(text: str) -> bool:
-    """Whether that can be a key, or the SHA-256 of one, in a list with commas."""
+    """Whether `text` can be a key, or the SHA-256 of one, in a list with commas."""
     return bool(_KEY.fullmatch(text)) and text != ANYONE and "," not in text
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKeys:
-    """The registered keys, or anyone; without either nobody passes."""
+    """The registered keys, or `is_open` for any caller; without either every caller is refused."""
 
     digests: tuple[bytes, ...] = field(default=(), repr=False)
     """Hex SHA-256, lower case."""
     is_open: bool = False
     listed_digests: int = field(default=0, compare=False)
-    """How many were taken for a SHA-256 by their looks: a key that looks like one would never be found."""
+    """How many were taken for a SHA-256 by their form: a key of that form would never be found."""
 
     @classmethod
     def of(cls, keys: Iterable[str]) -> Self:
@@ -45,7 +45,7 @@ class ApiKeys:
         return cls(tuple(dict.fromkeys(digests)), listed_digests=sum(map(bool, map(_DIGEST.fullmatch, listed))))
 
     def identify(self, request: Request) -> Identity:
-        """Who asks.
+        """The identity of the caller's key.
 
         Raises:
             Unauthorized: without a registered key.
@@ -59,7 +59,7 @@ class ApiKeys:
         return who
 
     def find(self, request: Request) -> Identity | None:
-        """Who asks; None without a registered key."""
+        """The identity of the caller's key; None without a registered one."""
         network = network_of(request.remote_addr)
         if self.is_open:
             return Identity(f"ip:{network}", network, None, has_fingerprint=False)
@@ -67,12 +67,12 @@ class ApiKeys:
         return None if digest is None else Identity(digest.decode(), network, None, has_fingerprint=False)
 
     def rate_key(self, request: Request) -> str:
-        """Whose request counter it is; never fails, since a wrong key counts too, for its network."""
+        """The key of the request counter; it never fails, since a wrong key counts too, for its network."""
         who = self.find(request)
         return f"ip:{network_of(request.remote_addr)}" if who is None else who.identifier
 
     def _registered(self, authorization: str) -> bytes | None:
-        """The digest of the key in an Authorization header (as WSGI gives it); takes as long for every wrong one."""
+        """The digest of the key in an Authorization header (as WSGI gives it), found in constant time."""
         scheme, _, key = authorization.partition(" ")
         presented = _digest(key.strip().encode("latin-1", "replace"))
         found = [digest for digest in self.digests if hmac.compare_digest(digest, presented)]

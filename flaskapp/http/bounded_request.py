@@ -1,4 +1,4 @@
-"""A body that is longer than it may be is refused, also where nothing announced its length; a broken one, too."""
+"""A body that is too long is refused, also where its length was not announced; so is a broken one."""
 
 from typing import IO, Any
 
@@ -10,7 +10,7 @@ from flaskapp.http.refusals import InvalidRequest
 
 
 class BoundedRequest(Request):
-    """`get_data` raises where the library would cut the body off at the maximum and say nothing."""
+    """`get_data` raises where the library's would silently cut the body off at the maximum."""
 
     @cached_property
     def stream(self) -> Any:  # the library's own signature
@@ -22,7 +22,7 @@ class BoundedRequest(Request):
 
         Raises:
             RequestEntityTooLarge: it has more than `max_content_length` bytes.
-            InvalidRequest: it broke off, or its chunks are none.
+            InvalidRequest: it broke off, or its chunks cannot be read.
         """
         body = super().get_data(*args, **options)
         ended_by_maximum = self.content_length is None and len(body) == self.max_content_length
@@ -32,7 +32,7 @@ class BoundedRequest(Request):
 
 
 class _Body:
-    """What the server could not read is the caller's fault: each server has errors of its own for that."""
+    """Makes any server's error for an unreadable body into one of the caller: each server has its own."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream

@@ -14,7 +14,7 @@ _SHAPE = re.compile(r"[0-9a-f]{64}")
 
 
 class ChallengeResult(Enum):
-    """What became of a challenge that was shown."""
+    """What a presented challenge was found to be."""
 
     GOOD = 0
     UNKNOWN = 1
@@ -22,25 +22,25 @@ class ChallengeResult(Enum):
 
 
 class Challenges:
-    """Gives and takes challenges; both raise `StoreError` where Redis fails."""
+    """Issues and checks challenges; both raise `StoreError` where Redis fails."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
 
     @staticmethod
     def draw() -> str:
-        """64 hex digits that nobody can guess."""
+        """64 random hex digits."""
         return secrets.token_hex(32)
 
     def give(self, identifier: str, network: str) -> str:
-        """A new challenge, remembered for `CHALLENGE_SECONDS`."""
+        """A new challenge, stored for `CHALLENGE_SECONDS`."""
         challenge = self.draw()
         key, owner = CHALLENGE_PREFIX + challenge, _owner(identifier, network)
         self._link.run(lambda client: client.set(key, owner, ex=CHALLENGE_SECONDS))
         return challenge
 
     def consume(self, challenge: str, identifier: str, network: str) -> ChallengeResult:
-        """Check and use up in one step: of a thousand at once, one finds it good."""
+        """Check a challenge and use it up in one step: of a thousand callers at once, one finds it good."""
         if not _SHAPE.fullmatch(challenge):
             return ChallengeResult.UNKNOWN
         key, owner = CHALLENGE_PREFIX + challenge, _owner(identifier, network)

@@ -1,4 +1,4 @@
-"""What every guarded route says around its verdict: an idempotency key read, and the headers of an admitted answer."""
+"""The headers of every guarded route: the idempotency key that it reads, and what it sends with an admitted answer."""
 
 import hashlib
 import re
@@ -19,18 +19,18 @@ _UNIT = "tollgate-microusd"
 
 
 def read_idempotency(request: Request, identifier: str, route: str, body_text: str) -> Idempotency | None:
-    """The caller's own name for this request: it belongs to its identifier and to the route.
+    """The idempotency key of `request`, for its identifier and route alone; None without the header.
 
     Raises:
-        InvalidRequest: the header is not one.
+        InvalidRequest: the header is not 1 to 128 visible ASCII characters.
     """
     key = request.headers.get(IDEMPOTENCY_HEADER)
     if key is None:
         return None
     if not _KEY.fullmatch(key):
         raise InvalidRequest(400, IDEMPOTENCY_HEADER, "has to be 1 to 128 visible ASCII characters")
-    whose = hashlib.sha256(f"{identifier}\n{route}\n{key}".encode()).hexdigest()
-    return Idempotency(whose[:32], hashlib.sha256(body_text.encode()).hexdigest()[:16])
+    scoped = hashlib.sha256(f"{identifier}\n{route}\n{key}".encode()).hexdigest()
+    return Idempotency(scoped[:32], hashlib.sha256(body_text.encode()).hexdigest()[:16])
 
 
 def timing(seconds: float) -> str:
@@ -39,7 +39,7 @@ def timing(seconds: float) -> str:
 
 
 def admitted_headers(reservation: Reservation | None, limits: Limits, check_seconds: float) -> dict[str, str]:
-    """The headers of an admitted answer; without a reservation only that nothing guards it."""
+    """The headers of an admitted answer; without a reservation only ``X-Throttle-Backend: off``."""
     if reservation is None:
         return {"X-Throttle-Backend": UNGUARDED}
     return {
@@ -51,9 +51,9 @@ def admitted_headers(reservation: Reservation | None, limits: Limits, check_seco
 
 
 def rate_limit_headers(reservation: Reservation, limits: Limits) -> dict[str, str]:
-    """``RateLimit-Policy`` and ``RateLimit`` after draft-ietf-httpapi-ratelimit-headers, from the decision's own reply.
+    """``RateLimit-Policy`` and ``RateLimit`` after draft-ietf-httpapi-ratelimit-headers, from the reply of `reserve`.
 
-    Micro-dollars, rounded down; `t` is when the next amount leaves the window, and when the day ends.
+    Amounts are micro-dollars, rounded down; `t` is seconds until the next amount leaves the window, or the day ends.
     """
     made_at_us = reservation.made_at_us
     day_seconds_left = SECONDS_PER_DAY - made_at_us // US_PER_SECOND % SECONDS_PER_DAY

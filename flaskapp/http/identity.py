@@ -1,4 +1,4 @@
-"""Who asks: the stable identifier of a browser, its challenge, and the network that it calls from."""
+"""The identity of a caller: a browser's stable identifier, its challenge, and the network that it calls from."""
 
 import ipaddress
 import re
@@ -16,7 +16,7 @@ UNKNOWN_NETWORK = "unknown"
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """One visitor, as far as we can tell."""
+    """One caller, as far as a request shows it."""
 
     identifier: str
     """The hash of the fingerprint, or ``ip:<network>`` without one."""
@@ -26,10 +26,10 @@ class Identity:
 
 
 def identify(request: Request) -> Identity:
-    """The visitor behind `request`.
+    """The visitor that sent `request`.
 
     Raises:
-        InvalidRequest: the fingerprint is not one.
+        InvalidRequest: the fingerprint is malformed.
     """
     network = network_of(request.remote_addr)
     text = request.headers.get(HEADER)
@@ -43,7 +43,7 @@ def identify(request: Request) -> Identity:
 
 
 def rate_key(request: Request) -> str:
-    """Whose request counter it is; never fails, since bad input counts too."""
+    """The key of the request counter; it never fails, since bad input counts too."""
     try:
         return identify(request).identifier
     except InvalidRequest:

@@ -1,4 +1,4 @@
-"""What every body of JSON has in common: read strictly, and refused with the place and the reason."""
+"""JSON bodies of all routes: they are read strictly, and refused with the place and the reason."""
 
 from flask import Request
 from pydantic import ValidationError
@@ -23,14 +23,14 @@ _WORDS = {
     "greater_than_equal": "has to be at least {ge}",
     "less_than_equal": "may be at most {le}",
 }
-"""Where the validation's own words are for who wrote the program, and not for who sent the request."""
+"""In place of the validation's own words that are for the programmer, and not for the client."""
 
 
 def read_json_object(request: Request) -> dict[str, object]:
     """The body of `request`; numbers with a fraction are `Decimal`.
 
     Raises:
-        InvalidRequest: 400, 415 or 422: no strict JSON, of another type, or no object.
+        InvalidRequest: 400, 415 or 422: not strict JSON, of another media type, or not an object.
     """
     if request.mimetype != "application/json":
         raise InvalidRequest(415, "Content-Type", "has to be application/json")
@@ -44,7 +44,7 @@ def read_json_object(request: Request) -> dict[str, object]:
 
 
 def not_usable(error: ValidationError) -> InvalidRequest:
-    """The first thing that is wrong, as a 422. A part of a place in ``<>`` is a choice's name and is left out."""
+    """The first error, as a 422. Parts of its place in ``<>`` are tags of unions and are left out."""
     first = error.errors(include_url=False, include_input=False)[0]
     parts = [part for part in first["loc"] if not str(part).startswith("<")]
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")

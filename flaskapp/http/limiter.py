@@ -1,7 +1,7 @@
-"""Requests per minute: flask-limiter on the same Redis, through the same door as everything else.
+"""Requests per minute: flask-limiter on the same Redis, through the same `Link` as everything else.
 
-Its loss of Redis never becomes a 500: it goes on in the worker's own memory until Redis is back. Too busy to ask Redis
-is no loss: who cannot be counted is refused, or a flood would give everybody a second, empty counter.
+While Redis is away it counts in the worker's own memory, and never answers 500. While the link is busy, requests that
+cannot be counted are refused: otherwise a flood would give every caller a second, empty counter.
 """
 
 import math
@@ -20,11 +20,11 @@ from flaskapp.http.refusals import RATE_LIMITED, THROTTLE_UNAVAILABLE, problem
 
 ADMIN_RATE_LIMIT = "60 per minute"
 IDENTIFIERS_PER_NETWORK = 10
-"""A network may ask for as many challenges as so many identifiers may."""
+"""A network may get as many challenges as so many identifiers may."""
 
 
 class LinkStorage(Storage):
-    """Counters of `limits` in Redis, behind our own time-outs and breaker."""
+    """Counters of `limits` in Redis, with the time-outs and the breaker of `Link`."""
 
     STORAGE_SCHEME = ["tollgate"]  # noqa: RUF012 (the library's own way to register)
 
@@ -35,11 +35,11 @@ class LinkStorage(Storage):
 
     @property
     def base_exceptions(self) -> type[Exception]:
-        """What a failure of the store looks like."""
+        """The exception of a failed store."""
         return StoreError
 
     def incr(self, key: str, expiry: int, amount: int = 1) -> int:
-        """Count, and give a new counter its life, in one transaction."""
+        """Count, and give a new counter its TTL, in one transaction."""
 
         def count(client: Client) -> int:
             transaction = client.pipeline(transaction=True)
@@ -58,7 +58,7 @@ class LinkStorage(Storage):
         return int(self._link.run(lambda client: client.get(_key(key))) or 0)
 
     def get_expiry(self, key: str) -> float:
-        """Unix time at which the counter begins anew."""
+        """The Unix time, in seconds, at which the counter begins anew."""
         left_ms = max(0, int(self._link.run(lambda client: client.pttl(_key(key)))))
         return self._clock.now_us() / US_PER_SECOND + left_ms / 1_000
 
@@ -70,7 +70,7 @@ class LinkStorage(Storage):
             return False
 
     def reset(self) -> int | None:
-        """Not offered: it would have to search the whole database."""
+        """Does nothing: it would have to search the whole database."""
         return None
 
     def clear(self, key: str) -> None:
@@ -83,7 +83,7 @@ def _key(key: str) -> str:
 
 
 def make_limiter(app: Flask, link: Link, clock: Clock) -> Limiter:
-    """The limiter of `app`, and its refusal."""
+    """The limiter of `app`; registers its refusals."""
     limiter = Limiter(
         lambda: rate_key(request),
         app=app,
@@ -121,7 +121,7 @@ def _words(limit: RateLimitItem) -> str:
 
 
 def _wait_seconds(limit: RequestLimit | None, clock: Clock) -> int:
-    """Until the counter begins anew; its whole life where Redis was lost since it was counted."""
+    """Seconds until the counter begins anew; its whole TTL where Redis was lost since the count."""
     if limit is None:
         return 1
     try:
@@ -132,12 +132,12 @@ def _wait_seconds(limit: RequestLimit | None, clock: Clock) -> int:
 
 
 def network_key() -> str:
-    """For routes that have no visitor: the network counts."""
+    """The key of the request counter on routes without a visitor: the network."""
     return f"ip:{network_of(request.remote_addr)}"
 
 
 def network_rate(rate: str) -> str:
-    """What a whole network may do where `rate` is what one identifier may."""
+    """The rate of a network where `rate` is that of one identifier."""
     return "; ".join(
         f"{item.amount * IDENTIFIERS_PER_NETWORK} per {item.multiples} {item.GRANULARITY.name}"
         for item in parse_many(rate)

@@ -1,7 +1,7 @@
 """Errors of ``/v1`` in OpenAI's shape, and whether OpenAI's clients should try again by themselves.
 
-`type` is OpenAI's class of error, `code` our word of the contract (or OpenAI's where it has one for the very same),
-and what else there is to say stands beside them: `reason`, `scope`, `in_flight`, `cost_usd`, `request_id` and so on.
+`type` is OpenAI's class of error, `code` the contract's word for it (or OpenAI's where it has one for the same error).
+Our other fields stand beside them: `reason`, `scope`, `in_flight`, `cost_usd`, `request_id` and so on.
 """
 
 from collections.abc import Mapping
@@ -15,18 +15,18 @@ _CODES: dict[str, str | None] = {"invalid_request": None, "unauthorized": "inval
 _WAITS = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
 _FAILS = {HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT}
 _PASSING = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
-"""Statuses of an upstream that it may not answer with a second time; and all from 500 on."""
+"""Statuses of an upstream after which a second try may succeed; so may it after all from 500 on."""
 
 
 def speaks_openai(path: str) -> bool:
-    """Whether an error there has OpenAI's shape."""
+    """Whether errors of this path have OpenAI's shape."""
     return path == PREFIX or path.startswith(f"{PREFIX}/")
 
 
 def error_object(
     status: int, error: str, message: str, *, request_id: str | None, details: Mapping[str, object]
 ) -> dict[str, object]:
-    """The content of ``error``; `details` of None are left out, `field` becomes `param` and `code` is the code."""
+    """The content of ``error``; `details` of None are left out, `field` becomes `param`, `code` replaces the code."""
     kept = {name: value for name, value in details.items() if value is not None}
     return {
         "message": message,
@@ -47,7 +47,7 @@ def retry_headers(status: int, retry_after_seconds: int | None, details: Mapping
 
 
 def _helps_to_retry(status: int, retry_after_seconds: int | None, details: Mapping[str, object]) -> bool:
-    """Only where nothing was charged, the same request may get another answer, and a little wait is enough."""
+    """Whether nothing was charged, the same request may get another answer, and a short wait is enough."""
     if status in _WAITS:
         return retry_after_seconds is not None and retry_after_seconds <= MOST_WAIT_SECONDS
     if status in _FAILS and not Decimal(str(details.get("cost_usd", 1))):

@@ -1,4 +1,4 @@
-"""Every answer that is not what was asked for: RFC 9457 problems, with the words of HTTP in one place."""
+"""Refusals and errors as responses: RFC 9457 problems, with their statuses, words and headers in one place."""
 
 from collections.abc import Mapping
 
@@ -58,12 +58,12 @@ def problem(  # noqa: PLR0913 (each is a field of RFC 9457 or a header)
 ) -> Response:
     """An ``application/problem+json`` response; `retry_after_seconds` also becomes ``Retry-After``.
 
-    On the routes that speak OpenAI's language the same is told in OpenAI's shape.
+    On the routes for OpenAI's clients it has OpenAI's shape.
     """
     if has_request_context() and speaks_openai(request.path):
         details = {"reason": reason, "scope": scope, "retry_after_seconds": retry_after_seconds, **(extra or {})}
-        told = error_object(status, error, message, request_id=g.get("request_id"), details=details)
-        response = Response(json.dumps({"error": told}, sort_keys=False) + "\n", status, mimetype="application/json")
+        content = error_object(status, error, message, request_id=g.get("request_id"), details=details)
+        response = Response(json.dumps({"error": content}, sort_keys=False) + "\n", status, mimetype="application/json")
         response.headers.extend(retry_headers(status, retry_after_seconds, details))
         return _with_headers(response, retry_after_seconds, headers)
     body = {
@@ -92,7 +92,7 @@ def _with_headers(response: Response, retry_after_seconds: int | None, headers: 
 
 
 def cost_refused(refusal: Refusal) -> Response:
-    """429 for a refusal of the guard."""
+    """429 for a refusal by the guard."""
     flags = {"can_never_fit": refusal.can_never_fit, "in_flight": refusal.in_flight}
     return problem(
         429,
@@ -105,37 +105,28 @@ def cost_refused(refusal: Refusal) -> Response:
     )
 
 
-OTHER_BODY = "other_body"
+_OTHER_BODY = "other_body"
 _DUPLICATE_MESSAGES = {
     DuplicateState.IN_FLIGHT.value: "A request with this Idempotency-Key is under way: wait for its answer.",
     DuplicateState.SETTLED.value: "A request with this Idempotency-Key was charged; it is not sent again.",
     DuplicateState.EXPIRED.value: "A request with this Idempotency-Key broke off; its whole reservation is booked.",
-    OTHER_BODY: "This Idempotency-Key came with another body before: take a new key for a new request.",
+    _OTHER_BODY: "This Idempotency-Key came with another body before: take a new key for a new request.",
 }
 
 
-def duplicate_reason(duplicate: Duplicate) -> str:
-    """Which of the ways in which a request can have been sent before."""
-    return duplicate.state.value if duplicate.same_body else OTHER_BODY
-
-
-def duplicate_message(duplicate: Duplicate) -> str:
-    """The same in a sentence."""
-    return _DUPLICATE_MESSAGES[duplicate_reason(duplicate)]
-
-
 def duplicate_refused(duplicate: Duplicate) -> Response:
-    """409 for a request that was sent before; `first_request_id` and `cost_usd` are the first one's."""
+    """409 for a request that was sent before; `first_request_id` and `cost_usd` are those of the first one."""
+    reason = duplicate.state.value if duplicate.same_body else _OTHER_BODY
     extra = {
         "first_request_id": duplicate.reservation_id,
         "first_state": duplicate.state.value,
         "cost_usd": usd_text(duplicate.cost_nanousd),
     }
-    return problem(409, DUPLICATE_REQUEST, duplicate_reason(duplicate), duplicate_message(duplicate), extra=extra)
+    return problem(409, DUPLICATE_REQUEST, reason, _DUPLICATE_MESSAGES[reason], extra=extra)
 
 
 def store_unavailable(error: ThrottleUnavailable) -> Response:
-    """503: nobody may say yes."""
+    """503: the budgets cannot be checked."""
     message = f"This service cannot check its budgets: {error}. Please try again later."
     return problem(503, THROTTLE_UNAVAILABLE, "store", message, retry_after_seconds=error.retry_after_seconds)
 
@@ -158,19 +149,19 @@ def _duration(seconds: int) -> str:
 
 
 class InvalidRequest(Exception):
-    """The request cannot be used: what is wrong, and where."""
+    """The request cannot be used; `field` is where, `reason` is why."""
 
     def __init__(self, status: int, field: str, reason: str, *, code: str | None = None) -> None:
         super().__init__(f"{field}: {reason}")
         self.code = code
-        """OpenAI's word for it, where it has one."""
+        """OpenAI's code for it, where there is one."""
         self.status = status
         self.field = field
         self.reason = reason
 
 
 def register_error_handlers(app: Flask) -> None:
-    """No traceback ever reaches a client."""
+    """Make every exception a problem, so that no traceback reaches a client."""
 
     @app.errorhandler(InvalidRequest)
     def invalid(error: InvalidRequest) -> Response:

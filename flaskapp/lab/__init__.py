@@ -1,1 +1,1 @@
-"""The race lab: servers of its own, an upstream that bills, tables and a report. The race is `flaskapp.lab.race`."""
+"""The race lab: the race, the explorer, the report. Loaded by its commands and its page only."""

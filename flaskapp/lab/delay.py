@@ -1,9 +1,9 @@
 """A network in front of Redis: every byte arrives later by a fixed time, and none waits for another.
 
-``python -m flaskapp.lab.delay HOST PORT DELAY_US`` listens on a free port of 127.0.0.1, prints it, and passes on to
-HOST:PORT until its standard input ends, however whoever started it ends. It delays and does not throttle: what was read
-is passed on `DELAY_US` after it was read, each way, while the next is being read already. A process of its own, so that
-it takes no time from whoever measures.
+``python -m flaskapp.lab.delay HOST PORT DELAY_US`` listens on a free port of 127.0.0.1, prints it, and forwards to
+HOST:PORT until its standard input ends, as it does when the process that started it ends. It delays and does not
+throttle: what was read is forwarded `DELAY_US` later, each way, while the next bytes are read already. It is a process
+of its own, so that it takes no time from the one that measures.
 """
 
 import socket
@@ -25,14 +25,14 @@ _Late = SimpleQueue[tuple[float, bytes]]
 
 @contextmanager
 def delayed(port: int, round_trip_us: int, host: str = HOST) -> Iterator[int]:
-    """The port of this machine behind which the server at `host`:`port` is `round_trip_us` farther away.
+    """Yield a port of this machine behind which the server at `host`:`port` is `round_trip_us` farther away.
 
     Raises:
         StoreUnavailable: the proxy did not start.
     """
     command = [sys.executable, "-m", "flaskapp.lab.delay", host, str(port), str(round_trip_us // 2)]
     with subprocess.Popen(  # noqa: S603 (this module)
-        # A session of its own: a Ctrl-C is for whoever started it, and what that one does needs the network still.
+        # A session of its own: a Ctrl-C is for the process that started it, which needs the network until its end.
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -49,7 +49,7 @@ def delayed(port: int, round_trip_us: int, host: str = HOST) -> Iterator[int]:
 
 
 def serve(target: tuple[str, int], delay_us: int) -> None:
-    """Until standard input ends."""
+    """Listen on a free port, print it, and forward to `target` until standard input ends."""
     listener = socket.create_server((HOST, 0))
     print(listener.getsockname()[1], flush=True)  # noqa: T201 (that is how it is found)
     threading.Thread(target=_accept, args=(listener, target, delay_us / 1e6), daemon=True).start()

@@ -10,8 +10,9 @@ from rich.text import Text
 
 from backends.errors import TollgateError
 from backends.money import usd_text
-from flaskapp.cli.console import fail, in_options, print_table, server_url, shown_progress
+from flaskapp.cli.console import fail, print_table, shown_progress
 from flaskapp.lab.explorer import MOST_CALLERS, Exploration, Replay, Step, explore, replay
+from flaskapp.lab.redis_option import in_options, server_url
 
 NOT_AS_DECLARED, COULD_NOT_RUN = 1, 2
 DEFAULT_NAMES = "legacy,multi,watch,atomic"
@@ -74,25 +75,25 @@ def make_explore_cli() -> click.Command:
 def verdict(found: Exploration) -> str:
     """What one strategy showed, in half a sentence."""
     if not found.overspending_orders:
-        told = f"no order of {found.backend} overspends"
-        return told if found.promises_atomicity else f"{told}, though nothing in it forbids that"
-    told = f"{found.backend} overspends in {found.overspending_orders:,} of {found.reduced_orders:,} orders"
-    return f"{told}, which it promises never to do" if found.promises_atomicity else told
+        text = f"no order of {found.backend} overspends"
+        return text if found.promises_atomicity else f"{text}, though nothing in it forbids that"
+    text = f"{found.backend} overspends in {found.overspending_orders:,} of {found.reduced_orders:,} orders"
+    return f"{text}, which it promises never to do" if found.promises_atomicity else text
 
 
 def _replay(url: str, name: str, number: int, callers: int, *, as_json: bool) -> None:
-    told = replay(url, name, number, callers)
+    found = replay(url, name, number, callers)
     if as_json:
-        click.echo(json.dumps(asdict(told) | {"overspends": told.overspends}, indent=2))
+        click.echo(json.dumps(asdict(found) | {"overspends": found.overspends}, indent=2))
         return
-    print_table(_steps_table(f"{told.backend}, order {number}: {told.schedule}", told.steps))
-    click.echo(_outcome(told))
+    print_table(_steps_table(f"{found.backend}, order {number}: {found.schedule}", found.steps))
+    click.echo(_outcome(found))
 
 
-def _outcome(told: Replay) -> str:
-    spent, limit = usd_text(told.spent_nanousd), usd_text(told.limit_nanousd)
-    return f"Admitted: {', '.join(told.admitted)}. Booked ${spent} of ${limit}" + (
-        f": ${usd_text(told.spent_nanousd - told.limit_nanousd)} too much." if told.overspends else "."
+def _outcome(found: Replay) -> str:
+    spent, limit = usd_text(found.spent_nanousd), usd_text(found.limit_nanousd)
+    return f"Admitted: {', '.join(found.admitted)}. Booked ${spent} of ${limit}" + (
+        f": ${usd_text(found.spent_nanousd - found.limit_nanousd)} too much." if found.overspends else "."
     )
 
 

@@ -1,16 +1,15 @@
-"""Every order in which 2 or 3 callers' commands can reach Redis, on a real server: how many there are, which overspend.
+"""Every schedule of 2 or 3 callers' commands on a real Redis: how many there are, and which overspend.
 
-All callers want the same, at the same moment, of one identifier's window, and it has room for all but one. An order
-*overspends* if the books hold more than the limit in the end. Orders that differ only by commands that commute are run
-once (`orders.py`). These commute: commands on different keys, two looks at one key, twice the same SET or EXPIRE, and
-two increments of one key where no decision rests on their replies (a strategy says so with an attribute
-``increments_commute``).
+All callers ask for the same cost at the same moment, on one identifier whose window has room for all but one. A
+schedule (an "order" in what the command prints) *overspends* if the books hold more than the limit in the end.
+Schedules that differ only by commands that commute are run once (`schedule_search.py`). These commute: commands on
+different keys, two reads of one key, twice the same SET or EXPIRE, and two increments of one key where no decision
+rests on their replies, which a strategy declares with an attribute ``increments_commute``.
 
-With 2 callers that is all. With 3 it is bounded: only what can refuse here is kept in order, which is the identifier's
-window, its marker and the records; the other limits are out of reach, so looks at those totals and increments of them
-are taken to commute.
+With 2 callers nothing is left out. With 3 the search is bounded: only the identifier's window, its marker and the
+records can refuse here. The other limits are out of reach: reads and increments of those totals are taken to commute.
 
-The callers' clock stands still and each run begins with nothing booked, so the same number is always the same order.
+The callers' clock stands still and each run begins with nothing booked, so a number always names the same schedule.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,13 +35,13 @@ from flaskapp.lab.race import (
     refuse_used_database,
     window_alone,
 )
-from flaskapp.lab.schedule_search import Order, Touches, follow, multinomial, search, switches
+from flaskapp.lab.schedule_search import Schedule, Touches, follow, multinomial, search, switches
 from flaskapp.lab.stepped_callers import Caller, Gate, Turn
 
 MOST_CALLERS = 3
 MOST_ORDERS = 20_000
 _VISITOR = "visitor"
-# Late in every bucket: a server that is seconds slow must not let a life look too short.
+# Late in every bucket: a server that is seconds slow must not make a TTL seem too short.
 _NOW_US = int(datetime(2026, 3, 14, 10, 20, 19, tzinfo=UTC).timestamp()) * US_PER_SECOND
 
 
@@ -56,7 +55,7 @@ class Step:
     """As it was sent; of a transaction, its commands."""
     keys: tuple[str, ...]
     told: str
-    """What Redis said."""
+    """The reply of Redis."""
     is_decisive: bool
     """Whether it touches what can refuse here: the window, its marker, a record."""
 
@@ -67,14 +66,14 @@ class Overspending:
 
     number: int
     schedule: str
-    """The calmest of its kind: whose turn it is, how often: ``A×9 B×30 A×21``."""
+    """The one of its class with the fewest switches, as turns in a row: ``A×9 B×30 A×21``."""
     switches: int
     spent_nanousd: int
 
 
 @dataclass(frozen=True, slots=True)
 class Exploration:
-    """What there is to know about one strategy."""
+    """What the exploration of one strategy found."""
 
     backend: str
     promises_atomicity: bool
@@ -85,13 +84,13 @@ class Exploration:
     """What was explored."""
     is_exhaustive: bool
     raw_orders: int
-    """Of single commands, counted and not run. With 2 callers exact; with 3 that of the commands of order 1."""
+    """Schedules of single commands, counted and not run. With 2 callers exact; with 3 for the commands of order 1."""
     reduced_orders: int
-    """Up to commuting commands; each was run."""
+    """Schedules up to commuting commands; each was run."""
     overspending_orders: int
-    """Of the reduced ones."""
+    """Of the reduced orders."""
     overspending_raw_orders: int | None
-    """How many raw ones those stand for; None with 3 callers."""
+    """How many raw orders those stand for; None with 3 callers."""
     overspending: tuple[Overspending, ...]
     shortest: tuple[Step, ...] | None
     """The failing order with the fewest switches between callers (of those, the fewest steps), as it was run."""
@@ -100,13 +99,13 @@ class Exploration:
 
     @property
     def is_as_declared(self) -> bool:
-        """What promises atomicity has no order that overspends, and what does not has one."""
+        """A strategy that promises atomicity has no schedule that overspends; one that does not has one."""
         return self.promises_atomicity == (self.overspending_orders == 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """One order, run again."""
+    """One schedule, run again."""
 
     backend: str
     number: int
@@ -125,40 +124,40 @@ class Replay:
 def explore(
     url: str, name: str, callers: int = 2, *, most_orders: int = MOST_ORDERS, progress: Progress = no_progress
 ) -> Exploration:
-    """Run every order of `callers` callers of the strategy registered as `name`, on the server at `url`.
+    """Run every schedule of `callers` callers of the strategy registered as `name`, on the server at `url`.
 
     Raises:
-        ConfigurationError: no ``redis://`` URL, a name that nobody registered, a strategy that asks Redis nothing, or a
-            database that holds ``llm:`` keys.
+        ConfigurationError: no ``redis://`` URL, a name that is not registered, a strategy that sends nothing to Redis,
+            or a database that holds ``llm:`` keys.
         StoreError: Redis failed on the way.
     """
     clock = SystemClock()
     began_seconds = clock.monotonic_seconds()
-    with _opened(url, name, callers) as stage:
-        found: list[tuple[Order, int]] = []
+    with _opened(url, name, callers) as setup:
+        found: list[tuple[Schedule, int]] = []
         is_exhaustive = False
-        for order, run in stage.orders():
-            found.append((order, run.spent_nanousd))
+        for schedule, run in setup.schedules():
+            found.append((schedule, run.spent_nanousd))
             progress(f"orders of {name}", len(found), None)
             if len(found) == most_orders:
                 break
         else:
             is_exhaustive = True
         seconds = clock.monotonic_seconds() - began_seconds
-        return _summed_up(stage, found, seconds, is_exhaustive=is_exhaustive)
+        return _summed_up(setup, found, seconds, is_exhaustive=is_exhaustive)
 
 
 def replay(url: str, name: str, number: int, callers: int = 2) -> Replay:
-    """Run the order with that number again, in the calmest way of its kind.
+    """Run the schedule with that number again, with the fewest switches that its class allows.
 
     Raises:
-        ConfigurationError: as `explore`, or there is no such order.
+        ConfigurationError: as `explore`, or there is no such schedule.
         StoreError: Redis failed on the way.
     """
-    with _opened(url, name, callers) as stage:
-        for at, (order, _) in enumerate(stage.orders(), start=1):
+    with _opened(url, name, callers) as setup:
+        for at, (schedule, _) in enumerate(setup.schedules(), start=1):
             if at == number:
-                return stage.replayed(order, number)
+                return setup.replayed(schedule, number)
     raise ConfigurationError(f"{name} has no order {number} of {callers} callers")
 
 
@@ -171,12 +170,12 @@ class _StandingClock:
 
 
 @contextmanager
-def _opened(url: str, name: str, callers: int) -> Iterator["_Stage"]:
+def _opened(url: str, name: str, callers: int) -> Iterator["_Setup"]:
     if not url.startswith("redis://"):
         raise ConfigurationError(
             "orders are explored on a redis:// URL: only there are commands let through one by one"
         )
-    if not 2 <= callers <= MOST_CALLERS:  # noqa: PLR2004 (alone nobody races)
+    if not 2 <= callers <= MOST_CALLERS:  # noqa: PLR2004 (one alone has no race)
         raise ConfigurationError(f"2 to {MOST_CALLERS} callers can be explored")
     gate = Gate()
     link = Link(
@@ -189,13 +188,13 @@ def _opened(url: str, name: str, callers: int) -> Iterator["_Stage"]:
     try:
         refuse_used_database(link)
         backend = open_backend(name, link, _StandingClock(), decide_by_clock=True)
-        yield _Stage(link, backend, gate, callers)
+        yield _Setup(link, backend, gate, callers)
     finally:
         link.close()
 
 
-class _Stage:
-    """A strategy on a server, and callers without number."""
+class _Setup:
+    """A strategy on a server, where each run has an identifier of its own."""
 
     def __init__(self, link: Link, backend: Backend, gate: Gate, callers: int) -> None:
         self.link = link
@@ -211,16 +210,16 @@ class _Stage:
     def begin(self) -> "_Run":
         return _Run(self, f"explored-{next(self._serial)}")
 
-    def orders(self) -> Iterator[tuple[Order, "_Run"]]:
+    def schedules(self) -> Iterator[tuple[Schedule, "_Run"]]:
         yield from search(self.begin)
 
-    def replayed(self, order: Order, number: int) -> Replay:
-        run, callers = self.begin(), order.calmest()
+    def replayed(self, schedule: Schedule, number: int) -> Replay:
+        run, callers = self.begin(), schedule.calmest()
         follow(run, callers)
         return Replay(
             self.backend.name,
             number,
-            schedule(callers),
+            turns_text(callers),
             run.steps(callers),
             run.admitted(),
             run.spent_nanousd,
@@ -231,7 +230,7 @@ class _Stage:
         return Ask(rid, who, who, COST_NANOUSD, window_alone(self.limit_nanousd), PENDING_SECONDS)
 
     def _warm_up(self) -> None:
-        """The server learns the scripts: that belongs to no order."""
+        """Load the scripts into the server: that belongs to no schedule."""
         run = self.begin()
         if not run.pending():
             raise ConfigurationError(f"{self.backend.name} asks Redis nothing: there is no order to explore")
@@ -240,20 +239,20 @@ class _Stage:
 
 
 class _Run:
-    """All callers once, on an identifier of their own."""
+    """One run of all callers."""
 
-    def __init__(self, stage: _Stage, who: str) -> None:
-        self._stage = stage
+    def __init__(self, setup: _Setup, who: str) -> None:
+        self._setup = setup
         self._who = who
-        asks = [stage.ask(who, f"{who}-{_letter(number)}") for number in range(stage.callers)]
+        asks = [setup.ask(who, f"{who}-{_letter(number)}") for number in range(setup.callers)]
         shared = book_keys("", who, who, _NOW_US // US_PER_SECOND)._replace(record="", marker="", recent="")
         self._out_of_reach = set(map(self._plain, shared))
-        self._callers = [Caller(stage.gate, partial(stage.backend.reserve, ask)) for ask in asks]
+        self._callers = [Caller(setup.gate, partial(setup.backend.reserve, ask)) for ask in asks]
         self.spent_nanousd = 0
-        """What the books hold when all are done; then they are cleared."""
+        """What the identifier's window holds when all are done. Then its keys are deleted."""
         self._turns: list[Turn] = []
         self._pending: dict[int, Touches] = {}
-        for number in range(stage.callers):
+        for number in range(setup.callers):
             self._wait_for(number)
 
     def pending(self) -> Mapping[int, Touches]:
@@ -266,7 +265,7 @@ class _Run:
         touched = self._touches(turn) if turn.is_transaction else self._pending[caller]
         self._wait_for(caller)
         if not self._pending:
-            self.spent_nanousd = self._stage.backend.books(self._who, self._who, WINDOW_SECONDS).window_nanousd
+            self.spent_nanousd = self._setup.backend.books(self._who, self._who, WINDOW_SECONDS).window_nanousd
             self._clear()
         return touched
 
@@ -276,16 +275,16 @@ class _Run:
         self._clear()
 
     def admitted(self) -> tuple[str, ...]:
-        """Which callers were."""
+        """The letters of the callers that were admitted."""
         answers = enumerate(caller.answer for caller in self._callers)
         return tuple(_letter(number) for number, answer in answers if isinstance(answer, Reservation))
 
     def steps(self, callers: Sequence[int]) -> tuple[Step, ...]:
-        """What was done, in that order."""
+        """What was done, when `callers` is whose turn it was each time."""
         return tuple(self._step(caller, turn) for caller, turn in zip(callers, self._turns, strict=True))
 
     def _wait_for(self, caller: int) -> None:
-        # A new one each time: the search keeps those of before.
+        # A new mapping each time: the search keeps the earlier ones.
         self._pending = {number: touches for number, touches in self._pending.items() if number != caller}
         turn = self._callers[caller].pending
         if turn is not None:
@@ -297,30 +296,30 @@ class _Run:
             _letter(caller),
             self._plain(_command_text(turn)),
             keys,
-            self._plain(_told(turn)),
+            self._plain(_outcome_text(turn)),
             any(key not in self._out_of_reach for key in keys),
         )
 
     def _touches(self, turn: Turn) -> Touches:
         touched = self._all_touches(turn)
-        if not self._stage.is_bounded:
+        if not self._setup.is_bounded:
             return touched
         return {place: how for place, how in touched.items() if _key_of(place) not in self._out_of_reach}
 
     def _all_touches(self, turn: Turn) -> Touches:
-        touched = turn.touches(increments_commute=self._stage.increments_commute)
+        touched = turn.touches(increments_commute=self._setup.increments_commute)
         return {self._plain(place): self._plain(how) for place, how in touched.items()}
 
     def _plain(self, text: str) -> str:
-        """The same in each run."""
+        """Without the identifier, which differs in each run."""
         return text.replace(self._who, _VISITOR)
 
     def _clear(self) -> None:
-        """Whatever was touched: a strategy may have keys of its own, and another clock."""
+        """Delete every key that was touched: a strategy may have keys of its own, and another clock."""
         places = (place for turn in self._turns for place in turn.touches(increments_commute=True))
         keys = sorted({_key_of(place) for place in places if _key_of(place).startswith("llm:")})
         if keys:
-            self._stage.link.run(lambda client: client.delete(*keys))
+            self._setup.link.run(lambda client: client.delete(*keys))
 
 
 def _key_of(place: str) -> str:
@@ -331,8 +330,8 @@ def _letter(number: int) -> str:
     return "ABC"[number]
 
 
-def schedule(callers: Sequence[int]) -> str:
-    """Whose turn it is, how often: ``A×9 B×30 A×21``."""
+def turns_text(callers: Sequence[int]) -> str:
+    """Turns in a row of each caller: ``A×9 B×30 A×21``."""
     return " ".join(f"{_letter(caller)}×{len(list(block))}" for caller, block in groupby(callers))
 
 
@@ -341,7 +340,7 @@ def _command_text(turn: Turn) -> str:
 
 
 def _shown(command: tuple[bytes, ...]) -> tuple[bytes, ...]:
-    """A script by its digest and keys: its many arguments say nothing to a reader."""
+    """A script by its digest and keys, without its many arguments."""
     if command[0].upper() == b"EVALSHA":
         return (command[0], command[1][:8] + "…".encode(), *command[2 : 3 + int(command[2])], "…".encode())
     return command
@@ -352,7 +351,7 @@ def _word(word: bytes) -> str:
     return f'"{text}"' if " " in text else text
 
 
-def _told(turn: Turn) -> str:
+def _outcome_text(turn: Turn) -> str:
     if turn.is_overtaken:
         return "nothing was done: somebody has changed what was watched"
     return _reply_text(turn.replies[-1])
@@ -368,38 +367,36 @@ def _reply_text(reply: Any) -> str:
     return str(reply)
 
 
-def _summed_up(stage: _Stage, found: list[tuple[Order, int]], seconds: float, *, is_exhaustive: bool) -> Exploration:
-    over = [
-        (number, order, spent) for number, (order, spent) in enumerate(found, start=1) if spent > stage.limit_nanousd
-    ]
-    calmest = {number: order.calmest() for number, order, _ in over}
+def _summed_up(setup: _Setup, found: list[tuple[Schedule, int]], seconds: float, *, is_exhaustive: bool) -> Exploration:
+    over = [(number, each, spent) for number, (each, spent) in enumerate(found, start=1) if spent > setup.limit_nanousd]
+    calmest = {number: each.calmest() for number, each, _ in over}
     shortest = min(calmest, key=lambda number: (switches(calmest[number]), len(calmest[number]), number), default=None)
-    counts = [order.count() for order, _ in found] if not stage.is_bounded else []
+    counts = [each.count() for each, _ in found] if not setup.is_bounded else []
     first = found[0][0].callers
     return Exploration(
-        backend=stage.backend.name,
-        promises_atomicity=stage.backend.promises_atomicity,
-        callers=stage.callers,
-        room=stage.callers - 1,
-        limit_nanousd=stage.limit_nanousd,
-        bound=_bound(stage, len(found), is_exhaustive=is_exhaustive),
+        backend=setup.backend.name,
+        promises_atomicity=setup.backend.promises_atomicity,
+        callers=setup.callers,
+        room=setup.callers - 1,
+        limit_nanousd=setup.limit_nanousd,
+        bound=_bound(setup, len(found), is_exhaustive=is_exhaustive),
         is_exhaustive=is_exhaustive,
-        raw_orders=sum(counts) or multinomial([first.count(caller) for caller in range(stage.callers)]),
+        raw_orders=sum(counts) or multinomial([first.count(caller) for caller in range(setup.callers)]),
         reduced_orders=len(found),
         overspending_orders=len(over),
         overspending_raw_orders=sum(counts[number - 1] for number in calmest) if counts else None,
         overspending=tuple(
-            Overspending(number, schedule(calmest[number]), switches(calmest[number]), spent)
+            Overspending(number, turns_text(calmest[number]), switches(calmest[number]), spent)
             for number, _, spent in over
         ),
-        shortest=None if shortest is None else stage.replayed(found[shortest - 1][0], shortest).steps,
+        shortest=None if shortest is None else setup.replayed(found[shortest - 1][0], shortest).steps,
         shortest_number=shortest,
         seconds=seconds,
     )
 
 
-def _bound(stage: _Stage, orders: int, *, is_exhaustive: bool) -> str:
+def _bound(setup: _Setup, orders: int, *, is_exhaustive: bool) -> str:
     what = "all orders up to commuting commands"
-    if stage.is_bounded:
+    if setup.is_bounded:
         what += " on the window, its marker and the records; the other totals are taken to commute"
     return what if is_exhaustive else f"the first {orders} of {what}"

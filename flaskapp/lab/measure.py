@@ -1,4 +1,4 @@
-"""What the report shows, measured: a function for each picture, all of them on a server of the lab's own."""
+"""Measures what the report shows: a function for each picture, all of them on a server of the lab's own."""
 
 import itertools
 import os
@@ -36,6 +36,7 @@ from flaskapp.lab.race import (
     race,
     window_alone,
 )
+from flaskapp.lab.wire import TRANSACTION_WORDS, only_reads
 
 CONCURRENCIES = (5, 10, 20, 40, 80)
 RTTS_MS = (0.0, 1.0, 5.0)
@@ -76,7 +77,7 @@ class ServerTime:
 
 
 def overspends(url: str, names: Sequence[str], plan: Plan, clock: Clock, progress: Progress) -> list[Overspend]:
-    """Held between check and record, where there is a between, and by luck."""
+    """Overspend at each concurrency, with callers held in their gap and with callers that only start together."""
     found = []
     for number, concurrency in enumerate(CONCURRENCIES):
         progress("overspend against concurrency", number, len(CONCURRENCIES))
@@ -94,13 +95,13 @@ def overspends(url: str, names: Sequence[str], plan: Plan, clock: Clock, progres
 
 
 def distances(url: str, names: Sequence[str], plan: Plan, clock: Clock, progress: Progress) -> list[RaceResult]:
-    """The race at each distance: round trips, and the time of the check."""
+    """Race at each distance: round trips, and the time of the check."""
     its_plan = replace(plan, rounds=1, think_ms=None)
     return [each for rtt in RTTS_MS for each in race(url, names, its_plan, rtt_ms=rtt, clock=clock, progress=progress)]
 
 
 def throughputs(url: str, names: Sequence[str], clock: Clock, progress: Progress) -> list[Throughput]:
-    """As many decisions as `CALLERS` threads get in a while, each caller with books of its own."""
+    """Decisions a second of `CALLERS` threads, each with an identifier of its own."""
     found = []
     for number, (rtt_ms, name) in enumerate(itertools.product(RTTS_MS, names)):
         progress("throughput", number, len(RTTS_MS) * len(names))
@@ -131,7 +132,7 @@ def _a_second(link: Link, name: str, clock: Clock) -> float:
             try:
                 backend.reserve(_ask(f"{who}-{next(serial)}", who))
             except StoreBusy:
-                # It tried again and again against the others: no decision.
+                # It lost against the others each time: no decision.
                 continue
             done += 1
         return done
@@ -191,15 +192,15 @@ def _admitted(verdict: object) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """What one caller sends to Redis while the other waits."""
+    """Commands that one caller sends while the other waits."""
 
     caller: str
     does: str
-    """`check`: it only looks; `check_on`: it looks at the rest, after a break; `record`: it writes."""
+    """`check`: it only reads; `check_on`: it reads the rest, after a break; `record`: it writes."""
     reads: int
     writes: int
     window_nanousd: int
-    """What the books of the window hold when it is over."""
+    """What the window holds when it is over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,22 +209,20 @@ class FailingOrder:
 
     backend: str
     number: int
-    """By which `flask explore --replay` runs it again."""
+    """For `flask explore --replay`."""
     orders: int
-    """So many there are, up to commuting commands."""
+    """How many there are, up to commuting commands."""
     overspending_orders: int
     blocks: tuple[Block, ...]
     cost_nanousd: int
     limit_nanousd: int
 
 
-_READS = frozenset({"GET", "MGET", "ZRANGE", "ZSCORE", "TTL", "PTTL", "TIME", "EXISTS"})
-_TIES = frozenset({"WATCH", "MULTI", "EXEC"})
 _CHARGE = re.compile(r"ZINCRBY llm:cost:recent:\S+ (-?[0-9]+) ")
 
 
 def failing_order(url: str, name: str) -> FailingOrder | None:
-    """Of all orders of two callers that overspend, the one with the fewest turns; None where none does."""
+    """The order of two callers that overspends with the fewest switches; None where none overspends."""
     found = explore(url, name)
     if found.shortest is None or found.shortest_number is None:
         return None
@@ -239,34 +238,38 @@ def failing_order(url: str, name: str) -> FailingOrder | None:
 
 
 def _blocks(steps: Sequence[Step]) -> Iterator[Block]:
-    """Turns of one caller, without a break; its looks apart from what it writes, until it has written."""
-    window_nanousd, has_looked, has_written = 0, set[str](), set[str]()
+    """Turns of one caller without a break. Until it has written, its reads are a block apart from its writes."""
+    window_nanousd, has_read, has_written = 0, set[str](), set[str]()
     for caller, turn in itertools.groupby(steps, key=lambda step: step.caller):
         commands = [_words_of(step) for step in turn]
-        looks = [] if caller in has_written else list(itertools.takewhile(_only_looks, commands))
-        for part in (looks, commands[len(looks) :]):
+        reads = [] if caller in has_written else list(itertools.takewhile(_only_read, commands))
+        for part in (reads, commands[len(reads) :]):
             if not part:
                 continue
             flat = [command for commands_of_step in part for command in commands_of_step]
-            writes = [command for command in flat if not _is_look(command)]
+            writes = [command for command in flat if not _is_read(command)]
             window_nanousd += sum(int(charge) for command in writes for charge in _CHARGE.findall(f"{command} "))
-            does = "record" if writes else "check_on" if caller in has_looked else "check"
+            does = "record" if writes else "check_on" if caller in has_read else "check"
             yield Block(caller, does, len(flat) - len(writes), len(writes), window_nanousd)
-            (has_written if writes else has_looked).add(caller)
+            (has_written if writes else has_read).add(caller)
 
 
 def _words_of(step: Step) -> list[str]:
     """The commands of one step; of a transaction, those in it."""
     commands = step.command.split("; ")
-    return [command for command in commands if command.partition(" ")[0] not in _TIES] or commands
+    return [command for command in commands if _name_of(command) not in TRANSACTION_WORDS] or commands
 
 
-def _only_looks(commands: Sequence[str]) -> bool:
-    return all(map(_is_look, commands))
+def _only_read(commands: Sequence[str]) -> bool:
+    return all(map(_is_read, commands))
 
 
-def _is_look(command: str) -> bool:
-    return command.partition(" ")[0] in _READS | _TIES
+def _is_read(command: str) -> bool:
+    return only_reads(_name_of(command))
+
+
+def _name_of(command: str) -> bytes:
+    return command.partition(" ")[0].encode()
 
 
 def about(link: Link, seed: int) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """The race over HTTP: gunicorn as it is deployed, one strategy a service, in front of one upstream that bills.
 
-What was spent is what the upstream says that it billed, per identifier: our own books are not asked. Nobody is held
-between check and record, since callers and servers share no barrier: the race is what it is in life, and
-`Plan.think_ms` makes the gap as long as an application that does something there would.
+What was spent is what the upstream says that it billed to an identifier: our own books are not asked. Callers are not
+held between check and record, since callers and servers share no barrier. `Plan.think_ms` makes that gap as long as an
+application would that does something there.
 """
 
 import http.client
@@ -24,7 +24,8 @@ from backends.progress import Progress, no_progress
 from backends.store.link import Link
 from flaskapp.lab.race import Call, CheckTimes, Plan, RaceResult, Round, Watcher, at_distance, result_of
 from flaskapp.lab.servers import Server, UpstreamAccount, billing_upstream
-from flaskapp.ops.embedded_redis import HOST, EmbeddedServer
+from flaskapp.ops.embedded_redis import EmbeddedServer
+from flaskapp.ops.running_redis import HOST
 
 CHAT = "/api/v1/chat/stream"
 INPUT_NANOUSD, OUTPUT_NANOUSD = 1, 100_000
@@ -56,7 +57,7 @@ def race_over_http(
     """Race the strategies `names`, each behind a service of its own with that many workers, on a Redis of its own.
 
     Raises:
-        ConfigurationError: a name that nobody registered, or a service that did not start.
+        ConfigurationError: a name that is not registered, or a service that did not start.
         StoreError: the Redis or the upstream of the race failed.
     """
     clock = SystemClock()
@@ -85,7 +86,7 @@ def race_over_http(
 
 
 def _promises(url: str, names: Sequence[str], clock: Clock) -> dict[str, bool]:
-    """What each declares; that there is such a strategy is known before any server is started."""
+    """Whether each promises atomicity. Fails for an unknown name before a server is started."""
     link = Link(url, clock=clock)
     try:
         return {name: open_backend(name, link, clock).promises_atomicity for name in names}
@@ -94,7 +95,7 @@ def _promises(url: str, names: Sequence[str], clock: Clock) -> dict[str, bool]:
 
 
 def _tokens(plan: Plan) -> list[int]:
-    """What each request may generate; over HTTP every round is the same, since the limit is."""
+    """Output tokens of each request. Over HTTP every round has the same, since the limit is the same."""
     return [max(1, round(cost / OUTPUT_NANOUSD)) for cost in plan.costs_nanousd(0)]
 
 
@@ -121,13 +122,13 @@ def _environment(name: str, redis_url: str, account: UpstreamAccount, plan: Plan
         "LLM_PRICE_INPUT_USD_PER_MTOK": f"{INPUT_NANOUSD / 1_000:.3f}",
         "LLM_PRICE_OUTPUT_USD_PER_MTOK": f"{OUTPUT_NANOUSD / 1_000:.3f}",
         "LLM_MAX_TOKENS": str(max(_tokens(plan))),
-        # Whatever fails here must be seen: it neither opens the guard nor goes without a word.
+        # A failure must be seen: it must not open the guard.
         "THROTTLE_ON_ERROR": "closed",
     }
 
 
 class _Http:
-    """One service and its callers."""
+    """The callers of one service."""
 
     def __init__(self, name: str, port: int, account: UpstreamAccount, plan: Plan, clock: Clock, rtt_ms: float) -> None:
         self.name = name
@@ -139,11 +140,11 @@ class _Http:
         self._rtt_ms = rtt_ms
 
     def warm_up(self) -> None:
-        """As many callers as in a round: connections, scripts and vocabularies are there afterwards."""
+        """Let as many callers ask as in a round, so that connections, scripts and vocabularies are loaded."""
         self._at_once("warm")
 
     def run_round(self, number: int) -> Round:
-        """All callers at once, on an identifier that nobody has used."""
+        """All callers at once, on an identifier that is new."""
         who = f"race-{self.name}-{number}"
         calls = self._at_once(who)
         billed_nanousd = self._account.billed_nanousd(who)
@@ -186,7 +187,7 @@ class _Http:
             try:
                 return tuple(callers.map(call, range(len(tokens))))
             except BaseException:
-                # Whoever waits for a caller that will not come would hold up the end.
+                # The others would wait for a caller that will not come.
                 start.abort()
                 raise
 

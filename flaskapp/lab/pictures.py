@@ -222,14 +222,14 @@ def _block(axes: "Axes", order: FailingOrder, row: int, block: Block) -> None:
     face = "#eaf1fb" if is_check else "#fbe9e4"
     _box(axes, column, row, face, colour)
     cost, limit = _usd(order.cost_nanousd), _usd(order.limit_nanousd)
-    head, told = {
+    head, what = {
         "check": ("checks", f"sees {_usd(block.window_nanousd)} spent:\n{cost} fits"),
         "check_on": ("checks on", "and does not look\nat the window again"),
         "record": ("records", f"adds {cost}"),
     }[block.does]
     commands = f"{block.reads + block.writes} commands"
     axes.text(column + 0.5, row + 0.28, head, ha="center", va="center", weight="bold", color=colour)
-    axes.text(column + 0.5, row + 0.56, f"{told}\n{commands}", ha="center", va="center", fontsize=10, color=INK)
+    axes.text(column + 0.5, row + 0.56, f"{what}\n{commands}", ha="center", va="center", fontsize=10, color=INK)
     axes.annotate(
         "",
         (2.2, row + 0.45),

@@ -1,4 +1,4 @@
-"""Books as many reservations would have left them, laid out at once: for measuring, never in a database in use."""
+"""Writes books as many reservations would have left them: for measuring, never in a database in use."""
 
 import random
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from backends.keys import (
 from backends.store.link import Client
 
 
-def leave_as_after(  # noqa: PLR0913 (a book has that many sides)
+def leave_as_after(  # noqa: PLR0913 (what makes up such books)
     client: Client,
     who: str,
     requests: int,
@@ -28,20 +28,20 @@ def leave_as_after(  # noqa: PLR0913 (a book has that many sides)
     pending_seconds: int,
     its_random: random.Random,
 ) -> None:
-    """Books of `who` after `requests` reservations of about `cost_nanousd`, spread over the window that ends now."""
+    """Write the books of `who` after `requests` reservations of about `cost_nanousd`, spread over the window."""
     keys = book_keys("", who, network, now_seconds)
     bucket_seconds = bucket_seconds_of(window_seconds)
 
-    def ring(each_seconds: int, buckets: int) -> dict[int, int]:
-        """`requests` amounts over at most `buckets` buckets, none of them alike."""
+    def buckets_of(each_seconds: int, buckets: int) -> dict[int, int]:
+        """Amounts of `requests` over at most `buckets` buckets, each another amount."""
         filled = min(requests, buckets)
         newest = now_seconds - now_seconds % each_seconds
         each = requests // filled * cost_nanousd
         return {newest - each_seconds * age: each - its_random.randrange(cost_nanousd) for age in range(filled)}
 
-    spent = ring(bucket_seconds, WINDOW_BUCKETS + 1)
-    opened = ring(pending_bucket_seconds_of(pending_seconds), PENDING_BUCKETS + 1)
-    for key, members in _rings(keys, spent, opened):
+    spent = buckets_of(bucket_seconds, WINDOW_BUCKETS + 1)
+    pending = buckets_of(pending_bucket_seconds_of(pending_seconds), PENDING_BUCKETS + 1)
+    for key, members in _windows(keys, spent, pending):
         client.delete(key)
         client.zadd(key, members)
         client.expire(key, window_seconds + bucket_seconds)
@@ -49,9 +49,9 @@ def leave_as_after(  # noqa: PLR0913 (a book has that many sides)
         client.set(key, sum(spent.values()), ex=SECONDS_PER_DAY)
 
 
-def _rings(keys: BookKeys, spent: dict[int, int], opened: dict[int, int]) -> Iterator[tuple[str, dict[Any, int]]]:
+def _windows(keys: BookKeys, spent: dict[int, int], pending: dict[int, int]) -> Iterator[tuple[str, dict[Any, int]]]:
     yield keys.recent, spent
     yield keys.network_recent, spent
-    yield keys.pending_identifier, opened
-    yield keys.pending_network, opened
-    yield keys.pending_global, opened
+    yield keys.pending_identifier, pending
+    yield keys.pending_network, pending
+    yield keys.pending_global, pending

@@ -1,16 +1,14 @@
-"""The race, driven: N callers with room for k, on one strategy after another, against one server.
+"""The race in this process: N callers with room for k, on one strategy after another, against one server.
 
-All callers of a round are let go at once, on an identifier that nobody has used. A strategy that has a gap between
-its check and its record says so with an attribute ``between_check_and_record``, a function that it calls there; its
-callers are then held in the gap until all have passed the check, so that the race is shown every time and not by
-luck. The attribute is found by its name on whatever `open_backend` returns: no strategy is named here, and one from
-another package can have a gap too. Without it (one step of the store) the callers only start together. With
-`Plan.think_ms` nobody is held: each caller pauses in the gap, as an application does that has something to do there,
-and the race is what it is in life.
+All callers of a round start at once, on an identifier that is new. A strategy that promises no atomicity has a gap
+between its check and its record: its callers are held right before the first command that writes (`wire.py`) until all
+have come there, so that the race is shown every time and not by luck. No strategy is named here, and one from another
+package is held in the same way. Callers of a strategy that promises atomicity only start together. With
+`Plan.think_ms` callers are not held: each pauses in the gap, as an application does that has something to do there, and
+the race is as likely as it is there.
 
-What was spent is read from the books, never added up from the answers. Round trips are counted where they leave: in the
-connection, as what is sent. The time of the check is measured apart, one caller at a time, all strategies in turns, so
-that nobody's wait at the barrier counts.
+What was spent is read from the books, never added up from the answers. Round trips are counted on the wire. The time of
+the check is measured apart, one caller at a time, all strategies in turns, so that no wait at the barrier counts.
 """
 
 import random
@@ -18,10 +16,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from statistics import median, quantiles
-from typing import Protocol, cast
 from urllib.parse import urlsplit
 
 from backends import open_backend
@@ -32,6 +29,7 @@ from backends.keys import SECONDS_PER_HOUR, book_keys
 from backends.progress import Progress, no_progress
 from backends.store.link import Link
 from flaskapp.lab.delay import HOST, delayed
+from flaskapp.lab.wire import Wire
 
 AMPLE_NANOUSD = 10**15
 COST_NANOUSD = 4_050_000
@@ -39,7 +37,6 @@ WINDOW_SECONDS = 600
 PENDING_SECONDS = 120
 TIMEOUT_SECONDS = 5.0
 MAX_SPREAD = 0.9
-_GAP = "between_check_and_record"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +56,7 @@ class Plan:
     seed: int = 1
     """Of the costs; every strategy is given the same."""
     think_ms: float | None = None
-    """Callers pause so long between check and record, and nobody is held; None holds them there."""
+    """How long callers pause between check and record; None holds them there until all have come."""
     hold_seconds: float = 5.0
     """The longest that callers are held in the gap for one that does not come (it was refused, say)."""
 
@@ -92,7 +89,7 @@ class Call:
     cost_nanousd: int
     asked_ms: float
     checked_ms: float | None
-    """When it was in the gap; None where there is none, or it was refused before."""
+    """When it came to its gap; None where there is none, or it was refused before."""
     answered_ms: float
     is_admitted: bool
 
@@ -109,11 +106,11 @@ class Round:
     spent_nanousd: int
     limit_nanousd: int
     round_trips: int | None
-    """None where nobody counts them (over HTTP)."""
+    """None where they are not counted (over HTTP)."""
 
     @property
     def admitted(self) -> int:
-        """How many got in."""
+        """How many were admitted."""
         return sum(call.is_admitted for call in self.calls)
 
     @property
@@ -123,12 +120,12 @@ class Round:
 
 
 Watcher = Callable[[Round], None]
-"""Told each round when it is over."""
+"""Called with each round when it is over."""
 
 
 @dataclass(frozen=True, slots=True)
 class RaceResult:
-    """How one strategy did, all rounds together."""
+    """The result of one strategy, all rounds together."""
 
     backend: str
     promises_atomicity: bool
@@ -140,21 +137,21 @@ class RaceResult:
     """What the books hold in the identifiers' windows; over HTTP what the upstream billed."""
     limit_nanousd: int
     overspend_nanousd: int
-    """What was over in each round, added up: a round below its limit makes up for nothing."""
+    """The sum of what each round spent beyond its limit; a round below its limit lowers it by nothing."""
     round_trips_a_request: float | None
     check_p50_ms: float
-    """Check and record together: the whole of what a request waits for."""
+    """Check and record together: all that a request waits for."""
     check_p95_ms: float
     check_alone_p50_ms: float | None = None
-    """Without the record, where there is a gap between them."""
+    """The check without the record, where there is a gap between them."""
     rtt_ms: float = 0.0
-    """By how much Redis was farther away than it is."""
+    """The round trip that was added."""
     measured_by: str = "books"
-    """Whose word `spent_nanousd` is: the books', or the upstream's own bill."""
+    """Where `spent_nanousd` comes from: the books, or the upstream's own bill."""
 
     @property
     def is_as_declared(self) -> bool:
-        """What promises atomicity never overspends; what does not and was held in its gap does."""
+        """A strategy that promises atomicity never overspends; one that does not, and was held in its gap, does."""
         if self.promises_atomicity:
             return self.overspend_nanousd == 0
         return self.overspend_nanousd > 0 or not self.was_held
@@ -162,28 +159,11 @@ class RaceResult:
 
 @dataclass(frozen=True, slots=True)
 class CheckTimes:
-    """What each of some checks took, one after another."""
+    """How long checks took, one after another."""
 
     whole_ms: list[float]
     alone_ms: list[float]
     """Up to the gap; empty where there is none."""
-
-
-class _HasGap(Protocol):
-    between_check_and_record: Callable[[], None]
-
-
-class WireCount:
-    """Counts what a `Link` sends to Redis and waits for: one send is one round trip, a pipeline's too."""
-
-    def __init__(self) -> None:
-        self.round_trips = 0
-        self._lock = threading.Lock()
-
-    def add_one(self) -> None:
-        """Something is sent; to be handed to `Link` as `before_each_send`."""
-        with self._lock:
-            self.round_trips += 1
 
 
 def race(
@@ -196,24 +176,24 @@ def race(
     progress: Progress = no_progress,
     watch: Watcher = lambda _: None,
 ) -> list[RaceResult]:
-    """Race the strategies registered as `names` on the server at `url`, and clear away what that left.
+    """Race the strategies registered as `names` on the server at `url`, and delete the keys of the race.
 
     Args:
         url: ``redis://…``; the server of the race.
         names: the strategies, in the order in which they race.
         plan: what is raced.
-        rtt_ms: put the server so much farther away, by a proxy.
+        rtt_ms: added to each round trip, by a proxy.
         clock: the time.
-        progress: is told what is done now.
-        watch: is told each round.
+        progress: called with what is done now.
+        watch: called with each round.
 
     Raises:
-        ConfigurationError: no ``redis://`` URL, a name that nobody registered, or a database that holds ``llm:`` keys.
+        ConfigurationError: no ``redis://`` URL, a name that is not registered, or a database that holds ``llm:`` keys.
         StoreError: Redis failed on the way.
     """
     if not url.startswith("redis://"):
         raise ConfigurationError("a race runs on a redis:// URL: only there are round trips counted on the wire")
-    its_plan, wire = plan or Plan(), WireCount()
+    its_plan, wire = plan or Plan(), Wire()
     its_clock = clock or SystemClock()
     with at_distance(url, rtt_ms) as its_url:
         link = Link(
@@ -221,7 +201,7 @@ def race(
             clock=its_clock,
             timeout_seconds=TIMEOUT_SECONDS,
             pool_size=its_plan.requests,
-            before_each_send=wire.add_one,
+            before_each_send=wire,
         )
         try:
             refuse_used_database(link)
@@ -247,7 +227,7 @@ def window_alone(limit_nanousd: int) -> Limits:
 
 @contextmanager
 def at_distance(url: str, rtt_ms: float) -> Iterator[str]:
-    """The URL under which the server at `url` is `rtt_ms` farther away; the same one for 0.
+    """Yield the URL under which the server at `url` is `rtt_ms` farther away; the same one for 0.
 
     Raises:
         ConfigurationError: the URL cannot be read.
@@ -266,7 +246,7 @@ def at_distance(url: str, rtt_ms: float) -> Iterator[str]:
 
 
 def refuse_used_database(link: Link) -> None:
-    """A database with ``llm:`` keys is somebody's books: nobody races on them.
+    """Check that the database holds no books.
 
     Raises:
         ConfigurationError: there is such a key.
@@ -282,7 +262,7 @@ class _Race:
         link: Link,
         clock: Clock,
         plan: Plan,
-        wire: WireCount,
+        wire: Wire,
         progress: Progress,
         watch: Watcher,
         rtt_ms: float,
@@ -305,7 +285,7 @@ class _Race:
             self._clear()
 
     def _all_rounds(self, names: Sequence[str]) -> dict[str, list[Round]]:
-        """In turns, so that whatever the machine does meanwhile happens to all of them."""
+        """Race in turns, so that what the machine does meanwhile affects all strategies alike."""
         for name in names:
             self._warm_up(name)
         rounds: dict[str, list[Round]] = {name: [] for name in names}
@@ -320,7 +300,7 @@ class _Race:
         plan = self._plan
         identifier = f"race-{name}-{number}"
         backend = open_backend(name, self._link, self._clock)
-        callers = _Callers(backend, plan, self._clock)
+        callers = _Callers(backend, plan, self._wire, self._clock)
         costs_nanousd = plan.costs_nanousd(number)
         limit_nanousd = plan.limit_nanousd(costs_nanousd)
         asks = [self._ask(identifier, each, limit_nanousd, cost) for each, cost in enumerate(costs_nanousd)]
@@ -331,7 +311,7 @@ class _Race:
         return Round(name, self._rtt_ms, number, calls, books.window_nanousd, limit_nanousd, round_trips)
 
     def _warm_up(self, name: str) -> None:
-        """The server learns the scripts, and we its time: neither belongs to a request."""
+        """Load the scripts, and learn the time of the server: neither belongs to a request."""
         backend = open_backend(name, self._link, self._clock)
         backend.reserve(self._ask(f"race-{name}-warm", 0, AMPLE_NANOUSD))
 
@@ -345,7 +325,7 @@ class _Race:
         return {name: timer.times for name, timer in timers.items()}
 
     def _timer(self, name: str) -> "_Timer":
-        return _Timer(open_backend(name, self._link, self._clock), self._clock)
+        return _Timer(open_backend(name, self._link, self._clock), self._wire, self._clock)
 
     def _result(self, name: str, rounds: list[Round], times: CheckTimes) -> RaceResult:
         backend = open_backend(name, self._link, self._clock)
@@ -354,12 +334,12 @@ class _Race:
             rounds,
             times,
             promises_atomicity=backend.promises_atomicity,
-            was_held=_has_gap(backend) and self._plan.think_ms is None,
+            was_held=not backend.promises_atomicity and self._plan.think_ms is None,
             round_trips_a_request=trips,
         )
 
     def _ask(self, identifier: str, number: int, limit_nanousd: int, cost_nanousd: int | None = None) -> Ask:
-        """One request; only its window can refuse it, and its network is its own."""
+        """One request, which only its window can refuse; its network has no other."""
         limits = window_alone(limit_nanousd)
         rid = f"{identifier}-{number}"
         ask = Ask(rid, identifier, identifier, cost_nanousd or self._plan.cost_nanousd, limits, PENDING_SECONDS)
@@ -367,7 +347,7 @@ class _Race:
         return ask
 
     def _clear(self) -> None:
-        """Only the keys of our own requests; of the dated ones, those of the hour after too."""
+        """Delete the keys of our own requests; of dated keys, those of the hour after too."""
         keys = {
             key
             for ask, at_seconds in self._made
@@ -408,45 +388,41 @@ def result_of(
     )
 
 
-def _has_gap(backend: Backend) -> bool:
-    return hasattr(backend, _GAP)
-
-
-def _in_gap(backend: Backend, do: Callable[[], None]) -> None:
-    if _has_gap(backend):
-        cast("_HasGap", backend).between_check_and_record = do
+def _before_record(backend: Backend, wire: Wire, do: Callable[[], None]) -> AbstractContextManager[None]:
+    """Call `do` in the gap between check and record, if there is one."""
+    return nullcontext() if backend.promises_atomicity else wire.before_first_write(do)
 
 
 class _Timer:
     """Times one caller after another; where there is a gap, the check alone too."""
 
-    def __init__(self, backend: Backend, clock: Clock) -> None:
+    def __init__(self, backend: Backend, wire: Wire, clock: Clock) -> None:
         self.times = CheckTimes([], [])
         self._backend = backend
+        self._wire = wire
         self._clock = clock
-        self._started_seconds = 0.0
-        _in_gap(backend, lambda: self.times.alone_ms.append(self._since_start_ms()))
 
     def time(self, ask: Ask) -> None:
-        self._started_seconds = self._clock.monotonic_seconds()
-        self._backend.reserve(ask)
-        self.times.whole_ms.append(self._since_start_ms())
+        started_seconds = self._clock.monotonic_seconds()
 
-    def _since_start_ms(self) -> float:
-        return (self._clock.monotonic_seconds() - self._started_seconds) * 1_000
+        def since_start_ms() -> float:
+            return (self._clock.monotonic_seconds() - started_seconds) * 1_000
+
+        with _before_record(self._backend, self._wire, lambda: self.times.alone_ms.append(since_start_ms())):
+            self._backend.reserve(ask)
+        self.times.whole_ms.append(since_start_ms())
 
 
 class _Callers:
     """As many threads as there are requests, all on one strategy."""
 
-    def __init__(self, backend: Backend, plan: Plan, clock: Clock) -> None:
+    def __init__(self, backend: Backend, plan: Plan, wire: Wire, clock: Clock) -> None:
         self._backend = backend
         self._plan = plan
+        self._wire = wire
         self._clock = clock
         self._started_seconds = 0.0
         self._all_checked = threading.Barrier(plan.requests)
-        self._mine = threading.local()
-        _in_gap(backend, self._pause)
 
     def at_once(self, asks: Sequence[Ask]) -> tuple[Call, ...]:
         start = threading.Barrier(len(asks), action=self._begin)
@@ -462,25 +438,29 @@ class _Callers:
         self._started_seconds = self._clock.monotonic_seconds()
 
     def _call(self, number: int, ask: Ask) -> Call:
-        self._mine.checked_ms = None
+        checked_ms: float | None = None
+
+        def in_gap() -> None:
+            nonlocal checked_ms
+            checked_ms = self._now_ms()
+            self._pause()
+
         asked_ms = self._now_ms()
         try:
-            is_admitted = isinstance(self._backend.reserve(ask), Reservation)
+            with _before_record(self._backend, self._wire, in_gap):
+                is_admitted = isinstance(self._backend.reserve(ask), Reservation)
         except StoreBusy:
             # It gave up against the others: a strategy that tries again and again may.
             is_admitted = False
-        return Call(number, ask.cost_nanousd, asked_ms, self._mine.checked_ms, self._now_ms(), is_admitted)
+        return Call(number, ask.cost_nanousd, asked_ms, checked_ms, self._now_ms(), is_admitted)
 
     def _pause(self) -> None:
-        """In the gap; a caller that comes there again, because it tries again, is not held again."""
-        was_here = self._mine.checked_ms is not None
-        self._mine.checked_ms = self._now_ms()
         if self._plan.think_ms is not None:
             time.sleep(self._plan.think_ms / 1_000)
-        elif not was_here:
-            # Broken: somebody did not come in time, so the others go on, and the figures tell.
-            with suppress(threading.BrokenBarrierError):
-                self._all_checked.wait(self._plan.hold_seconds)
+            return
+        # Broken: one caller did not come in time, so the others go on, and the figures show it.
+        with suppress(threading.BrokenBarrierError):
+            self._all_checked.wait(self._plan.hold_seconds)
 
     def _now_ms(self) -> float:
         return (self._clock.monotonic_seconds() - self._started_seconds) * 1_000

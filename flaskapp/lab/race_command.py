@@ -1,4 +1,4 @@
-"""`flask race`: strategies side by side, on servers of their own, in one table, with a verdict and an exit status."""
+"""`flask race`: strategies side by side in one table, with a verdict and an exit status."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -11,10 +11,10 @@ import click
 
 from backends.errors import ConfigurationError, TollgateError
 from backends.progress import Progress
-from flaskapp.cli.console import fail, in_options, server_url
+from flaskapp.cli.console import fail
 from flaskapp.lab import report
-from flaskapp.lab.over_http import race_over_http
 from flaskapp.lab.race import MAX_SPREAD, Plan, RaceResult, Round, Watcher, race
+from flaskapp.lab.redis_option import in_options, server_url
 from flaskapp.lab.tables import live_table, print_table, verdicts
 
 MAX_REQUESTS = 500
@@ -49,6 +49,9 @@ class Lab:
             TollgateError: one could not be run.
         """
         if self.http_workers is not None:
+            # It knows the service's configuration, and so Flask: no other race needs them.
+            from flaskapp.lab.over_http import race_over_http  # noqa: PLC0415
+
             run = partial(race_over_http, self.names, self.plan, workers=self.http_workers)
             return [each for rtt in self.rtts_ms for each in run(rtt_ms=rtt, progress=progress, watch=watch)]
         with server_url(self.url) as url:
@@ -73,27 +76,30 @@ def _rtts_ms(_context: click.Context, _option: click.Parameter, text: str) -> tu
     return rtts_ms
 
 
-def _options(names: Sequence[str]) -> list[Callable[[Any], Any]]:
-    shown = partial(click.option, show_default=True)
+_shown = partial(click.option, show_default=True)
+
+
+def _plan_options(names: Sequence[str]) -> list[Callable[[Any], Any]]:
+    """What is raced."""
     return [
-        shown(
+        _shown(
             "--backends",
             "names",
             default=",".join(names),
             callback=_names,
             help="Who races: registered names, with commas between them.",
         ),
-        shown("-n", "--requests", type=click.IntRange(2, MAX_REQUESTS), default=10, help="How many callers at once."),
-        shown(
+        _shown("-n", "--requests", type=click.IntRange(2, MAX_REQUESTS), default=10, help="How many callers at once."),
+        _shown(
             "-k",
             "--room",
             type=click.IntRange(1, MAX_REQUESTS),
             default=4,
             help="For how many of them the limit has room.",
         ),
-        shown("--rounds", type=click.IntRange(1, MAX_ROUNDS), default=1, help="How many times, each on fresh books."),
-        shown("--seed", type=int, default=1, help="Of the costs; every backend is given the same."),
-        shown(
+        _shown("--rounds", type=click.IntRange(1, MAX_ROUNDS), default=1, help="How many times, each on fresh books."),
+        _shown("--seed", type=int, default=1, help="Of the costs; every backend is given the same."),
+        _shown(
             "--spread",
             type=click.FloatRange(0, MAX_SPREAD),
             default=0.0,
@@ -106,7 +112,13 @@ def _options(names: Sequence[str]) -> list[Callable[[Any], Any]]:
             metavar="MS",
             help="Hold nobody at a barrier: callers pause so long between check and record, and luck decides.",
         ),
-        shown(
+    ]
+
+
+def _run_options() -> list[Callable[[Any], Any]]:
+    """Where it is raced, and what is printed."""
+    return [
+        _shown(
             "--rtt",
             "rtts_ms",
             default="0",
@@ -120,7 +132,7 @@ def _options(names: Sequence[str]) -> list[Callable[[Any], Any]]:
             is_flag=True,
             help="Over HTTP, against services started for it; what was spent is what their upstream billed.",
         ),
-        shown(
+        _shown(
             "--workers", type=click.IntRange(1, MAX_WORKERS), default=2, help="With --http: processes of each service."
         ),
         click.option(
@@ -174,13 +186,13 @@ def make_race_cli(names: Sequence[str] = ("legacy", "atomic")) -> click.Command:
                 click.echo(f"The report is {page}")
         raise SystemExit(status)
 
-    for option in reversed(_options(names)):
+    for option in reversed([*_plan_options(names), *_run_options()]):
         command = option(command)
     return click.command("race")(command)
 
 
 def figures(lab: Lab, results: Sequence[RaceResult], status: int) -> dict[str, Any]:
-    """All that the table says and more, money in nano-dollars."""
+    """The figures of the table and more, money in nano-dollars."""
     plan = lab.plan
     return {
         "requests": plan.requests,
@@ -203,7 +215,7 @@ def _plan(**given: Any) -> Plan:
         raise click.UsageError(str(error)) from error
 
 
-def _run(lab: Lab, tell: Watcher, directory: Path | None) -> tuple[list[RaceResult], Path | None]:
+def _run(lab: Lab, emit: Watcher, directory: Path | None) -> tuple[list[RaceResult], Path | None]:
     """The results and, where it was asked for, the page of the report."""
     try:
         if directory is not None:
@@ -212,7 +224,7 @@ def _run(lab: Lab, tell: Watcher, directory: Path | None) -> tuple[list[RaceResu
 
             def watch(seen: Round) -> None:
                 table.watch(seen)
-                tell(seen)
+                emit(seen)
 
             results = lab.run(table.progress, watch)
             if directory is None:
@@ -226,5 +238,5 @@ def _run(lab: Lab, tell: Watcher, directory: Path | None) -> tuple[list[RaceResu
 
 
 def _print_round(seen: Round) -> None:
-    told = asdict(seen) | {"admitted": seen.admitted, "overspend_nanousd": seen.overspend_nanousd}
-    click.echo(json.dumps({"round": told}))
+    fields = asdict(seen) | {"admitted": seen.admitted, "overspend_nanousd": seen.overspend_nanousd}
+    click.echo(json.dumps({"round": fields}))

@@ -26,16 +26,16 @@ FIELDS = {
     "rounds": Whole("Rounds", minimum=1, maximum=20),
     "rtt": Whole("Redis farther away by", unit="milliseconds", minimum=0, maximum=10),
 }
-"""What may be asked for: enough to see it, and little enough to be over in a minute."""
+"""The fields of the form, with bounds such that a race is over in about a minute."""
 DEFAULTS = {"requests": 10, "room": 4, "rounds": 5, "rtt": 1}
 
 
 class RaceRefused(ValueError):
-    """What was asked for is no race; the text says what is allowed."""
+    """The form is no race; the text names what is allowed."""
 
 
 class RaceRuns(Exception):
-    """Another one runs."""
+    """Another race runs."""
 
 
 class RaceRunner:
@@ -59,7 +59,7 @@ class RaceRunner:
         if asked["room"] >= asked["requests"]:
             raise RaceRefused("room: fewer than the callers, or there is no race")
         self._lock_file.parent.mkdir(parents=True, exist_ok=True)
-        # A lock that ends with whoever holds it, however that one ends.
+        # A lock that ends with the process that holds it, for whatever reason.
         lock = self._lock_file.open("w", encoding="utf-8")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -72,7 +72,7 @@ class RaceRunner:
 
 
 class RunningRace:
-    """One race, and what it says."""
+    """One race, and what it prints."""
 
     def __init__(self, lock: int, options: list[str]) -> None:
         self._process = subprocess.Popen(  # noqa: S603 (our own interpreter; the options are numbers)
@@ -97,14 +97,14 @@ class RunningRace:
         if self._process.wait() not in {0, 1}:
             yield json.dumps({"error": self._why(self._process.stderr.read())}) + "\n"
 
-    def _why(self, said: str) -> str:
+    def _why(self, errors: str) -> str:
         if self._process.returncode == -signal.SIGKILL:
             return f"The race was ended after {MAX_SECONDS:.0f} seconds: let fewer callers run, or fewer rounds."
-        lines = said.strip().splitlines()
+        lines = errors.strip().splitlines()
         return lines[-1] if lines else "The race ended without a word."
 
     def close(self) -> None:
-        """It ends now, if it has not; and so does all that it started. May be said twice."""
+        """End it, and all that it started, if it has not ended. A second call does nothing."""
         self._end.cancel()
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)

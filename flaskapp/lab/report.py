@@ -33,7 +33,7 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One picture and what it says."""
+    """One picture and its texts."""
 
     name: str
     title: str
@@ -76,10 +76,10 @@ def check_can_be_made(directory: Path) -> None:
 
 
 def measured(names: Sequence[str], plan: Plan, progress: Progress) -> Measured:
-    """Measure all of it, on a server of its own.
+    """Measure everything, on a server of its own.
 
     Raises:
-        ConfigurationError: a name that nobody registered.
+        ConfigurationError: a name that is not registered.
         StoreError: the server failed.
     """
     clock = SystemClock()
@@ -301,9 +301,9 @@ def _latency(found: Measured) -> Part:
 
 
 def claim_texts(results: Sequence[RaceResult]) -> list[str]:
-    """What is true of "75-80 % less" at each distance, where both ways were measured."""
+    """How much less time the atomic check takes at each distance, beside the seed's claim of "75-80 % less"."""
     by_name = {(each.backend, each.rtt_ms): each for each in results}
-    told = []
+    lines = []
     for (name, rtt_ms), atomic in by_name.items():
         legacy = by_name.get(("legacy", rtt_ms))
         if name != "atomic" or legacy is None:
@@ -311,8 +311,8 @@ def claim_texts(results: Sequence[RaceResult]) -> list[str]:
         line = f"{_less(atomic.check_p50_ms, legacy.check_p50_ms)} than check and record"
         if legacy.check_alone_p50_ms is not None:
             line += f", {_less(atomic.check_p50_ms, legacy.check_alone_p50_ms)} than the check alone"
-        told.append(f"Redis {rtt_ms:g} ms farther away: {line}.")
-    return ['The seed claims that the atomic check takes "75–80 % less" time. Here it takes:', *told] if told else []
+        lines.append(f"Redis {rtt_ms:g} ms farther away: {line}.")
+    return ['The seed claims that the atomic check takes "75–80 % less" time. Here it takes:', *lines] if lines else []
 
 
 def _less(ours: float, theirs: float) -> str:

@@ -1,9 +1,10 @@
-"""All orders in which callers can take their turns, up to turns that commute: a search that knows nothing of Redis.
+"""All schedules in which callers can take their turns, up to turns that commute: a search that knows nothing of Redis.
 
-Each caller does one turn after the other; what it does next may depend on what it has met so far, so an order is found
-by running it. Two orders are the same if one becomes the other by swapping neighbouring turns of different callers that
-commute. The search runs one order of each kind: wherever two turns of a run clash, it also tries the other one first
-(dynamic partial-order reduction with source sets and sleep sets, after Abdulla, Aronis, Jonsson and Sagonas, 2014).
+Each caller does one turn after the other; what it does next may depend on what it has met so far, so a schedule is
+found by running it. Two schedules are equivalent if one becomes the other by swapping neighbouring turns of different
+callers that commute. The search runs one schedule of each class: wherever two turns of a run conflict, it also tries
+the other one first (dynamic partial-order reduction with source sets and sleep sets, after Abdulla, Aronis, Jonsson and
+Sagonas, 2014).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,39 +13,39 @@ from itertools import groupby
 from math import factorial, prod
 from typing import Protocol, TypeVar
 
-LOOK, ADD, PUT = "look", "add", "put"
+READ, ADD, PUT = "read", "add", "put"
 
 Touches = Mapping[str, str]
-"""What a turn touches -> how: `LOOK`, `ADD`, `PUT`, or a text for what comes to the same if it is done twice."""
+"""What a turn touches -> how: `READ`, `ADD`, `PUT`, or a text for what has the same effect if it is done twice."""
 
 
 class Run(Protocol):
     """One run, from the same beginning every time."""
 
     def pending(self) -> Mapping[int, Touches]:
-        """Of each caller that has a turn left, what that will touch: at least what it then really touches."""
+        """What the next turn of each caller that has one may touch: at least what it then touches."""
 
     def take(self, caller: int) -> Touches:
-        """Do a caller's turn; what it has really touched."""
+        """Do a caller's turn, and return what it touched."""
 
     def abandon(self) -> None:
-        """Nobody goes on with this run."""
+        """End the run before its end."""
 
 
 R = TypeVar("R", bound=Run)
 
 
 @dataclass(frozen=True)
-class Order:
-    """One order of its kind, as it was run."""
+class Schedule:
+    """One schedule of its class, as it was run."""
 
     callers: tuple[int, ...]
     """Whose turn it was, from the first to the last."""
     needs: tuple[tuple[int, ...], ...]
-    """Of each turn, how many turns of each caller have to be done before, in every order of this kind."""
+    """For each turn: how many turns of each caller come before it in every schedule of this class."""
 
     def lexical(self) -> tuple[int, ...]:
-        """The one of its kind in which, at each point, the first caller goes that can: a name for the kind."""
+        """The schedule of its class in which the first caller that can goes at each point: a name for the class."""
         walk = _Walk(self)
         done = walk.start
         callers = []
@@ -55,7 +56,7 @@ class Order:
         return tuple(callers)
 
     def count(self) -> int:
-        """How many orders are of this kind."""
+        """How many schedules are in this class."""
         walk = _Walk(self)
         ways = {walk.start: 1}
         for _ in self.callers:
@@ -68,9 +69,9 @@ class Order:
         return sum(ways.values())
 
     def calmest(self) -> tuple[int, ...]:
-        """The one of its kind with the fewest changes from one caller to another."""
+        """The schedule of its class with the fewest switches from one caller to another."""
         walk = _Walk(self)
-        # To let a caller go on for as long as it can costs nothing and bars nobody.
+        # To let a caller go on for as long as it can costs no switch and stops no other caller.
         reached: dict[tuple[tuple[int, ...], int], tuple[int, ...]] = {(walk.start, -1): ()}
         while True:
             further: dict[tuple[tuple[int, ...], int], tuple[int, ...]] = {}
@@ -89,12 +90,12 @@ class Order:
 
 
 class _Walk:
-    """The ways through one kind of order; where one is, is how many turns each caller has done."""
+    """The ways through one class of schedules. A position is how many turns each caller has done."""
 
-    def __init__(self, order: Order) -> None:
-        self._callers = range(max(order.callers) + 1)
+    def __init__(self, schedule: Schedule) -> None:
+        self._callers = range(max(schedule.callers) + 1)
         self._needs: list[list[tuple[int, ...]]] = [[] for _ in self._callers]
-        for caller, need in zip(order.callers, order.needs, strict=True):
+        for caller, need in zip(schedule.callers, schedule.needs, strict=True):
             self._needs[caller].append(need)
         self.start = tuple(0 for _ in self._callers)
         self._end = tuple(map(len, self._needs))
@@ -115,17 +116,17 @@ class _Walk:
 
 
 def switches(callers: Sequence[int]) -> int:
-    """How often another caller's turn comes than the one before."""
+    """How often the turn goes from one caller to another."""
     return len([caller for caller, _ in groupby(callers)]) - 1
 
 
 def multinomial(counts: Sequence[int]) -> int:
-    """How many orders there are of so many turns of each caller."""
+    """How many schedules there are of so many turns of each caller."""
     return factorial(sum(counts)) // prod(map(factorial, counts))
 
 
 def commute(one: Touches, other: Touches) -> bool:
-    """Whether two turns come to the same in either order."""
+    """Whether two turns have the same effect in either order."""
     small, large = (one, other) if len(one) < len(other) else (other, one)
     return all(place not in large or _agree(how, large[place]) for place, how in small.items())
 
@@ -136,11 +137,11 @@ def _agree(one: str, other: str) -> bool:
 
 @dataclass
 class _Point:
-    """A point of a run at which somebody's turn came."""
+    """A point of a run at which a caller was chosen."""
 
     pending: Mapping[int, Touches]
     asleep: dict[int, Touches]
-    """Whose turn need not be tried here: what it leads to has been seen."""
+    """Callers that need not be tried here: what follows has been seen."""
     chosen: int
     to_try: set[int]
     tried: set[int] = field(default_factory=set)
@@ -157,8 +158,8 @@ class _Point:
         return bool(left)
 
 
-def search(begin: Callable[[], R]) -> Iterator[tuple[Order, R]]:
-    """One order of each kind with its run, which has just ended; always in the same sequence.
+def search(begin: Callable[[], R]) -> Iterator[tuple[Schedule, R]]:
+    """Yield one schedule of each class with its run, which has just ended; always in the same sequence.
 
     Raises:
         RuntimeError: a caller did something else than before, after the same turns.
@@ -168,16 +169,16 @@ def search(begin: Callable[[], R]) -> Iterator[tuple[Order, R]]:
     while True:
         run = begin()
         history = _History()
-        is_whole = _played(run, points, history)
+        is_whole = _run_to_end(run, points, history)
         for at, callers in history.races():
             if not callers & points[at].to_try:
                 points[at].to_try.add(min(callers))
-        order = history.order() if is_whole else None
-        if order is None or order.lexical() in known:
+        schedule = history.schedule() if is_whole else None
+        if schedule is None or schedule.lexical() in known:
             run.abandon()
         else:
-            known.add(order.lexical())
-            yield order, run
+            known.add(schedule.lexical())
+            yield schedule, run
         while points and not points[-1].choose_another():
             points.pop()
         if not points:
@@ -185,7 +186,7 @@ def search(begin: Callable[[], R]) -> Iterator[tuple[Order, R]]:
 
 
 def follow(run: Run, callers: Sequence[int]) -> None:
-    """Play an order that is known.
+    """Run a schedule that is known.
 
     Raises:
         RuntimeError: as `search`.
@@ -196,8 +197,8 @@ def follow(run: Run, callers: Sequence[int]) -> None:
         raise RuntimeError("the callers are not done, where they were before")
 
 
-def _played(run: Run, points: list[_Point], history: "_History") -> bool:
-    """Play what is chosen, and then on to the end; False where all that could follow has been seen."""
+def _run_to_end(run: Run, points: list[_Point], history: "_History") -> bool:
+    """Run what is chosen, and then on to the end; False where all that could follow has been seen."""
     asleep: dict[int, Touches] = {}
     for point in points:
         touched = _take(run, point.chosen)
@@ -224,14 +225,14 @@ def _take(run: Run, caller: int) -> Touches:
 
 
 class _History:
-    """What was done in a run, and what had to come before what. Sets of turns are the bits of a number."""
+    """What was done in a run, and what had to come before what. The bits of an integer are a set of turns."""
 
     def __init__(self) -> None:
         self.callers: list[int] = []
         self._before: list[int] = []
-        """Of each turn, those that come before it in every order of this kind."""
-        self._clashes: list[list[int]] = []
-        """Of each turn, the earlier ones of other callers that it clashes with."""
+        """For each turn: those that come before it in every schedule of this class."""
+        self._conflicts: list[list[int]] = []
+        """For each turn: the earlier ones of other callers that it conflicts with."""
         self._at: dict[str, list[tuple[int, str]]] = {}
         self._last_of: dict[int, int] = {}
 
@@ -247,29 +248,29 @@ class _History:
             before |= self._before[at] | 1 << at
         self.callers.append(caller)
         self._before.append(before)
-        self._clashes.append(sorted(earlier))
+        self._conflicts.append(sorted(earlier))
         self._last_of[caller] = here
 
-    def order(self) -> Order:
+    def schedule(self) -> Schedule:
         count = max(self.callers) + 1
         of_caller = [0] * count
         for at, caller in enumerate(self.callers):
             of_caller[caller] |= 1 << at
         needs = tuple(tuple((before & mine).bit_count() for mine in of_caller) for before in self._before)
-        return Order(tuple(self.callers), needs)
+        return Schedule(tuple(self.callers), needs)
 
     def races(self) -> Iterator[tuple[int, set[int]]]:
-        """Where two turns clash and nothing between ties them: where the first is, and who could go there instead."""
-        for second, clashes in enumerate(self._clashes):
+        """Where two turns conflict and nothing between ties them: where the first is, and who could go there."""
+        for second, conflicts in enumerate(self._conflicts):
             before = self._before[second]
-            for first in clashes:
+            for first in conflicts:
                 between = before & ~((1 << (first + 1)) - 1)
                 if any(between >> at & 1 and self._before[at] >> first & 1 for at in range(first + 1, second)):
                     continue
-                yield first, self._who_could_go(first, second)
+                yield first, self._callers_instead(first, second)
 
-    def _who_could_go(self, first: int, second: int) -> set[int]:
-        """Of what does not depend on the first, up to the second: those whose turn depends on nothing of it."""
+    def _callers_instead(self, first: int, second: int) -> set[int]:
+        """Callers of the turns up to the second that depend neither on the first nor on each other."""
         ahead, callers = 0, set()
         for at in (*range(first + 1, second), second):
             if at != second and self._before[at] >> first & 1:

@@ -1,4 +1,4 @@
-"""Servers of the lab's own: gunicorn as it is deployed, and the upstream. None outlives whoever started it."""
+"""Servers of the lab's own: gunicorn as it is deployed, and the upstream. None outlives the process that started it."""
 
 import http.client
 import json
@@ -6,18 +6,17 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from backends.clock import SystemClock
 from backends.errors import ConfigurationError, StoreUnavailable
 from flaskapp.config import child_environment
 from flaskapp.lab import upstream
-from flaskapp.ops.embedded_redis import HOST, free_port, guardian_of
+from flaskapp.ops.embedded_redis import free_port, guardian_of, wait_until
+from flaskapp.ops.running_redis import HOST
 
 ROOT = Path(upstream.__file__).resolve().parents[2]
 START_SECONDS = 60.0
@@ -30,8 +29,8 @@ class Server:
     Args:
         directory: its own; logs and what it keeps.
         workers: how many processes.
-        think_ms: how long its strategy pauses between check and record, if it has a between; None for not at all.
-        environment: its variables; nothing of ours reaches it but PATH and the like.
+        think_ms: how long its strategy pauses between check and record, if there is a gap; None for not at all.
+        environment: its variables; of ours it gets only PATH and the like.
     """
 
     def __init__(self, directory: Path, workers: int, think_ms: float | None, environment: dict[str, str]) -> None:
@@ -84,12 +83,12 @@ class Server:
         return self._directory / "app.log"
 
     def wait(self) -> None:
-        """Come back when every worker serves.
+        """Return when every worker serves.
 
         Raises:
             ConfigurationError: it ended, or took too long; with its last line.
         """
-        _wait_until(lambda: self._has_ended() or self._are_serving() >= self._workers)
+        wait_until(lambda: self._has_ended() or self._are_serving() >= self._workers, START_SECONDS)
         if self._are_serving() < self._workers:
             last = (self._said().splitlines() or ["it said nothing"])[-1]
             raise ConfigurationError(f"a server of the race did not start: {last}")
@@ -105,7 +104,7 @@ class Server:
 
 
 class UpstreamAccount:
-    """The upstream that bills, and its word about it."""
+    """What the upstream has billed, by its own account."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -144,10 +143,3 @@ def billing_upstream(input_nanousd: int, output_nanousd: int) -> Iterator[Upstre
             yield UpstreamAccount(int(port))
         finally:
             process.terminate()
-
-
-def _wait_until(holds: Callable[[], bool]) -> None:
-    clock = SystemClock()
-    end_seconds = clock.monotonic_seconds() + START_SECONDS
-    while not holds() and clock.monotonic_seconds() < end_seconds:
-        time.sleep(0.02)

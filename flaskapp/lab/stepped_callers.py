@@ -1,8 +1,8 @@
-"""Callers who take turns at one Redis: each stops before each of its commands until it is let go on.
+"""Callers who take turns at one Redis: each stops before each of its commands until it is given its turn.
 
-A caller is a greenlet, and its turn is one command with its reply. So nothing runs but what was chosen, nothing sleeps,
-and the same choices give the same run. Where a caller sends many commands at once, each is a turn of its own, since a
-server may serve others in between; but from MULTI to EXEC is one turn, since there it may not.
+A caller is a greenlet, and its turn is one command with its reply. So only the chosen caller runs, none sleeps, and the
+same choices give the same run. Where a caller sends many commands at once, each is a turn of its own, since a server
+may serve others in between. From MULTI to EXEC is one turn, since there it may not.
 """
 
 from collections import deque
@@ -13,14 +13,13 @@ from typing import Any, ClassVar
 import redis
 from greenlet import GreenletExit, greenlet
 
-from flaskapp.lab.schedule_search import ADD, LOOK, PUT, Touches
+from flaskapp.lab.schedule_search import ADD, PUT, READ, Touches
+from flaskapp.lab.wire import Command, commands_in
 
-Command = tuple[bytes, ...]
-
-_LOOKS = {b"GET", b"ZRANGE", b"ZSCORE", b"ZCARD", b"STRLEN", b"HGET", b"HGETALL"}
-_LOOKS_AT_LIVES = {b"TTL", b"PTTL"}
+_AMOUNT_READS = {b"GET", b"ZRANGE", b"ZSCORE", b"ZCARD", b"STRLEN", b"HGET", b"HGETALL"}
+_TTL_READS = {b"TTL", b"PTTL"}
 _INCREMENTS = {b"INCR", b"INCRBY", b"ZINCRBY"}
-_LIVES = {b"EXPIRE", b"PEXPIRE"}
+_EXPIRIES = {b"EXPIRE", b"PEXPIRE"}
 _SCRIPTS = {b"EVAL", b"EVALSHA", b"FCALL"}
 _WITHOUT_KEYS = {b"MULTI", b"EXEC", b"UNWATCH", b"PING", b"TIME"}
 
@@ -32,7 +31,7 @@ class Turn:
     commands: list[Command]
     raw: bytes
     watched: set[bytes] = field(default_factory=set)
-    """By its connection, when it is sent."""
+    """Keys that its connection watched when it was sent."""
     replies: list[Any] = field(default_factory=list)
 
     @property
@@ -46,12 +45,12 @@ class Turn:
         return self.is_transaction and bool(self.replies) and self.replies[-1] is None
 
     def touches(self, *, increments_commute: bool) -> Touches:
-        """What it touches, as far as is known: before it is done, all that it may."""
+        """What it touches; before it is done, all that it may touch."""
         touched: dict[str, str] = {}
         for command in [] if self.is_overtaken else self.commands:
             _merge(touched, _touches(command, increments_commute=increments_commute))
         if self.is_transaction:
-            _merge(touched, _whole(self.watched, LOOK))
+            _merge(touched, _whole(self.watched, READ))
         return touched
 
 
@@ -61,12 +60,11 @@ def _merge(touched: dict[str, str], more: Touches) -> None:
 
 
 def _whole(keys: Sequence[bytes] | set[bytes], how: str) -> dict[str, str]:
-    """A key has an amount and a life.
+    """Both parts of each key: its amount and its TTL.
 
-    An EXPIRE or a TTL follows its caller's own increment: the key is there, and the increments of others make no
-    difference to it.
+    They are apart because an EXPIRE or a TTL follows its caller's own increment: the key exists, whatever others add.
     """
-    return {f"{part} {key.decode()}": how for key in keys for part in ("amount", "life")}
+    return {f"{part} {key.decode()}": how for key in keys for part in ("amount", "ttl")}
 
 
 def _touches(command: Command, *, increments_commute: bool) -> Touches:
@@ -74,22 +72,22 @@ def _touches(command: Command, *, increments_commute: bool) -> Touches:
     if name in _WITHOUT_KEYS:
         return {}
     if name == b"WATCH":
-        return _whole(words, LOOK)
+        return _whole(words, READ)
     if name == b"SET":
         return _whole(words[:1], _text(command))
     if name in _SCRIPTS:
         return _whole(words[2 : 2 + int(words[1])], PUT)
     on_a_part = _on_a_part(command, increments_commute=increments_commute)
-    # Of a command that is not known here, each word may be a key.
+    # Of an unknown command each word may be a key.
     return _whole(words, PUT) if on_a_part is None else on_a_part
 
 
 def _on_a_part(command: Command, *, increments_commute: bool) -> Touches | None:
     kinds = {
-        **dict.fromkeys(_LOOKS, ("amount", LOOK)),
-        **dict.fromkeys(_LOOKS_AT_LIVES, ("life", LOOK)),
+        **dict.fromkeys(_AMOUNT_READS, ("amount", READ)),
+        **dict.fromkeys(_TTL_READS, ("ttl", READ)),
         **dict.fromkeys(_INCREMENTS, ("amount", ADD if increments_commute else PUT)),
-        **dict.fromkeys(_LIVES, ("life", _text(command))),
+        **dict.fromkeys(_EXPIRIES, ("ttl", _text(command))),
     }
     kind = kinds.get(command[0].upper())
     return None if kind is None else {f"{kind[0]} {command[1].decode()}": kind[1]}
@@ -99,26 +97,11 @@ def _text(command: Command) -> str:
     return b" ".join(command).decode()
 
 
-def _commands(data: bytes) -> Iterator[tuple[Command, bytes]]:
-    """The commands that were packed, each with its bytes."""
-    at = 0
-    while at < len(data):
-        start = at
-        end = data.index(b"\r\n", at)
-        words, at = [], end + 2
-        for _ in range(int(data[start + 1 : end])):
-            end = data.index(b"\r\n", at)
-            length = int(data[at + 1 : end])
-            words.append(data[end + 2 : end + 2 + length])
-            at = end + 4 + length
-        yield tuple(words), data[start:at]
-
-
 def turns_in(data: bytes) -> Iterator[Turn]:
     """What was packed, as turns."""
     commands: list[Command] = []
     raw = b""
-    for command, its_bytes in _commands(data):
+    for command, its_bytes in commands_in(data):
         commands.append(command)
         raw += its_bytes
         if commands[0][0].upper() != b"MULTI" or command[0].upper() == b"EXEC":
@@ -129,10 +112,10 @@ def turns_in(data: bytes) -> Iterator[Turn]:
 
 
 class Caller:
-    """Somebody who does something, turn by turn.
+    """Does something, turn by turn.
 
     Args:
-        gate: that of the connections that it uses.
+        gate: the gate of the connections that it uses.
         do: what it does; may raise.
     """
 
@@ -141,13 +124,13 @@ class Caller:
         self._greenlet = greenlet(self._run)
         self._do = do
         self.pending: Turn | None = None
-        """The turn before which it stands; None when it is done."""
+        """Its next turn; None when it is done."""
         self.answer: Any = None
-        """What it came to."""
+        """What `do` returned."""
         self._go_on()
 
     def take_turn(self) -> Turn:
-        """Let it do its turn, and come to the next."""
+        """Let it do its turn and run up to the next."""
         turn = self.pending
         if turn is None:
             raise RuntimeError("it is done")
@@ -155,7 +138,7 @@ class Caller:
         return turn
 
     def stop(self) -> None:
-        """It does nothing any more."""
+        """End it where it stands."""
         if not self._greenlet.dead:
             self._greenlet.throw(GreenletExit)
 
@@ -176,13 +159,13 @@ class Caller:
 
 
 class Gate:
-    """Lets a caller's commands through one by one; what is sent while no caller is on, at once."""
+    """Lets a caller's commands through one by one, and at once what is sent while no caller runs."""
 
     def __init__(self) -> None:
         self.current: Caller | None = None
 
     def connection_class(self) -> type[redis.Connection]:
-        """For `Link`."""
+        """A class of connections for `Link`."""
         return type("ConnectionOfThisGate", (_GatedConnection,), {"_gate": self})
 
 
@@ -203,7 +186,7 @@ class _GatedConnection(redis.Connection):
         if caller is None:
             super().send_packed_command(command, check_health)  # type: ignore[no-untyped-call] # redis-py
             return
-        self._connect_past(caller)
+        self._connect_ungated(caller)
         for turn in turns_in(b"".join(command)):
             turn.watched = self._watched
             caller.stand(turn)
@@ -217,7 +200,7 @@ class _GatedConnection(redis.Connection):
             raise reply
         return reply
 
-    def _connect_past(self, caller: Caller) -> None:
+    def _connect_ungated(self, caller: Caller) -> None:
         self._gate.current = None
         try:
             self.connect()  # type: ignore[no-untyped-call] # redis-py
@@ -236,7 +219,7 @@ class _GatedConnection(redis.Connection):
         self._due.extend(turn.replies)
 
     def _reply(self) -> Any:
-        """From the wire, whatever its caller has still to read."""
+        """Read the next reply from the wire, past those that the caller has not read yet."""
         try:
             return super().read_response()
         except redis.ResponseError as error:

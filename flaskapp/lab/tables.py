@@ -54,7 +54,7 @@ class LiveTable:
 
 @contextmanager
 def live_table(plan: Plan, where: str) -> Iterator[LiveTable]:
-    """On stderr while this lasts; nothing where nobody looks."""
+    """Shown on stderr while this lasts, if that is a terminal."""
     screen, table = Console(stderr=True), LiveTable(plan, where)
     if not screen.is_terminal:
         yield table
@@ -81,19 +81,19 @@ def verdict(its: Sequence[RaceResult]) -> str:
     """What one strategy showed, at all distances."""
     over = [each for each in its if each.overspend_nanousd]
     within = [each for each in its if not each.overspend_nanousd]
-    told = []
+    parts = []
     if over:
         where = [f" at {each.rtt_ms:g} ms" if len(its) > 1 else "" for each in over]
         sums = (f"${usd_text(each.overspend_nanousd)}{at}" for each, at in zip(over, where, strict=True))
-        told.append(f"overspent by {', '.join(sums)}")
+        parts.append(f"overspent by {', '.join(sums)}")
         if its[0].promises_atomicity:
-            told.append("which it promises never to do")
+            parts.append("which it promises never to do")
     if within:
         where_all = f" at {', '.join(f'{each.rtt_ms:g}' for each in within)} ms" if len(its) > 1 else ""
-        told.append(f"stayed within its limit{where_all}")
+        parts.append(f"stayed within its limit{where_all}")
         if not all(each.is_as_declared for each in within):
-            told.append("though its callers were held between check and record")
-    return f"{its[0].backend} {', '.join(told)}."
+            parts.append("though its callers were held between check and record")
+    return f"{its[0].backend} {', '.join(parts)}."
 
 
 def print_table(plan: Plan, results: Sequence[RaceResult], where: str = "") -> None:

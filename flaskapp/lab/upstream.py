@@ -2,7 +2,7 @@
 
 A program of its own, of the standard library alone: ``python upstream.py INPUT_NANOUSD OUTPUT_NANOUSD`` (what a token
 costs) listens on a free port of 127.0.0.1, prints it, and serves until its standard input ends. It generates exactly
-`max_tokens` tokens. A word of the prompt is a token. Whom it bills is the first word of the last message.
+`max_tokens` tokens. A word of the prompt is a token. The first word of the last message is whom it bills.
 ``GET /account`` is the account: ``{"<who>": {"requests": n, "billed_nanousd": n}}``.
 """
 
@@ -16,7 +16,7 @@ WORD = "coin "
 
 
 class Account:
-    """Who was billed what."""
+    """What was billed to each identifier."""
 
     def __init__(self, input_nanousd: int, output_nanousd: int) -> None:
         self._prices = (input_nanousd, output_nanousd)
@@ -24,7 +24,7 @@ class Account:
         self._lock = threading.Lock()
 
     def bill(self, who: str, input_tokens: int, output_tokens: int) -> None:
-        """It was generated, so it costs; whether anybody reads it or not."""
+        """Bill what was generated, read or not."""
         with self._lock:
             its = self._bills.setdefault(who, {"requests": 0, "billed_nanousd": 0})
             its["requests"] += 1
@@ -87,7 +87,7 @@ def _event(chunk: dict[str, Any]) -> bytes:
 
 
 def main() -> None:
-    """Serve until standard input ends, however whoever started this ends."""
+    """Serve until standard input ends, as it does when the process that started this ends."""
     server = _Server(("127.0.0.1", 0), _Handler)
     server.account = Account(int(sys.argv[1]), int(sys.argv[2]))
     print(server.server_address[1], flush=True)  # noqa: T201 (that is how it is found)

@@ -1,8 +1,8 @@
-"""What the rooms know of a model: a request goes in, pieces of an answer come out, and at the end there is a usage.
+"""What the routes know of a model: a request goes in, pieces of an answer come out, and at the end there is a usage.
 
-`open` comes back only when the model's server has said yes, so that a refusal becomes a status and not a broken stream.
-After the answer has ended, for whatever reason, `usage` says what was used; None means that nobody can know it, and
-that the whole reservation is what it cost.
+`open` returns only when the model's server has accepted, so that a refusal becomes a status and not a broken stream.
+After the answer has ended, for whatever reason, `usage` is what was used; None means that it cannot be known, and that
+the whole reservation is booked.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,12 +12,12 @@ from typing import Any, Protocol
 from backends.pricing.prices import Price
 
 MAX_CHOICES = 8
-"""Of one answer: each may cost `max_tokens`."""
+"""The most choices of one answer; each may cost `max_tokens`."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRequest:
-    """What a model is asked, in the words of OpenAI's chat completions."""
+    """A request to a model, in the words of OpenAI's chat completions."""
 
     model: str
     messages: Sequence[Mapping[str, Any]]
@@ -26,7 +26,7 @@ class ModelRequest:
     input_tokens: int
     """The caller's bound of the input."""
     deadline_seconds: float
-    """From now on: bounds everything that follows."""
+    """From now on; it bounds everything that follows."""
     choices: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
     """Other parameters of the request's body, passed on as they are."""
@@ -41,12 +41,12 @@ class Usage:
     cached_input_tokens: int = 0
     """Of the input, what was read from a cache."""
     cache_write_tokens: int = 0
-    """Of the input, what was written to a cache (some providers bill that dearer)."""
+    """Of the input, what was written to a cache (some providers charge more for that)."""
     reasoning_tokens: int = 0
     """Of the output, what was thought and not shown."""
 
     def cost_nanousd(self, price: Price) -> int:
-        """What it costs under this price record, rounded up."""
+        """What it costs at `price`, rounded up."""
         return price.cost_nanousd(
             self.input_tokens,
             self.output_tokens,
@@ -58,18 +58,18 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What came of an answer in one step."""
+    """One step of an answer."""
 
     text: str
     """To show; empty where the step has none (reasoning, tool calls, another choice, the usage)."""
     deltas: int
-    """Steps of generation that it surely stands for, at least one token each; 0 where nothing was generated."""
+    """Steps of generation that it certainly stands for, at least one token each; 0 where nothing was generated."""
     tokens: int
     """Tokens that it stands for, counted with the model's tokenizer where that is known; never below `deltas`."""
     chunk: Mapping[str, Any] | None = None
-    """The server's own event, for whoever hands it on."""
-    ahead: int = 0
-    """Tokens that had come, this piece's included, since its reader last had read all that was there."""
+    """The server's own event, to be passed on."""
+    lead_tokens: int = 0
+    """The upstream's lead: tokens that came, with this piece's, since the reader last had read all there was."""
 
 
 class Answer(Protocol):
@@ -77,7 +77,7 @@ class Answer(Protocol):
 
     @property
     def usage(self) -> Usage | None:
-        """What was used, known once the answer has ended or was closed; None: cannot be known."""
+        """What was used, once the answer has ended or was closed; None where it cannot be known."""
 
     @property
     def finish_reason(self) -> str:
@@ -91,26 +91,26 @@ class Answer(Protocol):
         """
 
     def hang_up(self) -> None:
-        """Let the upstream generate no more. Whoever iterates gets what has come by now, and then the end."""
+        """Let the upstream generate no more. The iteration gives what has come by now, and then ends."""
 
     def close(self) -> None:
-        """End it and drop the connection; may be said twice. A reader that waits is woken and sees the end."""
+        """End it and drop the connection; may be called twice. An iteration that waits ends at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """A whole answer, that nobody streamed."""
+    """A whole answer, not streamed."""
 
     body: dict[str, Any]
     """The server's own, in OpenAI's words."""
     usage: Usage | None
-    """None: cannot be known."""
+    """None where it cannot be known."""
     seen_tokens: int = 0
-    """Counted in what was said, where the usage is not known."""
+    """Tokens counted in the answer, where its usage is not known."""
 
 
 class Model(Protocol):
-    """Somebody who answers."""
+    """A source of answers."""
 
     max_choices: int
     """How many choices a request may ask for."""
@@ -132,25 +132,25 @@ class Model(Protocol):
         """
 
     def close(self) -> None:
-        """Give back connections."""
+        """Close its connections."""
 
 
 class UpstreamError(Exception):
-    """The model's server failed. The text is safe for clients; `detail` is for the log: short, clean, no secret."""
+    """The model's server failed. The message is safe for clients; `detail` is for the log, short, without secrets."""
 
     def __init__(self, message: str, *, detail: str = "", status: int | None = None) -> None:
         super().__init__(message)
         self.detail = detail
         self.status = status
-        """What the server answered with, where it did."""
+        """The server's status, where it answered."""
 
 
 class UpstreamNotTaken(UpstreamError):
-    """It could not be reached, or answered with an error status or a redirect: it costs nothing (502)."""
+    """The server could not be reached, or answered with an error status or a redirect: it costs nothing (502)."""
 
 
 class UpstreamBroken(UpstreamError):
-    """The request was sent, then something broke: the whole reservation is booked (502, or 504 if `timed_out`)."""
+    """The request was sent, then it failed: the whole reservation is booked (502, or 504 if `timed_out`)."""
 
     def __init__(self, message: str, *, detail: str = "", timed_out: bool = False) -> None:
         super().__init__(message, detail=detail)

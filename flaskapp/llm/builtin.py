@@ -1,6 +1,6 @@
-"""The model that is always there: offline and deterministic, at the pace of a human reader.
+"""The built-in model: offline and deterministic, at the pace of a human reader.
 
-It lets everything around it be tried for nothing: its answers have a length and a pace like real ones, and its usage is
+With it the service can be tried without a cost: its answers have a length and a pace like real ones, and its usage is
 exact at any moment. A token of it is a word or a sign. What it says of Litecoin is true.
 """
 
@@ -56,14 +56,14 @@ _GENERIC = (
 )
 
 Wait = Callable[[threading.Event, float], object]
-"""Waits until the event is set, at most that many seconds."""
+"""Waits until the event is set, for so many seconds at most."""
 
 
 class BuiltinModel:
     """Answers at `tokens_per_second`; 0 is as fast as it can."""
 
     max_choices = 1
-    """It would say the same again."""
+    """A second one would be the same."""
 
     def __init__(self, tokens_per_second: float, *, clock: Clock, wait: Wait = threading.Event.wait) -> None:
         self._seconds_per_token = 1 / tokens_per_second if tokens_per_second else 0.0
@@ -71,7 +71,7 @@ class BuiltinModel:
         self._wait = wait
 
     def open(self, request: ModelRequest) -> "BuiltinAnswer":
-        """Never fails. Whoever reads the answer keeps the deadline: see `pump`."""
+        """Never fails. The reader of the answer keeps the deadline: see `UpstreamReader`."""
         return BuiltinAnswer(
             _TOKEN.findall(reply(request.messages)),
             request,
@@ -81,7 +81,7 @@ class BuiltinModel:
         )
 
     def complete(self, request: ModelRequest) -> Completed:
-        """The same answer in one piece, as OpenAI's API writes it, after as long as it takes to say it."""
+        """The same answer in one piece, as OpenAI's API writes it, after the time that it takes to stream."""
         answer = self.open(request)
         ends_seconds = self._clock.monotonic_seconds() + request.deadline_seconds
         text = ""
@@ -139,12 +139,12 @@ class BuiltinAnswer:
 
     @property
     def usage(self) -> Usage:
-        """Known at any moment; it does not change any more once the answer is closed."""
+        """Known at any moment; it changes no more once the answer is closed."""
         return Usage(self._input_tokens, self._output_tokens)
 
     @property
     def finish_reason(self) -> str:
-        """`length` if there was more to say than `max_tokens`."""
+        """`length` if the answer is longer than `max_tokens`."""
         return "length" if self._cut else "stop"
 
     def __iter__(self) -> Iterator[Piece]:
@@ -163,7 +163,7 @@ class BuiltinAnswer:
         yield Piece("", deltas=0, tokens=0, chunk=self._chunk({}, self.finish_reason))
 
     def envelope(self, kind: str) -> dict[str, Any]:
-        """What stands around every part of this answer in OpenAI's API."""
+        """The fields that every part of this answer has in OpenAI's API."""
         return {"id": self._id, "object": kind, "created": self._created_seconds, "model": self._model}
 
     def _chunk(self, delta: dict[str, str], finish_reason: str | None) -> dict[str, Any]:
@@ -171,7 +171,7 @@ class BuiltinAnswer:
         return {**self.envelope("chat.completion.chunk"), "choices": [choice]}
 
     def hang_up(self) -> None:
-        """See `Answer.hang_up`: nothing is generated that nobody has asked for."""
+        """See `Answer.hang_up`: a token is generated only when it is read, so this is `close`."""
         self.close()
 
     def close(self) -> None:
@@ -181,7 +181,7 @@ class BuiltinAnswer:
 
 
 def reply(messages: Sequence[Mapping[str, Any]]) -> str:
-    """What the model says: the same to the same messages, and always more than 40 tokens."""
+    """The model's answer: the same to the same messages, and always more than 40 tokens."""
     questions = [_text_of(message.get("content")) for message in messages if message.get("role") == "user"]
     query = questions[-1] if questions else ""
     if not any(re.search(r"litecoin|\bltc\b", question, re.IGNORECASE) for question in questions):

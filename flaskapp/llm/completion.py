@@ -1,4 +1,4 @@
-"""What an OpenAI-compatible server streams, event by event: text to show, and what can be known of its usage."""
+"""What an OpenAI-compatible server streams, event by event: the text to show, and the usage as far as it is known."""
 
 import json
 import math
@@ -9,13 +9,13 @@ from flaskapp.llm import Piece, Usage
 from flaskapp.llm.event_stream import ServerEvent
 
 _MOST_TOKENS = 10**9
-"""More than any model takes; a count beyond it is rubbish and would only break the books."""
+"""More than any model takes; a larger count is rubbish and would only break the books."""
 _MOST_DEPTH = 64
-"""Of lists and objects in each other. Answers have less than ten; what is deeper would only break who reads it."""
+"""Lists and objects in each other. Answers have less than ten levels; deeper ones would only break their readers."""
 
 
 class ErrorEvent(Exception):
-    """The server says, in the middle of its answer, that it failed."""
+    """The server reports, in the middle of its answer, that it failed."""
 
 
 class NotACompletion(ValueError):
@@ -25,13 +25,13 @@ class NotACompletion(ValueError):
 class Completion:
     """The state of one streamed completion. Reads `choices[0].delta.content` (or `refusal`), `usage` and the end.
 
-    A usage counts only if the server said it at or after the last thing that it generated, since one from before says
-    less than was generated. Of several the last counts, unless one before it said more: then the highest, number by
-    number. It is the server's bill: it is believed, also where more was seen, unless it says nothing.
+    A usage counts only if the server sent it with the last text that it generated or later, since an earlier one is too
+    low. Of several the last counts, unless an earlier one was higher: then the highest, number by number. The upstream
+    bills by its usage, so it counts also where more tokens were read; one without tokens counts for nothing.
 
     Args:
-        count_tokens: of a piece of text.
-        choices: how many were asked for.
+        count_tokens: counts the tokens of a text.
+        choices: how many the request has.
     """
 
     def __init__(self, count_tokens: Callable[[str], int] = len, choices: int = 1) -> None:
@@ -41,7 +41,7 @@ class Completion:
         self._open: set[int] = set()
         self._was_summed_up = False
         self.done = False
-        """The server said ``[DONE]``: nothing follows."""
+        """The server sent ``[DONE]``: nothing follows."""
         self.finish_reason = "stop"
         self._is_generated = False
         self._usage: Usage | None = None
@@ -49,25 +49,25 @@ class Completion:
 
     @property
     def ended(self) -> bool:
-        """The answer has a proper end: a finish reason of each choice, after all that it says, or ``[DONE]``.
+        """Whether the answer has a proper end: a finish reason after the text of each choice, or ``[DONE]``.
 
-        A server that gave fewer choices than were asked for has ended them all where it sums up what they used.
+        A server that gave fewer choices than the request has ends them all with a summary of their usage.
         """
         enough = 1 if self._was_summed_up else self._choices
         return self.done or (len(self._finished) >= enough and not self._open)
 
     @property
     def usage(self) -> Usage | None:
-        """What was used, or None where the server did not say it, or said what cannot be."""
+        """What was used; None where the server sent no usage, or an impossible one."""
         usage = self._usage if self.ended and self._usage_is_last else None
         return _credible(usage, is_generated=self._is_generated)
 
-    def take(self, event: ServerEvent) -> Piece | None:
-        """Take one event; None where it says only that the stream is over.
+    def read(self, event: ServerEvent) -> Piece | None:
+        """The piece in an event; None for ``[DONE]``.
 
         Raises:
             ErrorEvent: the server reports an error.
-            ValueError: this is no event of a completion.
+            ValueError: the event is not part of a completion.
         """
         if event.data == "[DONE]":
             self.done = True
@@ -78,26 +78,26 @@ class Completion:
         text, deltas, tokens = "", 0, 0
         choices = _objects(chunk.get("choices"))
         for choice in choices:
-            its_text, generated = self._take_choice(choice)
-            text += its_text
+            shown, generated = self._read_choice(choice)
+            text += shown
             if generated:
                 deltas += 1
                 tokens += max(1, self._count_tokens(generated))
         if chunk.get("usage") is not None:
-            self._take_usage(chunk["usage"], is_summary=not choices)
+            self._read_usage(chunk["usage"], is_summary=not choices)
         return Piece(text, deltas, tokens, chunk)
 
-    def _take_choice(self, choice: dict[str, Any]) -> tuple[str, str]:
+    def _read_choice(self, choice: dict[str, Any]) -> tuple[str, str]:
         """The text to show, and all that was generated."""
         delta, index = _object(choice.get("delta")), _index(choice)
-        # Whatever has text in it was generated and is billed: content, reasoning, tool calls, and kinds yet to come,
-        # also in the words of the older API, since we hand those on as they are.
+        # All text was generated and is billed: content, reasoning, tool calls, and kinds yet to come; also in fields of
+        # the older API, since those are passed on as they are.
         generated = "".join(_strings([delta, choice.get("text")]))
         if generated:
             self._is_generated = True
             self._usage_is_last = False
             self._open.add(index)
-        # Some servers say "" or "null" for none.
+        # Some servers send "" or "null" for none.
         if _finish_reason(choice) not in {None, "", "null"}:
             self._open.discard(index)
             self._finished.add(index)
@@ -105,9 +105,9 @@ class Completion:
         text = _text_of(delta.get("content") or delta.get("refusal") or "")
         return (text if index == 0 else ""), generated
 
-    def _take_usage(self, raw: object, *, is_summary: bool) -> None:
+    def _read_usage(self, raw: object, *, is_summary: bool) -> None:
         usage = _usage_of(raw)
-        # One that says nothing takes nothing back.
+        # A usage without counts does not undo an earlier one.
         if usage is not None:
             self._usage_is_last = True
             self._was_summed_up |= is_summary and bool(self._finished) and not self._open
@@ -119,7 +119,7 @@ def read_whole(received: bytes) -> dict[str, Any]:
 
     Raises:
         ErrorEvent: the server reports an error.
-        ValueError: this is no completion.
+        ValueError: `received` is not a completion.
     """
     body = _loads(received.decode())
     if _is_error(body):
@@ -134,13 +134,13 @@ def read_whole(received: bytes) -> dict[str, Any]:
 
 
 def usage_of_whole(body: dict[str, Any]) -> Usage | None:
-    """What the server says was used for all of it, or None where it did not say it, or said what cannot be."""
+    """The usage of a whole answer; None where the server sent none, or an impossible one."""
     is_generated = any(text for message in _messages(body) for text in _strings(message))
     return _credible(_usage_of(body.get("usage")), is_generated=is_generated)
 
 
 def tokens_of_whole(body: dict[str, Any], count_tokens: Callable[[str], int]) -> int:
-    """What was generated of all of it, as far as it shows."""
+    """The tokens of all text in a whole answer."""
     return sum(count_tokens("".join(_strings(message))) for message in _messages(body))
 
 
@@ -148,9 +148,9 @@ def _messages(body: dict[str, Any]) -> list[dict[str, Any]]:
     return [_object(choice.get("message")) for choice in _objects(body["choices"])]
 
 
-def _is_error(said: dict[str, Any]) -> bool:
-    """As OpenAI's API says it, or as older servers do."""
-    return bool(said.get("error")) or said.get("object") == "error"
+def _is_error(body: dict[str, Any]) -> bool:
+    """Whether `body` is an error of OpenAI's API, or of an older server."""
+    return bool(body.get("error")) or body.get("object") == "error"
 
 
 def _credible(usage: Usage | None, *, is_generated: bool) -> Usage | None:
@@ -166,8 +166,8 @@ def _usage_of(raw: object) -> Usage | None:
     if input_tokens is None or output_tokens is None:
         return None
     reasoning_tokens = _count(outputs.get("reasoning_tokens")) or 0
-    # Some servers count what was thought beside what was said, and not in it: the total says so, or that more was
-    # thought than there would be of both.
+    # Some servers count reasoning beside the output and not within it: the total shows that, or more reasoning than
+    # output does.
     total_tokens = input_tokens + output_tokens + reasoning_tokens
     is_beside = counts.get("total_tokens") == total_tokens or 0 < output_tokens < reasoning_tokens
     return Usage(
@@ -180,7 +180,7 @@ def _usage_of(raw: object) -> Usage | None:
 
 
 def _later(one: Usage, other: Usage) -> Usage:
-    """The second, unless the first said more of anything."""
+    """The second, unless the first has more of anything."""
     if other.input_tokens >= one.input_tokens and other.output_tokens >= one.output_tokens:
         return other
     # Cached tokens are the cheaper ones: there, less is dearer.
@@ -210,7 +210,7 @@ _NOT_GENERATED = {"role", "id", "type", "index", "provider_specific_fields", "an
 
 
 def _strings(value: object) -> Iterator[str]:
-    """All text in a delta, wherever it stands: tool calls have theirs two levels down."""
+    """All text in a delta, at any depth: that of tool calls is two levels down."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -227,7 +227,7 @@ def _loads(data: str) -> dict[str, Any]:
         loaded = json.loads(data, parse_constant=_no_number, parse_float=_finite)
     except RecursionError as error:
         raise NotACompletion("nested too deep") from error
-    # Most of what is streamed has not even so many brackets.
+    # Most events have fewer brackets than that.
     if data.count("[") + data.count("{") > _MOST_DEPTH and _is_deep(loaded):
         raise NotACompletion("nested too deep")
     if not isinstance(loaded, dict):
@@ -236,7 +236,7 @@ def _loads(data: str) -> dict[str, Any]:
 
 
 def _no_number(word: str) -> NoReturn:
-    # Python takes it, JSON has no such word, and the client would get it from us.
+    # Python reads NaN and Infinity; JSON has no such words, and they would be passed on to the client.
     raise NotACompletion(f"{word} is not a number")
 
 
@@ -271,7 +271,7 @@ def _object(value: object) -> dict[str, Any]:
 
 
 def _text_of(content: object) -> str:
-    """What a content shows: a text, or the texts among its parts (others are thoughts)."""
+    """The text of a content: a string, or the texts among its parts (other parts are thoughts)."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):

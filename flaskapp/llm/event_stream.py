@@ -15,7 +15,7 @@ class ServerEvent:
 
 
 class EventStream:
-    """Feed it bytes, cut anywhere; it gives the events that they complete."""
+    """Parses bytes, cut anywhere, into the events that they complete."""
 
     def __init__(self) -> None:
         self._line = bytearray()
@@ -26,7 +26,7 @@ class EventStream:
         self._event_bytes = 0
 
     def feed(self, received: bytes) -> Iterator[ServerEvent]:
-        """Take more bytes.
+        """The events that `received` completes.
 
         Raises:
             ValueError: an event is larger than `MAX_EVENT_BYTES`.
@@ -41,14 +41,14 @@ class EventStream:
                 raise ValueError("an event is too large")
             self._line += part
             if part.endswith((b"\r", b"\n")):
-                yield from self._take_line()
+                yield from self._parse_line()
 
     def end(self) -> Iterator[ServerEvent]:
-        """The stream is over; some servers leave out the empty line after their last event."""
-        yield from self._take_line()
+        """The last event, at the end of the stream: some servers leave out the empty line after it."""
+        yield from self._parse_line()
         yield from self._dispatch()
 
-    def _take_line(self) -> Iterator[ServerEvent]:
+    def _parse_line(self) -> Iterator[ServerEvent]:
         line = self._line.rstrip(b"\r\n").decode(errors="replace")
         self._line.clear()
         self._lines_seen += 1

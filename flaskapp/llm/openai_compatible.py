@@ -1,4 +1,4 @@
-"""Any server that speaks OpenAI's chat completions, streamed through as it arrives.
+"""Any server with OpenAI's chat completions; its answers are streamed through as they arrive.
 
 No request is ever sent twice, no redirect is followed, and no proxy is taken from the environment: the key goes to the
 server that was configured and nowhere else. Certificates are checked against the system's, or `SSL_CERT_FILE`.
@@ -30,12 +30,12 @@ _POOL_WAIT_SECONDS = 1.0
 _CONNECTIONS = 512
 _IDLE_CONNECTIONS = 64
 _IDLE_SECONDS = 4.0
-"""Shorter than the five seconds after which the usual servers hang up: a request must not meet a closing connection."""
+"""Shorter than the five seconds after which usual servers hang up: a request must not meet a closing connection."""
 _TAIL_SECONDS = 0.2
-"""How long we wait, after ``[DONE]``, for the end of the body, so that the connection can be used again."""
+"""How long to wait, after ``[DONE]``, for the end of the body, so that the connection can be used again."""
 _EVENT_STREAM, _JSON = "text/event-stream", "application/json"
-_ANSWER_BYTES = 16_777_216
-"""More than any answer of the choices and tokens that can be asked for."""
+_MAX_ANSWER_BYTES = 16_777_216
+"""More than any answer of the most choices and tokens."""
 _ERROR_BODY_BYTES = 2_048
 _ERROR_BODY_SECONDS = 1.0
 _DETAIL_CHARACTERS = 200
@@ -150,7 +150,7 @@ class OpenAICompatibleModel:
         received = bytearray()
         for part in response.iter_stream():
             received += part
-            if len(received) > _ANSWER_BYTES:
+            if len(received) > _MAX_ANSWER_BYTES:
                 raise NotACompletion("an answer that is too large")
         return read_whole(bytes(received))
 
@@ -167,7 +167,7 @@ class OpenAICompatibleModel:
         return body[:_ERROR_BODY_BYTES].decode(errors="replace")
 
     def _clean(self, text: str) -> str:
-        """Fit for one line of the log: short, printable, without our secrets."""
+        """`text` for one line of the log: short, printable, without our secrets."""
         for secret in self._secrets:
             text = secret.sub("***", text)
         printable = "".join(character if character.isprintable() else " " for character in text)
@@ -175,7 +175,7 @@ class OpenAICompatibleModel:
 
 
 class StreamedAnswer:
-    """An answer on its way in. It ends with its text; its usage is known only if all of it was read."""
+    """An answer that is streamed in. Its usage is known only if all of it was read."""
 
     def __init__(
         self,
@@ -189,7 +189,7 @@ class StreamedAnswer:
         self._clock = clock
         self._clean = clean
         self._completion = completion
-        self._whole = False
+        self._is_whole = False
         self._lock = threading.Lock()
         self._reading = False
         self._closed = False
@@ -197,8 +197,8 @@ class StreamedAnswer:
 
     @property
     def usage(self) -> Usage | None:
-        """What the server says was used; None if it did not say, or if the answer was not read to its end."""
-        return self._completion.usage if self._whole else None
+        """The usage that the server sent; None without one, or if the answer was not read to its end."""
+        return self._completion.usage if self._is_whole else None
 
     @property
     def finish_reason(self) -> str:
@@ -209,26 +209,26 @@ class StreamedAnswer:
         """The pieces, as they arrive.
 
         Raises:
-            UpstreamBroken: the stream broke off, stalled until the deadline, or is none.
+            UpstreamBroken: the stream broke off, stalled until the deadline, or is not a completion.
         """
         pieces = self._pieces()
         while (piece := self._next(pieces)) is not None:
             yield piece
 
     def hang_up(self) -> None:
-        """See `Answer.hang_up`: the upstream sees the end at once; what has come is still there to be read."""
+        """See `Answer.hang_up`: the upstream sees the end at once; what has come can still be read."""
         with self._lock:
             if not self._closed:
                 self._hung_up = True
                 self._connection.break_off()
 
     def close(self) -> None:
-        """Break the connection off, unless the answer has ended. A reader that waits for it gives it back itself."""
+        """Break the connection off, unless the answer has ended. A thread that reads it closes the response itself."""
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-            # Inside the lock: once the reader has given the connection back, it may be somebody else's.
+            # Inside the lock: once the response is closed, the connection may serve another request.
             self._connection.break_off()
             reading = self._reading
         if not reading:
@@ -256,30 +256,30 @@ class StreamedAnswer:
         return None if closed else piece
 
     def _pieces(self) -> Iterator[Piece]:
-        batch, ahead = -1, 0
+        batch, lead_tokens = -1, 0
         for piece in self._parsed():
             if self._connection.batches != batch:
-                batch, ahead = self._connection.batches, 0
-            ahead += piece.tokens
-            yield replace(piece, ahead=ahead)
+                batch, lead_tokens = self._connection.batches, 0
+            lead_tokens += piece.tokens
+            yield replace(piece, lead_tokens=lead_tokens)
 
     def _parsed(self) -> Iterator[Piece]:
         events = EventStream()
         body = self._response.iter_stream()
         for received in body:
             for event in events.feed(received):
-                if piece := self._completion.take(event):
+                if piece := self._completion.read(event):
                     yield piece
             if self._completion.done:
                 self._read_tail(body)
                 break
         for event in events.end():
-            if not self._completion.done and (piece := self._completion.take(event)):
+            if not self._completion.done and (piece := self._completion.read(event)):
                 yield piece
         if not self._completion.ended:
             raise httpcore2.RemoteProtocolError("the stream ended before the answer did")
-        # What ends because we hung up looks, in a body without a length, as if the server had ended it.
-        self._whole = self._completion.done or not (self._hung_up or self._closed)
+        # In a body without a length, an end by our own hang-up looks like one by the server.
+        self._is_whole = self._completion.done or not (self._hung_up or self._closed)
 
     def _read_tail(self, body: Iterator[bytes]) -> None:
         self._connection.hurry_until_seconds = self._clock.monotonic_seconds() + _TAIL_SECONDS
@@ -290,7 +290,7 @@ class StreamedAnswer:
 
 
 def broken_answer(error: Exception, clean: Callable[[str], str]) -> UpstreamBroken:
-    """What is said of an answer that broke off, or that is none."""
+    """The failure for `error` in the middle of an answer; `clean` makes its text fit for the log."""
     detail = clean(repr(error))
     if isinstance(error, httpcore2.TimeoutException):
         return UpstreamBroken("The model did not go on in time.", detail=detail, timed_out=True)
@@ -306,7 +306,7 @@ def _body(request: ModelRequest, *, stream: bool = True) -> bytes:
     options = dict(request.options)
     if stream:
         options["stream"] = True
-        # Whatever the caller wants to see: what was used has to be known.
+        # Whatever the caller asked for: the usage has to be known.
         options["stream_options"] = {**options.get("stream_options", {}), "include_usage": True}
     if request.choices > 1:
         options["n"] = request.choices
@@ -321,7 +321,7 @@ def _body(request: ModelRequest, *, stream: bool = True) -> bytes:
 
 
 def _parse_base_url(base_url: str) -> tuple[httpcore2.URL, str, str]:
-    """The URL of the completions, the Host header, and the URL's credentials as HTTP's basic ones (or nothing)."""
+    """The URL of the completions, the Host header, and the URL's credentials as HTTP's basic ones (or "")."""
     try:
         parts = urlsplit(base_url)
         host, port = (parts.hostname or "").encode("idna"), parts.port
@@ -349,9 +349,9 @@ def _checked_key(api_key: str) -> str:
 
 
 def _any_spelling(secret: str) -> re.Pattern[str]:
-    """Finds it also where each character is escaped, as JSON, Python or a URL does, or the escapes once more.
+    """A pattern for `secret`, also where JSON, Python or a URL escaped its characters, or escaped the escapes again.
 
-    Takes as long as the text is long: it begins only where a run of backslashes does, and never gives back any.
+    It runs in linear time: a match begins only where a run of backslashes does, and it never backtracks into one.
     """
     # A backslash may be doubled any number of times, so a run of them is like one.
     return re.compile(r"(?<!\\)" + "".join(map(_any_spelling_of, re.sub(r"\\+", r"\\", secret))))

@@ -1,7 +1,7 @@
-"""Connections with a deadline. httpcore knows time-outs for each read, so a trickle of bytes could hold it for ever.
+"""Connections with a deadline. httpcore has a time-out for each read, so a trickle of bytes could keep it for ever.
 
 Here a "time-out" is a moment of the monotonic clock by which a request must be through; each wait on the socket gets
-what is left until then. And a connection can be broken from another thread, which wakes the one that reads from it.
+what is left until then. Another thread can break a connection off, which wakes the thread that reads from it.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import httpcore2
 from backends.clock import Clock
 
 _AT_ONCE_SECONDS = 0.000_5
-"""A read that took no longer found its bytes there."""
+"""A read that took no longer found its bytes already there."""
 
 
 class TimedStream(httpcore2.NetworkStream):
@@ -26,13 +26,13 @@ class TimedStream(httpcore2.NetworkStream):
         self._clock = clock
         self._is_encrypted = is_encrypted
         self.hurry_until_seconds: float | None = None
-        """If set, reading ends at this moment, if it is earlier."""
+        """If set, reading ends at this moment, unless its time-out is earlier."""
         self.batches = 0
-        """How often a reader was seen to have caught up; what it reads until the next time may have come before."""
+        """How often the reader had caught up; what it reads until the next time may have come before."""
         self._has_caught_up = False
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """What has come, at most `max_bytes`; nothing at the end."""
+        """The bytes that have come, at most `max_bytes`; empty at the end."""
         if timeout is not None and self.hurry_until_seconds is not None:
             timeout = min(timeout, self.hurry_until_seconds)
         left = seconds_until(timeout, self._clock)
@@ -48,14 +48,14 @@ class TimedStream(httpcore2.NetworkStream):
         return received
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Send all of it."""
+        """Send all of `buffer`."""
         left = seconds_until(timeout, self._clock)
         if left == 0:
             raise httpcore2.WriteTimeout
         self._stream.write(buffer, left)
 
     def close(self) -> None:
-        """Give the socket back."""
+        """Close the socket."""
         self._stream.close()
 
     def start_tls(
@@ -72,14 +72,14 @@ class TimedStream(httpcore2.NetworkStream):
         return self._stream.get_extra_info(info)
 
     def break_off(self) -> None:
-        """Shut the connection down: whoever reads from it, in whatever thread, sees its end after what has come."""
-        # The plain socket's shutdown also under TLS: that of an SSLSocket turns it into a plain one beneath its reader.
+        """Shut the connection down: a reader in any thread gets what has come, and then the end."""
+        # The plain socket's shutdown also under TLS: that of an SSLSocket makes it a plain one under its reader.
         with contextlib.suppress(OSError):
             socket.socket.shutdown(self.get_extra_info("socket"), socket.SHUT_RDWR)
 
 
 class TimedBackend(httpcore2.NetworkBackend):
-    """Opens `TimedStream` connections. It reads no environment, so no proxy ever stands in between."""
+    """Opens `TimedStream` connections. It reads no environment, so no proxy is ever used."""
 
     def __init__(self, clock: Clock) -> None:
         self._backend = httpcore2.SyncBackend()
@@ -102,5 +102,5 @@ class TimedBackend(httpcore2.NetworkBackend):
 
 
 def seconds_until(moment_seconds: float | None, clock: Clock) -> float | None:
-    """What is left until then, never below 0; None if there is no such moment."""
+    """The seconds left until then, never below 0; None without such a moment."""
     return None if moment_seconds is None else max(0.0, moment_seconds - clock.monotonic_seconds())

@@ -31,7 +31,7 @@ from flaskapp.http.refusals import InvalidRequest
 from flaskapp.llm import MAX_CHOICES
 
 _MOST_TOKENS = 10**9
-"""More than any model gives: whoever asks for more means something else."""
+"""More than any model gives: a larger maximum is a mistake."""
 _MAX_MESSAGES = 2_048
 _MAX_DEFINITIONS = 128
 _NOT_OFFERED = "is not offered here: it is unknown, or what it costs cannot be bounded"
@@ -42,7 +42,7 @@ class _Strict(BaseModel):
 
 
 def _by_type(value: object) -> str:
-    """Which choice of a union a value is, by its own word; in ``<>`` it does not show in a place."""
+    """The tag of a union's choice, from the value's `type`; `not_usable` leaves out what is in ``<>``."""
     return f"<{value.get('type')}>" if isinstance(value, dict) else "<none>"
 
 
@@ -51,7 +51,7 @@ def _by_kind(value: object) -> str:
 
 
 def _number(value: object) -> Decimal:
-    """Any number of JSON; nothing else."""
+    """A number of JSON, as `Decimal`; anything else is an error."""
     if isinstance(value, bool) or not isinstance(value, int | Decimal):
         raise PydanticCustomError("number", "has to be a number")
     return Decimal(value)
@@ -141,7 +141,7 @@ class _Message(_Strict):
     tool_calls: list[_ToolCall] | None = None
     tool_call_id: _Id | None = None
     function_call: _FunctionCall | None = None
-    # What an answer has and clients hand back with it; of an audio only that there was none.
+    # Fields of an answer that clients send back with it; `audio` only as null.
     annotations: list[_Object] | None = None
     reasoning_content: str | None = None
     audio: None = None
@@ -323,7 +323,7 @@ class CompletionBody:
     model: str
     messages: Sequence[Mapping[str, Any]]
     options: Mapping[str, Any]
-    """What is passed on, as it was sent."""
+    """What is passed on, as the client sent it."""
     max_tokens: int
     """Of each choice."""
     choices: int
@@ -332,12 +332,12 @@ class CompletionBody:
     stream: bool
     include_usage: bool
     text: str
-    """The body as it was sent, in one spelling."""
+    """The body as the client sent it, in one spelling."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What a server allows."""
+    """What the service allows."""
 
     default_model: str
     models: tuple[str, ...]
@@ -360,14 +360,14 @@ def read_completion_body(request: Request, bounds: Bounds) -> CompletionBody:
         raise InvalidRequest(422, "n", f"may be at most {bounds.max_choices} here")
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest(422, "stream_options", "goes only with stream: true")
-    asked = [maximum for maximum in (body.max_tokens, body.max_completion_tokens) if maximum is not None]
+    requested = [maximum for maximum in (body.max_tokens, body.max_completion_tokens) if maximum is not None]
     options = _options(content, body)
     messages: Sequence[Mapping[str, Any]] = content["messages"]  # type: ignore[assignment] # was checked
     return CompletionBody(
         model=model,
         messages=messages,
         options=options,
-        max_tokens=min([bounds.max_tokens, *asked]),
+        max_tokens=min([bounds.max_tokens, *requested]),
         choices=choices,
         input_tokens=_input_tokens(model, messages, options, bounds.max_input_tokens),
         stream=bool(body.stream),

@@ -1,24 +1,23 @@
-"""Server-sent events of ``/v1``: the upstream's own chunks, passed through, and ours where we end the answer."""
+"""Server-sent events of ``/v1``: the upstream's own chunks, passed on, and ours where we end the answer."""
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from backends.money import usd_text
-from flaskapp.answers.stream import HEARTBEAT
 from flaskapp.http.openai_errors import error_object
 from flaskapp.llm import Piece, Usage
 
 _ENVELOPE = ("id", "object", "created", "model", "system_fingerprint", "service_tier")
 _BROKEN_STATUS = 502
-"""What it would be if the answer had not begun."""
+"""The status that it would have if the answer had not begun."""
 _DONE = b"data: [DONE]\n\n"
 
 
 class CompletionStreamFormat:
-    """How ``/v1/chat/completions`` tells an answer. See `stream.StreamFormat`.
+    """The events of ``/v1/chat/completions``. See `stream.StreamFormat`.
 
-    Usage is always asked from the upstream. It goes to the client once, at the end, and only if the client asked.
+    The upstream always has to send its usage. The client gets it once, at the end, and only with `include_usage`.
     """
 
     def __init__(self, request_id: str, model: str, created_seconds: int, *, include_usage: bool) -> None:
@@ -46,21 +45,17 @@ class CompletionStreamFormat:
             return b""
         return self._event(chunk)
 
-    def heartbeat(self) -> bytes:
-        """A comment."""
-        return HEARTBEAT
-
     def complete(self, usage: Usage, cost_nanousd: int, finish_reason: str, *, was_cut: bool) -> bytes:
-        """What is missing to a whole answer: an end where we cut it, the usage if it was asked for, and the mark."""
+        """What a whole answer lacks: finish reasons where we cut it, the usage with `include_usage`, and ``[DONE]``."""
         del cost_nanousd
         ends = self._ends(finish_reason) if was_cut else b""
         return ends + (self._usage_event(usage) if self._include_usage else b"") + _DONE
 
     def broken(self, error: str, message: str, usage: Usage, cost_nanousd: int) -> bytes:
-        """An error in OpenAI's shape, and no mark: this is no whole answer."""
+        """An error in OpenAI's shape, and no ``[DONE]``: this is no whole answer."""
         details = {"cost_usd": usd_text(cost_nanousd), "usage": _usage(usage)}
-        told = error_object(_BROKEN_STATUS, error, message, request_id=self._request_id, details=details)
-        return _data({"error": told})
+        content = error_object(_BROKEN_STATUS, error, message, request_id=self._request_id, details=details)
+        return _data({"error": content})
 
     def _follow(self, choices: object) -> None:
         for choice in choices if isinstance(choices, list) else ():
@@ -79,9 +74,9 @@ class CompletionStreamFormat:
         return self._event({**self._envelope, "choices": [choice]})
 
     def _usage_event(self, usage: Usage) -> bytes:
-        told, ours = self._usage or {}, _usage(usage)
-        is_the_same = all(told.get(name) == ours[name] for name in ("prompt_tokens", "completion_tokens"))
-        return _data({**self._envelope, "choices": [], "usage": told if is_the_same else ours})
+        theirs, ours = self._usage or {}, _usage(usage)
+        is_the_same = all(theirs.get(name) == ours[name] for name in ("prompt_tokens", "completion_tokens"))
+        return _data({**self._envelope, "choices": [], "usage": theirs if is_the_same else ours})
 
     def _event(self, chunk: dict[str, Any]) -> bytes:
         return _data({**chunk, "usage": None} if self._include_usage else chunk)
@@ -98,5 +93,5 @@ def _usage(usage: Usage) -> dict[str, Any]:
 
 
 def _data(body: Mapping[str, Any]) -> bytes:
-    # ASCII: half a surrogate pair of a model passes as the escape that it came as.
+    # ASCII: half a surrogate pair of a model is passed on as the escape that it came as.
     return f"data: {json.dumps(body, separators=(',', ':'))}\n\n".encode()

@@ -1,16 +1,16 @@
-"""The room for OpenAI's clients: the same guard in front of the same model, in OpenAI's words."""
+"""The routes for OpenAI's clients: the same guard in front of the same model, in OpenAI's words."""
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from flask import Blueprint, Response, g, request
 
 from backends.clock import US_PER_SECOND, Clock
 from backends.pricing.prices import PriceBook
 from flaskapp.answers.admission import Admission, CostBound
-from flaskapp.answers.meter import Meter, Slices, slices_of
-from flaskapp.answers.stream import Stream, StreamContext, ask_model
+from flaskapp.answers.meter import Meter, slices_of
+from flaskapp.answers.stream import Stream, StreamContext, call_model
 from flaskapp.http.api_keys import ApiKeys
 from flaskapp.http.headers import read_idempotency
 from flaskapp.http.openai_errors import PREFIX
@@ -25,7 +25,7 @@ ROUTE = f"{PREFIX}/chat/completions"
 
 @dataclass(frozen=True, slots=True)
 class OpenAIRoutes:
-    """What the ``/v1`` endpoints work with; made once by the lobby."""
+    """The ``/v1`` endpoints and what they need; the application has one."""
 
     admission: Admission
     keys: ApiKeys
@@ -35,7 +35,7 @@ class OpenAIRoutes:
     owner: str
     stream_deadline_seconds: int
     settings: Callable[[], LiveSettings]
-    terms: StreamContext
+    context: StreamContext
     clock: Clock
 
     def complete(self) -> Response:
@@ -47,7 +47,7 @@ class OpenAIRoutes:
         admitted = self.admission.reserve(who, self._cost_bound(body, settings), settings, idempotency)
         if isinstance(admitted, Response):
             return admitted
-        return admitted.deliver(lambda meter: self._stream(body, meter) if body.stream else self._whole(body, meter))
+        return admitted.respond(lambda meter: (self._stream if body.stream else self._whole)(body, meter))
 
     def models(self) -> Response:
         """``GET /v1/models``."""
@@ -72,44 +72,35 @@ class OpenAIRoutes:
         )
 
     def _cost_bound(self, body: CompletionBody, settings: LiveSettings) -> CostBound:
-        """What it costs at most: the input once, and every choice as long as it may be."""
+        """The most that it can cost: the input once, and every choice as long as it may be."""
         price = self.prices.price(body.model, self.clock.now_us())
-        most = Usage(body.input_tokens, body.choices * body.max_tokens)
-        return CostBound(price, most, self._slices(body, settings))
-
-    def _slices(self, body: CompletionBody, settings: LiveSettings) -> Slices | None:
-        # What is not streamed can be neither counted nor cut on its way.
-        slices = slices_of(settings, body.model) if body.stream else None
-        if slices is None:
-            return None
-        # Each choice runs ahead of its reader.
-        return replace(
-            slices,
-            slice_tokens=slices.slice_tokens * body.choices,
-            least_cushion_tokens=slices.least_cushion_tokens * body.choices,
-        )
+        max_usage = Usage(body.input_tokens, body.choices * body.max_tokens)
+        # What is not streamed can be neither counted nor cut while it runs.
+        return CostBound(price, max_usage, slices_of(settings, body.model, body.choices) if body.stream else None)
 
     def _stream(self, body: CompletionBody, meter: Meter) -> Response:
         deadline_at_seconds = self.clock.monotonic_seconds() + self.stream_deadline_seconds
-        asked = self._request(body)
-        answer = ask_model(lambda: self.model.open(asked), self.terms.stopping, drop=lambda late: late.close())
+        model_request = self._model_request(body)
+        answer = call_model(
+            lambda: self.model.open(model_request), self.context.stopping, drop=lambda late: late.close()
+        )
         created_seconds = self.clock.now_us() // US_PER_SECOND
         stream_format = CompletionStreamFormat(
             g.request_id, body.model, created_seconds, include_usage=body.include_usage
         )
         return Stream(
-            g.request_id, answer, meter, stream_format, self.terms, deadline_at_seconds=deadline_at_seconds
+            g.request_id, answer, meter, stream_format, self.context, deadline_at_seconds=deadline_at_seconds
         ).response()
 
     def _whole(self, body: CompletionBody, meter: Meter) -> Response:
-        asked = self._request(body)
-        completed = ask_model(lambda: self.model.complete(asked), self.terms.stopping)
-        # All of it is there: what it is more than the maximum cannot be cut any more, but it is counted.
-        meter.take(Piece("", 0, completed.seen_tokens))
+        model_request = self._model_request(body)
+        completed = call_model(lambda: self.model.complete(model_request), self.context.stopping)
+        # What exceeds the maximum can no longer be cut, but it is counted.
+        meter.count(Piece("", 0, completed.seen_tokens))
         meter.settle(completed.usage)
         return _json(completed.body)
 
-    def _request(self, body: CompletionBody) -> ModelRequest:
+    def _model_request(self, body: CompletionBody) -> ModelRequest:
         return ModelRequest(
             model=body.model,
             messages=body.messages,
@@ -121,7 +112,7 @@ class OpenAIRoutes:
         )
 
     def _card(self, model: str) -> dict[str, object]:
-        # Nobody here knows when a model was made; the official client wants a number.
+        # When a model was made is not known here; the official client needs a number.
         return {"id": model, "object": "model", "created": 0, "owned_by": self.owner}
 
 
@@ -131,10 +122,10 @@ def _json(body: dict[str, object]) -> Response:
     return response
 
 
-def make_openai_api(room: OpenAIRoutes) -> Blueprint:
+def make_openai_api(routes: OpenAIRoutes) -> Blueprint:
     """The blueprint ``openai``."""
     blueprint = Blueprint("openai", __name__)
-    blueprint.add_url_rule(ROUTE, "complete", room.complete, methods=["POST"])
-    blueprint.add_url_rule(f"{PREFIX}/models", "models", room.models, methods=["GET"])
-    blueprint.add_url_rule(f"{PREFIX}/models/<path:name>", "one_model", room.one_model, methods=["GET"])
+    blueprint.add_url_rule(ROUTE, "complete", routes.complete, methods=["POST"])
+    blueprint.add_url_rule(f"{PREFIX}/models", "models", routes.models, methods=["GET"])
+    blueprint.add_url_rule(f"{PREFIX}/models/<path:name>", "one_model", routes.one_model, methods=["GET"])
     return blueprint

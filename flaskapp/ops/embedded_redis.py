@@ -1,11 +1,9 @@
-"""A real server of our own: for a laptop without Redis, for the tests and for the race lab.
+"""A Redis or Valkey server as a child process: for a laptop without Redis, for the tests and for the race lab.
 
-Everything here concerns processes that this module started, or the one whose address it recorded; no other server
-is ever touched. A server does not outlive whoever started it, not even when that one is killed.
+It does not outlive the process that started it, not even when that one is killed.
 """
 
 import importlib
-import os
 import shutil
 import signal
 import socket
@@ -18,12 +16,11 @@ from typing import Self
 
 from backends.clock import SystemClock
 from backends.errors import ConfigurationError, StoreUnavailable
+from flaskapp.ops.running_redis import HOST, answers
 
-HOST = "127.0.0.1"
 START_TIMEOUT_SECONDS = 15.0
 STOP_TIMEOUT_SECONDS = 10.0
 TRIES_FOR_A_FREE_PORT = 5
-RECORD = "redis.url"
 
 
 def find_server() -> Path:
@@ -76,9 +73,9 @@ class EmbeddedServer:
     """One server process on 127.0.0.1, with its files in `directory`. A context manager.
 
     Args:
-        directory: where its log and, if `durable`, its append-only file live; made if it is not there.
+        directory: of its log and, if `durable`, its append-only file; made if it is not there.
         port: where it listens; 0 takes a free port and keeps it over restarts.
-        durable: what was written survives `stop` and `kill`.
+        durable: what was written survives its end.
         binary: the server program; `find_server()` by default.
     """
 
@@ -113,14 +110,14 @@ class EmbeddedServer:
 
     @property
     def is_running(self) -> bool:
-        """Whether the process is there; a frozen one is."""
+        """Whether the process is there."""
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Run it, and come back when it answers. After `stop` or `kill` it takes the same port again.
+        """Run it, and return when it answers. After its end it takes the same port again.
 
         Raises:
-            StoreUnavailable: it ended, or did not answer in time; the text has its last word.
+            StoreUnavailable: it ended, or did not answer in time; the text has the last line of its log.
         """
         if self._process is not None:
             raise RuntimeError("the embedded server runs already")
@@ -142,7 +139,7 @@ class EmbeddedServer:
                 return
 
     def stop(self) -> None:
-        """End it in good order, frozen or not. Does nothing where it does not run."""
+        """End it in good order, also where its process was stopped (SIGSTOP). Does nothing where it does not run."""
         process = self._release()
         if process is None:
             return
@@ -155,29 +152,6 @@ class EmbeddedServer:
                 process.kill()
         process.wait()
 
-    def kill(self) -> None:
-        """End it as a power cut would."""
-        process = self._release()
-        if process is not None:
-            process.kill()
-            process.wait()
-
-    def freeze(self) -> None:
-        """Stop it from answering; connections stay open. Comes back when it has fallen silent."""
-        os.kill(self.pid, signal.SIGSTOP)
-        _wait_until(lambda: not answers(self.port, timeout_seconds=0.05), 5.0)
-
-    def thaw(self) -> None:
-        """Let it go on where `freeze` stopped it."""
-        os.kill(self.pid, signal.SIGCONT)
-
-    def record(self, data_dir: Path) -> None:
-        """Write down where it listens, for `running_url`."""
-        data_dir.mkdir(parents=True, exist_ok=True)
-        draft = data_dir / f"{RECORD}.{os.getpid()}"
-        draft.write_text(f"{self.url} {_run_id(self.port)}\n", encoding="utf-8")
-        draft.replace(data_dir / RECORD)
-
     def _launch(self, port: int) -> None:
         process = subprocess.Popen(  # noqa: S603 - the program is the one that find_server chose
             [str(self._binary.absolute()), *self._settings(port)],
@@ -189,9 +163,9 @@ class EmbeddedServer:
         )
         self._process = process
         self._guardian = guardian_of(process.pid)
-        _wait_until(lambda: process.poll() is not None or answers(port), START_TIMEOUT_SECONDS)
+        wait_until(lambda: process.poll() is not None or answers(port), START_TIMEOUT_SECONDS)
         if process.poll() is not None or not answers(port):
-            raise StoreUnavailable(f"the embedded server did not start on port {port}: {self._last_word()}")
+            raise StoreUnavailable(f"the embedded server did not start on port {port}: {self._last_line()}")
 
     def _settings(self, port: int) -> list[str]:
         settings = {
@@ -207,7 +181,7 @@ class EmbeddedServer:
         }
         return [word for name, value in settings.items() for word in (f"--{name}", value)]
 
-    def _last_word(self) -> str:
+    def _last_line(self) -> str:
         try:
             lines = (self._directory / "server.log").read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
@@ -225,57 +199,8 @@ class EmbeddedServer:
         return process
 
 
-def running_url(data_dir: Path) -> str | None:
-    """The URL that `EmbeddedServer.record` left there, if that very server answers now."""
-    try:
-        url, port, run_id = _recorded(data_dir)
-        return url if _run_id(port) == run_id else None
-    except (OSError, ValueError, StoreUnavailable):
-        return None
-
-
-def recorded_port(data_dir: Path) -> int | None:
-    """The port that `EmbeddedServer.record` left there, whether or not anybody answers on it."""
-    try:
-        return _recorded(data_dir)[1]
-    except (OSError, ValueError):
-        return None
-
-
-def _recorded(data_dir: Path) -> tuple[str, int, str]:
-    url, run_id = (data_dir / RECORD).read_text(encoding="utf-8").split()
-    return url, int(url.rpartition(":")[2].partition("/")[0]), run_id
-
-
-def answers(port: int, timeout_seconds: float = 0.5) -> bool:
-    """Whether a server on that port of 127.0.0.1 says PONG."""
-    try:
-        return _say(port, b"PING\r\n", timeout_seconds).startswith(b"+PONG")
-    except OSError:
-        return False
-
-
-def _say(port: int, command: bytes, timeout_seconds: float) -> bytes:
-    with socket.create_connection((HOST, port), timeout=timeout_seconds) as link:
-        link.settimeout(timeout_seconds)
-        link.sendall(command)
-        return link.recv(65_536)
-
-
-def _run_id(port: int) -> str:
-    try:
-        reply = _say(port, b"INFO server\r\n", 1.0).decode("utf-8", "replace")
-    except OSError as error:
-        raise StoreUnavailable(f"no answer on port {port}") from error
-    for line in reply.splitlines():
-        name, _, value = line.partition(":")
-        if name == "run_id":
-            return value
-    raise StoreUnavailable(f"what answers on port {port} does not say who it is")
-
-
 def guardian_of(pid: int) -> "subprocess.Popen[bytes]":
-    """A shell that waits for the end of this process, however it comes, and then kills `pid`."""
+    """A shell that waits for this process to end, for whatever reason, and then kills `pid`."""
     return subprocess.Popen(  # noqa: S603 - nothing of it comes from outside
         ["/bin/sh", "-c", 'read -r _; kill -9 "$0"', str(pid)],
         stdin=subprocess.PIPE,
@@ -285,7 +210,8 @@ def guardian_of(pid: int) -> "subprocess.Popen[bytes]":
     )
 
 
-def _wait_until(holds: Callable[[], bool], timeout_seconds: float) -> None:
+def wait_until(holds: Callable[[], bool], timeout_seconds: float) -> None:
+    """Return when `holds()`, or after the time-out."""
     clock = SystemClock()
     end_seconds = clock.monotonic_seconds() + timeout_seconds
     while not holds() and clock.monotonic_seconds() < end_seconds:

@@ -1,10 +1,10 @@
-"""``/healthz``: the process lives. ``/readyz``: it may be sent visitors."""
+"""``/healthz``: the process runs. ``/readyz``: it may be sent requests."""
 
 from collections.abc import Callable
 
 from flask import Blueprint, Response, json
 
-from backends.guard.guard import Guard, Health
+from backends.guard import Guard, Health
 
 
 def make_health(guard: Guard, is_redis_up: Callable[[], bool]) -> Blueprint:

@@ -11,11 +11,11 @@ from backends.contract import Event, Refusal
 from backends.money import usd_text
 
 LOGGER = logging.getLogger("tollgate")
-# Until a server sets the log up there is none: a command says itself what went wrong.
+# There is no log until a server sets it up: a command reports its errors itself.
 LOGGER.addHandler(logging.NullHandler())
 _SHOWN_CHARACTERS = 8
 
-# The words of the contract; what is not here is told by its own name.
+# The texts of the contract; an event that is not here is logged by its name.
 _WORDS = {
     "check_called": "Cost throttling check called",
     "reserved": "Cost recorded for stable_identifier",
@@ -69,7 +69,7 @@ def log_event(event: Event) -> None:
     fields = dict(event.fields)
     exception = fields.pop("exception", None)
     if "message" in fields:
-        # It says all that its fields say.
+        # Its text has all of its fields.
         fields = {"message": fields["message"]}
     words = str(fields.pop("message", _WORDS.get(event.name, event.name.replace("_", " ").capitalize())))
     level = _LEVELS.get(event.name, logging.INFO)

@@ -1,4 +1,4 @@
-"""What the guard tells, as numbers for Prometheus; amounts in nano-dollars."""
+"""Events of the guard as numbers for Prometheus; amounts in nano-dollars."""
 
 from collections.abc import Callable
 
@@ -7,10 +7,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, H
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from backends.contract import Event, Refusal
-from backends.guard.guard import EMERGENCY
+from backends.guard import EMERGENCY
 
 _Count = Callable[[dict[str, object], str], None]
-"""Counts an event with these fields, told of this backend."""
+"""Counts an event with these fields, of this backend."""
 _CHECK_BUCKETS = (0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2)
 
 

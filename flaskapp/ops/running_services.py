@@ -26,9 +26,9 @@ class RunningService:
 
 
 @contextmanager
-def noted(data_dir: Path, port: int, environment: Mapping[str, str]) -> Iterator[None]:
+def note_service(data_dir: Path, port: int, environment: Mapping[str, str]) -> Iterator[None]:
     """Note a service down for as long as this lasts."""
-    place = _folder(data_dir) / f"{port}.json"
+    place = _notes(data_dir) / f"{port}.json"
     place.parent.mkdir(parents=True, exist_ok=True)
     variables = {name: text for name, text in environment.items() if name in _NOTED}
     place.write_text(json.dumps({"pid": os.getpid(), "variables": variables}), encoding="utf-8")
@@ -38,10 +38,10 @@ def noted(data_dir: Path, port: int, environment: Mapping[str, str]) -> Iterator
         place.unlink(missing_ok=True)
 
 
-def served(data_dir: Path) -> list[RunningService]:
+def running_services(data_dir: Path) -> list[RunningService]:
     """The services that run, the one that was started last first."""
     found = []
-    for place in sorted(_folder(data_dir).glob("*.json"), key=_started_at, reverse=True):
+    for place in sorted(_notes(data_dir).glob("*.json"), key=_started_at, reverse=True):
         # It may end at any moment, and one that was killed has left its note behind.
         with suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
             note = json.loads(place.read_text(encoding="utf-8"))
@@ -50,7 +50,7 @@ def served(data_dir: Path) -> list[RunningService]:
     return found
 
 
-def _folder(data_dir: Path) -> Path:
+def _notes(data_dir: Path) -> Path:
     return data_dir / "served"
 
 

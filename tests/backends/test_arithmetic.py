@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.clock import US_PER_SECOND
-from backends.conformance.behaviour import ask
+from backends.conformance.cases import make_ask
 from backends.errors import StoreBroken
 from backends.keys import (
     IDEMPOTENCY_KEEP_SECONDS,
@@ -14,12 +14,13 @@ from backends.keys import (
 )
 from backends.records import Record, parse_record
 from backends.strategies import arithmetic
+from backends.strategies.outcomes import request_digest_of
 from tests.lua.by_hand import RESERVE
 
 
 def test_terms_tell_requests_apart():
     def request_digest(identifier, network, cost):
-        return arithmetic.request_digest_of(ask("r0", cost, identifier=identifier, network=network))
+        return request_digest_of(make_ask("r0", cost, identifier=identifier, network=network))
 
     one = request_digest("id", "net", 5)
     assert one == request_digest("id", "net", 5)
@@ -63,8 +64,8 @@ def test_whatever_stands_in_a_marker_throttles_or_is_over(text, left_ms):
 def test_a_bucket_counts_until_its_youngest_content_has_left_the_window():
     ring = {100: 5}
     end_us = (100 + 10 + 600) * US_PER_SECOND
-    assert arithmetic.alive(ring, 10, 600, end_us - 1) == ring
-    assert arithmetic.alive(ring, 10, 600, end_us) == {}
+    assert arithmetic.live_buckets(ring, 10, 600, end_us - 1) == ring
+    assert arithmetic.live_buckets(ring, 10, 600, end_us) == {}
 
 
 def test_python_and_lua_say_the_same_words():
@@ -75,4 +76,4 @@ def test_python_and_lua_say_the_same_words():
     names = "SECOND, LIVE_PENDING_BUCKETS, RECORD_KEEP_S, IDEMPOTENCY_KEEP_S"
     numbers = f"{US_PER_SECOND}, {LIVE_PENDING_BUCKETS}, {RECORD_KEEP_SECONDS}, {IDEMPOTENCY_KEEP_SECONDS}"
     assert f"{names} = {numbers}\n" in RESERVE.text
-    assert f"ceil(window_s / {WINDOW_BUCKETS}), ceil(open_s / {PENDING_BUCKETS})" in RESERVE.text
+    assert f"ceil(window_s / {WINDOW_BUCKETS}), ceil(pending_s / {PENDING_BUCKETS})" in RESERVE.text

@@ -1,4 +1,4 @@
-"""Each wrong is planted by hand, found and named; what only moves is not told."""
+"""Each error is planted by hand, found and named; what only changes with traffic is not reported."""
 
 import multiprocessing
 import threading
@@ -9,10 +9,10 @@ import redis
 
 from backends import open_backend
 from backends.clock import SystemClock
-from backends.conformance.behaviour import NETWORK, ROOMY, WHO, ask
+from backends.conformance.cases import NETWORK, ROOMY, WHO, make_ask
 from backends.keys import book_keys, bucket_seconds_of
-from backends.ledger.accounts import Ledger
 from backends.ledger.audit import audit
+from backends.ledger.identifier_books import Ledger
 from backends.store.link import Link
 
 COST = 1_000
@@ -42,7 +42,7 @@ def books(backend, raw):
     """Two identifiers of two networks, with an open, a settled and a released reservation each; and their keys."""
     for who, network in ((WHO, NETWORK), ("other", "203.0.113.9")):
         for number, end in enumerate((None, 400, 0)):
-            request = ask(f"{who}-{number}", COST, ROOMY, identifier=who)
+            request = make_ask(f"{who}-{number}", COST, ROOMY, identifier=who)
             made = backend.reserve(replace(request, network=network))
             if end is not None:
                 backend.settle(made, end) if end else backend.release(made)
@@ -76,9 +76,9 @@ def test_a_wrong_bucket(link, books, raw, kind, by):
     key = getattr(books, kind)
     start, held = raw.zrange(key, 0, -1, withscores=True)[0]
     raw.zincrby(key, by, start)
-    (told,) = audit(link).disagreements
-    assert (told.kind, told.key, told.bucket) == ("total", key, int(start))
-    assert (told.stored_nanousd, told.expected_nanousd) == (held + by, held)
+    (found_one,) = audit(link).disagreements
+    assert (found_one.kind, found_one.key, found_one.bucket) == ("total", key, int(start))
+    assert (found_one.stored_nanousd, found_one.expected_nanousd) == (held + by, held)
 
 
 @pytest.mark.parametrize(
@@ -88,12 +88,12 @@ def test_a_missing_bucket(link, books, raw, kind):
     key = getattr(books, kind)
     start, held = raw.zrange(key, 0, -1, withscores=True)[0]
     raw.zrem(key, start)
-    (told,) = audit(link).disagreements
-    assert (told.kind, told.key, told.bucket) == ("total", key, int(start))
-    assert (told.stored_nanousd, told.expected_nanousd) == (0, held)
+    (found_one,) = audit(link).disagreements
+    assert (found_one.kind, found_one.key, found_one.bucket) == ("total", key, int(start))
+    assert (found_one.stored_nanousd, found_one.expected_nanousd) == (0, held)
 
 
-def test_a_bucket_that_nobody_reserved(link, books, raw):
+def test_a_bucket_without_a_reservation(link, books, raw):
     start = raw.zrange(books.recent, 0, -1)[0]
     raw.zadd(books.recent, {str(int(start) - 2 * bucket_seconds_of(ROOMY.window_seconds)): 7})
     assert found(link) == [("total", books.recent)]
@@ -103,9 +103,9 @@ def test_a_bucket_that_nobody_reserved(link, books, raw):
 def test_a_total_that_is_too_small(link, books, raw, kind):
     key = getattr(books, kind)
     raw.decrby(key, 1)
-    told = audit(link).disagreements
-    assert ("total", key) in [(each.kind, each.key) for each in told]
-    its = next(each for each in told if each.kind == "total")
+    disagreements = audit(link).disagreements
+    assert ("total", key) in [(each.kind, each.key) for each in disagreements]
+    its = next(each for each in disagreements if each.kind == "total")
     assert its.stored_nanousd == its.expected_nanousd - 1
 
 
@@ -113,15 +113,15 @@ def test_a_total_that_is_too_small(link, books, raw, kind):
 def test_the_sum_of_a_day_that_is_too_large(link, books, raw, kind):
     """Also on a day whose first records are gone: the days are compared with one another."""
     raw.incrby(getattr(books, kind), 1)
-    told = [each for each in audit(link).disagreements if each.kind == "sum"]
-    assert {each.key for each in told} == {books.global_daily}
-    assert {each.stored_nanousd - each.expected_nanousd for each in told} == {1 if kind == "global_daily" else -1}
+    sums = [each for each in audit(link).disagreements if each.kind == "sum"]
+    assert {each.key for each in sums} == {books.global_daily}
+    assert {each.stored_nanousd - each.expected_nanousd for each in sums} == {1 if kind == "global_daily" else -1}
 
 
 def test_an_hour_that_is_more_than_its_day(link, books, raw):
     raw.incrby(books.global_hourly, 10**9)
-    told = [each for each in audit(link).disagreements if each.kind == "sum"]
-    assert [(each.key, "its hours" in each.told) for each in told] == [(books.global_daily, True)]
+    sums = [each for each in audit(link).disagreements if each.kind == "sum"]
+    assert [(each.key, "its hours" in each.told) for each in sums] == [(books.global_daily, True)]
 
 
 def test_a_missing_total(link, books, raw):
@@ -165,7 +165,7 @@ def test_a_negative_bucket(link, books, raw):
     assert ("no_amount", books.pending_global) in found(link)
 
 
-def test_an_unknown_key_is_told_and_those_of_others_are_not(link, books, raw):
+def test_an_unknown_key_is_reported_and_those_of_others_are_not(link, books, raw):
     raw.set("llm:cost:weekly:x", 1, ex=60)
     raw.set("llm:global:daily:2026-02-31", 1, ex=60)
     raw.set("somebody's", 1)
@@ -189,24 +189,24 @@ def test_a_reset_that_is_no_time_clears_nothing_and_stops_no_audit(link, books, 
     assert ("total", books.daily) in found(link)
 
 
-def test_what_nobody_ended_in_time_is_told_as_expired_with_its_amount(link, backend, raw):
-    backend.reserve(ask("r0", COST, ROOMY))
+def test_what_was_not_ended_in_time_counts_as_expired_with_its_amount(link, backend, raw):
+    backend.reserve(make_ask("r0", COST, ROOMY))
     made_before(raw, "r0", 121)
     report = audit(link)
     assert (report.records["expired"], report.records["open"], report.expired_nanousd) == (1, 0, COST)
 
 
 def test_what_expired_and_was_swept_is_no_disagreement(link, backend, raw):
-    """The next settlement takes the open money out of all three rings; the record says `open` for an hour more."""
+    """The next settlement takes the amount out of the three sorted sets; the record stays `open` for an hour more."""
     now = raw.time()[0]
-    backend.reserve(ask("r0", COST, ROOMY))
+    backend.reserve(make_ask("r0", COST, ROOMY))
     made_before(raw, "r0", 131)
     keys = book_keys("r0", WHO, NETWORK, now)
     for key in (keys.pending_identifier, keys.pending_network, keys.pending_global):
         raw.delete(key)
         raw.zadd(key, {str((now - 131) // 10 * 10): COST})
         raw.expire(key, 60)
-    settled = backend.settle(backend.reserve(ask("r1", COST, ROOMY)), COST)
+    settled = backend.settle(backend.reserve(make_ask("r1", COST, ROOMY)), COST)
     assert settled.expired_nanousd == COST
     assert [each for each in found(link) if "open" in each[1]] == []
 
@@ -223,7 +223,7 @@ def test_of_a_long_window_old_records_may_be_gone_and_no_less_is_booked(link, ba
     bucket = bucket_seconds_of(14_400)
     start = (now - 7_200) // bucket * bucket
     keys = book_keys("old", WHO, NETWORK, start)
-    backend.reserve(ask("new", COST, replace(ROOMY, window_seconds=14_400)))
+    backend.reserve(make_ask("new", COST, replace(ROOMY, window_seconds=14_400)))
     who, network = raw.get("llm:reservation:new").split()[-2:]
     raw.set("llm:reservation:old", f"settled 50 {start * US} aa 14400 120 {who} {network}", ex=60)
     for key in (keys.recent, keys.network_recent):
@@ -236,8 +236,8 @@ def test_of_a_long_window_old_records_may_be_gone_and_no_less_is_booked(link, ba
 def test_a_shorter_window_may_have_swept_what_a_longer_one_booked(link, backend, raw):
     """No false alarm: the bucket of a long window is gone since a reservation with a short one came by."""
     now = raw.time()[0]
-    backend.reserve(ask("long", COST, replace(ROOMY, window_seconds=7_200)))
-    backend.reserve(ask("short", COST, replace(ROOMY, window_seconds=60)))
+    backend.reserve(make_ask("long", COST, replace(ROOMY, window_seconds=7_200)))
+    backend.reserve(make_ask("short", COST, replace(ROOMY, window_seconds=60)))
     record = raw.get("llm:reservation:long").split()
     made = now - 1_000
     record[2] = str(made * US)
@@ -261,7 +261,7 @@ def test_after_a_reset_identifiers_may_be_less_than_everybody_and_never_more(lin
 def test_since_a_reset_a_day_has_to_be_equal_to_its_records(link, backend, books, raw):
     """Also late in the day: what was made before the reset is not in it."""
     Ledger(link).reset(WHO)
-    backend.reserve(ask("after", COST, ROOMY))
+    backend.reserve(make_ask("after", COST, ROOMY))
     assert found(link) == []
     raw.incrby(books.daily, 1)
     assert ("total", books.daily) in found(link)
@@ -282,16 +282,15 @@ def test_it_writes_nothing(link, books, raw):
 def _spend(url, stop, name):
     link = Link(url, clock=SystemClock(), timeout_seconds=10)
     backend, number = open_backend(name, link), 0
-    # A thousand a second at most: of more than `MOST_AT_ONCE` records in one place nothing can be told while it moves.
+    # Not too fast: where more than `MOST_AT_ONCE` records belong to a total that changes, it can only be undecided.
     while not stop.wait(0.001):
         number += 1
-        made = backend.reserve(ask(f"r{number}", COST, ROOMY, identifier=f"who{number % 7}"))
+        made = backend.reserve(make_ask(f"r{number}", COST, ROOMY, identifier=f"who{number % 7}"))
         if number % 2:
             made = backend.extend(made, 2 * COST, ROOMY)
         if number % 5:
             backend.settle(made, 300)
-        # All the time there is would be the auditor's, too; and where more than `MOST_AT_ONCE` records belong to a
-        # total that moves, it can only be undecided.
+        # Leaves processor time to the audit.
         stop.wait(0.005)
     link.close()
 
@@ -308,7 +307,7 @@ def traffic(redis_url, request):
     process.join(30)
 
 
-def test_beside_traffic_nothing_is_told_that_only_moves_and_a_wrong_is(traffic, link, raw):
+def test_beside_traffic_only_what_is_wrong_is_reported(traffic, link, raw):
     from tests.servers import wait_until
 
     wait_until(lambda: raw.dbsize() > 200, 30, "there is traffic")
@@ -316,18 +315,18 @@ def test_beside_traffic_nothing_is_told_that_only_moves_and_a_wrong_is(traffic, 
     bucket = bucket_seconds_of(ROOMY.window_seconds)
     start = (raw.time()[0] // bucket - 2) * bucket
     raw.zadd("llm:cost:recent:who1", {str(start): 9})
-    told = [(each.kind, each.key, each.bucket) for each in audit(link).disagreements]
-    assert told == [("total", "llm:cost:recent:who1", start)]
+    found = [(each.kind, each.key, each.bucket) for each in audit(link).disagreements]
+    assert found == [("total", "llm:cost:recent:who1", start)]
     assert traffic.is_alive()
 
 
 @pytest.mark.parametrize("traffic", ["atomic"], indirect=True)
-def test_a_total_that_is_too_small_is_told_while_it_moves(traffic, link, raw):
+def test_a_total_that_is_too_small_is_reported_while_it_changes(traffic, link, raw):
     from tests.servers import wait_until
 
     wait_until(lambda: raw.dbsize() > 20, 30, "there is traffic")
-    # More than the traffic could make up for while the audit looks.
-    open_backend("atomic", link).reserve(ask("whale", ROOMY.global_hour_nanousd // 2, ROOMY, identifier="whale"))
+    # More than the traffic could make up for during the audit.
+    open_backend("atomic", link).reserve(make_ask("whale", ROOMY.global_hour_nanousd // 2, ROOMY, identifier="whale"))
     seen = raw.time()[0]
     wait_until(lambda: raw.time()[0] > seen + 2, 30, "what is there has settled down")
     hour = book_keys("", "", "", raw.time()[0]).global_hourly
@@ -337,13 +336,13 @@ def test_a_total_that_is_too_small_is_told_while_it_moves(traffic, link, raw):
     assert traffic.is_alive()
 
 
-def test_progress_is_told(link, books):
-    told = []
+def test_progress_is_reported(link, books):
+    calls = []
     lock = threading.Lock()
 
     def progress(what, done, of):
         with lock:
-            told.append((what, done <= of))
+            calls.append((what, done <= of))
 
     audit(link, progress)
-    assert set(told) == {("reading the books", True)}
+    assert set(calls) == {("reading the books", True)}

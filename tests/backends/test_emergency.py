@@ -4,8 +4,9 @@ import threading
 
 import pytest
 
-from backends.conformance.behaviour import START_US, US, ManualClock
-from backends.guard.emergency_budget import EmergencyBudget
+from backends.conformance.cases import US
+from backends.conformance.harness import START_US, ManualClock
+from backends.guard import EmergencyBudget
 
 HOUR_US = 3_600 * US
 HOUR = START_US // HOUR_US

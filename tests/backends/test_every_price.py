@@ -31,8 +31,8 @@ def priced_models():
                 refused["unknown" if "is not in the price table" in str(error) else "no price"] += 1
                 continue
             # An id may match an earlier entry of its provider: what the table finds by it is what counts.
-            told = get_snapshot().find_provider_model(info.id, None, provider.id, None)[1]
-            found.append((provider.id, info.id, told, book))
+            listed = get_snapshot().find_provider_model(info.id, None, provider.id, None)[1]
+            found.append((provider.id, info.id, listed, book))
     return found, refused
 
 
@@ -43,9 +43,9 @@ def microseconds(moment):
     return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // A_HAIR
 
 
-def turns(told):
+def turns(listed):
     """Every moment at which one of the model's prices begins or ends, on some days, and a hair around it."""
-    for one in records_of(told):
+    for one in records_of(listed):
         if isinstance(one.constraint, StartDateConstraint):
             begins = datetime.combine(one.constraint.start_date, datetime.min.time(), UTC)
             yield from (begins - A_HAIR, begins, *(begins + timedelta(hours=hour) for hour in range(24)))
@@ -95,14 +95,14 @@ def test_no_model_with_a_price_is_left_out():
 
 def test_at_every_hour_and_around_every_turn_the_record_is_the_one_that_the_table_names():
     changing, theirs = 0, {}
-    for provider, model, told, book in MODELS:
-        moments = [*HOURS, *turns(told)]
+    for provider, model, listed, book in MODELS:
+        moments = [*HOURS, *turns(listed)]
         prices = {book.price(model, microseconds(moment)) for moment in moments}
         changing += len(prices) > 1
         for moment in moments:
-            record = told.get_prices(moment)
+            record = listed.get_prices(moment)
             if id(record) not in theirs:
-                theirs[id(record)] = Price.of_record(told.id, record)
+                theirs[id(record)] = Price.of_record(listed.id, record)
             assert book.price(model, microseconds(moment)) == theirs[id(record)], (provider, model, moment)
         assert prices <= {price for _, price in book._prices[model]}
     assert changing > 20
@@ -154,7 +154,7 @@ MOMENTS = st.integers(1_672_531_200, 1_830_297_600).map(lambda seconds: datetime
 @settings(max_examples=500, deadline=None)
 @given(st.sampled_from(MODELS), MOMENTS, st.integers(0, MOST_TOKENS), st.integers(0, 100_000), st.data())
 def test_no_usage_within_what_was_asked_for_costs_more_than_was_reserved(offer, moment, most_in, most_out, data):
-    _, model, told, book = offer
+    _, model, listed, book = offer
     price = book.price(model, microseconds(moment))
     hold = price.highest_cost_nanousd(most_in, most_out * CHOICES)
     used_in = data.draw(st.integers(0, most_in))
@@ -166,7 +166,7 @@ def test_no_usage_within_what_was_asked_for_costs_more_than_was_reserved(offer, 
     cost = price.cost_nanousd(used_in, used_out, cached, cache_write_tokens=written, reasoning_tokens=reasoning)
     assert 0 <= cost <= hold
     # Rounded up to a whole nano-dollar, and not by one more.
-    assert cost == math.ceil(exact_nanousd(told.get_prices(moment), used_in, used_out, cached, written, reasoning))
+    assert cost == math.ceil(exact_nanousd(listed.get_prices(moment), used_in, used_out, cached, written, reasoning))
 
 
 def test_this_would_notice_a_tier_that_is_missed_in_the_hold():

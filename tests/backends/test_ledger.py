@@ -7,11 +7,11 @@ import redis
 
 from backends import open_backend
 from backends.clock import SystemClock
-from backends.conformance.behaviour import NETWORK, ROOMY, WHO, ask
+from backends.conformance.cases import NETWORK, ROOMY, WHO, make_ask
 from backends.contract import Refusal
 from backends.keys import RESET_KEEP_SECONDS, book_keys, reset_key
-from backends.ledger.accounts import Ledger
 from backends.ledger.audit import audit
+from backends.ledger.identifier_books import Ledger
 from backends.store.link import Link
 from backends.store.scripts import Script
 
@@ -71,9 +71,9 @@ def made_before(raw, rid, seconds):
 # --- show
 
 
-def test_of_each_limit_it_tells_what_is_spent_held_expired_and_left_and_when_it_renews(ledger, backend, raw):
+def test_each_limit_has_what_is_spent_held_expired_and_left_and_when_it_renews(ledger, backend, raw):
     limits = replace(ROOMY, window_nanousd=10 * COST, day_nanousd=20 * COST)
-    made = [backend.reserve(ask(f"r{number}", COST, limits)) for number in range(5)]
+    made = [backend.reserve(make_ask(f"r{number}", COST, limits)) for number in range(5)]
     backend.settle(made[0], 400)
     backend.release(made[1])
     made_before(raw, "r2", 120)
@@ -94,8 +94,8 @@ def test_of_each_limit_it_tells_what_is_spent_held_expired_and_left_and_when_it_
 
 def test_reservations_come_newest_first_and_as_many_as_were_asked_for(ledger, backend):
     for number in range(5):
-        backend.reserve(ask(f"r{number}", COST + number, ROOMY))
-    backend.reserve(ask("somebody else's", COST, ROOMY, identifier="other"))
+        backend.reserve(make_ask(f"r{number}", COST + number, ROOMY))
+    backend.reserve(make_ask("somebody else's", COST, ROOMY, identifier="other"))
     books = ledger.show(WHO, ROOMY, most=2)
     assert [(line.reservation_id, line.nanousd) for line in books.reservations] == [("r4", COST + 4), ("r3", COST + 3)]
     assert books.reservations_in_all == 5
@@ -104,16 +104,16 @@ def test_reservations_come_newest_first_and_as_many_as_were_asked_for(ledger, ba
 @pytest.mark.parametrize(
     ("window", "day", "cause"), [(COST, 9 * COST, "window_limit"), (9 * COST, COST, "daily_limit")]
 )
-def test_a_marker_is_told_with_its_cause_and_the_time_left(ledger, backend, window, day, cause):
+def test_a_marker_has_its_cause_and_the_time_left(ledger, backend, window, day, cause):
     limits = replace(ROOMY, window_nanousd=window, day_nanousd=day)
-    backend.reserve(ask("r0", COST, limits))
-    refusal = backend.reserve(ask("r1", COST, limits))
+    backend.reserve(make_ask("r0", COST, limits))
+    refusal = backend.reserve(make_ask("r1", COST, limits))
     marker = ledger.show(WHO, limits).marker
     assert (marker.cause, marker.busy) == (cause, True)
     assert 0 < marker.left_seconds <= refusal.marker_seconds
 
 
-def test_a_marker_set_by_hand_is_told_as_that(ledger, raw):
+def test_a_marker_set_by_hand_is_shown_as_that(ledger, raw):
     raw.set(f"llm:throttle:{WHO}", "stop", ex=60)
     books = ledger.show(WHO, ROOMY)
     assert (books.marker.cause, 58 <= books.marker.left_seconds <= 60, books.is_known) == ("by_hand", True, True)
@@ -127,13 +127,13 @@ def test_of_an_unknown_one_nothing_is_booked(ledger):
 
 @pytest.mark.parametrize("who", [f"ip:{NETWORK}", "ip:2001:db8::/64", "a" * 64])
 def test_any_identifier_can_be_shown(ledger, backend, who):
-    backend.reserve(ask("r0", COST, ROOMY, identifier=who))
+    backend.reserve(make_ask("r0", COST, ROOMY, identifier=who))
     assert limits_of(ledger.show(who, ROOMY))["window"].held_nanousd == COST
 
 
-def test_to_look_writes_nothing(ledger, backend, raw):
-    backend.settle(backend.reserve(ask("r0", COST, ROOMY)), 7)
-    backend.reserve(ask("r1", COST, ROOMY))
+def test_show_writes_nothing(ledger, backend, raw):
+    backend.settle(backend.reserve(make_ask("r0", COST, ROOMY)), 7)
+    backend.reserve(make_ask("r1", COST, ROOMY))
     before = dump(raw)
     ledger.show(WHO, ROOMY)
     ledger.show("nobody", ROOMY)
@@ -143,12 +143,12 @@ def test_to_look_writes_nothing(ledger, backend, raw):
 # --- reset
 
 
-def test_a_reset_clears_the_identifiers_books_and_nobody_elses(ledger, either, link):
+def test_a_reset_clears_the_identifiers_books_and_no_others(ledger, either, link):
     backend = either
     limits = replace(ROOMY, window_nanousd=2 * COST)
     for number in range(2):
-        backend.reserve(ask(f"r{number}", COST, limits))
-    assert isinstance(backend.reserve(ask("r2", COST, limits)), Refusal)
+        backend.reserve(make_ask(f"r{number}", COST, limits))
+    assert isinstance(backend.reserve(make_ask("r2", COST, limits)), Refusal)
     cleared = ledger.reset(WHO)
     books = backend.books(WHO, NETWORK, ROOMY.window_seconds)
     assert (cleared.marker, cleared.window_nanousd, cleared.open_nanousd, cleared.days_nanousd) == (
@@ -167,9 +167,9 @@ def test_a_reset_clears_the_identifiers_books_and_nobody_elses(ledger, either, l
 def test_it_may_spend_anew_and_what_was_open_is_settled_with_the_others_only(ledger, either, link):
     backend = either
     limits = replace(ROOMY, window_nanousd=COST)
-    before = backend.reserve(ask("before", COST, limits))
+    before = backend.reserve(make_ask("before", COST, limits))
     ledger.reset(WHO)
-    after = backend.reserve(ask("after", COST, limits))
+    after = backend.reserve(make_ask("after", COST, limits))
     backend.settle(before, 400)
     books = backend.books(WHO, NETWORK, ROOMY.window_seconds)
     assert (books.window_nanousd, books.network_window_nanousd) == (COST, COST + 400)
@@ -212,7 +212,7 @@ def test_a_reset_is_remembered_for_as_long_as_it_matters(ledger, raw):
 def test_nothing_that_comes_after_a_reset_is_made_in_its_microsecond(redis_url):
     link = Link(redis_url, clock=SystemClock())
     backend, ledger = open_backend("atomic", link), Ledger(link)
-    script, reserve = Script("reset.lua"), ask("r", COST, ROOMY)
+    script, reserve = Script("reset.lua"), make_ask("r", COST, ROOMY)
     with redis.Redis.from_url(redis_url) as raw:
         ledger.reset(WHO)
         for number in range(200):
@@ -233,7 +233,7 @@ CALLERS, CALLS = 6, 60
 
 def spend(backend, name):
     for number in range(CALLS):
-        made = backend.reserve(ask(f"{name}-{number}", COST, ROOMY))
+        made = backend.reserve(make_ask(f"{name}-{number}", COST, ROOMY))
         if number % 3 == 0:
             made = backend.extend(made, 2 * COST, ROOMY)
         if number % 4:
@@ -262,7 +262,7 @@ def test_resets_that_race_with_reservations_lose_nothing_and_double_nothing(ledg
             caller.result(60)
         is_over.set()
         assert clearer.result(60) > CALLERS
-    last = backend.reserve(ask("last", COST, ROOMY))
+    last = backend.reserve(make_ask("last", COST, ROOMY))
     # The network's books hold everything, the identifier's what was made since the last reset: both by the records.
     report = audit(link)
     assert report.disagreements == ()
@@ -285,7 +285,7 @@ def test_a_reset_in_the_same_microsecond_counts_what_is_made_up_to_then(ledger, 
 
     link = Link(redis_url, clock=Still())
     backend = open_backend("atomic", link, Still(), decide_by_clock=True)
-    made = backend.reserve(ask("r0", COST, ROOMY))
+    made = backend.reserve(make_ask("r0", COST, ROOMY))
     ledger.reset(WHO, now_us=Still().now_us())
     backend.settle(made, 400)
     books = backend.books(WHO, NETWORK, ROOMY.window_seconds)

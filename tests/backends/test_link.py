@@ -1,13 +1,17 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from queue import Empty, Full
+from queue import Full
 
 import pytest
 import redis
 
 from backends.errors import ConfigurationError, StoreBusy, StoreUnavailable
-from backends.store import link as link_module
-from backends.store.link import POOL_SIZE, REST_SECONDS, TIMEOUT_SECONDS, UNWILLING_SECONDS, Link, without_password
+from backends.store import connections
+from backends.store.addresses import SET_BY_US, without_password
+from backends.store.breaker import REST_SECONDS, UNWILLING_SECONDS
+from backends.store.connections import POOL_SIZE, TIMEOUT_SECONDS, FreeConnections, execute, pack_in_python
+from backends.store.failures import PoolExhausted
+from backends.store.link import Link
 from tests.faults.wire import SkippingClock, Told, server_that_says, wait_for
 
 NOWHERE = "redis://127.0.0.1:1/0"
@@ -59,7 +63,7 @@ def test_time_outs_retries_and_pool_are_pinned(link):
 
 
 def free_connections(*those):
-    free = link_module._FreeConnections(2)
+    free = FreeConnections(2)
     for each in those:
         free.put_nowait(each)
     return free
@@ -67,7 +71,7 @@ def free_connections(*those):
 
 def test_the_connection_given_back_last_is_taken_first():
     free = free_connections("cold", "warm")
-    assert [free.get_nowait(), free.get(timeout=0)] == ["warm", "cold"]
+    assert [free.take(), free.get(timeout=0)] == [["warm"], "cold"]
 
 
 def test_there_are_never_more_free_connections_than_the_pool_is_large():
@@ -77,15 +81,16 @@ def test_there_are_never_more_free_connections_than_the_pool_is_large():
     assert free.queue == ["one", "two"]
 
 
-def test_who_finds_no_free_connection_and_may_not_wait_is_told_at_once():
+def test_without_a_free_connection_a_caller_that_may_not_wait_fails_at_once():
     free = free_connections()
-    for ask in (free.get_nowait, lambda: free.get(block=False), lambda: free.get(timeout=0)):
-        with pytest.raises(Empty):
-            ask()
+    assert free.take() == []
+    for options in ({"block": False, "timeout": 60}, {"timeout": 0}):
+        with pytest.raises(PoolExhausted):
+            free.get(**options)
 
 
-def test_a_connection_given_back_right_after_somebody_looked_wakes_him():
-    """The moment between the look and the wait: whoever gives back in it must know that somebody will wait."""
+def test_a_connection_given_back_right_after_a_look_ends_the_wait():
+    """Between the look and the wait: a caller that gives back then must know that another one will wait."""
     free = free_connections()
     givers = []
 
@@ -94,14 +99,14 @@ def test_a_connection_given_back_right_after_somebody_looked_wakes_him():
             if not givers:
                 givers.append(threading.Thread(target=free.put_nowait, args=["given back"]))
                 givers[0].start()
-                # It is there before the wait begins. Whom it belongs to is told only in the wait.
+                # It is there before the wait begins, and its notification comes only in the wait.
                 wait_for(lambda: len(self) == 1)
                 raise IndexError
             return super().pop()
 
     free.queue = GivenBackAfterTheFirstLook()
     taken = []
-    waiter = threading.Thread(target=lambda: taken.append(free.get(timeout=None)), daemon=True)
+    waiter = threading.Thread(target=lambda: taken.append(free.get(timeout=60)), daemon=True)
     waiter.start()
     waiter.join(10)
     assert taken == ["given back"]
@@ -114,7 +119,7 @@ def test_many_callers_share_few_connections(new_link, redis_url):
 
     def ask():
         all_at_once.wait()
-        return [link.run(lambda client: link_module.ask(client, ("INCR", "count"))) for _ in range(50)]
+        return [link.run(lambda client: execute(client, ("INCR", "count"))) for _ in range(50)]
 
     with ThreadPoolExecutor(16) as pool:
         replies = [each for asked in [pool.submit(ask) for _ in range(16)] for each in asked.result()]
@@ -130,6 +135,22 @@ def test_a_new_connection_says_nothing_of_its_own(new_link, redis_url):
     link.run(lambda client: client.get("x"))
     seen = link.run(lambda client: client.info("commandstats"))
     assert set(seen) - {"cmdstat_info"} <= {"cmdstat_get", "cmdstat_config|resetstat"}
+
+
+def test_what_is_about_to_be_sent_is_handed_over_once_a_round_trip(new_link, redis_url):
+    sent = []
+    link = new_link(redis_url, before_each_send=sent.append)
+    link.run(lambda client: execute(client, ("SET", "x", 1)))
+    link.run(lambda client: client.get("x"))
+    link.run(lambda client: client.pipeline(transaction=False).get("x").get("y").execute())
+    get = b"*2\r\n$3\r\nGET\r\n$1\r\n%s\r\n"
+    assert sent == [b"*3\r\n$3\r\nSET\r\n$1\r\nx\r\n$1\r\n1\r\n", get % b"x", get % b"x" + get % b"y"]
+
+
+@pytest.mark.parametrize("words", [("PING",), ("SET", "clé", -5), ("EVAL", "", 0, "a\r\nb", 2**63)])
+def test_a_command_is_packed_alike_with_and_without_hiredis(words):
+    assert connections.pack_command is not pack_in_python
+    assert pack_in_python(words) == connections.pack_command(words)
 
 
 def test_replies_are_bytes(link):
@@ -151,7 +172,7 @@ def test_a_url_that_cannot_be_used_stops_the_start_in_one_line(new_link, url):
         ("redis://h/0?nonsense=1", "got nonsense"),
         ("redis://h/0?=1", "got "),
         ("redis://h/0?nonsense", "name=value"),
-        *((f"redis://h/0?{option}=1", "set by Tollgate; got ") for option in link_module._OURS),
+        *((f"redis://h/0?{option}=1", "set by Tollgate; got ") for option in SET_BY_US),
         ("unix:///s?max_connections=1", "set by Tollgate; got max_connections"),
         ("redis://h/0?ssl_cert_reqs=none", "got ssl_cert_reqs"),
         ("redis://h/x", "the number of a database"),
@@ -162,7 +183,7 @@ def test_a_url_that_cannot_be_used_stops_the_start_in_one_line(new_link, url):
         ("rediss://h?ssl_check_hostname=true&ssl_cert_reqs=none&retry=1", "set by Tollgate; got retry"),
     ],
 )
-def test_an_option_that_cannot_be_had_is_told_by_its_name(new_link, url, why):
+def test_an_option_that_cannot_be_set_is_refused_by_its_name(new_link, url, why):
     with pytest.raises(ConfigurationError) as raised:
         new_link(url)
     assert str(raised.value).startswith("REDIS_URL: ")

@@ -1,16 +1,20 @@
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
+
 import backends
-from backends import contract
+from backends import contract, pricing
 
 
 def names_of_the_contract():
-    """Whatever its page defines: classes, and names for types."""
+    """What its page defines for others: classes, and names for types."""
     tree = ast.parse(Path(contract.__file__).read_text(encoding="utf-8"))
     classes = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
     types = {node.targets[0].id for node in tree.body if isinstance(node, ast.Assign)}
-    return classes | types
+    return {name for name in classes | types if not name.startswith("_")}
 
 
 def test_every_name_of_the_contract_is_on_the_public_face():
@@ -20,4 +24,15 @@ def test_every_name_of_the_contract_is_on_the_public_face():
 
 
 def test_what_is_on_the_public_face_is_there():
-    assert [name for name in backends.__all__ if not hasattr(backends, name)] == []
+    assert [name for module in (backends, pricing) for name in module.__all__ if not hasattr(module, name)] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "needed", "other"), [("Price", "genai_prices", "rs_bpe"), ("bound_for", "rs_bpe", "genai_prices")]
+)
+def test_a_name_of_pricing_loads_its_own_part_only(name, needed, other):
+    program = (
+        f"import sys; from backends.pricing import {name}; print([n in sys.modules for n in ('{needed}', '{other}')])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[True, False]\n"

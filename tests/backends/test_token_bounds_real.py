@@ -9,7 +9,7 @@ from backends.pricing.token_bounds import Message, bound_for
 from flaskapp.chat.routes import SYSTEM_PROMPT
 
 TOKENIZERS = {"gpt-4o": vocabularies.o200k_base(), "gpt-4": vocabularies.cl100k_base()}
-# A model whose tokenizer nobody tells us, held against both that we have.
+# A model with an unknown tokenizer, compared with both that we have.
 MODELS = [*TOKENIZERS, "llama-3.1-8b"]
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 CODE = "def f(x):\n\treturn {k: v for k, v in x.items() if k != '__all__'}  # noqa\r\n"

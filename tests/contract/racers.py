@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from backends.clock import SystemClock
@@ -9,6 +10,7 @@ from backends.contract import Ask, Reservation
 from backends.store.link import Link
 from backends.strategies.atomic import AtomicBackend
 from backends.strategies.legacy import LegacyBackend
+from flaskapp.lab.wire import Wire
 
 PATIENCE_SECONDS = 30
 
@@ -28,13 +30,15 @@ def run(race, start):
     callers = len(race.asks)
     begin = threading.Barrier(callers, action=lambda: start.wait(PATIENCE_SECONDS))
     between = threading.Barrier(callers, action=lambda: start.wait(PATIENCE_SECONDS))
-    link = Link(race.url, clock=SystemClock(), timeout_seconds=10, pool_size=callers)
-    hold = (lambda: between.wait(PATIENCE_SECONDS)) if race.hold_legacy else (lambda: None)
-    backends = {"atomic": AtomicBackend(link), "legacy": LegacyBackend(link, SystemClock(), hold)}
+    wire = Wire()
+    link = Link(race.url, clock=SystemClock(), timeout_seconds=10, pool_size=callers, before_each_send=wire)
+    backends = {"atomic": AtomicBackend(link), "legacy": LegacyBackend(link, SystemClock())}
 
     def call(name, ask):
         begin.wait(PATIENCE_SECONDS)
-        return isinstance(backends[name].reserve(ask), Reservation)
+        is_held = race.hold_legacy and name == "legacy"
+        with wire.before_first_write(lambda: between.wait(PATIENCE_SECONDS)) if is_held else nullcontext():
+            return isinstance(backends[name].reserve(ask), Reservation)
 
     with ThreadPoolExecutor(callers) as threads:
         admitted = list(threads.map(call, race.names, race.asks))

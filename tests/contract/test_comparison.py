@@ -1,15 +1,17 @@
-"""The comparison, proved: which ways lose the race, in which orders of their commands, and that they agree when alone.
+"""The comparison, proved: which strategies lose the race, in which orders of commands, and that alone they all agree.
 
 What else belongs to it stands elsewhere: `test_race.py` hammers with four processes, and
 `test_any_list_of_operations_leaves_what_the_memory_strategy_leaves` of the published suite holds every backend to the
-same answers, books and lives of keys for the same seeded list of operations.
+same answers, books and TTLs for the same seeded list of operations.
 """
 
 import pytest
 import redis
 
 from backends.clock import SystemClock
-from backends.conformance.behaviour import COST, ROOMY, ManualClock, RedisHarness, ask, played, some_operations
+from backends.conformance.cases import COST, ROOMY, make_ask
+from backends.conformance.harness import ManualClock, RedisHarness
+from backends.conformance.operations import played, some_operations
 from backends.contract import Reservation
 from backends.errors import ConfigurationError, StoreBusy
 from backends.store.link import Link
@@ -48,24 +50,24 @@ def test_legacy_overspends_in_nearly_every_order(legacy):
     assert legacy.is_as_declared
 
 
-def test_the_page_of_the_race_tells_these_counts(server, legacy):
+def test_the_page_of_the_race_has_these_counts(server, legacy):
     page = (ROOT / "docs" / "THE_RACE.md").read_text(encoding="utf-8")
-    for told in (legacy, *(explore(server.url, name) for name in ("multi", "watch", "atomic"))):
-        counts = f"| {told.raw_orders:,} | {told.reduced_orders:,} | **{told.overspending_orders:,}** |"
-        assert f"{counts} all but" in page or f"{counts} {told.overspending_raw_orders} |" in page
+    for found in (legacy, *(explore(server.url, name) for name in ("multi", "watch", "atomic"))):
+        counts = f"| {found.raw_orders:,} | {found.reduced_orders:,} | **{found.overspending_orders:,}** |"
+        assert f"{counts} all but" in page or f"{counts} {found.overspending_raw_orders} |" in page
     assert f"all but {legacy.raw_orders - legacy.overspending_raw_orders:,} |" in page
 
 
-def test_legacy_does_not_overspend_only_where_one_looks_after_the_other_has_charged_the_window(server, legacy):
+def test_legacy_does_not_overspend_only_where_one_caller_reads_after_the_other_has_charged_the_window(server, legacy):
     over = {each.number for each in legacy.overspending}
     within = sorted(set(range(1, legacy.reduced_orders + 1)) - over)
     for number in within[:2]:
-        told = replay(server.url, "legacy", number)
-        assert not told.overspends
-        assert len(told.admitted) == 1
-        window = [step for step in told.steps if step.keys == ("llm:cost:recent:visitor",)]
-        looks = [at for at, step in enumerate(window) if step.command.startswith("ZRANGE")]
-        assert any(step.command.startswith("ZINCRBY") for step in window[: looks[1]])
+        found = replay(server.url, "legacy", number)
+        assert not found.overspends
+        assert len(found.admitted) == 1
+        window = [step for step in found.steps if step.keys == ("llm:cost:recent:visitor",)]
+        reads = [at for at, step in enumerate(window) if step.command.startswith("ZRANGE")]
+        assert any(step.command.startswith("ZINCRBY") for step in window[: reads[1]])
 
 
 @pytest.mark.parametrize("callers", [2, 3])
@@ -112,9 +114,9 @@ def test_no_order_of_watch_overspends(server, callers):
 
 def test_a_strategy_that_breaks_its_promise_is_found_out(server, monkeypatch):
     register(monkeypatch)
-    told = explore(server.url, "never_refuses")
-    assert told.overspending_orders == told.reduced_orders == 2
-    assert not told.is_as_declared
+    found = explore(server.url, "never_refuses")
+    assert found.overspending_orders == found.reduced_orders == 2
+    assert not found.is_as_declared
 
 
 def test_watch_admits_as_many_as_fit(server):
@@ -132,14 +134,14 @@ def gate(redis_url):
     link.close()
 
 
-def test_who_is_overtaken_tries_again_and_sees_what_the_other_did(gate):
+def test_a_caller_that_is_overtaken_tries_again_and_sees_what_the_other_did(gate):
     gate, link = gate
     backend = WatchBackend(link, ManualClock())
     limits = ROOMY
-    slow = Caller(gate, lambda: backend.reserve(ask("slow", COST, limits)))
+    slow = Caller(gate, lambda: backend.reserve(make_ask("slow", COST, limits)))
     while not slow.pending.is_transaction:
         slow.take_turn()
-    backend.reserve(ask("fast", COST, limits))
+    backend.reserve(make_ask("fast", COST, limits))
     assert slow.take_turn().is_overtaken
     while slow.pending:
         slow.take_turn()
@@ -148,14 +150,14 @@ def test_who_is_overtaken_tries_again_and_sees_what_the_other_did(gate):
     assert backend.retries == 1
 
 
-def test_who_is_overtaken_too_often_is_too_busy_and_has_charged_nothing(gate, redis_url):
+def test_a_caller_that_is_overtaken_too_often_is_too_busy_and_has_charged_nothing(gate, redis_url):
     gate, link = gate
     backend = WatchBackend(link, ManualClock(), tries=2)
-    slow = Caller(gate, lambda: backend.reserve(ask("slow")))
+    slow = Caller(gate, lambda: backend.reserve(make_ask("slow")))
     for number in range(2):
         while not slow.pending.is_transaction:
             slow.take_turn()
-        backend.reserve(ask(f"fast-{number}"))
+        backend.reserve(make_ask(f"fast-{number}"))
         if number == 0:
             slow.take_turn()
     with pytest.raises(StoreBusy, match="2 times"):
@@ -184,14 +186,14 @@ def outline(step):
 def test_the_shortest_failing_order_replays(server, legacy):
     (its,) = [each for each in legacy.overspending if each.number == legacy.shortest_number]
     assert its.switches == min(each.switches for each in legacy.overspending) == 2
-    told = replay(server.url, "legacy", legacy.shortest_number)
-    assert (told.schedule, told.admitted) == (its.schedule, ("A", "B"))
-    assert told.spent_nanousd == 2 * told.limit_nanousd
-    assert told.overspends
-    assert list(map(outline, told.steps)) == list(map(outline, legacy.shortest))
+    found = replay(server.url, "legacy", legacy.shortest_number)
+    assert (found.schedule, found.admitted) == (its.schedule, ("A", "B"))
+    assert found.spent_nanousd == 2 * found.limit_nanousd
+    assert found.overspends
+    assert list(map(outline, found.steps)) == list(map(outline, legacy.shortest))
 
 
-def test_a_step_tells_who_said_what_and_what_redis_said(server):
+def test_a_step_has_its_caller_its_command_and_the_reply_of_redis(server):
     *_, last = explore(server.url, "multi").shortest
     assert last.caller == "A"
     assert last.command.startswith("MULTI; ZINCRBY llm:cost:recent:visitor 4050000 ")
@@ -230,7 +232,7 @@ def test_an_order_that_is_not_there_cannot_be_replayed(server):
         replay(server.url, "multi", 4)
 
 
-def test_books_of_somebody_are_left_alone(server):
+def test_a_database_that_holds_books_is_left_alone(server):
     with redis.Redis.from_url(server.url) as raw:
         raw.set("llm:throttle:somebody", "x")
         with pytest.raises(ConfigurationError, match="holds llm: keys"):
@@ -245,10 +247,10 @@ def test_books_of_somebody_are_left_alone(server):
 @pytest.mark.parametrize("name", ["legacy", "multi", "watch"])
 def test_alone_they_agree_with_atomic_to_the_nano_dollar(redis_url, name):
     operations = some_operations(7, 120)
-    told = []
+    found = []
     for backend in ("atomic", name):
         harness = RedisHarness(backend, redis_url)
-        told.append(list(played(harness, operations)))
+        found.append(list(played(harness, operations)))
         harness.close()
-    for number, (atomic, other) in enumerate(zip(*told, strict=True)):
+    for number, (atomic, other) in enumerate(zip(*found, strict=True)):
         assert atomic == other, (number, operations[number])

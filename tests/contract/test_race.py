@@ -1,4 +1,4 @@
-"""Many callers in four processes, one server, room for k: atomic admits k, legacy, held half-way, everybody."""
+"""Many callers in four processes, one server, room for k: atomic admits k; legacy, held half-way, admits all."""
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from backends.clock import SystemClock
-from backends.conformance.behaviour import COST, NETWORK, ROOMY, WHO, WINDOW_SECONDS, MemoryHarness, ask
+from backends.conformance.cases import COST, NETWORK, ROOMY, WHO, WINDOW_SECONDS, make_ask
+from backends.conformance.harness import MemoryHarness
 from backends.contract import Books, Outcome, Reservation
 from backends.store.link import Link
 from backends.strategies.atomic import AtomicBackend
@@ -61,47 +62,47 @@ def room_for(count):
 @pytest.mark.parametrize("room", [1, 5])
 @pytest.mark.parametrize("callers", COUNTS)
 def test_of_many_atomic_callers_exactly_as_many_are_admitted_as_fit(race, books, callers, room):
-    admitted = race([ask(f"r{number}", COST, room_for(room)) for number in range(callers)])
+    admitted = race([make_ask(f"r{number}", COST, room_for(room)) for number in range(callers)])
     assert admitted == min(callers, room)
     assert books().window_nanousd == books().global_day_nanousd == admitted * COST
 
 
 def test_the_same_for_an_identifier_that_has_spent_already(race, backend, books):
-    backend.settle(backend.reserve(ask("before", COST, room_for(6))), COST - 1)
-    assert race([ask(f"r{number}", COST, room_for(6)) for number in range(128)]) == 5
+    backend.settle(backend.reserve(make_ask("before", COST, room_for(6))), COST - 1)
+    assert race([make_ask(f"r{number}", COST, room_for(6)) for number in range(128)]) == 5
     assert books().window_nanousd == 6 * COST - 1
 
 
 @pytest.mark.parametrize("field", ["network_window_nanousd", "network_day_nanousd", "global_hour_nanousd"])
 def test_different_identifiers_share_what_is_shared(race, books, field):
     limits = replace(ROOMY, **{field: 7 * COST})
-    asks = [ask(f"r{number}", COST, limits, identifier=f"who{number}") for number in range(128)]
+    asks = [make_ask(f"r{number}", COST, limits, identifier=f"who{number}") for number in range(128)]
     assert race(asks) == 7
     assert books().global_hour_nanousd == 7 * COST
 
 
 def test_one_id_sent_by_all_is_charged_once(race, books):
-    assert race([ask("the one", COST, room_for(1))] * 128) == 128
+    assert race([make_ask("the one", COST, room_for(1))] * 128) == 128
     assert books().window_nanousd == books().global_day_nanousd == COST
 
 
 def test_of_a_thousand_identical_requests_as_many_are_admitted_as_fit(backend, books):
     limits = replace(ROOMY, day_nanousd=50 * COST, mark_when_busy=False)
-    verdicts = [backend.reserve(ask(f"r{number}", COST, limits)) for number in range(1_000)]
+    verdicts = [backend.reserve(make_ask(f"r{number}", COST, limits)) for number in range(1_000)]
     assert sum(isinstance(verdict, Reservation) for verdict in verdicts) == 50
     assert books().day_nanousd == 50 * COST
 
 
 @pytest.mark.parametrize("callers", COUNTS)
 def test_the_legacy_way_overspends_every_time_and_its_books_show_it(race, books, callers):
-    asks = [ask(f"r{number}", COST, room_for(1)) for number in range(callers)]
+    asks = [make_ask(f"r{number}", COST, room_for(1)) for number in range(callers)]
     assert race(asks, ["legacy"], hold_legacy=True) == callers
     spent = books()
     assert spent.window_nanousd == spent.day_nanousd == spent.global_hour_nanousd == callers * COST
 
 
 def test_a_fleet_half_on_each_keeps_one_set_of_books(race, books):
-    asks = [ask(f"r{number}", COST + number, ROOMY) for number in range(128)]
+    asks = [make_ask(f"r{number}", COST + number, ROOMY) for number in range(128)]
     assert race(asks, ["atomic", "atomic", "atomic", "atomic", "legacy", "legacy", "legacy", "legacy"]) == 128
     spent, total = books(), sum(each.cost_nanousd for each in asks)
     assert (spent.window_nanousd, spent.day_nanousd, spent.global_day_nanousd) == (total, total, total)
@@ -113,9 +114,9 @@ def test_what_one_strategy_reserves_the_other_settles(backend, redis_url, there_
     link = Link(redis_url, clock=SystemClock())
     pair = [backend, LegacyBackend(link, SystemClock())]
     one, other = reversed(pair) if there_and_back else pair
-    made = one.reserve(ask("r0", COST, room_for(1)))
-    assert replace(other.reserve(ask("r0", COST, room_for(1))), backend=made.backend) == made
-    assert not isinstance(other.reserve(ask("r1", 1, room_for(1))), Reservation)
+    made = one.reserve(make_ask("r0", COST, room_for(1)))
+    assert replace(other.reserve(make_ask("r0", COST, room_for(1))), backend=made.backend) == made
+    assert not isinstance(other.reserve(make_ask("r1", 1, room_for(1))), Reservation)
     assert other.settle(made, 7).outcome == Outcome.SETTLED
     assert one.settle(made, 9).outcome == Outcome.REPEATED
     assert one.books(WHO, NETWORK, WINDOW_SECONDS) == Books(7, 7, 7, 7, 7, 7, 0)
@@ -123,13 +124,13 @@ def test_what_one_strategy_reserves_the_other_settles(backend, redis_url, there_
 
 
 def test_memory_is_exact_within_its_process():
-    harness = MemoryHarness()
+    backend = MemoryHarness().backend
     barrier = racers.threading.Barrier(128)
 
     def call(number):
         barrier.wait(30)
-        return isinstance(harness.reserve(ask(f"r{number}", COST, room_for(9))), Reservation)
+        return isinstance(backend.reserve(make_ask(f"r{number}", COST, room_for(9))), Reservation)
 
     with racers.ThreadPoolExecutor(128) as threads:
         assert sum(threads.map(call, range(128))) == 9
-    assert harness.books(WHO, NETWORK, WINDOW_SECONDS).window_nanousd == 9 * COST
+    assert backend.books(WHO, NETWORK, WINDOW_SECONDS).window_nanousd == 9 * COST

@@ -6,18 +6,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from backends.conformance.behaviour import (
-    BUCKET_SECONDS,
-    NETWORK,
-    ROOMY,
-    START_US,
-    US,
-    WHO,
-    WINDOW_SECONDS,
-    MemoryHarness,
-    RedisHarness,
-    ask,
-)
+from backends.conformance.cases import BUCKET_SECONDS, NETWORK, ROOMY, US, WHO, WINDOW_SECONDS, make_ask
+from backends.conformance.harness import START_US, MemoryHarness, RedisHarness
 from backends.contract import Refusal, Reservation
 
 HOUR_US, DAY_US = 3_600 * US, 86_400 * US
@@ -50,7 +40,7 @@ class Spend:
 
 
 def ends_us(limits, spends, cost, now_us):
-    """Of each limit that has no room now: when it has, to the microsecond, and how much a ring may add to that."""
+    """Of each limit that has no room now: when it has, to the microsecond, and how much a bucket may add to that."""
     networks = {visitor: network for visitor, (_, network) in VISITORS.items()}
     of_me = [each for each in spends if each.visitor == "me"]
     of_network = [each for each in spends if networks[each.visitor] == NETWORK]
@@ -94,7 +84,9 @@ def test_retry_after_is_never_early_and_right_to_the_bucket(harness, offset_us, 
     for number, (pause_us, visitor, amount) in enumerate(steps):
         harness.pass_time(pause_us)
         identifier, network = VISITORS[visitor]
-        verdict = harness.backend.reserve(ask(f"r{number}", amount, limits, identifier=identifier, network=network))
+        verdict = harness.backend.reserve(
+            make_ask(f"r{number}", amount, limits, identifier=identifier, network=network)
+        )
         if isinstance(verdict, Reservation):
             harness.backend.settle(verdict, amount)
             spends.append(Spend(harness.clock.us, visitor, amount))
@@ -103,10 +95,10 @@ def test_retry_after_is_never_early_and_right_to_the_bucket(harness, offset_us, 
             lose_marker(harness)
         else:
             lose_marker(harness, identifier)
-    verdict = harness.backend.reserve(ask("last", cost, limits))
+    verdict = harness.backend.reserve(make_ask("last", cost, limits))
     if isinstance(verdict, Refusal):
         check(harness, limits, spends, cost, verdict)
-        who_comes_back_then_is_admitted(harness, limits, cost, verdict)
+        a_caller_that_returns_then_is_admitted(harness, limits, cost, verdict)
 
 
 def check(harness, limits, spends, cost, refusal):
@@ -115,11 +107,11 @@ def check(harness, limits, spends, cost, refusal):
         assert refusal.retry_after_seconds is None
         return
     ends = ends_us(limits, spends, cost, now_us)
-    told_us = now_us + refusal.retry_after_seconds * US
-    assert told_us >= max(end for end, _ in ends), "early"
+    said_us = now_us + refusal.retry_after_seconds * US
+    assert said_us >= max(end for end, _ in ends), "early"
     latest = max(end + slack for end, slack in ends)
     # Whole seconds, and never before the marker that this refusal has set.
-    assert told_us < max(latest + US, now_us + max(1, refusal.marker_seconds) * US + 1), "late"
+    assert said_us < max(latest + US, now_us + max(1, refusal.marker_seconds) * US + 1), "late"
 
 
 def lose_marker(harness, identifier=WHO):
@@ -127,28 +119,28 @@ def lose_marker(harness, identifier=WHO):
         harness.lose(f"llm:throttle:{identifier}")
 
 
-def who_comes_back_then_is_admitted(harness, limits, cost, refusal):
+def a_caller_that_returns_then_is_admitted(harness, limits, cost, refusal):
     if refusal.retry_after_seconds is None:
         return
     by_the_marker_alone = refusal.retry_after_seconds <= max(1, refusal.marker_seconds)
     if not by_the_marker_alone:
         harness.pass_time((refusal.retry_after_seconds - 1) * US - 1)
-        assert isinstance(harness.backend.reserve(ask("early", cost, limits)), Refusal)
+        assert isinstance(harness.backend.reserve(make_ask("early", cost, limits)), Refusal)
         lose_marker(harness)
         harness.pass_time(1 * US + 1)
     else:
         harness.pass_time(refusal.retry_after_seconds * US)
-    assert isinstance(harness.backend.reserve(ask("then", cost, limits)), Reservation)
+    assert isinstance(harness.backend.reserve(make_ask("then", cost, limits)), Reservation)
 
 
 def test_of_a_limit_that_is_busy_and_one_that_is_spent_the_spent_one_is_waited_for(harness):
     harness.clear()
     limits = replace(ROOMY, throttle_seconds=1)
-    spent = harness.backend.reserve(ask("r0", 100, limits))
+    spent = harness.backend.reserve(make_ask("r0", 100, limits))
     harness.backend.settle(spent, 100)
-    harness.backend.reserve(ask("r1", 100, limits))
+    harness.backend.reserve(make_ask("r1", 100, limits))
     both = replace(limits, window_nanousd=250, global_hour_nanousd=150)
-    refusal = harness.backend.reserve(ask("r2", 100, both))
+    refusal = harness.backend.reserve(make_ask("r2", 100, both))
     assert not refusal.in_flight
     assert refusal.reason == "window_limit"
     assert refusal.retry_after_seconds == (START_US // HOUR_US + 1) * 3_600 - START_US // US
@@ -164,9 +156,9 @@ def test_the_ends_of_hours_and_days_are_exact(harness, microseconds):
         harness.clear()
         limits = replace(ROOMY, throttle_seconds=1, **{field: 100})
         harness.pass_time(37 * US + microseconds)
-        harness.backend.settle(harness.backend.reserve(ask("r0", 100, limits)), 100)
+        harness.backend.settle(harness.backend.reserve(make_ask("r0", 100, limits)), 100)
         left_us = period_us - harness.clock.us % period_us
-        assert harness.backend.reserve(ask("r1", 1, limits)).retry_after_seconds == -(-left_us // US), field
+        assert harness.backend.reserve(make_ask("r1", 1, limits)).retry_after_seconds == -(-left_us // US), field
 
 
 def test_the_answer_before_never_promised_a_later_moment(harness):
@@ -174,8 +166,8 @@ def test_the_answer_before_never_promised_a_later_moment(harness):
     harness.clear()
     limits = replace(ROOMY, window_nanousd=250, throttle_seconds=1)
     for number in range(2):
-        last = harness.backend.reserve(ask(f"r{number}", 100, limits))
+        last = harness.backend.reserve(make_ask(f"r{number}", 100, limits))
         harness.backend.settle(last, 100)
         harness.pass_time(33 * US + 7)
-    refusal = harness.backend.reserve(ask("r2", 100, limits))
+    refusal = harness.backend.reserve(make_ask("r2", 100, limits))
     assert harness.clock.us + refusal.retry_after_seconds * US >= last.window_frees_at_seconds * US

@@ -22,15 +22,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from backends.conformance.behaviour import (
-    BUCKET_SECONDS,
-    PENDING_BUCKET_SECONDS,
-    PENDING_SECONDS,
-    US,
-    WINDOW_SECONDS,
-    MemoryHarness,
-    RedisHarness,
-)
+from backends.conformance.cases import BUCKET_SECONDS, PENDING_BUCKET_SECONDS, PENDING_SECONDS, US, WINDOW_SECONDS
+from backends.conformance.harness import MemoryHarness, RedisHarness
 from backends.contract import (
     Ask,
     Duplicate,

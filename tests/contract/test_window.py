@@ -4,16 +4,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from backends.conformance.behaviour import (
-    BUCKET_SECONDS,
-    US,
-    WHO,
-    WINDOW_SECONDS,
-    LimitCase,
-    MemoryHarness,
-    RedisHarness,
-    ask,
-)
+from backends.conformance.cases import BUCKET_SECONDS, US, WHO, WINDOW_SECONDS, LimitCase, make_ask
+from backends.conformance.harness import MemoryHarness, RedisHarness
 from backends.contract import Reason, Reservation, Scope
 
 LIMIT = 1_000
@@ -42,14 +34,14 @@ def harness(request, redis_url):
 @example(steps=[(0, 500), (0, 500), (0, 1), (WINDOW_SECONDS * US, 1), (BUCKET_SECONDS * US, LIMIT)])
 @example(steps=[(9_999_999, LIMIT), (WINDOW_SECONDS * US - 1, 1), (1, 1)])
 @example(steps=[(0, 1)] * 40)
-def test_the_true_window_never_exceeds_the_limit_and_a_ring_refuses_at_most_a_bucket_too_long(harness, limit, steps):
+def test_the_true_window_never_exceeds_the_limit_and_refuses_at_most_a_bucket_too_long(harness, limit, steps):
     harness.clear()
     limits = limit.set_to(LIMIT)
     spent = []
     for number, (pause_us, amount) in enumerate(steps):
         harness.pass_time(pause_us)
         now_us = harness.clock.us
-        verdict = harness.backend.reserve(ask(f"r{number}", amount, limits))
+        verdict = harness.backend.reserve(make_ask(f"r{number}", amount, limits))
         longest = sum(held for at_us, held in spent if at_us > now_us - (WINDOW_SECONDS + BUCKET_SECONDS) * US)
         if isinstance(verdict, Reservation):
             spent.append((now_us, amount))

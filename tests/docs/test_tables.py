@@ -92,7 +92,7 @@ def test_every_event_is_told_with_the_words_of_the_log():
 
 def _events() -> set[str]:
     text = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
-    return set(re.findall(r"(?:\bEvent|\b_?tell)\(\s*\"([a-z_]+)\"", text))
+    return set(re.findall(r"(?:\bEvent|\b_?tell|\b_?emit)\(\s*\"([a-z_]+)\"", text))
 
 
 # --- keys

@@ -1,8 +1,7 @@
 import pytest
 import redis
 
-from backends.guard.emergency_budget import EmergencyBudget
-from backends.guard.guard import FailurePolicy, Guard
+from backends.guard import EmergencyBudget, FailurePolicy, Guard
 from backends.store.link import Link
 from backends.strategies.atomic import AtomicBackend
 from backends.strategies.memory import MemoryBackend

@@ -5,11 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from backends.conformance.behaviour import COST, KEY, NETWORK, ROOMY, WHO, WINDOW_SECONDS, ask
+from backends.conformance.cases import COST, KEY, NETWORK, ROOMY, WHO, WINDOW_SECONDS, make_ask
 from backends.contract import Outcome, Reservation
 from backends.errors import StoreUnavailable
-from backends.guard.guard import EMERGENCY, Health
-from backends.store.link import REST_SECONDS
+from backends.guard import EMERGENCY, Health
+from backends.store.breaker import REST_SECONDS
 from backends.strategies.atomic import AtomicBackend
 from tests.faults.wire import wait_for
 
@@ -26,7 +26,7 @@ def spent(look):
 def reserve(backend, number):
     """Whether it was admitted; None if nobody knows."""
     try:
-        return isinstance(backend.reserve(ask(f"r{number}", COST)), Reservation)
+        return isinstance(backend.reserve(make_ask(f"r{number}", COST)), Reservation)
     except StoreUnavailable:
         return None
 
@@ -50,7 +50,7 @@ def end(backend, made):
 
 def use_once(backend):
     """The server knows every script from here on."""
-    made = backend.reserve(ask("first", COST))
+    made = backend.reserve(make_ask("first", COST))
     backend.extend(made, COST + 1, ROOMY)
     backend.settle(made, 0)
 
@@ -76,7 +76,7 @@ def test_a_short_freeze_charges_everybody_once(own_server, look, backend, millis
 
 @pytest.mark.parametrize("milliseconds", [120, 150, 250])
 def test_a_short_freeze_extends_and_ends_everybody_once(own_server, look, backend, milliseconds):
-    made = [backend.reserve(ask(f"r{number}", COST)) for number in range(10)]
+    made = [backend.reserve(make_ask(f"r{number}", COST)) for number in range(10)]
     with ThreadPoolExecutor(10) as callers:
         for call, answers in (
             (extend, [2 * COST] * 10),
@@ -94,7 +94,9 @@ def test_a_short_freeze_extends_and_ends_everybody_once(own_server, look, backen
 def test_after_a_long_freeze_nothing_is_extended_for_who_gave_up(own_server, look, new_link):
     backend = AtomicBackend(new_link(timeout_seconds=0.1))
     use_once(backend)
-    made = [backend.reserve(ask(f"r{number}", COST, idempotency=KEY if number == 0 else None)) for number in range(20)]
+    made = [
+        backend.reserve(make_ask(f"r{number}", COST, idempotency=KEY if number == 0 else None)) for number in range(20)
+    ]
     before, records = evalshas(look), {key: look.get(key) for key in look.keys("llm:[ri]*")}
     own_server.freeze()
     with ThreadPoolExecutor(20) as callers:
@@ -109,7 +111,7 @@ def test_after_a_long_freeze_nothing_is_extended_for_who_gave_up(own_server, loo
 def test_what_ended_in_a_long_freeze_is_booked_once_and_nothing_used_is_missing(own_server, look, new_guard, told):
     guard = new_guard()
     use_once(AtomicBackend(guard._link))
-    made = [guard.reserve(ask(f"r{number}", COST)) for number in range(10)]
+    made = [guard.reserve(make_ask(f"r{number}", COST)) for number in range(10)]
     own_server.freeze()
     thaw = threading.Timer(2.0, own_server.thaw)
     thaw.start()
@@ -123,7 +125,7 @@ def test_what_ended_in_a_long_freeze_is_booked_once_and_nothing_used_is_missing(
     thaw.join()
     wait_for(lambda: len(told.named("settled")) == 10)
     assert spent(look) == 5 * (2 * COST - 1)
-    assert guard._emergency.spent_nanousd() == 0
+    assert guard._lending.budget.spent_nanousd() == 0
 
 
 def test_after_a_long_freeze_there_are_no_ghosts(own_server, look, backend):
@@ -141,7 +143,7 @@ def test_after_a_long_freeze_there_are_no_ghosts(own_server, look, backend):
 
 def test_no_ghost_even_where_the_answer_was_given_up_very_soon(own_server, look, new_link):
     backend = AtomicBackend(new_link(timeout_seconds=0.1))
-    backend.settle(backend.reserve(ask("first", COST)), 0)
+    backend.settle(backend.reserve(make_ask("first", COST)), 0)
     before = evalshas(look)
     own_server.freeze()
     assert reserve(backend, 1) is None
@@ -152,17 +154,17 @@ def test_no_ghost_even_where_the_answer_was_given_up_very_soon(own_server, look,
 
 def test_two_seconds_of_silence_are_bridged_and_leave_no_trace(own_server, look, new_guard, told, clock):
     guard = new_guard()
-    guard.settle(guard.reserve(ask("first", COST)), 0)
+    guard.settle(guard.reserve(make_ask("first", COST)), 0)
     own_server.freeze()
     thaw = threading.Timer(2.0, own_server.thaw)
     thaw.start()
-    bridged = [guard.reserve(ask(f"r{number}", COST)) for number in range(20)]
+    bridged = [guard.reserve(make_ask(f"r{number}", COST)) for number in range(20)]
     assert {verdict.backend for verdict in bridged} == {EMERGENCY}
     assert guard.health() is Health.DEGRADED
     for verdict in bridged:
         guard.settle(verdict, 1)
     thaw.join()
-    wait_for(lambda: guard.reserve(ask(f"back{len(told)}", COST)).backend == "atomic", 3)
+    wait_for(lambda: guard.reserve(make_ask(f"back{len(told)}", COST)).backend == "atomic", 3)
     assert guard.health() is Health.GOOD
     wait_for(lambda: not look.keys("llm:reservation:r*") or b"open" not in look.get(look.keys("llm:reservation:r*")[0]))
     assert spent(look) == COST
@@ -200,10 +202,10 @@ def test_the_breaker_spares_a_frozen_server_and_lets_one_try(own_server, look, n
 
 
 def test_the_books_name_the_same_after_a_freeze(own_server, backend):
-    made = backend.reserve(ask("kept", COST))
+    made = backend.reserve(make_ask("kept", COST))
     own_server.freeze()
     thaw = threading.Timer(0.12, own_server.thaw)
     thaw.start()
-    assert backend.reserve(ask("kept", COST)) == made
+    assert backend.reserve(make_ask("kept", COST)) == made
     thaw.join()
     assert backend.books(WHO, NETWORK, WINDOW_SECONDS).window_nanousd == COST

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from backends.conformance.behaviour import COST, KEY, NETWORK, ROOMY, WHO, WINDOW_SECONDS, ask
+from backends.conformance.cases import COST, KEY, NETWORK, ROOMY, WHO, WINDOW_SECONDS, make_ask
 from backends.contract import Duplicate, DuplicateState, Outcome, Refusal, Reservation
 from backends.errors import StoreUnavailable, ThrottleUnavailable
-from backends.guard.guard import EMERGENCY
-from backends.store.link import REST_SECONDS
+from backends.guard import EMERGENCY
+from backends.store.breaker import REST_SECONDS
 from backends.store.scripts import Script
 from backends.strategies.atomic import AtomicBackend
 from flaskapp.http.challenges import Challenges
@@ -55,7 +55,7 @@ def backend(new_link, proxy):
 
 def use_once(backend):
     """The server knows every script from here on, so that none is sent twice for that."""
-    made = backend.reserve(ask("first", COST))
+    made = backend.reserve(make_ask("first", COST))
     backend.extend(made, COST + 1, ROOMY)
     backend.settle(made, 0)
 
@@ -67,7 +67,7 @@ def books(new_link):
 
 def test_lost_once_each_the_link_says_it_again_and_nobody_pays_twice(proxy, backend, books):
     proxy.lose = every_other()
-    made = [backend.reserve(ask(f"r{number}", COST)) for number in range(LOST)]
+    made = [backend.reserve(make_ask(f"r{number}", COST)) for number in range(LOST)]
     assert proxy.lost == LOST
     assert all(isinstance(verdict, Reservation) for verdict in made)
     assert books().window_nanousd == books().global_day_nanousd == LOST * COST
@@ -82,7 +82,7 @@ def test_lost_once_each_the_link_says_it_again_and_nobody_pays_twice(proxy, back
 def test_a_limit_is_not_overspent_by_replies_that_are_lost(proxy, backend, books):
     limits = replace(ROOMY, day_nanousd=20 * COST)
     proxy.lose = every_other()
-    verdicts = [backend.reserve(ask(f"r{number}", COST, limits)) for number in range(30)]
+    verdicts = [backend.reserve(make_ask(f"r{number}", COST, limits)) for number in range(30)]
     assert sum(isinstance(verdict, Reservation) for verdict in verdicts) == 20
     assert books().day_nanousd == 20 * COST
     assert all(isinstance(verdict, Refusal) for verdict in verdicts[20:])
@@ -92,18 +92,18 @@ def test_lost_twice_it_is_unknown_and_the_caller_may_say_it_again(proxy, backend
     for number in range(50):
         proxy.lose = is_script
         with pytest.raises(StoreUnavailable) as raised:
-            backend.reserve(ask(f"r{number}", COST))
+            backend.reserve(make_ask(f"r{number}", COST))
         assert raised.value.maybe_done
         proxy.lose = lambda _request: False
         clock.skip(REST_SECONDS + 0.01)
-        assert isinstance(backend.reserve(ask(f"r{number}", COST)), Reservation)
+        assert isinstance(backend.reserve(make_ask(f"r{number}", COST)), Reservation)
         assert books().window_nanousd == (number + 1) * COST
     assert proxy.lost == 100
 
 
 def test_an_extension_lost_once_is_said_again_and_charged_once(proxy, backend, books):
     limits = replace(ROOMY, window_nanousd=150 * COST)
-    made = [backend.reserve(ask(f"r{number}", COST, limits)) for number in range(100)]
+    made = [backend.reserve(make_ask(f"r{number}", COST, limits)) for number in range(100)]
     proxy.lose = every_other(is_extension)
     answers = [backend.extend(reservation, 2 * COST, limits) for reservation in made]
     assert proxy.lost == 100
@@ -119,7 +119,7 @@ def test_an_extension_lost_once_is_said_again_and_charged_once(proxy, backend, b
 
 @pytest.mark.parametrize("then", ["said again", "extended further", "settled", "released"])
 def test_an_extension_lost_twice_is_unknown_and_whatever_follows_puts_it_right(proxy, backend, books, clock, then):
-    made = backend.reserve(ask("r0", COST, idempotency=KEY))
+    made = backend.reserve(make_ask("r0", COST, idempotency=KEY))
     proxy.lose = is_extension
     with pytest.raises(StoreUnavailable) as raised:
         backend.extend(made, 2 * COST, ROOMY)
@@ -141,7 +141,7 @@ def test_an_extension_lost_twice_is_unknown_and_whatever_follows_puts_it_right(p
 def test_an_answer_goes_on_by_the_emergency_budget_where_its_extension_was_lost(proxy, new_link, new_guard, books):
     guard = new_guard(new_link(proxy.url))
     use_once(AtomicBackend(new_link(proxy.url)))
-    made = guard.reserve(ask("r0", COST))
+    made = guard.reserve(make_ask("r0", COST))
     proxy.lose = is_extension
     bridged = guard.extend(made, 3 * COST, ROOMY, at_least_nanousd=2 * COST)
     assert bridged.cost_nanousd == 3 * COST
@@ -150,16 +150,16 @@ def test_an_answer_goes_on_by_the_emergency_budget_where_its_extension_was_lost(
     guard.settle(bridged, 2 * COST - 1)
     wait_for(lambda: books().pending_nanousd == 0)
     assert books().window_nanousd == books().global_day_nanousd == 2 * COST - 1
-    assert guard._emergency.spent_nanousd() == 0
+    assert guard._lending.budget.spent_nanousd() == 0
 
 
 def test_a_release_whose_answer_was_lost_frees_its_key_once(proxy, backend, books):
-    made = backend.reserve(ask("r0", COST, idempotency=KEY))
+    made = backend.reserve(make_ask("r0", COST, idempotency=KEY))
     proxy.lose = every_other(is_end)
     assert backend.release(made).outcome is Outcome.REPEATED
     proxy.lose = lambda _request: False
     assert books().window_nanousd == books().pending_nanousd == 0
-    second = backend.reserve(ask("r1", COST, idempotency=KEY))
+    second = backend.reserve(make_ask("r1", COST, idempotency=KEY))
     assert isinstance(second, Reservation)
     assert backend.release(made).outcome is Outcome.REPEATED
     assert backend.find_duplicate(KEY) == Duplicate("r1", DuplicateState.IN_FLIGHT, COST, same_body=True)
@@ -168,7 +168,7 @@ def test_a_release_whose_answer_was_lost_frees_its_key_once(proxy, backend, book
 def test_a_release_that_was_put_off_is_done_once(proxy, new_link, new_guard, books, told):
     guard = new_guard(new_link(proxy.url))
     use_once(AtomicBackend(new_link(proxy.url)))
-    made = guard.reserve(ask("r0", COST, idempotency=KEY))
+    made = guard.reserve(make_ask("r0", COST, idempotency=KEY))
     proxy.lose = is_end
     guard.release(made)
     assert len(told.named("settle_postponed")) == 1
@@ -182,9 +182,9 @@ def test_a_release_that_was_put_off_is_done_once(proxy, new_link, new_guard, boo
 
 def test_a_callers_key_whose_first_answer_was_lost_stands_for_the_first(proxy, backend, books):
     proxy.lose = every_other()
-    made = backend.reserve(ask("r0", COST, idempotency=KEY))
+    made = backend.reserve(make_ask("r0", COST, idempotency=KEY))
     assert isinstance(made, Reservation)
-    assert backend.reserve(ask("r1", COST, idempotency=KEY)) == Duplicate(
+    assert backend.reserve(make_ask("r1", COST, idempotency=KEY)) == Duplicate(
         "r0", DuplicateState.IN_FLIGHT, COST, same_body=True
     )
     backend.settle(made, 7)
@@ -197,11 +197,11 @@ def test_a_callers_key_of_a_request_that_nobody_answered_is_free_again(proxy, ne
     use_once(AtomicBackend(new_link(proxy.url)))
     proxy.lose = is_script
     with pytest.raises(ThrottleUnavailable):
-        guard.reserve(ask("r0", COST, idempotency=KEY))
+        guard.reserve(make_ask("r0", COST, idempotency=KEY))
     proxy.lose = lambda _request: False
     wait_for(lambda: books().window_nanousd == 0)
     assert guard.find_duplicate(KEY) is None
-    assert isinstance(guard.reserve(ask("r1", COST, idempotency=KEY)), Reservation)
+    assert isinstance(guard.reserve(make_ask("r1", COST, idempotency=KEY)), Reservation)
     assert books().global_day_nanousd == COST
 
 
@@ -225,9 +225,9 @@ def test_a_time_out_is_never_repeated_by_the_link(own_server, look, new_link):
 
 def test_what_was_charged_without_an_answer_is_given_back(proxy, new_link, new_guard, books, told):
     guard = new_guard(new_link(proxy.url))
-    guard.settle(guard.reserve(ask("first", COST)), 0)
+    guard.settle(guard.reserve(make_ask("first", COST)), 0)
     proxy.lose = is_script
-    verdict = guard.reserve(ask("ghost", COST))
+    verdict = guard.reserve(make_ask("ghost", COST))
     assert verdict.backend == EMERGENCY
     assert books().window_nanousd == COST
     proxy.lose = lambda _request: False
@@ -240,9 +240,9 @@ def test_what_was_charged_without_an_answer_is_given_back(proxy, new_link, new_g
 
 def test_a_settlement_whose_answer_was_lost_is_booked_once(proxy, new_link, new_guard, books, told):
     guard = new_guard(new_link(proxy.url))
-    guard.settle(guard.reserve(ask("first", COST)), 0)
+    guard.settle(guard.reserve(make_ask("first", COST)), 0)
     told.clear()
-    made = guard.reserve(ask("r0", COST))
+    made = guard.reserve(make_ask("r0", COST))
     proxy.lose = is_script
     guard.settle(made, 7)
     assert len(told.named("settle_postponed")) == 1

@@ -4,9 +4,9 @@ from contextlib import suppress
 
 import pytest
 
-from backends.conformance.behaviour import COST, WHO, ask
+from backends.conformance.cases import COST, WHO, make_ask
 from backends.errors import StoreBusy, ThrottleUnavailable
-from backends.guard.guard import Health
+from backends.guard import Health
 from backends.keys import SETTINGS_KEY
 from backends.store.link import Link
 from backends.strategies.atomic import AtomicBackend
@@ -23,7 +23,7 @@ class Tiring(Link):
 
     def run(self, command):
         if self.last == 0:
-            self._patience.left_seconds = 0.0
+            self._time_left.seconds = 0.0
         self.last -= 1
         return super().run(command)
 
@@ -57,14 +57,14 @@ def totals(look):
 def test_half_of_a_charge_is_never_taken_back_as_a_whole(new_guard, link, clock, look, last):
     backend = LegacyBackend(link, clock)
     guard = new_guard(link, primary=backend)
-    guard.reserve(ask("first", COST))
+    guard.reserve(make_ask("first", COST))
     spent = totals(look)
     assert set(spent.values()) == {COST}
     link.last = last
     verdict = None
     with link.within(PATIENCE_SECONDS), suppress(ThrottleUnavailable):
-        verdict = guard.reserve(ask("second", COST))
-    wait_for(lambda: guard._later._thread is None)
+        verdict = guard.reserve(make_ask("second", COST))
+    wait_for(lambda: guard._postponed._thread is None)
     left = totals(look)
     assert all(left[key] >= held for key, held in spent.items())
     if verdict is not None:
@@ -74,7 +74,7 @@ def test_half_of_a_charge_is_never_taken_back_as_a_whole(new_guard, link, clock,
 def test_an_answer_that_ends_after_its_request_has_used_up_its_time_is_booked_at_once(new_guard, link, clock, told):
     guard = new_guard(link)
     with link.within(PATIENCE_SECONDS):
-        reservation = guard.reserve(ask("first", COST))
+        reservation = guard.reserve(make_ask("first", COST))
         link.run(lambda _: clock.skip(PATIENCE_SECONDS))
         guard.settle(reservation, 1)
     assert told.named("settle_postponed") == []
@@ -84,7 +84,7 @@ def test_an_answer_that_ends_after_its_request_has_used_up_its_time_is_booked_at
 def test_nothing_runs_after_its_caller_gave_up(own_server, new_link, clock, look):
     """The deadline that goes into the script is what is left of the caller's time."""
     backend = AtomicBackend(link := new_link())
-    backend.settle(backend.reserve(ask("first", COST)), 0)
+    backend.settle(backend.reserve(make_ask("first", COST)), 0)
     link.run(lambda client: client.get(SETTINGS_KEY))
     with link.within(1.0):
         link.run(lambda _: clock.skip(0.9))
@@ -97,18 +97,18 @@ def test_only_waits_for_redis_count(new_guard, new_link, clock):
     guard = new_guard(link := new_link())
     with link.within(1.0):
         clock.skip(1_000)
-        assert guard.reserve(ask("slow upload", COST)).backend == "atomic"
+        assert guard.reserve(make_ask("slow upload", COST)).backend == "atomic"
 
 
 def test_a_caller_without_time_is_told_busy_and_never_admitted_without_the_books(new_guard, new_link, clock, told):
     guard = new_guard(link := new_link())
-    guard.reserve(ask("first", COST))
+    guard.reserve(make_ask("first", COST))
     with link.within(1.0):
         link.run(lambda _: clock.skip(1.0))
         with pytest.raises(StoreBusy):
             link.run(lambda client: client.ping())
         with pytest.raises(ThrottleUnavailable):
-            guard.reserve(ask("second", COST))
+            guard.reserve(make_ask("second", COST))
     assert link.is_up
     assert guard.health() is Health.GOOD
     assert told.named("reserved")[-1]["request_id"] == "first"
@@ -117,11 +117,11 @@ def test_a_caller_without_time_is_told_busy_and_never_admitted_without_the_books
 def test_what_was_charged_to_a_caller_who_was_told_busy_is_given_back(own_server, new_guard, clock, told, look):
     link = Late(own_server.url, clock=clock, observer=told)
     guard = new_guard(link)
-    guard.release(guard.reserve(ask("early", COST)))
+    guard.release(guard.reserve(make_ask("early", COST)))
     link.is_late = True
     with pytest.raises(ThrottleUnavailable):
-        guard.reserve(ask("late", COST))
-    wait_for(lambda: guard._later._thread is None)
+        guard.reserve(make_ask("late", COST))
+    wait_for(lambda: guard._postponed._thread is None)
     link.close()
     assert look.get("llm:reservation:late").startswith(b"released 0 ")
     assert set(totals(look).values()) == {0}

@@ -7,22 +7,12 @@ from pathlib import Path
 import pytest
 
 from backends.clock import SystemClock
-from backends.conformance.behaviour import (
-    COST,
-    NETWORK,
-    ROOMY,
-    US,
-    WHO,
-    WINDOW_SECONDS,
-    ManualClock,
-    MemoryHarness,
-    ask,
-)
+from backends.conformance.cases import COST, NETWORK, ROOMY, US, WHO, WINDOW_SECONDS, make_ask
+from backends.conformance.harness import ManualClock, MemoryHarness
 from backends.contract import Refusal, Reservation
 from backends.errors import StoreBusy, StoreUnavailable, ThrottleUnavailable
-from backends.guard.emergency_budget import EmergencyBudget
-from backends.guard.guard import EMERGENCY, FailurePolicy, Guard, Health
-from backends.store.link import REST_SECONDS
+from backends.guard import EMERGENCY, EmergencyBudget, FailurePolicy, Guard, Health
+from backends.store.breaker import REST_SECONDS
 from backends.strategies.atomic import AtomicBackend
 from backends.strategies.memory import MemoryBackend
 from tests.faults.wire import wait_for
@@ -35,55 +25,55 @@ def books(new_link):
 
 def test_open_bridges_with_the_emergency_budget_until_it_is_used_up(own_server, new_guard, told):
     guard = new_guard(emergency_nanousd=3 * COST)
-    assert guard.reserve(ask("before", COST)).backend == "atomic"
+    assert guard.reserve(make_ask("before", COST)).backend == "atomic"
     own_server.kill()
-    bridged = [guard.reserve(ask(f"r{number}", COST)) for number in range(3)]
+    bridged = [guard.reserve(make_ask(f"r{number}", COST)) for number in range(3)]
     assert {verdict.backend for verdict in bridged} == {EMERGENCY}
     assert guard.health() is Health.UNAVAILABLE
     with pytest.raises(ThrottleUnavailable) as raised:
-        guard.reserve(ask("r3", 1))
+        guard.reserve(make_ask("r3", 1))
     assert raised.value.retry_after_seconds >= 1
     assert told.named("emergency_exhausted")
     guard.settle(bridged[0], COST - 100)
     assert guard.health() is Health.DEGRADED
     guard.settle(bridged[0], 0)
-    assert guard.reserve(ask("r4", 100)).backend == EMERGENCY
+    assert guard.reserve(make_ask("r4", 100)).backend == EMERGENCY
     with pytest.raises(ThrottleUnavailable):
-        guard.reserve(ask("r5", 1))
+        guard.reserve(make_ask("r5", 1))
 
 
 def test_an_id_sent_again_in_an_emergency_is_paid_once(own_server, new_guard):
     guard = new_guard(emergency_nanousd=COST)
     own_server.kill()
-    first = guard.reserve(ask("r0", COST))
-    assert guard.reserve(ask("r0", COST)) == first
+    first = guard.reserve(make_ask("r0", COST))
+    assert guard.reserve(make_ask("r0", COST)) == first
 
 
 def test_the_limits_hold_in_an_emergency_too(own_server, new_guard):
     guard = new_guard()
     own_server.kill()
     limits = replace(ROOMY, window_nanousd=COST)
-    assert isinstance(guard.reserve(ask("r0", COST, limits)), Reservation)
-    assert isinstance(guard.reserve(ask("r1", COST, limits)), Refusal)
+    assert isinstance(guard.reserve(make_ask("r0", COST, limits)), Reservation)
+    assert isinstance(guard.reserve(make_ask("r1", COST, limits)), Refusal)
 
 
 def test_a_restart_refills_nothing_nor_does_a_second_outage(own_server, new_guard):
     own_server.kill()
-    assert new_guard(emergency_nanousd=COST).reserve(ask("r0", COST)).backend == EMERGENCY
+    assert new_guard(emergency_nanousd=COST).reserve(make_ask("r0", COST)).backend == EMERGENCY
     own_server.start()
     restarted = new_guard(emergency_nanousd=COST)
-    assert restarted.reserve(ask("r1", COST)).backend == "atomic"
+    assert restarted.reserve(make_ask("r1", COST)).backend == "atomic"
     own_server.kill()
     with pytest.raises(ThrottleUnavailable):
-        restarted.reserve(ask("r2", 1))
+        restarted.reserve(make_ask("r2", 1))
 
 
 def test_closed_is_503_at_once_and_spends_nothing(own_server, new_guard, tmp_path):
     guard = new_guard(is_open=False)
-    guard.reserve(ask("before", COST))
+    guard.reserve(make_ask("before", COST))
     own_server.kill()
     with pytest.raises(ThrottleUnavailable):
-        guard.reserve(ask("r0", COST))
+        guard.reserve(make_ask("r0", COST))
     assert guard.health() is Health.UNAVAILABLE
     assert not (tmp_path / "emergency").exists()
 
@@ -92,13 +82,13 @@ def test_before_the_first_contact_nobody_is_ready(own_server, new_guard):
     own_server.kill()
     guard = new_guard()
     assert guard.health() is Health.UNAVAILABLE
-    guard.reserve(ask("r0", COST))
+    guard.reserve(make_ask("r0", COST))
     assert guard.health() is Health.UNAVAILABLE
 
 
 def test_settlements_wait_for_redis_and_are_booked_when_it_is_back(own_server, new_guard, books, told):
     guard = new_guard()
-    made = [guard.reserve(ask(f"r{number}", COST)) for number in range(10)]
+    made = [guard.reserve(make_ask(f"r{number}", COST)) for number in range(10)]
     own_server.kill()
     for reservation in made:
         guard.settle(reservation, 7)
@@ -116,7 +106,7 @@ def test_settlements_wait_for_redis_and_are_booked_when_it_is_back(own_server, n
 def test_what_an_emergency_cost_is_not_in_the_books(own_server, new_guard, books):
     guard = new_guard()
     own_server.kill()
-    bridged = guard.reserve(ask("r0", COST))
+    bridged = guard.reserve(make_ask("r0", COST))
     own_server.start()
     guard.settle(bridged, 7)
     assert books().global_day_nanousd == 0
@@ -124,7 +114,7 @@ def test_what_an_emergency_cost_is_not_in_the_books(own_server, new_guard, books
 
 def test_a_crash_that_lost_the_reservation_books_it_late(own_server, look, new_guard, books, told, clock):
     guard = new_guard()
-    made = guard.reserve(ask("r0", COST))
+    made = guard.reserve(make_ask("r0", COST))
     own_server.kill()
     guard.settle(made, 7)
     for name in Path(own_server._directory).glob("appendonlydir/*"):
@@ -142,12 +132,12 @@ def test_flapping_costs_no_more_than_one_budget(own_server, new_guard, clock):
         own_server.kill()
         for attempt in range(3):
             try:
-                emergencies += guard.reserve(ask(f"r{number}-{attempt}", COST)).backend == EMERGENCY
+                emergencies += guard.reserve(make_ask(f"r{number}-{attempt}", COST)).backend == EMERGENCY
             except ThrottleUnavailable:
                 continue
         own_server.start()
         clock.skip(REST_SECONDS + 0.01)
-        assert guard.reserve(ask(f"back{number}", COST)).backend == "atomic"
+        assert guard.reserve(make_ask(f"back{number}", COST)).backend == "atomic"
     assert emergencies == 5
 
 
@@ -157,19 +147,19 @@ def test_flapping_costs_no_more_than_one_budget(own_server, new_guard, clock):
 def test_an_exhausted_pool_is_busy_and_never_opens_the_guard(new_link, new_guard, tmp_path, told):
     link = new_link(pool_size=1, timeout_seconds=0.1)
     guard = new_guard(link)
-    guard.reserve(ask("before", COST))
+    guard.reserve(make_ask("before", COST))
     held = link._client.connection_pool.get_connection()
     try:
         with pytest.raises(StoreBusy):
             link.run(lambda client: client.ping())
         with pytest.raises(ThrottleUnavailable):
-            guard.reserve(ask("r0", COST))
+            guard.reserve(make_ask("r0", COST))
     finally:
         link._client.connection_pool.release(held)
     assert not (tmp_path / "emergency").exists()
     assert guard.health() is Health.GOOD
     assert not told.named("store_lost")
-    assert guard.reserve(ask("r0", COST)).backend == "atomic"
+    assert guard.reserve(make_ask("r0", COST)).backend == "atomic"
 
 
 # --- a bug is bridged, and raises the alarm
@@ -177,7 +167,7 @@ def test_an_exhausted_pool_is_busy_and_never_opens_the_guard(new_link, new_guard
 
 def test_a_key_of_the_wrong_kind_is_bridged_with_an_alarm(look, new_guard, told):
     look.rpush("llm:open:global", "not a sorted set")
-    verdict = new_guard().reserve(ask("r0", COST))
+    verdict = new_guard().reserve(make_ask("r0", COST))
     assert verdict.backend == EMERGENCY
     assert [fields["is_bug"] for fields in told.named("check_failed")] == [True]
     assert "WRONGTYPE" in told.named("store_broken")[0]["error"]
@@ -186,14 +176,14 @@ def test_a_key_of_the_wrong_kind_is_bridged_with_an_alarm(look, new_guard, told)
 def test_a_role_that_may_not_write_is_bridged_with_an_alarm(own_server, look, new_link, new_guard, told):
     look.acl_setuser("weak", enabled=True, passwords=["+geheim"], keys=["*"], commands=["+@all", "-evalsha", "-eval"])
     guard = new_guard(new_link(own_server.url.replace("redis://", "redis://weak:geheim@")))
-    assert guard.reserve(ask("r0", COST)).backend == EMERGENCY
+    assert guard.reserve(make_ask("r0", COST)).backend == EMERGENCY
     assert told.named("store_broken")
     assert look.keys("llm:*") == []
 
 
 def test_an_outage_is_no_bug(own_server, new_guard, told):
     own_server.kill()
-    new_guard().reserve(ask("r0", COST))
+    new_guard().reserve(make_ask("r0", COST))
     [failed] = told.named("check_failed")
     assert (failed["is_bug"], failed["backend"], failed["script"]) == (False, "atomic", "reserve.lua")
     assert failed["check_ms"] >= 0
@@ -202,8 +192,8 @@ def test_an_outage_is_no_bug(own_server, new_guard, told):
 
 def test_one_broken_key_does_not_hold_up_the_settlements_of_others(own_server, look, new_guard, told, clock):
     guard = new_guard()
-    broken = guard.reserve(ask("broken", COST, identifier="unlucky"))
-    sound = guard.reserve(ask("sound", COST, identifier="lucky"))
+    broken = guard.reserve(make_ask("broken", COST, identifier="unlucky"))
+    sound = guard.reserve(make_ask("sound", COST, identifier="lucky"))
     [daily] = look.keys("llm:cost:daily:unlucky:*")
     look.set(daily, "garbage", ex=1_000)
     guard.settle(broken, 7)
@@ -231,7 +221,7 @@ def test_a_bug_in_a_waiting_settlement_stops_no_later_one(new_link, new_guard, t
     link = new_link()
     backend = Stumbling(link)
     guard = new_guard(link, primary=backend)
-    made = [guard.reserve(ask(f"r{number}", COST)) for number in range(2)]
+    made = [guard.reserve(make_ask(f"r{number}", COST)) for number in range(2)]
     backend.errors = [StoreUnavailable("away"), KeyError("a bug")]
     guard.settle(made[0], 7)
     wait_for(lambda: told.named("settle_refused"))
@@ -273,7 +263,7 @@ def spent_on_emergency(tmp_path):
 
 def test_an_answer_that_runs_when_redis_goes_is_extended_on_the_emergency_budget(own_server, new_guard, told, tmp_path):
     guard = new_guard(emergency_nanousd=COST)
-    made = guard.reserve(ask("r0", COST))
+    made = guard.reserve(make_ask("r0", COST))
     own_server.kill()
     # There is no money for the slice, but for what it needs at least.
     longer = guard.extend(made, 3 * COST, ROOMY, at_least_nanousd=2 * COST)
@@ -287,7 +277,7 @@ def test_an_answer_that_runs_when_redis_goes_is_extended_on_the_emergency_budget
 
 def test_what_was_lent_comes_back_when_the_books_have_it(own_server, new_guard, books, told, tmp_path):
     guard = new_guard(emergency_nanousd=COST)
-    made = guard.reserve(ask("r0", COST))
+    made = guard.reserve(make_ask("r0", COST))
     own_server.kill()
     longer = guard.extend(made, 2 * COST, ROOMY, at_least_nanousd=2 * COST)
     guard.settle(longer, 2 * COST - 5)
@@ -301,7 +291,7 @@ def test_what_was_lent_comes_back_when_the_books_have_it(own_server, new_guard, 
 
 def test_closed_lends_nothing_to_an_answer_that_runs(own_server, new_guard, tmp_path):
     guard = new_guard(is_open=False)
-    made = guard.reserve(ask("r0", COST))
+    made = guard.reserve(make_ask("r0", COST))
     own_server.kill()
     assert guard.extend(made, 2 * COST, ROOMY, at_least_nanousd=2 * COST) is None
     assert not (tmp_path / "emergency").exists()
@@ -310,7 +300,7 @@ def test_closed_lends_nothing_to_an_answer_that_runs(own_server, new_guard, tmp_
 def test_an_answer_of_the_outage_itself_is_extended_and_released(own_server, new_guard, told, tmp_path):
     guard = new_guard(emergency_nanousd=3 * COST)
     own_server.kill()
-    bridged = guard.reserve(ask("r0", COST))
+    bridged = guard.reserve(make_ask("r0", COST))
     longer = guard.extend(bridged, 3 * COST, ROOMY, at_least_nanousd=2 * COST)
     assert (longer.cost_nanousd, longer.backend) == (3 * COST, EMERGENCY)
     assert spent_on_emergency(tmp_path) == 3 * COST
@@ -321,14 +311,14 @@ def test_an_answer_of_the_outage_itself_is_extended_and_released(own_server, new
 
 def test_an_answer_in_an_outage_is_lent_slices_and_told_once(own_server, new_guard, told, tmp_path):
     guard = new_guard()
-    made = guard.reserve(ask("r0", COST))
+    made = guard.reserve(make_ask("r0", COST))
     own_server.kill()
     for number in range(2, 12):
         made = guard.extend(made, number * COST, ROOMY, at_least_nanousd=made.cost_nanousd + 1)
         assert made.cost_nanousd == number * COST
     assert len(told.named("extension_failed")) == 1
     assert spent_on_emergency(tmp_path) == 10 * COST
-    assert list(guard._lent["r0"].values()) == [10 * COST]
+    assert list(guard._lending.remove_loan(made).values()) == [10 * COST]
 
 
 @pytest.mark.parametrize(
@@ -339,7 +329,7 @@ def test_an_emergency_answer_over_the_turn_of_an_hour_gives_back_only_what_it_di
 ):
     clock = ManualClock()
     budget = EmergencyBudget(tmp_path / "emergency", clock)
-    away = MemoryHarness()
+    away = MemoryHarness().backend
     away.reserve = lambda _: (_ for _ in ()).throw(StoreUnavailable("away"))
     guard = Guard(
         away,
@@ -350,7 +340,7 @@ def test_an_emergency_answer_over_the_turn_of_an_hour_gives_back_only_what_it_di
         observer=lambda _: None,
         policy=lambda: FailurePolicy(is_open=True, emergency_nanousd=1_000),
     )
-    bridged = guard.reserve(ask("r0", 1_000))
+    bridged = guard.reserve(make_ask("r0", 1_000))
     clock.us += 3_600 * US
     longer = guard.extend(bridged, 1_900, ROOMY, at_least_nanousd=1_900)
     guard.settle(longer, actual)

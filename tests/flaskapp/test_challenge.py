@@ -94,7 +94,7 @@ def test_one_that_is_over_is_unknown(service):
 
 
 @pytest.mark.parametrize(("hash_", "address"), [("hash457", "198.51.100.7"), ("hash456", "198.51.100.8")])
-def test_somebody_elses_is_a_mismatch_and_charges_nobody(service, hash_, address):
+def test_a_challenge_of_another_caller_is_a_mismatch_and_charges_nothing(service, hash_, address):
     challenge = challenge_for(service)
     assert reason_of(chat(service, f"fp:{challenge}:{hash_}", address)) == "mismatch"
     assert service.redis.keys("llm:cost:*") == []
@@ -165,7 +165,7 @@ def test_while_redis_is_away_closed_refuses_both(own_server, tmp_path):
 
 @contextmanager
 def no_connection_left(service):
-    """Every connection of the pool in use by others; nobody waits for one for long."""
+    """Every connection of the pool is in use, and the wait for one is short."""
     link = service.tollgate.link
     pool = link._client.connection_pool
     borrowed = [pool.borrow() for _ in range(pool.max_connections)]
@@ -209,7 +209,7 @@ def no_counting(service):
         limiter.enabled = True
 
 
-def test_every_refusal_of_a_challenge_tells_its_time(service, own_server, tmp_path):
+def test_every_refusal_of_a_challenge_has_its_server_timing(service, own_server, tmp_path):
     given = challenge_for(service, "somebody-else")
     for fingerprint in ("hash456", f"fp:{'0' * 64}:hash456", f"fp:{given}:hash456"):
         answer = chat(service, fingerprint)

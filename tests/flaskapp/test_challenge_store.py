@@ -39,7 +39,7 @@ def test_of_a_thousand_at_once_one_finds_it_good(challenges):
 @pytest.mark.parametrize(
     ("who", "network"), [("another", NETWORK), (WHO, "203.0.113.9"), (f"{WHO} {NETWORK}", ""), ("", f"{WHO} {NETWORK}")]
 )
-def test_shown_by_somebody_else_it_stays_its_owners(challenges, who, network):
+def test_shown_by_another_caller_it_stays_valid_for_its_owner(challenges, who, network):
     challenge = challenges.give(WHO, NETWORK)
     assert challenges.consume(challenge, who, network) is MISMATCH
     assert challenges.consume(challenge, WHO, NETWORK) is GOOD

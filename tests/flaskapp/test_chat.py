@@ -1,4 +1,4 @@
-"""The chat service: from who asks to settled."""
+"""The chat endpoint, from the identity to the settlement."""
 
 import pytest
 from werkzeug.test import EnvironBuilder
@@ -14,7 +14,7 @@ def service(make_app):
 
 
 class ScriptedAnswer:
-    """Says `pieces`, then fails with `failure`, if there is one; `usage` is what it says at the end."""
+    """Gives `pieces`, then fails with `failure`, if there is one; `usage` is its usage at the end."""
 
     finish_reason = "stop"
 
@@ -73,7 +73,7 @@ def test_the_headers_of_an_admitted_answer(service):
     assert headers["Server-Timing"].startswith("throttle;dur=")
 
 
-def test_max_tokens_is_what_the_model_is_told_and_what_is_reserved(service, script):
+def test_max_tokens_is_what_the_model_gets_and_what_is_reserved(service, script):
     asked = script(ScriptedAnswer(["a"], Usage(10, 1)))
     answer = service.chat(max_tokens=7, chat_history=[{"role": "assistant", "content": "Hello"}])
     (request,) = asked
@@ -98,7 +98,7 @@ def test_while_an_answer_runs_the_whole_reservation_is_booked(make_app, backend)
     next(stream)
     answer.close()
     settled = service.daily()
-    # Whole tokens that were said, and no longer the most that the answer could have been.
+    # Whole tokens that were sent, and no longer the most that the answer could have been.
     tokens, rest = divmod(settled - 77 * 2_500, 10_000)
     assert rest == 0
     assert 1 <= tokens < 400
@@ -164,7 +164,7 @@ def test_a_stream_that_breaks_after_its_usage_costs_what_was_used(service, scrip
 
 
 def test_an_answer_that_ends_at_its_deadline_has_time_to_be_settled(make_app):
-    """Until then nobody takes it for one that nobody ends."""
+    """Until then it does not count as expired."""
     service = make_app(STREAM_DEADLINE_SECONDS="3")
     answer = service.chat(max_tokens=1)
     record = service.redis.get(f"llm:reservation:{answer.headers['X-Request-ID']}")

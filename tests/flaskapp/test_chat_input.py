@@ -73,7 +73,7 @@ def test_what_is_no_strict_json_is_a_400(service, name):
 
 
 @pytest.mark.parametrize("body", [b"[]", b"null", b'"query"', b"1", b"true"])
-def test_json_that_is_no_object_is_told_in_words_of_the_caller(service, body):
+def test_json_that_is_no_object_is_refused_in_words_of_the_caller(service, body):
     is_refused(service, post(service, body), 422, "body", "has to be a JSON object")
 
 
@@ -266,5 +266,5 @@ def test_bad_input_counts_as_a_request_and_as_nothing_else(make_app):
         ),
     ],
 )
-def test_the_reason_is_in_words_for_who_sent_it(service, body, reason):
+def test_the_reason_is_in_words_for_the_sender(service, body, reason):
     assert post(service, json.dumps(body)).json["reason"] == reason

@@ -11,11 +11,12 @@ from click.testing import CliRunner
 
 from backends import open_backend
 from backends.clock import SystemClock
-from backends.conformance.behaviour import ROOMY, WHO, ask
+from backends.conformance.cases import ROOMY, WHO, make_ask
 from backends.keys import book_keys
 from backends.store.link import Link
 from flaskapp.cli.ledger import identifier_of, make_ledger_cli
 from flaskapp.ops.embedded_redis import EmbeddedServer
+from flaskapp.ops.running_redis import record_redis
 
 ROOT = Path(__file__).resolve().parents[2]
 COST = 4_050_000
@@ -45,9 +46,9 @@ def run(link, *words, backend_name="atomic"):
 
 
 def test_show_prints_the_limits_the_marker_and_the_reservations(link, backend):
-    backend.settle(backend.reserve(ask("r0", COST, LIMITS)), 50_000)
-    backend.reserve(ask("r1", COST, LIMITS))
-    backend.reserve(ask("r2", COST, LIMITS))
+    backend.settle(backend.reserve(make_ask("r0", COST, LIMITS)), 50_000)
+    backend.reserve(make_ask("r1", COST, LIMITS))
+    backend.reserve(make_ask("r2", COST, LIMITS))
     shown = run(link, "show", WHO)
     lines = [line.split() for line in shown.stdout.splitlines()]
     assert shown.exit_code == 0
@@ -60,7 +61,7 @@ def test_show_prints_the_limits_the_marker_and_the_reservations(link, backend):
 
 def test_show_says_how_many_there_are_where_it_lists_fewer(link, backend):
     for number in range(3):
-        backend.release(backend.reserve(ask(f"r{number}", COST, LIMITS)))
+        backend.release(backend.reserve(make_ask(f"r{number}", COST, LIMITS)))
     assert "reservations: 3, the newest 2\n" in run(link, "show", WHO, "--most", "2").stdout
 
 
@@ -70,7 +71,7 @@ def test_of_an_unknown_one_nothing_is_booked_and_that_is_no_error(link):
 
 
 def test_show_for_machines(link, backend):
-    backend.reserve(ask("r0", COST, LIMITS))
+    backend.reserve(make_ask("r0", COST, LIMITS))
     told = json.loads(run(link, "show", WHO, "--json").stdout)
     assert (told["identifier"], told["is_known"], told["marker"]) == (WHO, True, None)
     assert told["limits"][0]["held_nanousd"] == told["reservations"][0]["nanousd"] == COST
@@ -79,7 +80,7 @@ def test_show_for_machines(link, backend):
 
 def test_reset_asks_nothing_and_says_what_it_cleared(link, backend):
     for number in range(3):
-        backend.reserve(ask(f"r{number}", COST, LIMITS))
+        backend.reserve(make_ask(f"r{number}", COST, LIMITS))
     done = run(link, "reset", WHO)
     assert (done.exit_code, done.stdout.splitlines()[1:]) == (
         0,
@@ -95,8 +96,8 @@ def test_reset_asks_nothing_and_says_what_it_cleared(link, backend):
 
 
 def test_books_that_agree_are_status_0(link, backend):
-    backend.settle(backend.reserve(ask("r0", COST, LIMITS)), 50_000)
-    backend.reserve(ask("r1", COST, LIMITS))
+    backend.settle(backend.reserve(make_ask("r0", COST, LIMITS)), 50_000)
+    backend.reserve(make_ask("r1", COST, LIMITS))
     done = run(link, "audit")
     assert (done.exit_code, done.stderr) == (0, "")
     assert done.stdout.startswith(f"books in: {link.url}\n")
@@ -106,7 +107,7 @@ def test_books_that_agree_are_status_0(link, backend):
 
 
 def test_what_disagrees_is_listed_and_is_status_1(link, backend, raw):
-    backend.reserve(ask("r0", COST, LIMITS))
+    backend.reserve(make_ask("r0", COST, LIMITS))
     keys = book_keys("", WHO, "", raw.time()[0])
     start = raw.zrange(keys.recent, 0, -1)[0].decode()
     raw.zincrby(keys.recent, 1, start)
@@ -150,9 +151,9 @@ def test_who_is_meant(typed, meant):
 
 def test_every_command_finds_the_embedded_server_without_further_set_up(tmp_path):
     with EmbeddedServer(tmp_path / "redis") as server:
-        server.record(tmp_path / ".data")
+        record_redis(tmp_path / ".data", server.port)
         link = Link(server.url, clock=SystemClock())
-        open_backend("atomic", link).reserve(ask("r0", COST, LIMITS))
+        open_backend("atomic", link).reserve(make_ask("r0", COST, LIMITS))
         link.close()
         environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HIGH_COST_THRESHOLD_USD": "0.5"}
         (tmp_path / "wsgi.py").symlink_to(ROOT / "wsgi.py")

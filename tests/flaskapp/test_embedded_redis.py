@@ -11,7 +11,8 @@ import redis
 
 from backends.errors import ConfigurationError, StoreUnavailable
 from flaskapp.ops import embedded_redis as embedded
-from flaskapp.ops.embedded_redis import EmbeddedServer, running_url
+from flaskapp.ops.running_redis import RECORD, record_redis, running_url
+from tests.embedded import FragileServer
 
 OWNER = """
 import pathlib, sys
@@ -48,7 +49,7 @@ def test_what_was_written_is_there_after_a_restart_on_the_same_port(own_server, 
 
 
 def test_one_that_is_not_durable_forgets(tmp_path):
-    with EmbeddedServer(tmp_path) as server, redis.Redis.from_url(server.url) as client:
+    with FragileServer(tmp_path) as server, redis.Redis.from_url(server.url) as client:
         client.set("money", "7")
         server.kill()
         server.start()
@@ -109,21 +110,21 @@ def test_a_port_that_is_taken_is_told_with_the_servers_last_word(tmp_path):
         holder.listen()
         port = holder.getsockname()[1]
         assert not embedded.is_free(port)
-        server = EmbeddedServer(tmp_path, port=port)
+        server = FragileServer(tmp_path, port=port)
         with pytest.raises(StoreUnavailable, match=f"port {port}: .+"):
             server.start()
         assert not server.is_running
 
 
 def test_a_program_that_is_no_server_is_told(tmp_path):
-    server = EmbeddedServer(tmp_path, binary=embedded.Path("/bin/false"))
+    server = FragileServer(tmp_path, binary=embedded.Path("/bin/false"))
     with pytest.raises(StoreUnavailable, match="it said nothing"):
         server.start()
 
 
 def test_the_record_counts_only_while_that_very_server_answers(own_server, tmp_path):
     assert running_url(tmp_path) is None
-    own_server.record(tmp_path)
+    record_redis(tmp_path, own_server.port)
     assert running_url(tmp_path) == own_server.url
     own_server.stop()
     assert running_url(tmp_path) is None
@@ -133,7 +134,7 @@ def test_the_record_counts_only_while_that_very_server_answers(own_server, tmp_p
 
 @pytest.mark.parametrize("text", ["", "redis://127.0.0.1:6379/0", "x y", "a b c", "redis://127.0.0.1:1/0 id"])
 def test_a_record_that_cannot_be_read_is_none(tmp_path, text):
-    (tmp_path / embedded.RECORD).write_text(text)
+    (tmp_path / RECORD).write_text(text)
     assert running_url(tmp_path) is None
 
 
@@ -141,7 +142,7 @@ def test_something_else_on_the_recorded_port_is_none(tmp_path):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        (tmp_path / embedded.RECORD).write_text(f"redis://127.0.0.1:{other.getsockname()[1]}/0 id\n")
+        (tmp_path / RECORD).write_text(f"redis://127.0.0.1:{other.getsockname()[1]}/0 id\n")
         assert running_url(tmp_path) is None
 
 

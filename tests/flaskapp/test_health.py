@@ -49,7 +49,7 @@ def test_without_redis_it_is_degraded_while_the_emergency_budget_lasts(own_serve
             pass
         assert (answer.status_code, answer.json["error"]) == (503, "throttle_unavailable")
         # Not nothing, but less than a request needs.
-        assert 0 < service.tollgate.guard._emergency.spent_nanousd() < 5_000_000
+        assert 0 < service.tollgate.guard._lending.budget.spent_nanousd() < 5_000_000
         assert ready(service) == (503, "unavailable", "down", False)
         own_server.start()
         rest_is_over(service)

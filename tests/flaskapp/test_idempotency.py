@@ -5,6 +5,8 @@ import threading
 import pytest
 
 from flaskapp.http.headers import read_idempotency
+from flaskapp.lab.thinking_app import hold_reservations
+from flaskapp.lab.wire import Wire
 from flaskapp.ops.embedded_redis import free_port
 from tests.apps import NETWORK, open_app
 from tests.flaskapp.test_refusals import members_of
@@ -17,7 +19,7 @@ def chat(service, key="one", fingerprint="hash456", **fields):
     return service.chat(fingerprint, headers={"Idempotency-Key": key}, **{"max_tokens": 2, **fields})
 
 
-def told(refused):
+def duplicate(refused):
     """What a 409 says; its shape is asserted."""
     assert (refused.status_code, refused.json["error"]) == (409, "duplicate_request")
     assert members_of(refused) == ["first_request_id", "first_state", "cost_usd"]
@@ -45,7 +47,7 @@ def test_while_the_first_is_under_way(service):
     first = service.open_chat(headers={"Idempotency-Key": "one"}, max_tokens=50)
     before = booked(service)
     again = chat(service, max_tokens=50)
-    assert told(again) == ("in_flight", first.headers["X-Request-ID"], before[2])
+    assert duplicate(again) == ("in_flight", first.headers["X-Request-ID"], before[2])
     assert before[2] == nanousd(first.headers["X-Cost-Reserved-USD"])
     assert booked(service) == before
     assert again.json["request_id"] != first.headers["X-Request-ID"]
@@ -56,7 +58,7 @@ def test_after_the_first_is_settled(service):
     first = chat(service)
     cost_nanousd = nanousd(events(first)[-1]["cost_usd"])
     for _ in range(3):
-        assert told(chat(service)) == ("settled", first.headers["X-Request-ID"], cost_nanousd)
+        assert duplicate(chat(service)) == ("settled", first.headers["X-Request-ID"], cost_nanousd)
     assert booked(service) == (cost_nanousd, cost_nanousd, 0)
 
 
@@ -65,7 +67,7 @@ def test_with_another_body(service):
     cost_nanousd = nanousd(events(first)[-1]["cost_usd"])
     for other in ({"query": "What is Bitcoin?"}, {"max_tokens": 3}, {"model": "gpt-4o"}):
         refused = chat(service, **other)
-        assert told(refused) == ("other_body", first.headers["X-Request-ID"], cost_nanousd)
+        assert duplicate(refused) == ("other_body", first.headers["X-Request-ID"], cost_nanousd)
         assert refused.json["first_state"] == "settled"
     assert booked(service)[0] == cost_nanousd
 
@@ -75,7 +77,7 @@ def test_the_same_body_in_another_spelling_is_the_same(service):
     body = '{"max_tokens":2,   "chat_history": [], "query": "What is L\\u0069tecoin?"}'
     headers = {"X-Fingerprint": "hash456", "Idempotency-Key": "one"}
     again = service.client.post(CHAT, data=body, headers=headers, content_type="application/json")
-    assert told(again)[:2] == ("settled", first.headers["X-Request-ID"])
+    assert duplicate(again)[:2] == ("settled", first.headers["X-Request-ID"])
 
 
 def test_a_key_belongs_to_its_identifier(service):
@@ -83,7 +85,7 @@ def test_a_key_belongs_to_its_identifier(service):
     assert chat(service, fingerprint="another").status_code == 200
     assert chat(service, fingerprint=None).status_code == 200
     assert chat(service, "two").status_code == 200
-    assert told(chat(service, fingerprint="fp:anything:another"))[0] == "settled"
+    assert duplicate(chat(service, fingerprint="fp:anything:another"))[0] == "settled"
 
 
 def test_a_key_belongs_to_its_route(service):
@@ -109,7 +111,7 @@ def test_what_is_no_key_is_a_400_that_changes_nothing(service, key):
 @pytest.mark.parametrize("key", ["!", "~" * 128, '"quoted"', "a,b;c=d", "0b9a7c1e-55f1-4a0e-9c1c-1f8f3a2b7d10"])
 def test_any_visible_ascii_is_a_key(service, key):
     assert chat(service, key).status_code == 200
-    assert told(chat(service, key))[0] == "settled"
+    assert duplicate(chat(service, key))[0] == "settled"
 
 
 def test_a_first_try_that_was_refused_frees_it(service):
@@ -117,7 +119,7 @@ def test_a_first_try_that_was_refused_frees_it(service):
     assert [chat(service).json["reason"] for _ in range(2)] == ["network_limit"] * 2
     service.patch(network_cost_limit_usd="1")
     assert chat(service).status_code == 200
-    assert told(chat(service))[0] == "settled"
+    assert duplicate(chat(service))[0] == "settled"
 
 
 def test_a_first_try_that_a_marker_refused_frees_it(make_app):
@@ -138,12 +140,12 @@ def test_a_first_try_that_the_model_did_not_take_frees_it(make_app, backend):
     assert service.redis.keys("llm:idempotency:*") == []
 
 
-def test_it_is_told_before_anything_is_said_about_limits(make_app, backend):
+def test_a_duplicate_is_refused_before_any_limit_is_checked(make_app, backend):
     service = make_app(THROTTLE_BACKEND=backend)
     first = chat(service)
     service.patch(high_cost_threshold_usd="0.0001")
     assert chat(service, "two").json["reason"] == "window_limit"
-    assert told(chat(service))[:2] == ("settled", first.headers["X-Request-ID"])
+    assert duplicate(chat(service))[:2] == ("settled", first.headers["X-Request-ID"])
 
 
 def test_a_duplicate_does_not_use_up_its_challenge(make_app):
@@ -155,10 +157,10 @@ def test_a_duplicate_does_not_use_up_its_challenge(make_app):
 
     assert chat(service, fingerprint=f"fp:{fresh()}:hash456").status_code == 200
     challenge = fresh()
-    assert told(chat(service, fingerprint=f"fp:{challenge}:hash456"))[0] == "settled"
-    assert told(chat(service, fingerprint=f"fp:{challenge}:hash456", query="Another?"))[0] == "other_body"
+    assert duplicate(chat(service, fingerprint=f"fp:{challenge}:hash456"))[0] == "settled"
+    assert duplicate(chat(service, fingerprint=f"fp:{challenge}:hash456", query="Another?"))[0] == "other_body"
     # Without any challenge too: there is nothing to protect.
-    assert told(chat(service))[0] == "settled"
+    assert duplicate(chat(service))[0] == "settled"
     assert service.redis.exists(f"llm:challenge:{challenge}")
     assert chat(service, "two", fingerprint=f"fp:{challenge}:hash456").status_code == 200
     assert not service.redis.exists(f"llm:challenge:{challenge}")
@@ -212,7 +214,7 @@ def test_with_throttling_off_keys_mean_nothing(make_app):
     assert service.stored() == {}
 
 
-def test_a_bad_body_or_header_is_told_first_and_leaves_the_key_free(service):
+def test_a_bad_body_or_header_is_refused_first_and_leaves_the_key_free(service):
     assert chat(service, max_tokens=-1).status_code == 422
     assert chat(service, fingerprint="a:b").status_code == 400
     assert chat(service).status_code == 200
@@ -221,12 +223,11 @@ def test_a_bad_body_or_header_is_told_first_and_leaves_the_key_free(service):
 @pytest.mark.parametrize("backend", ["atomic", "legacy"], indirect=True)
 def test_of_many_at_once_one_is_admitted_and_legacy_admits_them_all(make_app, backend):
     """Legacy looks first and remembers later, as declared: held there, all of them have seen that the key is free."""
-    service = make_app(THROTTLE_BACKEND=backend, HIGH_COST_THRESHOLD_USD="1", NETWORK_COST_LIMIT_USD="0")
-    callers = 6
-    strategy = service.tollgate.guard._primary
-    if not strategy.promises_atomicity:
-        strategy.between_check_and_record = threading.Barrier(callers, timeout=10).wait
+    wire, callers = Wire(), 6
+    limits = {"HIGH_COST_THRESHOLD_USD": "1", "NETWORK_COST_LIMIT_USD": "0"}
+    service = make_app(before_each_send=wire, THROTTLE_BACKEND=backend, **limits)
     start, answers = threading.Barrier(callers), []
+    hold_reservations(service.app, wire, threading.Barrier(callers, timeout=10).wait, 10)
 
     def ask():
         client = service.app.test_client()
@@ -240,7 +241,7 @@ def test_of_many_at_once_one_is_admitted_and_legacy_admits_them_all(make_app, ba
     for thread in threads:
         thread.join()
     admitted = [answer for answer in answers if answer.status_code == 200]
-    assert len(admitted) == (1 if strategy.promises_atomicity else callers)
+    assert len(admitted) == (1 if backend == "atomic" else callers)
     others = [answer for answer in answers if answer.status_code != 200]
-    assert {told(answer)[1] for answer in others} <= {admitted[0].headers["X-Request-ID"]}
-    assert {told(answer)[0] for answer in others} <= {"in_flight", "settled"}
+    assert {duplicate(answer)[1] for answer in others} <= {admitted[0].headers["X-Request-ID"]}
+    assert {duplicate(answer)[0] for answer in others} <= {"in_flight", "settled"}

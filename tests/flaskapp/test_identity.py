@@ -1,4 +1,4 @@
-"""Who asks: identifiers, and networks that nobody can choose for himself."""
+"""Identifiers, and networks that a caller cannot choose."""
 
 import pytest
 from werkzeug.test import EnvironBuilder
@@ -86,7 +86,7 @@ def networks(service):
     return {key.split(":")[3] for key in service.redis.scan_iter("llm:network:daily:*")}
 
 
-def test_without_a_proxy_nobody_chooses_his_network_and_it_is_told_once(make_app, caplog):
+def test_without_a_proxy_a_caller_cannot_choose_its_network_and_that_is_logged_once(make_app, caplog):
     service = make_app(NETWORK_COST_LIMIT_USD="0", HIGH_COST_THRESHOLD_USD="1", HOURLY_SPEND_LIMIT_USD="9")
     for number in range(20):
         assert ask(service, f"203.0.113.{number}").status_code == 200

@@ -1,4 +1,4 @@
-"""Requests a minute: flask-limiter on the same Redis, through our own door."""
+"""Requests a minute: flask-limiter on the same Redis, through our own link."""
 
 from types import SimpleNamespace
 
@@ -101,7 +101,7 @@ def test_challenges_count_for_the_same_identifier_but_for_themselves(make_app):
     assert service.chat(max_tokens=1).status_code == 200
 
 
-def test_the_operators_room_counts_by_network_with_or_without_the_word(make_app):
+def test_the_admin_counts_by_network_with_or_without_its_token(make_app):
     service = make_app()
     for _ in range(2):
         statuses = [service.client.get(SETTINGS, headers={"X-Fingerprint": f"f{n}"}).status_code for n in range(61)]

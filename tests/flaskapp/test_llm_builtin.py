@@ -116,7 +116,7 @@ def test_the_pace_does_not_drift_however_slow_its_surroundings_are():
     assert moments[-1] - moments[0] == pytest.approx((len(moments) - 1) * 0.02, abs=0.01)
 
 
-def test_at_rate_zero_nobody_waits():
+def test_at_rate_zero_it_never_waits():
     clock = HandClock()
     assert len(list(open_answer(rate=0, clock=clock))) >= 40
     assert clock.waits == []

@@ -21,9 +21,9 @@ def said(text="", *, index=0, finish=None, output=None, **others):
 def taken(*chunks, choices=1, done=False):
     completion = Completion(choices=choices)
     for chunk in chunks:
-        completion.take(ServerEvent("", json.dumps(chunk)))
+        completion.read(ServerEvent("", json.dumps(chunk)))
     if done:
-        completion.take(ServerEvent("", "[DONE]"))
+        completion.read(ServerEvent("", "[DONE]"))
     return completion
 
 
@@ -63,7 +63,7 @@ def test_a_usage_is_believed_unless_it_says_nothing():
         ({"completion_tokens": 5, "total_tokens": 15}, Usage(10, 5)),
         ({"completion_tokens": 5}, Usage(10, 5)),
         ({"completion_tokens": 205, "completion_tokens_details": {"reasoning_tokens": 200}}, Usage(10, 205, 0, 0, 200)),
-        # Beside what was said, as some count it.
+        # Beside the output, as some count it.
         ({"completion_tokens": 5, "completion_tokens_details": {"reasoning_tokens": 200}}, Usage(10, 205, 0, 0, 200)),
         (
             {"completion_tokens": 300, "total_tokens": 510, "completion_tokens_details": {"reasoning_tokens": 200}},
@@ -130,21 +130,21 @@ def test_a_usage_that_says_nothing_takes_nothing_back():
 )
 def test_what_is_no_text_was_not_generated(delta):
     completion = taken(said("a"), said(finish="stop", output=1))
-    piece = completion.take(ServerEvent("", json.dumps({"choices": [{"index": 0, "delta": delta}]})))
+    piece = completion.read(ServerEvent("", json.dumps({"choices": [{"index": 0, "delta": delta}]})))
     assert (piece.deltas, piece.tokens) == (0, 0)
     assert completion.usage == Usage(7, 1)
 
 
 def test_a_content_in_parts_shows_its_texts():
     content = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "Yes"}]
-    piece = Completion().take(ServerEvent("", json.dumps({"choices": [{"index": 0, "delta": {"content": content}}]})))
+    piece = Completion().read(ServerEvent("", json.dumps({"choices": [{"index": 0, "delta": {"content": content}}]})))
     assert (piece.text, piece.tokens) == ("Yes", len("hmYes"))
 
 
 def test_the_words_of_the_older_api_are_generated_too():
     completion = Completion(lambda text: len(text.split()))
     old = {"choices": [{"index": 0, "text": "three more words"}]}
-    piece = completion.take(ServerEvent("", json.dumps(old)))
+    piece = completion.read(ServerEvent("", json.dumps(old)))
     assert (piece.deltas, piece.tokens, piece.text) == (1, 3, "")
 
 
@@ -166,7 +166,7 @@ def test_what_was_generated_of_a_whole_answer_is_counted_in_all_its_choices():
 
 @pytest.fixture
 def without_a_length():
-    """A server whose answer has neither a length nor chunks. It says its events, and closes after them or waits."""
+    """A server whose answer has neither a length nor chunks. It sends its events, and closes after them or waits."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         events, may_close = [], threading.Event()
 

@@ -38,8 +38,8 @@ def open_answer(model, *, name="gpt-4o", max_tokens=400, deadline_seconds=10.0):
     return Texts(model.open(model_request(TURNS, model=name, max_tokens=max_tokens, deadline_seconds=deadline_seconds)))
 
 
-def billed(bill):
-    return Usage(bill.input_tokens, bill.generated_tokens)
+def billed(exchange):
+    return Usage(exchange.input_tokens, exchange.generated_tokens)
 
 
 # What is asked
@@ -47,9 +47,9 @@ def billed(bill):
 
 def test_the_request_says_what_the_reservation_assumes(upstream, model):
     assert "".join(open_answer(model, max_tokens=123)) == TEXT
-    bill = upstream.ledger[0]
-    assert bill.path == "/v1/chat/completions"
-    assert bill.request == {
+    exchange = upstream.ledger[0]
+    assert exchange.path == "/v1/chat/completions"
+    assert exchange.request == {
         "model": "gpt-4o",
         "messages": [
             {"role": "system", "content": "Be brief."},
@@ -59,20 +59,20 @@ def test_the_request_says_what_the_reservation_assumes(upstream, model):
         "stream_options": {"include_usage": True},
         "max_tokens": 123,
     }
-    assert bill.headers["Authorization"] == "Bearer sk-secret"
-    assert bill.headers["Accept-Encoding"] == "identity"
-    assert bill.headers["Host"] == f"127.0.0.1:{upstream.port}"
+    assert exchange.headers["Authorization"] == "Bearer sk-secret"
+    assert exchange.headers["Accept-Encoding"] == "identity"
+    assert exchange.headers["Host"] == f"127.0.0.1:{upstream.port}"
 
 
 @pytest.mark.parametrize("name", ["o1", "o3-mini", "o4-mini-2025-04-16", "gpt-5", "gpt-5.2-mini", "openai/gpt-5"])
-def test_newer_models_are_told_max_completion_tokens(upstream, model, name):
+def test_newer_models_get_max_completion_tokens(upstream, model, name):
     list(open_answer(model, name=name, max_tokens=7))
     assert upstream.ledger[0].request["max_completion_tokens"] == 7
     assert "max_tokens" not in upstream.ledger[0].request
 
 
 @pytest.mark.parametrize("name", ["gpt-4o", "gpt-4.1", "gpt-3.5-turbo", "llama-3", "olmo-2", "gpt-oss-120b"])
-def test_all_others_are_told_max_tokens(upstream, model, name):
+def test_all_others_get_max_tokens(upstream, model, name):
     list(open_answer(model, name=name, max_tokens=7))
     assert upstream.ledger[0].request["max_tokens"] == 7
 
@@ -105,7 +105,7 @@ def test_a_base_url_that_cannot_be_used_stops_the_start(url):
         OpenAICompatibleModel(url, clock=SystemClock())
 
 
-def test_neither_a_password_nor_a_key_is_told():
+def test_neither_a_password_nor_a_key_is_shown():
     with pytest.raises(ConfigurationError) as caught:
         OpenAICompatibleModel("ftp://user:hunter2@h/v1", clock=SystemClock())
     assert "hunter2" not in str(caught.value)
@@ -162,7 +162,7 @@ def test_an_empty_answer_may_have_used_no_output(upstream, model):
     assert answer.usage == Usage(upstream.ledger[0].input_tokens, 0)
 
 
-def test_cached_tokens_are_told(upstream, model):
+def test_cached_tokens_are_reported(upstream, model):
     upstream.behave(cached_tokens=5)
     answer = open_answer(model)
     list(answer)
@@ -212,7 +212,7 @@ def test_an_error_status_was_not_taken(upstream, model, status):
     assert "sk-secret" not in caught.value.detail
     assert len(caught.value.detail) <= 200
     assert caught.value.detail.isprintable()
-    assert [bill.taken for bill in upstream.ledger] == [False]  # asked once, no retry
+    assert [exchange.taken for exchange in upstream.ledger] == [False]  # asked once, no retry
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -362,7 +362,7 @@ def test_closing_wakes_a_reader_in_another_thread(upstream, model):
     assert model._pool.connections == []
 
 
-def test_an_answer_that_nobody_reads_is_hung_up(upstream, model):
+def test_an_unread_answer_is_hung_up(upstream, model):
     upstream.behave(wait_for=threading.Event())
     open_answer(model).close()
     assert upstream.ledger[0].over.wait(5)
@@ -376,7 +376,7 @@ def test_a_connection_serves_one_answer_after_the_other(upstream, model, ending)
         answer = open_answer(model)
         assert "".join(answer) == TEXT
         answer.close()  # after the end: must not hurt the connection
-    assert len({bill.connection for bill in upstream.ledger}) == 1
+    assert len({exchange.connection for exchange in upstream.ledger}) == 1
 
 
 def test_hung_up_on_it_gives_what_had_come_and_the_upstream_generates_no_more(upstream, model):
@@ -417,15 +417,15 @@ def test_what_comes_in_one_read_is_ahead_of_its_reader_and_the_next_read_begins_
     events = [json.dumps({"choices": [{"index": 0, "delta": {"content": word}}]}) for word in WORDS[:10]]
     go_on = threading.Event()
     upstream.behave(wait_for=go_on, wait_at="first", words=("x",), raw="\n\ndata: ".join(events))
-    ahead = []
+    leads = []
     for piece in model.open(model_request(TURNS)):
         if piece.tokens:
-            ahead.append(piece.ahead)
-        if len(ahead) == 10:
+            leads.append(piece.lead_tokens)
+        if len(leads) == 10:
             go_on.set()
     tokens = [counter_for("gpt-4o")(word) for word in WORDS[:10]]
     model.close()
-    assert ahead == [*accumulate(tokens), 1]
+    assert leads == [*accumulate(tokens), 1]
 
 
 def test_a_refusal_leaves_no_connection_behind_that_is_in_use(upstream, model):
@@ -453,7 +453,7 @@ def test_two_hundred_streams_at_once(upstream, model):
     assert [next(text) for text in texts] == [WORDS[0]] * 200
     go_on.set()
     assert ["".join(text) for text in texts] == ["".join(WORDS[1:])] * 200
-    assert [answer.usage for answer in answers] == [billed(bill) for bill in upstream.ledger]
+    assert [answer.usage for answer in answers] == [billed(exchange) for exchange in upstream.ledger]
 
 
 def test_under_gevent_streams_run_side_by_side_and_unbuffered(upstream):
@@ -468,22 +468,22 @@ from flaskapp.llm.openai_compatible import OpenAICompatibleModel
 from flaskapp.answers.upstream_reader import UpstreamReader
 from backends.pricing.token_bounds import counter_for
 from tests.models import Texts, model_request
-counter_for("gpt-4o")  # as the lobby does: a vocabulary takes a while to load
+counter_for("gpt-4o")  # as the factory does: a vocabulary takes a while to load
 clock = SystemClock()
 model = OpenAICompatibleModel(sys.argv[1], clock=clock)
 def one(number):
     answer = Texts(model.open(model_request([Message("user", "hi")])))
-    pump = UpstreamReader(answer, clock=clock, deadline_at_seconds=clock.monotonic_seconds() + 20)
+    reader = UpstreamReader(answer, clock=clock, deadline_at_seconds=clock.monotonic_seconds() + 20)
     pieces = 0
-    for pieces, piece in enumerate(pump, start=1):
+    for pieces, piece in enumerate(reader, start=1):
         order.append((number, pieces))
     return pieces, answer.usage.output_tokens
 def leave(number):
     answer = Texts(model.open(model_request([Message("user", "hi")])))
-    pump = UpstreamReader(answer, clock=clock, deadline_at_seconds=clock.monotonic_seconds() + 20)
-    next(iter(pump))
-    pump.close()
-    return not pump.is_over
+    reader = UpstreamReader(answer, clock=clock, deadline_at_seconds=clock.monotonic_seconds() + 20)
+    next(iter(reader))
+    reader.close()
+    return not reader.is_over
 order = []
 jobs = [gevent.spawn(one, number) for number in range(40)]
 left = [gevent.spawn(leave, number) for number in range(10)]
@@ -528,7 +528,7 @@ KEY_WITH_ESCAPES = "sk/ab+cd\\\\ef=='key"
     ],
     ids=["plain", "json", "json_slashes", "escapes", "some_escapes", "url", "repr_of_repr"],
 )
-def test_the_key_is_told_in_no_spelling(upstream, spell):
+def test_the_key_is_shown_in_no_spelling(upstream, spell):
     client = OpenAICompatibleModel(upstream.base_url, KEY_WITH_ESCAPES, clock=SystemClock())
     told = f"no such key: {spell(KEY_WITH_ESCAPES)}; that is all"
     details = []

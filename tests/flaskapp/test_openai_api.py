@@ -8,12 +8,12 @@ from decimal import Decimal
 
 import pytest
 
-from flaskapp.answers.meter import RUN_AHEAD
+from flaskapp.answers.meter import OBSERVED_LEAD
 from flaskapp.llm import Piece, Usage
 from flaskapp.openai.events import CompletionStreamFormat
 from tests.apps import NETWORK
 from tests.servers import nanousd, wait_until
-from tests.upstream import WORDS, Upstream
+from tests.upstream import WORDS, Upstream, bill_nanousd
 
 ROUTE = "/v1/chat/completions"
 KEY = "sk-of-a-caller"
@@ -43,7 +43,7 @@ def upstream(_upstream):
 
 @pytest.fixture
 def make_room(make_app, upstream):
-    """In front of the upstream, with one key and plenty of money, unless told otherwise."""
+    """In front of the upstream, with one key and large budgets, unless the test says otherwise."""
 
     def make(**environment):
         given = {"LLM_BASE_URL": upstream.base_url, "LLM_API_KEY": "key-of-the-operator", "API_KEYS": KEY, **PLENTY}
@@ -72,8 +72,8 @@ def chunks_of(answer):
     return [part[6:] if part[6:] == "[DONE]" else json.loads(part[6:]) for part in parts]
 
 
-def told(answer, status):
-    """The error in an answer, after a look at what every one of them has."""
+def error_of(answer, status):
+    """The error in an answer, checked for what every error has."""
     assert (answer.status_code, answer.mimetype) == (status, "application/json")
     assert list(answer.json) == ["error"]
     error = answer.json["error"]
@@ -81,11 +81,6 @@ def told(answer, status):
     assert error["request_id"] == answer.headers["X-Request-ID"]
     assert answer.headers["x-should-retry"] in {"true", "false"}
     return error
-
-
-def bill_of(entry):
-    """What a bill costs at gpt-4o's price, in nano-dollars."""
-    return entry.input_tokens * 2_500 + entry.generated_tokens * 10_000
 
 
 def reserved(answer):
@@ -104,7 +99,7 @@ def test_without_a_registered_key_everything_is_a_401(service, upstream, path, a
     headers = {} if authorization is None else {"Authorization": authorization}
     method = service.client.post if path == ROUTE else service.client.get
     answer = method(path, headers=headers, **({"json": ASKED} if path == ROUTE else {}))
-    error = told(answer, 401)
+    error = error_of(answer, 401)
     assert (error["code"], error["reason"]) == ("invalid_api_key", "unauthorized")
     assert answer.headers["WWW-Authenticate"] == "Bearer"
     assert answer.headers["x-should-retry"] == "false"
@@ -113,32 +108,32 @@ def test_without_a_registered_key_everything_is_a_401(service, upstream, path, a
 
 
 @pytest.mark.parametrize("key", [KEY, None, "*", ""])
-def test_without_api_keys_nobody_passes_in_production(make_room, key):
+def test_without_api_keys_every_caller_is_refused_in_production(make_room, key):
     service = make_room(API_KEYS=None, ENVIRONMENT="production", ENABLE_CHALLENGE_RESPONSE="false")
-    told(ask(service, key=key), 401)
+    error_of(ask(service, key=key), 401)
     assert service.stored() == {}
 
 
 @pytest.mark.parametrize("registered", [KEY, IDENTIFIER, f"other-key, {IDENTIFIER.upper()}", f"{'0' * 64},{KEY}"])
-def test_a_key_is_known_by_itself_or_by_its_hash_and_the_hash_is_who_asks(make_room, upstream, registered):
+def test_a_key_is_known_by_itself_or_by_its_hash_and_the_hash_is_the_identifier(make_room, upstream, registered):
     service = make_room(API_KEYS=registered)
     assert ask(service).status_code == 200
-    assert service.daily(IDENTIFIER) == service.window(IDENTIFIER) == bill_of(upstream.ledger[0]) > 0
-    told(ask(service, key="0" * 64), 401)
+    assert service.daily(IDENTIFIER) == service.window(IDENTIFIER) == bill_nanousd(upstream.ledger[0]) > 0
+    error_of(ask(service, key="0" * 64), 401)
 
 
 @pytest.mark.parametrize("place", [0, 1, 31, 63])
 def test_all_of_a_hash_has_to_agree(make_room, place):
     other = "0" if IDENTIFIER[place] != "0" else "1"
     service = make_room(API_KEYS=IDENTIFIER[:place] + other + IDENTIFIER[place + 1 :])
-    told(ask(service), 401)
+    error_of(ask(service), 401)
 
 
 @pytest.mark.parametrize("key", [None, KEY, "schl\xfcssel"])
-def test_open_to_anyone_the_network_is_who_asks(make_room, upstream, key):
+def test_open_to_anyone_the_network_is_the_identifier(make_room, upstream, key):
     service = make_room(API_KEYS="*")
     assert ask(service, key=key, headers={"X-Fingerprint": "not looked at!"}).status_code == 200
-    assert service.daily(f"ip:{NETWORK}") == bill_of(upstream.ledger[0])
+    assert service.daily(f"ip:{NETWORK}") == bill_nanousd(upstream.ledger[0])
     assert [stored for stored in service.redis.keys("*") if IDENTIFIER in stored] == []
 
 
@@ -146,9 +141,9 @@ def test_a_callers_key_goes_nowhere(make_room, upstream, caplog):
     service = make_room()
     with caplog.at_level(logging.DEBUG, "tollgate"):
         assert ask(service).status_code == ask(service, stream=True, user="somebody").status_code == 200
-        told(ask(service, n=99), 422)
-        told(ask(service, key="sk-wrong-but-secret"), 401)
-    assert [entry.headers["Authorization"] for entry in upstream.ledger] == ["Bearer key-of-the-operator"] * 2
+        error_of(ask(service, n=99), 422)
+        error_of(ask(service, key="sk-wrong-but-secret"), 401)
+    assert [exchange.headers["Authorization"] for exchange in upstream.ledger] == ["Bearer key-of-the-operator"] * 2
     dump = " ".join(service.redis.keys("*")) + str(service.stored())
     lines = "\n".join(f"{record.getMessage()} {vars(record)}" for record in caplog.records)
     assert "identifier" in lines
@@ -161,7 +156,7 @@ def test_a_callers_key_goes_nowhere(make_room, upstream, caplog):
 def test_the_counter_of_requests_is_the_keys_own(make_room):
     service = make_room(API_KEYS=f"{KEY},other", CHAT_RATE_LIMIT="2 per minute")
     assert [ask(service).status_code for _ in range(2)] == [200, 200]
-    error = told(refused := ask(service), 429)
+    error = error_of(refused := ask(service), 429)
     assert (error["code"], error["reason"], error["scope"]) == ("rate_limited", "rate_limit", "identifier")
     assert refused.headers["x-should-retry"] == "true"
     assert int(refused.headers["retry-after-ms"]) == 1_000 * int(refused.headers["Retry-After"]) <= 60_000
@@ -229,7 +224,7 @@ def test_what_cannot_multiply_the_cost_passes_as_it_was_sent(service, upstream, 
     if stream:
         assert (sent.pop("stream"), sent.pop("stream_options")) == (True, {"include_usage": True})
     assert sent == {"model": "gpt-4o", "messages": MESSAGES, **PASSES}
-    assert service.daily(IDENTIFIER) == bill_of(upstream.ledger[0])
+    assert service.daily(IDENTIFIER) == bill_nanousd(upstream.ledger[0])
 
 
 def test_null_is_as_good_as_nothing(service, upstream):
@@ -248,7 +243,7 @@ def test_every_digit_of_a_number_passes(service, upstream):
 
 
 @pytest.mark.parametrize(
-    ("asked", "told_to_upstream"),
+    ("asked", "sent_maximum"),
     [
         ({}, 400),
         ({"max_tokens": 7}, 7),
@@ -258,12 +253,14 @@ def test_every_digit_of_a_number_passes(service, upstream):
         ({"max_tokens": 10**9, "max_completion_tokens": None}, 400),
     ],
 )
-def test_the_maximum_is_cut_to_the_ceiling_and_reserved_as_told(service, upstream, asked, told_to_upstream):
+def test_the_maximum_is_cut_to_the_ceiling_and_reserved_as_sent(service, upstream, asked, sent_maximum):
     answer = ask(service, **asked)
-    (entry,) = upstream.ledger
-    assert {name: entry.request[name] for name in entry.request if "tokens" in name} == {"max_tokens": told_to_upstream}
-    assert (reserved(answer) - told_to_upstream * 10_000) % 2_500 == 0
-    assert reserved(answer) >= told_to_upstream * 10_000 + entry.input_tokens * 2_500
+    (exchange,) = upstream.ledger
+    assert {name: exchange.request[name] for name in exchange.request if "tokens" in name} == {
+        "max_tokens": sent_maximum
+    }
+    assert (reserved(answer) - sent_maximum * 10_000) % 2_500 == 0
+    assert reserved(answer) >= sent_maximum * 10_000 + exchange.input_tokens * 2_500
 
 
 def test_a_ceiling_that_is_changed_holds_at_once(service, upstream):
@@ -277,7 +274,7 @@ def test_choices_are_priced(service, upstream, stream):
     assert reserved(three) - reserved(one) == 2 * 30 * 10_000
     assert upstream.ledger[1].request["n"] == 3
     assert upstream.ledger[1].generated_tokens == 60
-    assert service.daily(IDENTIFIER) == sum(map(bill_of, upstream.ledger))
+    assert service.daily(IDENTIFIER) == sum(map(bill_nanousd, upstream.ledger))
 
 
 @pytest.mark.parametrize(("asked", "sent"), [("auto", "default"), ("default", "default"), (None, None)])
@@ -352,7 +349,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("fields", "place"), REFUSED)
 def test_what_is_unknown_or_not_bounded_is_a_422_that_names_the_field(service, upstream, fields, place):
-    error = told(ask(service, **fields), 422)
+    error = error_of(ask(service, **fields), 422)
     assert (error["param"], error["type"]) == (place, "invalid_request_error")
     assert error["reason"].startswith(f"{place}: ")
     assert upstream.ledger == []
@@ -360,7 +357,7 @@ def test_what_is_unknown_or_not_bounded_is_a_422_that_names_the_field(service, u
 
 
 def test_a_model_that_is_not_offered_is_a_422(service, upstream):
-    error = told(ask(service, model="gpt-5"), 422)
+    error = error_of(ask(service, model="gpt-5"), 422)
     assert (error["param"], error["code"]) == ("model", "model_not_found")
     assert upstream.ledger == []
 
@@ -386,7 +383,7 @@ def test_without_a_model_the_default_one_answers(service, upstream):
 )
 def test_what_is_no_body_has_the_same_shape(service, upstream, data, content_type, status):
     headers = {"Authorization": f"Bearer {KEY}"}
-    error = told(service.client.post(ROUTE, data=data, content_type=content_type, headers=headers), status)
+    error = error_of(service.client.post(ROUTE, data=data, content_type=content_type, headers=headers), status)
     assert error["type"] == "invalid_request_error"
     assert error["param"] in {"body", "Content-Type"}
     assert upstream.ledger == []
@@ -394,10 +391,10 @@ def test_what_is_no_body_has_the_same_shape(service, upstream, data, content_typ
 
 def test_flasks_own_errors_have_the_shape_too(service):
     headers = {"Authorization": f"Bearer {KEY}"}
-    assert told(service.client.get("/v1/embeddings", headers=headers), 404)["code"] == "not_found"
-    assert told(service.client.get("/v1"), 404)["code"] == "not_found"
+    assert error_of(service.client.get("/v1/embeddings", headers=headers), 404)["code"] == "not_found"
+    assert error_of(service.client.get("/v1"), 404)["code"] == "not_found"
     answer = service.client.get(ROUTE, headers=headers)
-    assert told(answer, 405)["code"] == "method_not_allowed"
+    assert error_of(answer, 405)["code"] == "method_not_allowed"
     assert "POST" in answer.headers["Allow"]
     # Elsewhere nothing changes.
     assert service.client.get("/v10").mimetype == service.client.get("/x").mimetype == "application/problem+json"
@@ -411,7 +408,7 @@ def test_a_bug_is_a_500_without_a_traceback_and_the_whole_reservation(service, m
 
     monkeypatch.setattr(OpenAICompatibleModel, "complete", fail)
     answer = ask(service)
-    error = told(answer, 500)
+    error = error_of(answer, 500)
     assert (error["type"], error["code"]) == ("server_error", "internal_error")
     assert answer.headers["x-should-retry"] == "false"
     assert "inner" not in answer.text
@@ -423,7 +420,7 @@ def test_a_bug_is_a_500_without_a_traceback_and_the_whole_reservation(service, m
 
 def test_an_input_that_is_too_long_is_refused_and_nothing_is_left_out(service, upstream):
     history = [{"role": "user", "content": "word " * 1_600}, {"role": "assistant", "content": "word " * 1_600}]
-    error = told(ask(service, messages=[*history, USER]), 422)
+    error = error_of(ask(service, messages=[*history, USER]), 422)
     assert (error["param"], error["code"]) == ("messages", "context_length_exceeded")
     assert upstream.ledger == []
     assert ask(service, messages=[history[0], USER]).status_code == 200
@@ -434,7 +431,7 @@ def test_an_image_of_a_model_without_a_bound_is_refused(make_room, upstream):
     prices = {"LLM_PRICE_INPUT_USD_PER_MTOK": "1", "LLM_PRICE_OUTPUT_USD_PER_MTOK": "2"}
     service = make_room(LLM_MODEL="some-vision-model", **prices)
     assert ask(service, model="some-vision-model").status_code == 200
-    error = told(ask(service, model="some-vision-model", messages=MESSAGES), 422)
+    error = error_of(ask(service, model="some-vision-model", messages=MESSAGES), 422)
     assert error["param"] == "messages"
     assert "image" in error["reason"]
     assert len(upstream.ledger) == 1
@@ -462,16 +459,16 @@ def test_chunks_pass_through_as_they_are_and_the_usage_only_if_it_was_asked_for(
     assert chunks == expected
     *told_chunks, last, done = chunks_of(with_usage)
     assert told_chunks == [{**chunk, "usage": None} for chunk in expected]
-    entry = upstream.ledger[1]
+    exchange = upstream.ledger[1]
     assert last.pop("usage") == {
-        "prompt_tokens": entry.input_tokens,
+        "prompt_tokens": exchange.input_tokens,
         "completion_tokens": 2,
-        "total_tokens": entry.input_tokens + 2,
+        "total_tokens": exchange.input_tokens + 2,
         "prompt_tokens_details": {"cached_tokens": 0},
         "completion_tokens_details": {"reasoning_tokens": 0},
     }
     assert (last, done) == ({**envelope, "choices": []}, "[DONE]")
-    assert service.daily(IDENTIFIER) == sum(map(bill_of, upstream.ledger))
+    assert service.daily(IDENTIFIER) == sum(map(bill_nanousd, upstream.ledger))
 
 
 @pytest.mark.parametrize("asked", [None, False])
@@ -483,17 +480,17 @@ def test_it_is_counted_also_where_the_client_does_not_ask(service, upstream, usa
     assert chunks[-1] == "[DONE]"
     assert [chunk for chunk in chunks[:-1] if "usage" in chunk or not chunk["choices"]] == []
     assert upstream.ledger[0].request["stream_options"] == {"include_usage": True, "include_obfuscation": False}
-    assert service.daily(IDENTIFIER) == bill_of(upstream.ledger[0])
+    assert service.daily(IDENTIFIER) == bill_nanousd(upstream.ledger[0])
 
 
 @pytest.mark.parametrize("usage", ["none", "zero", "zero_output", "rubbish", "absurd"])
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_nobody_can_know_is_the_whole_reservation(service, upstream, usage, stream):
+def test_an_unknown_usage_is_the_whole_reservation(service, upstream, usage, stream):
     upstream.behave(usage=usage)
     options = {"stream_options": {"include_usage": True}} if stream else {}
     answer = ask(service, stream=stream, **options)
     assert answer.status_code == 200
-    assert service.daily(IDENTIFIER) == reserved(answer) > bill_of(upstream.ledger[0])
+    assert service.daily(IDENTIFIER) == reserved(answer) > bill_nanousd(upstream.ledger[0])
     if stream:
         *_, last, done = chunks_of(answer)
         assert done == "[DONE]"
@@ -510,7 +507,7 @@ def test_reasoning_tools_and_choices_stream_through(service, upstream):
     upstream.behave(reasoning_words=3, words=("x",))
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks_of(ask(service, stream=True))[:-1]]
     assert sum("reasoning_content" in delta for delta in deltas) == 3
-    assert service.daily(IDENTIFIER) == sum(map(bill_of, upstream.ledger))
+    assert service.daily(IDENTIFIER) == sum(map(bill_nanousd, upstream.ledger))
 
 
 @pytest.mark.parametrize("how", ["cut", "rubbish", "error_event", "named_error", "not_an_object", "late_reset"])
@@ -523,7 +520,9 @@ def test_a_stream_that_breaks_ends_with_an_error_and_no_mark(service, upstream, 
     assert list(error)[:4] == ["message", "type", "param", "code"]
     assert (error["type"], error["code"]) == ("server_error", "upstream_error")
     assert error["request_id"] == answer.headers["X-Request-ID"]
-    assert nanousd(error["cost_usd"]) == reserved(answer) == service.daily(IDENTIFIER) >= bill_of(upstream.ledger[0])
+    assert (
+        nanousd(error["cost_usd"]) == reserved(answer) == service.daily(IDENTIFIER) >= bill_nanousd(upstream.ledger[0])
+    )
     assert "overloaded" not in answer.text
 
 
@@ -538,18 +537,18 @@ def test_more_than_was_asked_for_is_cut_with_an_end_that_says_so(service, upstre
     ]
     assert {end["id"] for end in (first_end, second_end, usage)} == {"chatcmpl-upstream"}
     assert (usage["choices"], done) == ([], "[DONE]")
-    # It is heard to its end for its bill, and that is booked, and told.
+    # It is read to its end for its usage, and that is booked, and reported.
     assert usage["usage"]["completion_tokens"] == upstream.ledger[0].generated_tokens == 40
-    assert service.daily(IDENTIFIER) == bill_of(upstream.ledger[0]) > reserved(answer)
+    assert service.daily(IDENTIFIER) == bill_nanousd(upstream.ledger[0]) > reserved(answer)
 
 
 @pytest.fixture
 def forget(monkeypatch):
-    """Nothing is known of how far upstreams run ahead; said again, it is forgotten again."""
+    """Forgets the observed lead, now and each time it is called."""
 
     def forget_it():
         for name in ("_now", "_before"):
-            monkeypatch.setattr(RUN_AHEAD, name, 0)
+            monkeypatch.setattr(OBSERVED_LEAD, name, 0)
 
     forget_it()
     return forget_it
@@ -565,14 +564,14 @@ def test_slices_reserve_little_and_end_the_stream_cleanly_where_the_budget_ends(
     assert 0 < input_nanousd < 40 * 2_500
     *_, end, last, done = chunks_of(answer)
     assert (end["choices"][0]["finish_reason"], done) == ("length", "[DONE]")
-    # What was generated nobody knows: told is what is booked for it, and not the maximum that was never granted.
+    # What was generated is not known: reported is what is booked for it, and not the maximum that was never reserved.
     cost_nanousd = input_nanousd + last["usage"]["completion_tokens"] * 10_000
     assert cost_nanousd <= service.daily(IDENTIFIER) < cost_nanousd + 10_000
     assert service.daily(IDENTIFIER) <= 1_000_000
     wait_until(upstream.ledger[0].over.is_set, 5, "the upstream has noticed")
-    assert bill_of(upstream.ledger[0]) <= service.daily(IDENTIFIER)
+    assert bill_nanousd(upstream.ledger[0]) <= service.daily(IDENTIFIER)
     # What is not streamed cannot be extended on its way: all of it, or nothing.
-    assert told(ask(service), 429)["can_never_fit"] is True
+    assert error_of(ask(service), 429)["can_never_fit"] is True
 
 
 def test_under_slices_an_answer_may_begin_on_the_last_of_a_budget(make_room, upstream, forget):
@@ -597,7 +596,7 @@ def test_under_slices_an_answer_may_begin_on_the_last_of_a_budget(make_room, ups
     assert (end["choices"][0]["finish_reason"], done) == ("length", "[DONE]")
     assert service.daily(IDENTIFIER) <= limit_nanousd
     refused, _ = ask_with_room_for(least - 1)
-    assert told(refused, 429)["reason"] == "daily_limit"
+    assert error_of(refused, 429)["reason"] == "daily_limit"
 
 
 def test_each_choice_has_a_slice_and_a_cushion_of_its_own(make_room, forget):
@@ -610,11 +609,11 @@ def test_each_choice_has_a_slice_and_a_cushion_of_its_own(make_room, forget):
 
 
 def test_a_choice_that_has_ended_is_not_ended_again():
-    voice = CompletionStreamFormat("r", "gpt-4o", 1, include_usage=False)
+    stream_format = CompletionStreamFormat("r", "gpt-4o", 1, include_usage=False)
     for index, reason in ((0, "stop"), (1, None), (2, None)):
         choice = {"index": index, "delta": {"content": "x"}, "finish_reason": reason}
-        voice.piece(Piece("x", 1, 1, chunk={"id": "theirs", "choices": [choice]}))
-    *ends, done, rest = voice.complete(Usage(1, 3), 0, "length", was_cut=True).decode().split("\n\n")
+        stream_format.piece(Piece("x", 1, 1, chunk={"id": "theirs", "choices": [choice]}))
+    *ends, done, rest = stream_format.complete(Usage(1, 3), 0, "length", was_cut=True).decode().split("\n\n")
     assert (done, rest) == ("data: [DONE]", "")
     choices = [json.loads(end.removeprefix("data: "))["choices"] for end in ends]
     assert [(choice["index"], choice["finish_reason"]) for (choice,) in choices] == [(1, "length"), (2, "length")]
@@ -624,7 +623,7 @@ def test_a_client_that_leaves_is_settled(service, upstream):
     headers = {"Authorization": f"Bearer {KEY}"}
     answer = service.client.post(ROUTE, json={**ASKED, "stream": True}, headers=headers)
     answer.close()
-    assert service.daily(IDENTIFIER) == bill_of(upstream.ledger[0])
+    assert service.daily(IDENTIFIER) == bill_nanousd(upstream.ledger[0])
     assert service.redis.keys("llm:open:*") == []
 
 
@@ -633,15 +632,15 @@ def test_a_client_that_leaves_is_settled(service, upstream):
 
 def test_a_whole_answer_is_passed_on_as_it_is(service, upstream):
     answer = ask(service)
-    (entry,) = upstream.ledger
+    (exchange,) = upstream.ledger
     assert (answer.status_code, answer.mimetype) == (200, "application/json")
-    assert "stream" not in entry.request
-    assert entry.headers["Accept"] == "application/json"
+    assert "stream" not in exchange.request
+    assert exchange.headers["Accept"] == "application/json"
     body = answer.json
     assert (body["id"], body["x_extra"]) == ("chatcmpl-upstream", 0.1)
     assert body["choices"][0]["message"] == {"role": "assistant", "content": "".join(WORDS)}
-    assert body["usage"]["completion_tokens"] == entry.generated_tokens == 20
-    assert service.daily(IDENTIFIER) == bill_of(entry)
+    assert body["usage"]["completion_tokens"] == exchange.generated_tokens == 20
+    assert service.daily(IDENTIFIER) == bill_nanousd(exchange)
     assert service.redis.keys("llm:open:*") == []
 
 
@@ -649,10 +648,10 @@ def test_a_whole_answer_is_passed_on_as_it_is(service, upstream):
 def test_a_whole_answer_above_its_maximum_is_booked_as_it_is_seen_to_be(service, upstream, words, booked_tokens):
     upstream.behave(words=(" tok",) * words, usage="none", ignore_max_tokens=True)
     answer = ask(service, max_tokens=20)
-    (entry,) = upstream.ledger
-    assert entry.generated_tokens == words
+    (exchange,) = upstream.ledger
+    assert exchange.generated_tokens == words
     booked = service.daily(IDENTIFIER)
-    assert booked == reserved(answer) + (booked_tokens - 20) * 10_000 >= bill_of(entry)
+    assert booked == reserved(answer) + (booked_tokens - 20) * 10_000 >= bill_nanousd(exchange)
 
 
 def test_a_whole_answer_calls_tools(service, upstream):
@@ -660,7 +659,7 @@ def test_a_whole_answer_calls_tools(service, upstream):
     (choice,) = ask(service, tools=[TOOL]).json["choices"]
     assert choice["finish_reason"] == "tool_calls"
     assert choice["message"]["tool_calls"][0]["function"] == {"name": "weather", "arguments": '{"city":"Oslo"}'}
-    assert service.daily(IDENTIFIER) == bill_of(upstream.ledger[0])
+    assert service.daily(IDENTIFIER) == bill_nanousd(upstream.ledger[0])
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -671,7 +670,7 @@ def test_a_whole_answer_calls_tools(service, upstream):
 def test_a_refusal_of_the_upstream_is_a_502_that_costs_nothing(service, upstream, status, retry, stream):
     upstream.behave(status=status, body='{"error": {"message": "words of the upstream"}}')
     answer = ask(service, stream=stream)
-    error = told(answer, 502)
+    error = error_of(answer, 502)
     assert (error["code"], error["cost_usd"]) == ("upstream_error", "0.000000000")
     assert (error["reason"], error["upstream_status"]) == ("not_taken", status)
     assert answer.headers["x-should-retry"] == retry
@@ -696,7 +695,7 @@ def test_a_refusal_of_the_upstream_is_a_502_that_costs_nothing(service, upstream
 def test_a_whole_answer_that_breaks_is_a_502_and_the_whole_reservation(service, upstream, script):
     upstream.behave(**script)
     answer = ask(service)
-    error = told(answer, 502)
+    error = error_of(answer, 502)
     assert nanousd(error["cost_usd"]) == reserved(answer) == service.daily(IDENTIFIER) > 4_000_000
     assert (error["reason"], answer.headers["x-should-retry"]) == ("broken", "false")
     assert len(upstream.ledger) == 1
@@ -707,7 +706,7 @@ def test_an_answer_past_the_deadline_is_a_504_and_the_whole_reservation(make_roo
     service = make_room(STREAM_DEADLINE_SECONDS="1")
     upstream.behave(**script)
     answer = ask(service)
-    error = told(answer, 504)
+    error = error_of(answer, 504)
     assert nanousd(error["cost_usd"]) == reserved(answer) == service.daily(IDENTIFIER)
     assert (error["reason"], answer.headers["x-should-retry"]) == ("timeout", "false")
     assert upstream.ledger[0].over.wait(2)
@@ -722,12 +721,12 @@ def test_a_server_that_stops_ends_whole_answers_too(service, upstream):
     service.tollgate.stopping.begin()
     thread.join()
     (answer,) = answers
-    error = told(answer, 502)
+    error = error_of(answer, 502)
     assert nanousd(error["cost_usd"]) == reserved(answer) == service.daily(IDENTIFIER)
     assert (error["reason"], answer.headers["x-should-retry"]) == ("broken", "false")
     # From then on nothing is asked any more, and another server may be tried.
     later = ask(service)
-    assert told(later, 502)["cost_usd"] == "0.000000000"
+    assert error_of(later, 502)["cost_usd"] == "0.000000000"
     assert later.headers["x-should-retry"] == "true"
     assert len(upstream.ledger) == 1
 
@@ -735,7 +734,7 @@ def test_a_server_that_stops_ends_whole_answers_too(service, upstream):
 def test_an_overrun_is_booked_as_it_is(service, upstream):
     upstream.behave(ignore_max_tokens=True)
     answer = ask(service, max_tokens=2)
-    assert service.daily(IDENTIFIER) == bill_of(upstream.ledger[0]) > reserved(answer)
+    assert service.daily(IDENTIFIER) == bill_nanousd(upstream.ledger[0]) > reserved(answer)
 
 
 # --- the guard
@@ -764,14 +763,14 @@ def test_every_backend_stands_in_front_of_it(make_room, upstream, backend, strea
     assert (answer.status_code, answer.headers["X-Throttle-Backend"]) == (200, backend)
     assert ("X-Cost-Reserved-USD" in answer.headers) == (backend != "off")
     if backend == "legacy":
-        assert service.daily(IDENTIFIER) == bill_of(upstream.ledger[0])
+        assert service.daily(IDENTIFIER) == bill_nanousd(upstream.ledger[0])
 
 
 def test_while_redis_is_away_the_emergency_budget_pays_or_it_is_closed(make_room, upstream):
     service = make_room(REDIS_URL="redis://127.0.0.1:1/0", FAIL_OPEN_BUDGET_USD="0.004")
     assert ask(service, max_tokens=100).headers["X-Throttle-Backend"] == "emergency"
     refused = ask(service)
-    error = told(refused, 503)
+    error = error_of(refused, 503)
     assert (error["code"], error["type"]) == ("throttle_unavailable", "server_error")
     assert refused.headers["x-should-retry"] == "true"
     assert int(refused.headers["Retry-After"]) >= 1
@@ -784,11 +783,11 @@ def test_a_window_that_is_spent_says_whether_to_wait(make_room, upstream):
     upstream.behave(usage="none")
     assert ask(service).status_code == 200
     refused = ask(service)
-    error = told(refused, 429)
+    error = error_of(refused, 429)
     assert (error["type"], error["code"]) == ("rate_limit_error", "cost_throttled")
     assert (error["reason"], error["scope"]) == ("window_limit", "identifier")
     assert error["message"].startswith("High usage detected")
-    # It is ten minutes until the window has moved on: nobody should wait for that inside a call.
+    # It is ten minutes until the window has moved on: no client should wait for that inside a call.
     assert int(refused.headers["Retry-After"]) > 60
     assert refused.headers["x-should-retry"] == "false"
     assert "retry-after-ms" not in refused.headers
@@ -799,14 +798,14 @@ def test_a_window_that_is_spent_says_whether_to_wait(make_room, upstream):
 def test_what_never_fits_and_a_spent_day_are_not_tried_again(make_room, upstream):
     service = make_room(DAILY_COST_LIMIT_USD="0.0045")
     never = ask(service, n=2)
-    error = told(never, 429)
+    error = error_of(never, 429)
     assert (error["reason"], error["can_never_fit"]) == ("daily_limit", True)
     assert (never.headers["x-should-retry"], "Retry-After" in never.headers) == ("false", False)
     service.redis.delete(f"llm:throttle:{IDENTIFIER}")
     upstream.behave(usage="none")
     assert ask(service).status_code == 200
     spent = ask(service)
-    assert told(spent, 429)["message"].startswith("Daily usage limit reached")
+    assert error_of(spent, 429)["message"].startswith("Daily usage limit reached")
     assert spent.headers["x-should-retry"] == "false"
 
 
@@ -817,10 +816,10 @@ def test_a_key_of_idempotency_is_answered_once_and_belongs_to_its_caller_and_rou
     assert first.status_code == 200
     for stream in (False, True):
         again = ask(service, headers=once, **({"stream": True} if stream else {}))
-        error = told(again, 409)
+        error = error_of(again, 409)
         assert (error["code"], error["reason"]) == ("duplicate_request", "other_body" if stream else "settled")
         assert error["first_request_id"] == first.headers["X-Request-ID"]
-        assert nanousd(error["cost_usd"]) == bill_of(upstream.ledger[0])
+        assert nanousd(error["cost_usd"]) == bill_nanousd(upstream.ledger[0])
         assert again.headers["x-should-retry"] == "false"
         assert "Server-Timing" in again.headers
     assert len(upstream.ledger) == 1
@@ -829,14 +828,14 @@ def test_a_key_of_idempotency_is_answered_once_and_belongs_to_its_caller_and_rou
     # One that was released is free again.
     upstream.behave(status=500)
     assert [ask(service, headers={"Idempotency-Key": "two"}).status_code for _ in range(2)] == [502, 502]
-    assert told(ask(service, headers={"Idempotency-Key": "ü"}), 400)["param"] == "Idempotency-Key"
+    assert error_of(ask(service, headers={"Idempotency-Key": "ü"}), 400)["param"] == "Idempotency-Key"
 
 
 def test_the_words_of_the_log_are_those_of_the_chat(make_room, caplog):
     service = make_room(HIGH_COST_THRESHOLD_USD="0.0045")
     with caplog.at_level(logging.INFO, "tollgate"):
         ask(service, stream=True)
-        told(ask(service, n=2), 429)
+        error_of(ask(service, n=2), 429)
     messages = [record.getMessage() for record in caplog.records]
     called, recorded = "Cost throttling check called", "Cost recorded for stable_identifier"
     assert [line for line in messages if line in {called, recorded}] == [called, recorded, called]
@@ -866,7 +865,7 @@ def test_the_builtin_model_answers_whole(builtin):
     cost = usage["prompt_tokens"] * 2_500 + usage["completion_tokens"] * 10_000
     assert builtin.daily(IDENTIFIER) == cost > 0
     assert ask(builtin, max_tokens=2).json["choices"][0]["finish_reason"] == "length"
-    assert told(ask(builtin, n=2), 422)["param"] == "n"
+    assert error_of(ask(builtin, n=2), 422)["param"] == "n"
 
 
 def test_the_builtin_model_streams(builtin):
@@ -883,7 +882,7 @@ def test_the_builtin_model_streams(builtin):
 def test_the_builtin_model_has_a_deadline_too(make_app):
     service = make_app(API_KEYS=KEY, **PLENTY, STREAM_DEADLINE_SECONDS="1", DEMO_TOKENS_PER_SECOND="20")
     answer = ask(service)
-    assert told(answer, 504)["reason"] == "timeout"
+    assert error_of(answer, 504)["reason"] == "timeout"
     assert service.daily(IDENTIFIER) == reserved(answer)
 
 
@@ -897,14 +896,14 @@ def test_the_offered_models_are_listed(make_room):
     assert listed["object"] == "list"
     assert [card["id"] for card in listed["data"]] == ["gpt-4o", "gpt-4o-mini"]
     assert service.client.get("/v1/models/gpt-4o", headers=headers).json == listed["data"][0]
-    assert told(service.client.get("/v1/models/gpt-5", headers=headers), 404)["code"] == "model_not_found"
+    assert error_of(service.client.get("/v1/models/gpt-5", headers=headers), 404)["code"] == "model_not_found"
 
 
 def test_a_price_of_the_reservation_covers_cached_input(service, upstream):
     upstream.behave(cached_tokens=4)
     ask(service)
-    entry = upstream.ledger[0]
-    assert service.daily(IDENTIFIER) == bill_of(entry) - 4 * Decimal(1_250)
+    exchange = upstream.ledger[0]
+    assert service.daily(IDENTIFIER) == bill_nanousd(exchange) - 4 * Decimal(1_250)
 
 
 # --- what an upstream should not say
@@ -929,7 +928,7 @@ def no_answer(name, part):
 @pytest.mark.parametrize("name", [*NO_ANSWERS, "odd_finish_reason"])
 def test_what_is_no_json_or_no_answer_is_the_upstreams_error_and_booked_whole(service, upstream, name):
     upstream.behave(raw=no_answer(name, "message"))
-    whole = told(ask(service, max_tokens=100), 502)
+    whole = error_of(ask(service, max_tokens=100), 502)
     assert whole["code"] == "upstream_error"
     upstream.behave(raw=no_answer(name, "delta"))
     last = chunks_of(ask(service, max_tokens=100, stream=True))[-1]
@@ -941,7 +940,7 @@ def test_what_is_no_json_or_no_answer_is_the_upstreams_error_and_booked_whole(se
 @pytest.mark.parametrize("raw", ['{"choices":[[1]]}', '{"choices":[{"message":[1]}]}'])
 def test_choices_that_are_none_are_no_answer(service, upstream, raw):
     upstream.behave(raw=raw)
-    assert told(ask(service), 502)["code"] == "upstream_error"
+    assert error_of(ask(service), 502)["code"] == "upstream_error"
 
 
 # --- small things that have to be true
@@ -949,7 +948,7 @@ def test_choices_that_are_none_are_no_answer(service, upstream, raw):
 
 @pytest.mark.parametrize("path", ["/v1//chat/completions", "/v1/chat//completions", "/v1//models"])
 def test_a_path_with_two_slashes_is_none_of_ours(service, path):
-    error = told(service.client.open(path, method="GET" if "models" in path else "POST", json=ASKED), 404)
+    error = error_of(service.client.open(path, method="GET" if "models" in path else "POST", json=ASKED), 404)
     assert error["code"] == "not_found"
 
 
@@ -959,7 +958,7 @@ def test_elsewhere_too(service, path):
     assert (answer.status_code, answer.mimetype) == (404, "application/problem+json")
 
 
-def test_how_many_keys_look_like_a_digest_is_told_once_at_the_start_and_not_which(make_room, caplog):
+def test_how_many_keys_look_like_a_digest_is_logged_once_at_the_start_and_not_which(make_room, caplog):
     raw = "0123456789abcdef" * 4
     service = make_room(API_KEYS=f"{KEY},{raw},{IDENTIFIER}")
     for _ in range(3):
@@ -967,19 +966,19 @@ def test_how_many_keys_look_like_a_digest_is_told_once_at_the_start_and_not_whic
     (record,) = [record for record in caplog.records if "taken as the SHA-256" in record.message]
     assert (record.levelname, record.fields) == ("WARNING", {"keys": 2})
     # And no digest opens anything, which is why such a key is not both.
-    told(ask(service, key=IDENTIFIER), 401)
-    told(ask(service, key=raw), 401)
+    error_of(ask(service, key=IDENTIFIER), 401)
+    error_of(ask(service, key=raw), 401)
 
 
-def test_of_keys_that_look_like_keys_nothing_is_told(service, caplog):
+def test_of_keys_that_look_like_keys_nothing_is_logged(service, caplog):
     ask(service)
     assert [record for record in caplog.records if "taken as the SHA-256" in record.message] == []
 
 
-def test_a_key_whose_first_try_broke_off_is_not_told_that_it_was_answered(service, upstream):
+def test_a_key_whose_first_try_broke_off_is_not_refused_as_answered(service, upstream):
     upstream.behave(ending="cut")
-    told(ask(service, headers={"Idempotency-Key": "broken"}), 502)
-    error = told(ask(service, headers={"Idempotency-Key": "broken"}), 409)
+    error_of(ask(service, headers={"Idempotency-Key": "broken"}), 502)
+    error = error_of(ask(service, headers={"Idempotency-Key": "broken"}), 409)
     assert "was charged; it is not sent again" in error["message"]
     assert "answered" not in error["message"]
     assert Decimal(error["cost_usd"]) > 0

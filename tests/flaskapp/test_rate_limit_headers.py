@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.conformance.behaviour import ROOMY, ManualClock
+from backends.conformance.cases import ROOMY
+from backends.conformance.harness import ManualClock
 from backends.contract import Reservation
 from backends.keys import bucket_seconds_of
 from flaskapp.http.headers import rate_limit_headers
@@ -69,23 +70,23 @@ def test_every_number_is_what_redis_holds_at_the_reservation(make_app, backend):
     under_way.close()
 
 
-def test_what_is_left_is_told_after_each_answer_until_nothing_fits(make_app):
+def test_what_is_left_is_reported_after_each_answer_until_nothing_fits(make_app):
     clock = ManualClock()
     service = make_app(clock=clock, THROTTLE_BACKEND="legacy", HIGH_COST_THRESHOLD_USD="0.009999999")
     left, booked = [], 0
     while (answer := service.open_chat()).status_code == 200:
         with_this_one = booked + nanousd(answer.headers["X-Cost-Reserved-USD"])
-        told = parsed(answer.headers["RateLimit"])
-        assert told["window"]["r"] == (9_999_999 - with_this_one) // 1_000
-        assert told["day"]["r"] == (250_000_000 - with_this_one) // 1_000
-        left.append(told["window"]["r"])
+        parameters = parsed(answer.headers["RateLimit"])
+        assert parameters["window"]["r"] == (9_999_999 - with_this_one) // 1_000
+        assert parameters["day"]["r"] == (250_000_000 - with_this_one) // 1_000
+        left.append(parameters["window"]["r"])
         booked += nanousd(events(answer)[-1]["cost_usd"])
         clock.us += 21 * US
     assert len(left) > 3
     assert left == sorted(left, reverse=True)
     # What a refusal says is never earlier than what the last answer had announced.
     since_then = 21
-    assert int(answer.headers["Retry-After"]) >= told["window"]["t"] - since_then
+    assert int(answer.headers["Retry-After"]) >= parameters["window"]["t"] - since_then
     assert "RateLimit" not in answer.headers
 
 
@@ -102,7 +103,7 @@ def test_what_is_left_is_told_after_each_answer_until_nothing_fits(make_app):
         ("DAILY_SPEND_LIMIT_USD", "global_daily_limit"),
     ],
 )
-def test_who_comes_back_when_told_is_admitted_and_a_second_earlier_is_not(
+def test_a_client_that_waits_as_long_as_it_should_is_admitted_and_a_second_earlier_is_not(
     make_app, backend, seconds_early, setting, reason
 ):
     clock = ManualClock()
@@ -113,13 +114,13 @@ def test_who_comes_back_when_told_is_admitted_and_a_second_earlier_is_not(
     assert (refused.status_code, refused.json["reason"]) == (429, reason)
     retry_after_seconds = int(refused.headers["Retry-After"])
     if setting == "HIGH_COST_THRESHOLD_USD":
-        # Never earlier than the `t` that was told before: here they are the same moment.
+        # Never earlier than the `t` that was sent before: here they are the same moment.
         assert retry_after_seconds == parsed(admitted.headers["RateLimit"])["window"]["t"] - 123
     clock.us += (retry_after_seconds - seconds_early) * US
     assert service.chat().status_code == (429 if seconds_early else 200)
 
 
-def test_without_a_reservation_nothing_is_told(make_app):
+def test_without_a_reservation_nothing_is_reported(make_app):
     service = make_app(ENABLE_COST_THROTTLING="false")
     headers = service.chat(max_tokens=1).headers
     assert headers["X-Throttle-Backend"] == "off"

@@ -6,7 +6,7 @@ import pytest
 
 from backends import open_backend
 from backends.clock import SystemClock
-from backends.conformance.behaviour import COST, NETWORK, ROOMY, WHO, WINDOW_SECONDS, ask
+from backends.conformance.cases import COST, NETWORK, ROOMY, WHO, WINDOW_SECONDS, make_ask
 from backends.contract import Reservation
 from backends.store.link import Link
 from flaskapp.config import load_config
@@ -28,14 +28,15 @@ def waited():
 
 
 @pytest.fixture
-def app_of(redis_url, tmp_path, waited):
+def app_of(redis_url, tmp_path, waited, monkeypatch):
     apps = []
 
     def make(**environment):
         given = {"ENVIRONMENT": "development", "ENABLE_COST_THROTTLING": "true", "REDIS_URL": redis_url}
         given |= {"DEMO_TOKENS_PER_SECOND": "0", **environment}
         config = load_config(given).model_copy(update={"data_dir": tmp_path})
-        apps.append(create_app(config, sleep=waited))
+        monkeypatch.setattr("flaskapp.factory.sleep", waited)
+        apps.append(create_app(config))
         return apps[-1]
 
     yield make
@@ -45,14 +46,14 @@ def app_of(redis_url, tmp_path, waited):
 
 def reserved_with(app, name):
     tollgate = app.extensions["tollgate"]
-    verdict = open_backend(name, tollgate.link).reserve(ask(f"of-{name}", COST, ROOMY))
+    verdict = open_backend(name, tollgate.link).reserve(make_ask(f"of-{name}", COST, ROOMY))
     assert isinstance(verdict, Reservation)
 
 
 def test_the_legacy_way_waits_once_for_each_of_its_round_trips(app_of, waited, redis_url):
     trips = []
-    link = Link(redis_url, clock=SystemClock(), before_each_send=lambda: trips.append(1))
-    open_backend("legacy", link).reserve(ask("counted", COST, ROOMY))
+    link = Link(redis_url, clock=SystemClock(), before_each_send=trips.append)
+    open_backend("legacy", link).reserve(make_ask("counted", COST, ROOMY))
     its_trips = len(trips)
     link.run(lambda client: client.flushdb())
     link.close()
@@ -67,7 +68,7 @@ def test_the_atomic_way_waits_once(app_of, waited):
     app = app_of(REDIS_DELAY_MS="7")
     reserved_with(app, "atomic")
     waited.seconds.clear()
-    verdict = open_backend("atomic", app.extensions["tollgate"].link).reserve(ask("one more", COST, ROOMY))
+    verdict = open_backend("atomic", app.extensions["tollgate"].link).reserve(make_ask("one more", COST, ROOMY))
     assert isinstance(verdict, Reservation)
     assert waited.seconds == [0.007]
 

@@ -1,4 +1,4 @@
-"""Answers that are not what was asked for: shapes, to the letter."""
+"""Refusals and errors: their shapes, to the letter."""
 
 import json
 import re
@@ -72,7 +72,7 @@ def test_one_that_only_open_reservations_cause_says_so(make_app):
     refused = service.chat()
     assert members_of(refused) == ["in_flight"]
     assert refused.json["in_flight"] is True
-    # The marker stands in the way for its whole life.
+    # The marker refuses until its TTL ends.
     assert refused.headers["Retry-After"] == "30"
     under_way.close()
 
@@ -90,7 +90,7 @@ def test_one_that_only_open_reservations_cause_says_so(make_app):
         (Reason.GLOBAL_DAILY_LIMIT, Reason.GLOBAL_DAILY_LIMIT, "This service has reached its usage limit for today."),
     ],
 )
-def test_the_message_tells_which_limit_it_was(service, reason, cause, words):
+def test_the_message_names_the_limit(service, reason, cause, words):
     refusal = Refusal(
         reason, cause, Scope.NETWORK, 100, in_flight=False, can_never_fit=False, marker_seconds=0, limit_nanousd=None
     )
@@ -104,7 +104,7 @@ def test_the_message_tells_which_limit_it_was(service, reason, cause, words):
     ("seconds", "words"),
     [(1, "1 second."), (119, "119 seconds."), (120, "2 minutes."), (121, "3 minutes."), (7_201, "3 hours.")],
 )
-def test_a_wait_is_told_in_words_that_are_never_too_short(service, seconds, words):
+def test_a_wait_is_given_in_words_that_are_never_too_short(service, seconds, words):
     cause = Reason.WINDOW_LIMIT
     refusal = Refusal(
         cause,
@@ -161,5 +161,5 @@ def test_a_bug_of_ours_is_a_500_without_a_word_about_it(service, monkeypatch, ca
     assert (answer.status_code, answer.json["error"]) == (500, "internal_error")
     members_of(answer)
     assert b"secret" not in answer.data
-    (told,) = [record for record in caplog.records if record.message == "Unexpected error"]
-    assert told.exc_info[0] is ValueError
+    (logged,) = [record for record in caplog.records if record.message == "Unexpected error"]
+    assert logged.exc_info[0] is ValueError

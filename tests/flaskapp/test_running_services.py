@@ -2,7 +2,7 @@ import json
 import subprocess
 import sys
 
-from flaskapp.ops.running_services import noted, served
+from flaskapp.ops.running_services import note_service, running_services
 
 
 def test_what_settings_fall_back_to_is_noted_and_no_secret(tmp_path):
@@ -12,16 +12,16 @@ def test_what_settings_fall_back_to_is_noted_and_no_secret(tmp_path):
         "ADMIN_TOKEN": "secret",
         "REDIS_URL": "redis://:secret@x",
     }
-    with noted(tmp_path, 8000, environment):
-        (one,) = served(tmp_path)
+    with note_service(tmp_path, 8000, environment):
+        (one,) = running_services(tmp_path)
         assert (one.port, one.variables) == (8000, {"DAILY_COST_LIMIT_USD": "1", "ENVIRONMENT": "staging"})
         assert "secret" not in "".join(path.read_text() for path in tmp_path.rglob("*.json"))
-    assert served(tmp_path) == []
+    assert running_services(tmp_path) == []
 
 
 def test_a_note_that_was_left_behind_or_is_none_is_passed_over(tmp_path):
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
-    with noted(tmp_path, 8000, {}):
+    with note_service(tmp_path, 8000, {}):
         for name, text in {
             "8001": json.dumps({"pid": int(gone.stdout), "variables": {}}),
             "8002": "{",
@@ -30,4 +30,4 @@ def test_a_note_that_was_left_behind_or_is_none_is_passed_over(tmp_path):
             "x": json.dumps({"pid": 1, "variables": {}}),
         }.items():
             (tmp_path / "served" / f"{name}.json").write_text(text)
-        assert [each.port for each in served(tmp_path)] == [8000]
+        assert [each.port for each in running_services(tmp_path)] == [8000]

@@ -10,7 +10,9 @@ from limits import parse_many
 from backends.clock import SystemClock
 from backends.contract import Limits
 from backends.errors import StoreError, shown
+from backends.keys import SETTINGS_KEY
 from backends.store.link import Link
+from backends.store.shared_text import SharedText
 from flaskapp.settings import Baseline, LiveSettings, SettingsRejected, SettingsStore, settings_table
 from flaskapp.strict_json import dumps
 from flaskapp.value_types import MAX_DURATION_SECONDS, Amount, Duration, Rate, Switch, Whole
@@ -461,11 +463,12 @@ def test_without_redis_a_change_is_a_store_error(dead_store):
 def test_the_last_known_values_hold_while_redis_is_away(store, link, put):
     put('{"llm_max_tokens": 9}')
     store.refresh()
-    store._link = Link("redis://127.0.0.1:1", clock=SystemClock(), timeout_seconds=0.1)
+    away = Link("redis://127.0.0.1:1", clock=SystemClock(), timeout_seconds=0.1)
+    store._shared = SharedText(away, SETTINGS_KEY)
     assert store.refresh().values.llm_max_tokens == 9
     assert not store.is_reachable
-    store._link.close()
-    store._link = link
+    away.close()
+    store._shared = SharedText(link, SETTINGS_KEY)
     store.refresh()
     assert store.is_reachable
 

@@ -7,7 +7,7 @@ import pytest
 from backends.clock import SystemClock
 from backends.pricing.prices import PriceBook
 from flaskapp.answers.meter import Meter
-from flaskapp.answers.stream import HEARTBEAT, Stopping, Stream, StreamContext, ask_model
+from flaskapp.answers.stream import HEARTBEAT, Stopping, Stream, StreamContext, call_model
 from flaskapp.chat.events import ChatStreamFormat
 from flaskapp.llm import Piece, UpstreamBroken, UpstreamNotTaken, Usage
 from tests.servers import nanousd, parse_events, wait_until
@@ -61,14 +61,14 @@ class Stage:
     """A stream and all that is around it."""
 
     def __init__(self, answer, clock=None, drain_seconds=60):
-        self.told = []
+        self.emitted = []
         self.answer = answer
         self.stopping = Stopping()
         self.clock = clock or SystemClock()
         self.meter = Meter(None, None, PRICE, MOST, limits=lambda: None)
-        terms = StreamContext(self.clock, self.told.append, self.stopping, lambda: drain_seconds)
+        context = StreamContext(self.clock, self.emitted.append, self.stopping, lambda: drain_seconds)
         ends = self.clock.monotonic_seconds() + 60
-        self.stream = Stream("rid", answer, self.meter, ChatStreamFormat("rid"), terms, deadline_at_seconds=ends)
+        self.stream = Stream("rid", answer, self.meter, ChatStreamFormat("rid"), context, deadline_at_seconds=ends)
         self.events = self.stream._events()
 
     def read(self):
@@ -79,7 +79,7 @@ class Stage:
             self.stream.close()
 
     def names(self):
-        return [(event.name, event.fields.get("cause", event.fields.get("is_usage_known"))) for event in self.told]
+        return [(event.name, event.fields.get("cause", event.fields.get("is_usage_known"))) for event in self.emitted]
 
 
 WHOLE = PRICE.highest_cost_nanousd(77, 10)
@@ -93,7 +93,7 @@ def test_thinking_that_is_not_shown_is_silence_to_the_client():
     class Slow:
         """Each piece takes 0.4 seconds."""
 
-        heartbeat, complete = stream_format.heartbeat, stream_format.complete
+        complete = stream_format.complete
 
         def piece(self, piece):
             clock.seconds += 0.4
@@ -113,7 +113,7 @@ def test_a_bug_gives_a_last_event_and_the_whole_reservation():
     assert stage.names() == [("unexpected_error", None)]
 
 
-def test_a_stop_gives_a_last_event_and_settles_also_where_nobody_reads():
+def test_a_stop_gives_a_last_event_and_settles_also_where_the_client_does_not_read():
     stage = Stage(Answer(said(), threading.Event()))
     assert parse_events(next(stage.events)) == [{"status": "streaming", "chunk": "word"}]
     assert not stage.stopping.wait(0)
@@ -138,7 +138,7 @@ def test_a_stop_ends_a_drain():
     next(stage.events)
     leaving = threading.Thread(target=stage.stream.close)
     leaving.start()
-    wait_until(lambda: stage.stream._reader._nobody_listens, 5, "it is read on")
+    wait_until(lambda: stage.stream._reader._drops_pieces, 5, "it is read on")
     stage.stopping.begin()
     leaving.join(5)
     assert not leaving.is_alive()
@@ -150,12 +150,12 @@ def test_what_begins_in_a_stop_ends_at_once():
     stage = Stage(Answer(threading.Event()))
     stage.stopping.begin()
     late = Stage.__new__(Stage)
-    late.told = []
-    terms = StreamContext(SystemClock(), late.told.append, stage.stopping, lambda: 60)
+    late.emitted = []
+    context = StreamContext(SystemClock(), late.emitted.append, stage.stopping, lambda: 60)
     meter = Meter(None, None, PRICE, MOST, limits=lambda: None)
     deadline = SystemClock().monotonic_seconds() + 60
     stream = Stream(
-        "rid", Answer(threading.Event()), meter, ChatStreamFormat("rid"), terms, deadline_at_seconds=deadline
+        "rid", Answer(threading.Event()), meter, ChatStreamFormat("rid"), context, deadline_at_seconds=deadline
     )
     (last,) = parse_events(b"".join(stream._events()))
     assert last["error"] == "server_stopping"
@@ -163,7 +163,7 @@ def test_what_begins_in_a_stop_ends_at_once():
     stage.read()
 
 
-def test_a_reader_that_waits_for_room_goes_on_when_the_client_leaves():
+def test_a_reader_that_waits_for_a_place_goes_on_when_the_client_leaves():
     stage = Stage(Answer(*[Piece("x", 0, 0)] * 200, usage=Usage(10, 5)))
     next(stage.events)
     stage.stream.close()
@@ -175,11 +175,11 @@ def test_closing_twice_is_closing_once():
     stage = Stage(Answer(said(), usage=Usage(10, 1)))
     stage.read()
     stage.stream.close()
-    assert stage.told == []
+    assert stage.emitted == []
     assert stage.stopping.wait(0)
 
 
-def test_an_upstream_that_gives_more_than_its_maximum_is_heard_for_its_bill_and_no_longer_passed_on():
+def test_an_upstream_that_exceeds_its_maximum_is_drained_for_its_usage_and_no_longer_passed_on():
     go_on = threading.Event()
     stage = Stage(Answer(*[said()] * 11, go_on, *[said("more")] * 5, usage=Usage(70, 16)))
     shown = [next(stage.events) for _ in range(11)]
@@ -192,7 +192,7 @@ def test_an_upstream_that_gives_more_than_its_maximum_is_heard_for_its_bill_and_
 
 
 def test_where_nothing_more_can_be_reserved_the_upstream_is_hung_up_on_at_once(monkeypatch):
-    monkeypatch.setattr(Meter, "take", lambda _, piece: piece.text != "second")
+    monkeypatch.setattr(Meter, "count", lambda _, piece: piece.text != "second")
     stage = Stage(Answer(said(), said("second"), threading.Event(), usage=Usage(70, 2)))
     *shown, last = parse_events(b"".join(stage.read()))
     assert [each["chunk"] for each in shown] == ["word", "second"]
@@ -204,20 +204,20 @@ def test_where_nothing_more_can_be_reserved_the_upstream_is_hung_up_on_at_once(m
 # --- waiting for the model
 
 
-def test_what_the_model_says_comes_back_whatever_it_is():
+def test_what_the_model_returns_or_raises_comes_back():
     stopping = Stopping()
-    assert ask_model(lambda: 7, stopping) == 7
+    assert call_model(lambda: 7, stopping) == 7
     with pytest.raises(UpstreamNotTaken, match="no"):
-        ask_model(lambda: (_ for _ in ()).throw(UpstreamNotTaken("no")), stopping)
+        call_model(lambda: (_ for _ in ()).throw(UpstreamNotTaken("no")), stopping)
     assert stopping.wait(0)
 
 
-def test_in_a_stop_the_model_is_not_asked():
+def test_in_a_stop_the_model_is_not_called():
     stopping = Stopping()
     stopping.begin()
     asked = []
     with pytest.raises(UpstreamNotTaken, match="stopping"):
-        ask_model(lambda: asked.append(1), stopping)
+        call_model(lambda: asked.append(1), stopping)
     assert asked == []
 
 
@@ -232,7 +232,7 @@ def test_a_stop_ends_the_wait_and_what_comes_late_is_dropped():
 
     def wait():
         try:
-            ask_model(call, stopping, drop=lambda late: dropped.set() if late == "late" else None)
+            call_model(call, stopping, drop=lambda late: dropped.set() if late == "late" else None)
         except UpstreamBroken as error:
             failures.append(str(error))
 

@@ -1,4 +1,4 @@
-"""How much have I left: what is told, to whom, from which books; and that asking changes nothing."""
+"""`GET /api/v1/usage`: what it reports, to which caller, from which books; and that it changes nothing."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from backends.conformance.behaviour import ManualClock
+from backends.conformance.harness import ManualClock
 from backends.keys import bucket_seconds_of
 from tests.apps import NETWORK, open_app
 from tests.servers import nanousd
@@ -23,8 +23,8 @@ def usage(service, fingerprint="hash456", **options):
     return service.client.get(URL, headers=headers, environ_base={"REMOTE_ADDR": NETWORK}, **options)
 
 
-def amounts(told):
-    return {name.removesuffix("_usd"): nanousd(value) for name, value in told.items() if name.endswith("_usd")}
+def amounts(body):
+    return {name.removesuffix("_usd"): nanousd(value) for name, value in body.items() if name.endswith("_usd")}
 
 
 def booked(service, identifier="hash456"):
@@ -54,10 +54,10 @@ def test_who_spent_nothing_has_all_of_it(service):
     assert answer.headers["X-Request-ID"]
     pairs = json.loads(answer.data, object_pairs_hook=list)
     assert [name for name, _ in pairs] == ["enabled", "identifier", "as_of", "limits", "throttled"]
-    told = answer.json
-    assert (told["enabled"], told["identifier"], told["throttled"]) == (True, "hash456", None)
+    body = answer.json
+    assert (body["enabled"], body["identifier"], body["throttled"]) == (True, "hash456", None)
     nothing = "0.000000000"
-    assert told["limits"]["window"] == {
+    assert body["limits"]["window"] == {
         "window_seconds": 600,
         "limit_usd": "0.020000000",
         "spent_usd": nothing,
@@ -66,13 +66,13 @@ def test_who_spent_nothing_has_all_of_it(service):
         "renews_at": None,
         "renews_in_seconds": None,
     }
-    day = told["limits"]["day"]
+    day = body["limits"]["day"]
     assert (day["limit_usd"], day["spent_usd"], day["left_usd"]) == ("0.250000000", nothing, "0.250000000")
     assert day["renews_at"] % 86_400 == 0
-    assert day["renews_at"] - told["as_of"] - 1 <= day["renews_in_seconds"] <= day["renews_at"] - told["as_of"]
+    assert day["renews_at"] - body["as_of"] - 1 <= day["renews_in_seconds"] <= day["renews_at"] - body["as_of"]
 
 
-def test_spent_held_and_left_are_told_apart_and_add_up(service):
+def test_spent_held_and_left_are_reported_apart_and_add_up(service):
     service.chat(max_tokens=2)
     spent = booked(service)[0]
     under_way = service.open_chat(max_tokens=50)
@@ -97,7 +97,7 @@ def test_spent_held_and_left_are_told_apart_and_add_up(service):
 
 def test_it_is_what_the_headers_of_the_last_answer_said(service):
     under_way = service.open_chat(max_tokens=50)
-    left = {name: amounts(told)["left"] // 1_000 for name, told in usage(service).json["limits"].items()}
+    left = {name: amounts(body)["left"] // 1_000 for name, body in usage(service).json["limits"].items()}
     assert under_way.headers["RateLimit"].startswith(f'"window";r={left["window"]};t=')
     assert f', "day";r={left["day"]};t=' in under_way.headers["RateLimit"]
     under_way.close()
@@ -111,7 +111,7 @@ def test_when_it_renews_to_the_second(timed):
     first_bucket_ends_to_count = NOON - NOON % BUCKET + BUCKET + 600
     window, day = (usage(service).json["limits"][name] for name in ("window", "day"))
     assert window["renews_at"] == first_bucket_ends_to_count
-    # The clock stands at a quarter of a second past: rounded up, so that nobody comes too early.
+    # The clock stands at a quarter of a second past: rounded up, so that no client comes too early.
     assert window["renews_in_seconds"] == first_bucket_ends_to_count - (NOON + 31)
     assert (day["renews_at"], day["renews_in_seconds"]) == (MIDNIGHT, MIDNIGHT - (NOON + 31))
     before = amounts(window)["spent"]
@@ -137,21 +137,21 @@ def test_midnight_gives_a_new_day_and_what_is_held_stays_in_the_old_one(timed):
     under_way.close()
 
 
-def test_a_marker_is_told_with_what_set_it_and_when_it_ends(timed):
+def test_a_marker_is_reported_with_what_set_it_and_when_it_ends(timed):
     service, clock = timed
     service.chat()
     service.patch(high_cost_threshold_usd="0.0045")
     refused = service.chat()
     clock.us += 12_000_000
-    told = usage(service).json["throttled"]
-    assert told == {
+    body = usage(service).json["throttled"]
+    assert body == {
         "reason": "window_limit",
         "ends_in_seconds": 30 - 12,
         "retry_after_seconds": int(refused.headers["Retry-After"]) - 12,
         "in_flight": False,
     }
     again = service.chat()
-    assert (again.json["reason"], again.json["retry_after_seconds"]) == ("throttled", told["retry_after_seconds"])
+    assert (again.json["reason"], again.json["retry_after_seconds"]) == ("throttled", body["retry_after_seconds"])
     clock.us += 18_000_000
     assert usage(service).json["throttled"] is None
 
@@ -160,10 +160,10 @@ def test_a_marker_of_the_atomic_way_and_one_set_by_hand(make_app):
     service = make_app(HIGH_COST_THRESHOLD_USD="0.005", DEMO_TOKENS_PER_SECOND="10")
     under_way = service.open_chat()
     service.chat()
-    told = usage(service).json["throttled"]
-    assert (told["reason"], told["in_flight"]) == ("window_limit", True)
-    assert 28 <= told["ends_in_seconds"] <= 30
-    assert told["retry_after_seconds"] == told["ends_in_seconds"]
+    body = usage(service).json["throttled"]
+    assert (body["reason"], body["in_flight"]) == ("window_limit", True)
+    assert 28 <= body["ends_in_seconds"] <= 30
+    assert body["retry_after_seconds"] == body["ends_in_seconds"]
     under_way.close()
     service.redis.set("llm:throttle:byhand", "stop", ex=60)
     service.redis.set("llm:throttle:forever", "stop")
@@ -181,15 +181,17 @@ def test_a_limit_lowered_below_what_is_spent_leaves_nothing_and_never_less(servi
     assert amounts(limits["window"])["spent"] == booked(service)[0] > 100_000
 
 
-def test_everybody_is_told_their_own(service):
+def test_each_caller_gets_its_own(service):
     service.chat("mine", max_tokens=1)
     service.chat(None, max_tokens=1)
-    told = {who: usage(service, who).json for who in ("mine", "fp:anything:mine", "other", None)}
-    assert told["fp:anything:mine"]["limits"]["window"]["spent_usd"] == told["mine"]["limits"]["window"]["spent_usd"]
-    assert amounts(told["mine"]["limits"]["day"])["spent"] == booked(service, "mine")[1] > 0
-    assert amounts(told["other"]["limits"]["day"])["spent"] == 0
-    assert told[None]["identifier"] == f"ip:{NETWORK}"
-    assert amounts(told[None]["limits"]["day"])["spent"] == booked(service, f"ip:{NETWORK}")[1] > 0
+    bodies = {who: usage(service, who).json for who in ("mine", "fp:anything:mine", "other", None)}
+    assert (
+        bodies["fp:anything:mine"]["limits"]["window"]["spent_usd"] == bodies["mine"]["limits"]["window"]["spent_usd"]
+    )
+    assert amounts(bodies["mine"]["limits"]["day"])["spent"] == booked(service, "mine")[1] > 0
+    assert amounts(bodies["other"]["limits"]["day"])["spent"] == 0
+    assert bodies[None]["identifier"] == f"ip:{NETWORK}"
+    assert amounts(bodies[None]["limits"]["day"])["spent"] == booked(service, f"ip:{NETWORK}")[1] > 0
 
 
 def with_key(service, key, **headers):
@@ -197,20 +199,20 @@ def with_key(service, key, **headers):
     return service.client.get(URL, headers=given, environ_base={"REMOTE_ADDR": NETWORK})
 
 
-def test_who_holds_a_key_is_told_what_that_has_spent(make_app):
+def test_a_registered_key_gets_what_it_has_spent(make_app):
     service = make_app(API_KEYS="sk-good")
     digest = hashlib.sha256(b"sk-good").hexdigest()
     asked = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
     headers = {"Authorization": "Bearer sk-good"}
     assert service.client.post("/v1/chat/completions", json=asked, headers=headers).status_code == 200
-    told = with_key(service, "sk-good").json
-    assert told["identifier"] == digest
-    assert amounts(told["limits"]["window"])["spent"] == booked(service, digest)[0] > 0
+    body = with_key(service, "sk-good").json
+    assert body["identifier"] == digest
+    assert amounts(body["limits"]["window"])["spent"] == booked(service, digest)[0] > 0
     # A visitor is one whatever token its page sends along.
     assert with_key(service, "some-other-token", **{"X-Fingerprint": "hash456"}).json["identifier"] == "hash456"
 
 
-def test_a_key_that_is_not_registered_is_a_401_and_not_told_of_its_network(make_app):
+def test_a_key_that_is_not_registered_is_a_401_and_learns_nothing_of_its_network(make_app):
     for service in (
         make_app(API_KEYS="sk-good"),
         make_app(ENVIRONMENT="production", ENABLE_CHALLENGE_RESPONSE="false"),
@@ -265,9 +267,9 @@ def test_a_challenge_is_neither_asked_for_nor_used_up(make_app):
 def test_with_throttling_off_it_still_answers_and_says_so(service):
     service.chat(max_tokens=1)
     service.patch(enable_cost_throttling=False)
-    told = usage(service).json
-    assert told["enabled"] is False
-    assert amounts(told["limits"]["window"])["spent"] == booked(service)[0] > 0
+    body = usage(service).json
+    assert body["enabled"] is False
+    assert amounts(body["limits"]["window"])["spent"] == booked(service)[0] > 0
 
 
 @pytest.mark.parametrize("on_error", ["open", "closed"])

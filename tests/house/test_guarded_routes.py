@@ -1,4 +1,4 @@
-"""Whatever reaches a model has reserved first: each route is tried, and the upstream looks into Redis every time."""
+"""Every request that reaches a model has reserved first: each route is tried, and each time Redis is checked."""
 
 import itertools
 
@@ -21,7 +21,7 @@ def upstream():
 
 @pytest.fixture
 def service(make_app, upstream):
-    """With money for everybody, so that nothing is refused for that."""
+    """With large budgets, so that nothing is refused."""
     plenty = dict.fromkeys(("HIGH_COST_THRESHOLD_USD", "DAILY_COST_LIMIT_USD", "NETWORK_DAILY_COST_LIMIT_USD"), "100")
     plenty |= {"NETWORK_COST_LIMIT_USD": "0", "HOURLY_SPEND_LIMIT_USD": "100", "DAILY_SPEND_LIMIT_USD": "100"}
     return make_app(
@@ -34,15 +34,15 @@ def service(make_app, upstream):
 
 
 def reaching(service, upstream):
-    """The routes that reach the upstream, and of those the ones that had nothing reserved at that moment."""
+    """The routes that reach the upstream, and those of them that had reserved nothing by then."""
     reached, unguarded = set(), set()
 
-    def look():
+    def check():
         reached.add(rule.rule)
         if not service.redis.keys("llm:open:*"):
             unguarded.add(rule.rule)
 
-    upstream.on_request = look
+    upstream.on_request = check
     for rule in list(service.app.url_map.iter_rules()):
         path = rule.build(dict.fromkeys(rule.arguments, "gpt-4o"))[1]
         for method, body in itertools.product(sorted(rule.methods), BODIES):
@@ -57,7 +57,7 @@ def test_no_route_goes_round_the_guard(service, upstream):
     assert unguarded == set()
 
 
-def test_a_route_that_goes_round_it_is_noticed(service, upstream):
+def test_a_route_that_goes_round_the_guard_is_found(service, upstream):
     def planted():
         asked = ModelRequest("gpt-4o", ASKED["messages"], 5, 9, deadline_seconds=5)
         return service.tollgate.model.complete(asked).body

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flaskapp.ops.embedded_redis import EmbeddedServer
+from tests.embedded import FragileServer
 from tests.servers import Service, client_of
 from tests.upstream import Upstream
 
@@ -14,7 +14,7 @@ def redis_of(tmp_path_factory):
 
     def of(name):
         if name not in servers:
-            servers[name] = EmbeddedServer(tmp_path_factory.mktemp(f"redis-{name}"), durable=True)
+            servers[name] = FragileServer(tmp_path_factory.mktemp(f"redis-{name}"), durable=True)
             servers[name].start()
         return servers[name]
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.http.test_upstream import bill_of, booked
+from tests.http.test_upstream import booked
 from tests.servers import CHAT, LITECOIN, events, nanousd, wait_until
+from tests.upstream import bill_nanousd
 
 
 def ask(front, key="one", *, stream=False, fingerprint="hash456", **fields):
@@ -19,7 +20,7 @@ def ask(front, key="one", *, stream=False, fingerprint="hash456", **fields):
     return requests.post(front.base_url + CHAT, json=content, headers=headers, timeout=30, stream=stream)
 
 
-def told(refused):
+def duplicate(refused):
     body = refused.json()
     assert (refused.status_code, body["error"]) == (409, "duplicate_request"), body
     return body["reason"], body["first_request_id"], nanousd(body["cost_usd"])
@@ -30,13 +31,13 @@ def test_in_flight_and_settled_the_upstream_is_called_once(front, upstream, stor
     upstream.behave(wait_for=go_on)
     with ask(front, stream=True) as first:
         first_id, reserved = first.headers["X-Request-ID"], nanousd(first.headers["X-Cost-Reserved-USD"])
-        assert told(ask(front)) == ("in_flight", first_id, reserved)
-        assert told(ask(front, query="Another?")) == ("other_body", first_id, reserved)
+        assert duplicate(ask(front)) == ("in_flight", first_id, reserved)
+        assert duplicate(ask(front, query="Another?")) == ("other_body", first_id, reserved)
         go_on.set()
         cost_nanousd = nanousd(events(first)[-1]["cost_usd"])
-    assert told(ask(front)) == ("settled", first_id, cost_nanousd)
-    (entry,) = upstream.ledger
-    assert cost_nanousd == bill_of(entry) == booked(stored)
+    assert duplicate(ask(front)) == ("settled", first_id, cost_nanousd)
+    (exchange,) = upstream.ledger
+    assert cost_nanousd == bill_nanousd(exchange) == booked(stored)
 
 
 def test_of_twenty_at_once_with_one_key_one_reaches_the_upstream(front, upstream, stored):
@@ -53,15 +54,15 @@ def test_of_twenty_at_once_with_one_key_one_reaches_the_upstream(front, upstream
     refused = []
     with ThreadPoolExecutor(20) as pool:
         waiting = [pool.submit(together, number) for number in range(20)]
-        wait_until(lambda: len(refused) == 19, 5, "all but one are told of the first")
+        wait_until(lambda: len(refused) == 19, 5, "all but one are refused as duplicates")
         go_on.set()
         answers = [each.result() for each in waiting]
     (admitted,) = [each for each in answers if each.status_code == 200]
     cost_nanousd = nanousd(events(admitted)[-1]["cost_usd"])
     reserved = nanousd(admitted.headers["X-Cost-Reserved-USD"])
-    assert {told(each) for each in refused} == {("in_flight", admitted.headers["X-Request-ID"], reserved)}
-    (entry,) = upstream.ledger
-    assert cost_nanousd == bill_of(entry) == booked(stored)
+    assert {duplicate(each) for each in refused} == {("in_flight", admitted.headers["X-Request-ID"], reserved)}
+    (exchange,) = upstream.ledger
+    assert cost_nanousd == bill_nanousd(exchange) == booked(stored)
 
 
 @pytest.mark.parametrize("status", [400, 429, 503])
@@ -73,7 +74,7 @@ def test_what_the_upstream_refused_may_be_sent_again(front, upstream, stored, st
     again = ask(front)
     assert again.status_code == 200
     cost_nanousd = nanousd(events(again)[-1]["cost_usd"])
-    assert told(ask(front)) == ("settled", again.headers["X-Request-ID"], cost_nanousd)
+    assert duplicate(ask(front)) == ("settled", again.headers["X-Request-ID"], cost_nanousd)
     assert cost_nanousd == booked(stored)
 
 
@@ -82,20 +83,20 @@ def test_what_the_upstream_may_have_done_is_not_sent_again(front, upstream, stor
     broken = ask(front)
     assert broken.status_code == 502
     cost_nanousd = nanousd(broken.json()["cost_usd"])
-    assert told(ask(front)) == ("settled", broken.headers["X-Request-ID"], cost_nanousd)
+    assert duplicate(ask(front)) == ("settled", broken.headers["X-Request-ID"], cost_nanousd)
     assert len(upstream.ledger) == 1
     assert cost_nanousd == booked(stored) > 4_000_000
 
 
-def test_a_client_that_left_and_asks_again_is_told_what_it_paid(front, upstream, stored):
+def test_a_client_that_left_and_asks_again_learns_what_it_paid(front, upstream, stored):
     upstream.behave(pause_seconds=0.05)
     with ask(front, stream=True) as first:
         next(first.iter_content(None))
         first_id = first.headers["X-Request-ID"]
-    wait_until(lambda: told(ask(front))[0] == "settled", 5, "the reservation has ended")
-    assert told(ask(front))[1:] == (first_id, booked(stored))
-    (entry,) = upstream.ledger
-    assert bill_of(entry) <= booked(stored)
+    wait_until(lambda: duplicate(ask(front))[0] == "settled", 5, "the reservation has ended")
+    assert duplicate(ask(front))[1:] == (first_id, booked(stored))
+    (exchange,) = upstream.ledger
+    assert bill_nanousd(exchange) <= booked(stored)
 
 
 def test_after_a_crash_it_is_in_flight_and_then_expired_and_stays_paid_for(front, upstream, stored):
@@ -109,16 +110,16 @@ def test_after_a_crash_it_is_in_flight_and_then_expired_and_stays_paid_for(front
     seen = []
 
     def has_expired():
-        seen.append(told(ask(front)))
+        seen.append(duplicate(ask(front)))
         return seen[-1][0] == "expired"
 
     wait_until(has_expired, 12, "its deadline is over, and the time to be settled")
-    # How much of the seven seconds the new workers took is not ours to say; what was said before is.
+    # How much of the seven seconds the new workers took is not known here; what was sent before is.
     assert {reason for reason, _, _ in seen} <= {"in_flight", "expired"}
     assert {(first, cost) for _, first, cost in seen} == {(first_id, reserved)}
-    assert told(ask(front, query="Another?")) == ("other_body", first_id, reserved)
+    assert duplicate(ask(front, query="Another?")) == ("other_body", first_id, reserved)
     assert len(upstream.ledger) == 1
-    assert booked(stored) == reserved >= bill_of(upstream.ledger[0])
+    assert booked(stored) == reserved >= bill_nanousd(upstream.ledger[0])
 
 
 def kill_workers(front):

@@ -61,7 +61,7 @@ def test_the_number_of_requests_a_minute_is_live(atomic, books):
 
 
 @pytest.mark.parametrize("path", ["/api/v1/admin/settings", "/admin"])
-def test_the_operators_room_is_closed_to_others(atomic, path):
+def test_the_admin_is_closed_to_others(atomic, path):
     for headers in (
         {},
         {"Authorization": "Bearer x"},
@@ -82,7 +82,7 @@ def totals(service):
     return sums
 
 
-def test_metrics_are_those_of_all_workers_whoever_is_asked(service, books):
+def test_metrics_are_those_of_all_workers_whichever_is_asked(service, books):
     name = service.environment.get("THROTTLE_BACKEND", "atomic")
     before = totals(service)
     answers = [service.chat(f"visitor-{number}", max_tokens=3) for number in range(12)]

@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from tests.servers import nanousd, wait_until
-from tests.upstream import WORDS
+from tests.upstream import WORDS, Script, bill_nanousd
 
 KEY, OTHER_KEY = "key-of-a-client", "key-of-another"
 IDENTIFIER = hashlib.sha256(KEY.encode()).hexdigest()
@@ -41,13 +41,8 @@ def booked(stored, identifier=IDENTIFIER):
     return amounts.pop()
 
 
-def bill_of(entry):
-    """What a bill costs at gpt-4o's price, in nano-dollars."""
-    return entry.input_tokens * 2_500 + entry.generated_tokens * 10_000
-
-
 def billed(upstream):
-    return sum(map(bill_of, upstream.ledger))
+    return sum(map(bill_nanousd, upstream.ledger))
 
 
 def test_an_answer(client, upstream, stored):
@@ -169,13 +164,11 @@ def test_what_was_charged_is_not_tried_again_by_itself(client, upstream, stored)
 
 
 def test_what_cost_nothing_is_tried_again_by_itself(client, upstream, stored):
-    from tests.upstream import Script
-
     upstream.scripts.append(Script(status=503))
     answer = client.chat.completions.create(model="gpt-4o", messages=QUESTION)
     assert answer.usage.completion_tokens == 20
     assert len(upstream.ledger) == 2
-    assert booked(stored) == bill_of(upstream.ledger[1])
+    assert booked(stored) == bill_nanousd(upstream.ledger[1])
 
 
 def test_a_key_of_idempotency(client, upstream, stored):

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from flaskapp.ops.embedded_redis import EmbeddedServer
+from tests.embedded import FragileServer
 from tests.servers import Service, client_of, events, nanousd, wait_until
 
 BUDGET = 10_000_000
@@ -19,7 +19,7 @@ BACK_SECONDS = 3.0
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     directory = tmp_path_factory.mktemp("outage-redis")
-    with EmbeddedServer(directory, durable=True) as server:
+    with FragileServer(directory, durable=True) as server:
         yield server
 
 
@@ -176,7 +176,7 @@ def test_an_answer_under_way_when_redis_dies_is_settled_when_it_is_back(atomic, 
     assert books.keys("llm:open:*") == []
 
 
-def test_a_frozen_redis_that_wakes_up_charges_nobody_who_gave_up(service, store):
+def test_a_frozen_redis_that_wakes_up_charges_no_request_that_gave_up(service, store):
     store.freeze()
     with ThreadPoolExecutor(6) as pool:
         answers = list(pool.map(lambda number: service.chat(f"ghost-{number}"), range(6)))
@@ -189,7 +189,7 @@ def test_a_frozen_redis_that_wakes_up_charges_nobody_who_gave_up(service, store)
         assert [amount for amount in charged if amount != "0"] == []
 
 
-def test_readyz_tells_whether_we_fail_open(service, store):
+def test_readyz_reports_whether_we_fail_open(service, store):
     ready = service.get("/readyz")
     assert (ready.status_code, ready.json()["degraded"], ready.json()["backend"]) == (200, False, "atomic")
     store.kill()
@@ -219,7 +219,7 @@ def test_closed_refuses_at_once_and_goes_on_when_redis_is_back(service, store):
     wait_until(lambda: ask_each_worker(service) == {"atomic"}, BACK_SECONDS, "the books go on")
 
 
-def test_the_operators_room_and_challenges_survive_an_outage(service, store):
+def test_the_admin_and_challenges_survive_an_outage(service, store):
     take_in(service, store, enable_challenge_response=True)
     headers = {"X-Fingerprint": "hash456"}
     given = service.get("/api/v1/auth/challenge", headers=headers).json()["challenge"]
@@ -252,7 +252,7 @@ def misses_its_replicas(client):
 
 
 @pytest.mark.parametrize("spoil", [takes_no_more, is_a_lonely_replica, misses_its_replicas])
-def test_a_redis_that_takes_no_writes_locks_nobody_out(service, store, spoil):
+def test_a_redis_that_takes_no_writes_locks_no_caller_out(service, store, spoil):
     take_in(service, store, enable_challenge_response=True)
     with client_of(store) as client:
         mend = spoil(client)

@@ -15,7 +15,7 @@ from flaskapp.lab.over_http import OUTPUT_NANOUSD, race_over_http
 from flaskapp.lab.race import Plan
 from flaskapp.lab.race_command import make_race_cli
 from flaskapp.lab.servers import Server, billing_upstream
-from flaskapp.ops.embedded_redis import HOST
+from flaskapp.ops.running_redis import HOST
 from tests.processes import children_of, is_alive
 from tests.servers import ROOT, Service, wait_until
 
@@ -35,7 +35,7 @@ def test_the_legacy_way_is_billed_for_more_than_its_limit(told):
     assert legacy["overspend_nanousd"] == legacy["spent_nanousd"] - legacy["limit_nanousd"] > 0
     assert legacy["admitted"] == 12
     # What was billed is what was generated for those who were let in: the costs of the plan, twice, and their input.
-    plan = Plan(requests=6, service=2, spread=0.5)
+    plan = Plan(requests=6, room=2, spread=0.5)
     generated = 2 * sum(round(cost / OUTPUT_NANOUSD) for cost in plan.costs_nanousd(0)) * OUTPUT_NANOUSD
     assert generated < legacy["spent_nanousd"] < generated + 12 * 1_000
 

@@ -1,4 +1,4 @@
-"""Over HTTP, on Redis' own clock: what a refusal and an answer tell is what the ring says."""
+"""Over HTTP, on Redis' own clock: refusals and answers report what the stored buckets say."""
 
 import re
 

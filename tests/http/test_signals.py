@@ -151,7 +151,7 @@ class House:
         return sum(words in line for line in self.service.log_lines()[self.seen :])
 
     def all_are_settled(self):
-        """Each once, to what its client was told, never below the bill; nothing is open."""
+        """Each is settled once, to what its client got, never below the bill; nothing is pending."""
         wait_until(lambda: self.redis.keys("llm:open:*") == [], 10, "nothing is open")
         wait_until(lambda: all(self.ends(each) for each in self.visitors), 5, "all ends are in the log")
         assert {self.ends(each) for each in self.visitors} == {1}
@@ -274,7 +274,7 @@ def test_a_quick_stop_settles_or_leaves_booked_and_never_both(house, number):
     assert process.wait(8) == 0
     house.wait()
     assert {house.ends(each) for each in running} <= {0, 1}
-    # Nobody knows what was used, so that what is booked is the same either way.
+    # What was used is not known, so that what is booked is the same either way.
     assert all(house.booked(each) == each.reserved_nanousd >= house.billed(each) for each in running)
     told = [each for each in running if each.last is not None]
     assert errors(told) == {"server_stopping"}

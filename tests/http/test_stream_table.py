@@ -67,7 +67,7 @@ ASKED_TOKENS = {"gives more than its maximum": 40, "trickles past the deadline":
 
 @dataclass
 class Case:
-    """One answer: who asks, what the upstream says, and where the client leaves."""
+    """One answer: its question, what the upstream sends, and where the client leaves."""
 
     name: str
     script: Script
@@ -116,8 +116,8 @@ def ask(case, port, upstream):
     headers = {"Content-Type": "application/json", "X-Fingerprint": case.identifier}
     connection.request("POST", CHAT, body=body, headers=headers)
     if case.moment in {"head", "first", "middle", "end"}:
-        wait_until(lambda: upstream.bill_of(case.question) is not None, 10, "the upstream has the question")
-        assert upstream.bill_of(case.question).waits.wait(10)
+        wait_until(lambda: upstream.exchange_of(case.question) is not None, 10, "the upstream has the question")
+        assert upstream.exchange_of(case.question).waits.wait(10)
     if case.moment != "head":
         answer = connection.getresponse()
         case.status = answer.status
@@ -154,14 +154,14 @@ class Outcome:
 
     @property
     def word(self):
-        """As the page says it; `seen` is told by its overrun."""
+        """As the page says it; `seen` is known by its overrun."""
         if not self.booked:
             return "nothing"
         if self.booked == self.reserved:
             return "whole"
         return "bill" if self.booked == self.billed else f"{self.booked} of {self.reserved}, billed {self.billed}"
 
-    def told(self, words):
+    def lines_with(self, words):
         return [line for line in self.service.log_lines() if self.request_id in line and words in line]
 
 
@@ -195,8 +195,8 @@ class Table:
         (day,) = self.redis.keys(f"llm:cost:daily:{case.identifier}:*")
         ring = self.redis.zrange(f"llm:cost:recent:{case.identifier}", 0, -1, withscores=True)
         (booked,) = {int(self.redis.get(day)), int(sum(held for _, held in ring))}
-        bill = self.upstream.bill_of(case.question)
-        billed = bill_nanousd(bill) if bill is not None else 0
+        exchange = self.upstream.exchange_of(case.question)
+        billed = bill_nanousd(exchange) if exchange is not None else 0
         reserved = nanousd(value(own, "cost_usd"))
         return Outcome(case, booked, reserved, billed, value(own, "request_id"), self.service)
 
@@ -286,7 +286,7 @@ def head_of(first):
     return [cell.strip() for cell in head.strip("|").split("|")]
 
 
-def test_the_page_tells_of_every_case_and_of_no_other():
+def test_the_page_has_every_case_and_no_other():
     assert head_of(LEAVING)[1:] == list(SAYINGS)
     assert [row[0] for row in rows(PAGE, LEAVING)] == list(MOMENTS)
     assert [row[0] for row in rows(PAGE, FAILING)] == list(FAILURES)
@@ -298,44 +298,44 @@ def test_a_client_that_leaves_is_booked_as_the_table_says(outcomes, moment, sayi
     (row,) = [row for row in rows(PAGE, LEAVING) if row[0] == moment]
     outcome = outcomes[f"{moment} / {saying}"]
     assert outcome.word == row[head_of(LEAVING).index(saying)]
-    assert len(outcome.told("Cost settled")) == 1
+    assert len(outcome.lines_with("Cost settled")) == 1
     assert outcome.booked >= outcome.billed > 0
     leaves_early = MOMENTS[moment] not in {"after", "never"}
     # Without a head there was no answer yet that it could leave.
     if leaves_early and (moment, saying) != ("before the headers", "silence"):
-        # It is told a moment after the settlement.
+        # It is logged a moment after the settlement.
         (line,) = outcome.service.lines_with(
             f"The client left before the end of its answer request_id={outcome.request_id}"
         )
         assert value(line, "is_usage_known") == str(outcome.word == "bill").lower()
     if not leaves_early:
-        assert not outcome.told("The client left")
+        assert not outcome.lines_with("The client left")
         assert nanousd(outcome.case.last["cost_usd"]) == outcome.booked
 
 
 @pytest.mark.parametrize("moment", ["before the first chunk", "in the middle", "before the last event"])
 def test_when_the_drain_is_over_the_upstream_is_hung_up_on(outcomes, upstream, moment):
-    bill = upstream.bill_of(outcomes[f"{moment} / silence"].case.question)
-    assert bill.over.wait(5)
-    assert bill.client_left
+    exchange = upstream.exchange_of(outcomes[f"{moment} / silence"].case.question)
+    assert exchange.over.wait(5)
+    assert exchange.client_left
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_an_upstream_that_fails_is_told_and_booked_as_the_table_says(outcomes, upstream, failure):
+def test_an_upstream_that_fails_is_logged_and_booked_as_the_table_says(outcomes, upstream, failure):
     ((_, status, seen, booked, log),) = [row for row in rows(PAGE, FAILING) if row[0] == failure]
     outcome = outcomes[failure]
     last = outcome.case.last
     assert outcome.case.status == int(status)
     assert seen == f"`{last.get('error') or last['finish_reason']}`"
     for words in log.strip("`").split("` `"):
-        assert len(outcome.told(words)) == 1
-    assert len(outcome.told("Cost settled")) == 1
+        assert len(outcome.lines_with(words)) == 1
+    assert len(outcome.lines_with("Cost settled")) == 1
     assert nanousd(last["cost_usd"]) == outcome.booked
     is_overrun = outcome.booked > outcome.reserved
     assert is_overrun == (booked in {"bill", "seen"})
     assert booked in {"seen", outcome.word}
     assert outcome.booked >= outcome.billed or failure == "gives more than its maximum, and no end"
-    assert len(outcome.told("WARNING Cost settled")) == is_overrun
+    assert len(outcome.lines_with("WARNING Cost settled")) == is_overrun
     assert sum(each.question == outcome.case.question for each in upstream.ledger) == (
         0 if failure == "refuses the connection" else 1
     )
@@ -348,9 +348,9 @@ def test_a_client_that_does_not_read_is_settled_at_the_deadline_and_hung_up_on(s
     # So much text cannot be what it was asked for: what was seen is booked.
     assert nanousd(value(settled, "booked_usd")) > nanousd(value(settled, "reserved_usd"))
     assert len(service.lines_with(f"Hung up on a client that did not read its answer request_id={request_id}")) == 1
-    # That it woke whoever waited until it could send.
+    # That it woke the thread that waited to send.
     assert len(service.lines_with(f"The client left before the end of its answer request_id={request_id}")) == 1
-    assert upstream.bill_of("I do not read.").over.wait(5)
+    assert upstream.exchange_of("I do not read.").over.wait(5)
     # Whatever a client or an upstream does, it is no accident of ours.
     assert [line for line in service.log_lines() if "Traceback" in line or "[ERROR]" in line] == []
 
@@ -361,10 +361,10 @@ def test_without_a_drain_the_upstream_is_hung_up_on_at_once(service, upstream, s
     case.script = Script(wait_for=case.go_on)
     upstream.script_of[case.question] = case.script
     ask(case, service.port, upstream)
-    bill = upstream.bill_of(case.question)
-    assert bill.over.wait(DEADLINE_SECONDS)
-    assert bill.client_left
+    exchange = upstream.exchange_of(case.question)
+    assert exchange.over.wait(DEADLINE_SECONDS)
+    assert exchange.client_left
     wait_until(lambda: stored.keys("llm:open:*") == [], 3, "the reservation has ended")
     (day,) = stored.keys("llm:cost:daily:undrained:*")
-    assert int(stored.get(day)) > 4_000_000 > bill_nanousd(bill)
+    assert int(stored.get(day)) > 4_000_000 > bill_nanousd(exchange)
     service.set_by_hand(stored)

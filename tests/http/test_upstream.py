@@ -8,7 +8,7 @@ import pytest
 
 from flaskapp.ops.embedded_redis import free_port
 from tests.servers import CHAT, LITECOIN, events, nanousd, parse_events, wait_until
-from tests.upstream import Script
+from tests.upstream import Script, bill_nanousd
 
 
 def booked(stored, identifier="hash456"):
@@ -19,32 +19,27 @@ def booked(stored, identifier="hash456"):
     return amounts.pop()
 
 
-def bill_of(entry):
-    """What a bill costs at gpt-4o's price, in nano-dollars."""
-    return entry.input_tokens * 2_500 + entry.generated_tokens * 10_000
-
-
 def test_an_answer_is_settled_to_what_the_upstream_billed(front, upstream, stored):
     answer = front.chat(chat_history=[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}])
     assert answer.status_code == 200
     *chunks, last = events(answer)
     assert "".join(each["chunk"] for each in chunks) == "".join(Script().words)
-    (entry,) = upstream.ledger
-    assert nanousd(last["cost_usd"]) == bill_of(entry) == booked(stored) > 0
-    assert last["usage"] == {"input_tokens": entry.input_tokens, "output_tokens": entry.generated_tokens}
-    assert nanousd(answer.headers["X-Cost-Reserved-USD"]) >= bill_of(entry)
-    assert [message["role"] for message in entry.request["messages"]] == ["system", "user", "assistant", "user"]
-    assert entry.headers["Authorization"] == "Bearer key-of-the-upstream"
+    (exchange,) = upstream.ledger
+    assert nanousd(last["cost_usd"]) == bill_nanousd(exchange) == booked(stored) > 0
+    assert last["usage"] == {"input_tokens": exchange.input_tokens, "output_tokens": exchange.generated_tokens}
+    assert nanousd(answer.headers["X-Cost-Reserved-USD"]) >= bill_nanousd(exchange)
+    assert [message["role"] for message in exchange.request["messages"]] == ["system", "user", "assistant", "user"]
+    assert exchange.headers["Authorization"] == "Bearer key-of-the-upstream"
 
 
 @pytest.mark.parametrize(("asked", "told"), [({}, 400), ({"max_tokens": 7}, 7)])
-def test_the_upstream_is_told_the_same_maximum_that_is_reserved(front, upstream, stored, asked, told):
+def test_the_upstream_gets_the_same_maximum_that_is_reserved(front, upstream, stored, asked, told):
     last = events(front.chat(**asked))[-1]
-    (entry,) = upstream.ledger
-    assert told in {entry.request.get("max_tokens"), entry.request.get("max_completion_tokens")}
-    assert entry.request["stream"] is True
-    assert entry.request["stream_options"] == {"include_usage": True}
-    assert entry.generated_tokens == min(told, 20)
+    (exchange,) = upstream.ledger
+    assert told in {exchange.request.get("max_tokens"), exchange.request.get("max_completion_tokens")}
+    assert exchange.request["stream"] is True
+    assert exchange.request["stream_options"] == {"include_usage": True}
+    assert exchange.generated_tokens == min(told, 20)
     assert last["finish_reason"] == ("length" if told < 20 else "stop")
 
 
@@ -105,7 +100,7 @@ def test_a_stream_that_breaks_is_an_error_event_and_the_whole_reservation(front,
     assert [each["chunk"] for each in chunks] == ["one ", "two "]
     assert (last["status"], last["error"]) == ("error", "upstream_error")
     assert last["cost_usd"] == answer.headers["X-Cost-Reserved-USD"]
-    assert nanousd(last["cost_usd"]) == booked(stored) >= bill_of(upstream.ledger[0])
+    assert nanousd(last["cost_usd"]) == booked(stored) >= bill_nanousd(upstream.ledger[0])
     assert stored.keys("llm:open:*") == []
 
 
@@ -115,7 +110,7 @@ def test_an_answer_past_the_deadline_is_cut_and_booked_whole(front, upstream, st
     last = events(answer)[-1]
     assert (last["status"], last["error"]) == ("error", "stream_deadline")
     assert last["cost_usd"] == answer.headers["X-Cost-Reserved-USD"]
-    assert booked(stored) == nanousd(last["cost_usd"]) >= bill_of(upstream.ledger[0])
+    assert booked(stored) == nanousd(last["cost_usd"]) >= bill_nanousd(upstream.ledger[0])
     assert upstream.ledger[0].over.wait(2)
     assert upstream.ledger[0].client_left
 
@@ -125,7 +120,7 @@ def test_an_answer_without_a_usage_is_booked_whole(front, upstream, stored):
     answer = front.chat()
     last = events(answer)[-1]
     assert last["cost_usd"] == answer.headers["X-Cost-Reserved-USD"]
-    assert booked(stored) == nanousd(last["cost_usd"]) >= bill_of(upstream.ledger[0])
+    assert booked(stored) == nanousd(last["cost_usd"]) >= bill_nanousd(upstream.ledger[0])
 
 
 def test_a_client_that_leaves_is_read_on_for_and_pays_what_was_billed(front, upstream, stored):
@@ -134,10 +129,10 @@ def test_a_client_that_leaves_is_read_on_for_and_pays_what_was_billed(front, ups
         reserved = nanousd(answer.headers["X-Cost-Reserved-USD"])
         next(answer.iter_content(None))
     wait_until(lambda: stored.keys("llm:open:*") == [], 3, "the reservation has ended")
-    (entry,) = upstream.ledger
-    assert booked(stored) == bill_of(entry) < reserved
-    assert entry.generated_tokens == 20
-    assert not entry.client_left
+    (exchange,) = upstream.ledger
+    assert booked(stored) == bill_nanousd(exchange) < reserved
+    assert exchange.generated_tokens == 20
+    assert not exchange.client_left
 
 
 def test_a_client_that_leaves_the_built_in_model_pays_what_was_generated(atomic, books):
@@ -151,7 +146,7 @@ def test_a_client_that_leaves_the_built_in_model_pays_what_was_generated(atomic,
     assert len(told) == 1
 
 
-def test_a_model_that_may_not_be_named_reaches_nobody(front, upstream, stored):
+def test_a_model_that_may_not_be_named_never_reaches_the_upstream(front, upstream, stored):
     refused = front.chat(model="gpt-5")
     assert (refused.status_code, refused.json()["field"]) == (422, "model")
     assert upstream.ledger == []
@@ -161,7 +156,7 @@ def test_a_model_that_may_not_be_named_reaches_nobody(front, upstream, stored):
 
 
 @pytest.mark.parametrize("body", ["{", "{}", '{"query": "x", "max_tokens": 401}', '{"query": "x", "n": 5}'])
-def test_what_is_refused_reaches_nobody(front, upstream, stored, body):
+def test_what_is_refused_never_reaches_the_upstream(front, upstream, stored, body):
     import requests
 
     headers = {"Content-Type": "application/json", "X-Fingerprint": "hash456"}
@@ -170,7 +165,7 @@ def test_what_is_refused_reaches_nobody(front, upstream, stored, body):
     assert [key for key in stored.keys("*") if not key.startswith("llm:rate:")] == []
 
 
-def test_a_refusal_of_the_guard_reaches_nobody(front, upstream, stored):
+def test_what_the_guard_refuses_never_reaches_the_upstream(front, upstream, stored):
     front.set_by_hand(stored, high_cost_threshold_usd=0.00001)
     assert front.chat().status_code == 429
     assert upstream.ledger == []
@@ -197,7 +192,7 @@ def test_twenty_at_once_reach_the_upstream_as_often_as_they_are_paid_for(front, 
     admitted = [each for each in answers if each.status_code == 200]
     assert len(admitted) == len(upstream.ledger) == 7
     assert {each.json()["reason"] for each in answers if each.status_code != 200} == {"daily_limit"}
-    assert sum(map(bill_of, upstream.ledger)) == booked(stored) <= 30_000_000
+    assert sum(map(bill_nanousd, upstream.ledger)) == booked(stored) <= 30_000_000
     front.set_by_hand(stored)
 
 

@@ -20,7 +20,7 @@ def say(service, request, *, more=()):
     """The status and the body that come back, whatever is sent."""
     with socket.create_connection(("127.0.0.1", service.port), timeout=10) as link:
         link.sendall(request)
-        # It may have answered, and hung up, before all of it was said.
+        # It may have answered, and hung up, before all of it was sent.
         with suppress(OSError):
             for piece in more:
                 link.sendall(piece)
@@ -138,7 +138,7 @@ def test_a_body_in_chunks_is_a_body(service, books):
     assert len(books.keys("llm:cost:daily:hash456:*")) == 1
 
 
-def test_a_body_that_breaks_off_charges_nobody(service, untouched):
+def test_a_body_that_breaks_off_charges_nothing(service, untouched):
     with socket.create_connection(("127.0.0.1", service.port), timeout=10) as link:
         link.sendall(HEAD + b'Content-Length: 100\r\n\r\n{"query": "x"')
         link.shutdown(socket.SHUT_WR)
@@ -170,7 +170,7 @@ def test_chunks_that_are_none_are_a_400(service, untouched, head, chunks):
     assert service.log().count("Traceback") == before
 
 
-def test_headers_of_a_proxy_that_nobody_trusts_change_nothing(service, untouched):
+def test_headers_of_an_untrusted_proxy_change_nothing(service, untouched):
     forged = (
         b"SCRIPT_NAME: /elsewhere\r\nPATH_INFO: /metrics\r\nX-Forwarded-Proto: https\r\n"
         b"X-Forwarded-Protocol: ssl\r\nConnection: close\r\n"
@@ -185,7 +185,7 @@ def test_headers_of_a_proxy_that_nobody_trusts_change_nothing(service, untouched
     assert "Secure" not in cookie
 
 
-def test_a_forwarded_address_that_is_not_believed_is_told_once_by_all_workers(service):
+def test_a_forwarded_address_that_is_not_believed_is_logged_once_by_all_workers(service):
     with ThreadPoolExecutor(8) as callers:
         list(callers.map(lambda _: service.get("/healthz", headers={"X-Forwarded-For": "203.0.113.9"}), range(40)))
     service.lines_with("X-Forwarded-For is ignored")
@@ -205,7 +205,7 @@ def test_as_json_the_lines_of_the_server_are_objects_too(legacy):
 def test_what_is_no_http_does_no_harm(service, untouched, request_):
     answer = b""
     with socket.create_connection(("127.0.0.1", service.port), timeout=10) as link:
-        # It may hang up before all of it was said.
+        # It may hang up before all of it was sent.
         with suppress(OSError):
             link.sendall(request_)
             link.shutdown(socket.SHUT_WR)

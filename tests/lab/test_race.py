@@ -5,8 +5,10 @@ import redis
 
 from backends.clock import SystemClock
 from backends.errors import ConfigurationError, StoreUnavailable
-from backends.store.link import Link, ask
-from flaskapp.lab.race import Plan, WireCount, race
+from backends.store.connections import execute, pack_command
+from backends.store.link import Link
+from flaskapp.lab.race import Plan, race
+from flaskapp.lab.wire import Wire, writes
 from flaskapp.ops.embedded_redis import EmbeddedServer
 from tests.racers import register
 
@@ -70,8 +72,8 @@ def test_round_trips_are_one_for_the_atomic_and_many_for_the_legacy_one(race_ser
 
 
 def test_what_is_sent_is_what_redis_is_asked(race_server, raw):
-    wire = WireCount()
-    link = Link(race_server.url, clock=SystemClock(), before_each_send=wire.add_one)
+    wire = Wire()
+    link = Link(race_server.url, clock=SystemClock(), before_each_send=wire)
     link.run(lambda client: client.ping())
     assert wire.round_trips == 1
     link.run(lambda client: [client.get("one"), client.get("two")])
@@ -82,8 +84,8 @@ def test_what_is_sent_is_what_redis_is_asked(race_server, raw):
 
 
 def test_the_set_up_of_a_connection_is_no_round_trip_of_a_request(race_server, raw):
-    wire = WireCount()
-    link = Link(race_server.url.replace("/0", "/5"), clock=SystemClock(), before_each_send=wire.add_one)
+    wire = Wire()
+    link = Link(race_server.url.replace("/0", "/5"), clock=SystemClock(), before_each_send=wire)
     link.run(lambda client: client.ping())
     assert wire.round_trips == 1
     link.close()
@@ -93,10 +95,10 @@ def test_the_first_command_of_a_connection_is_counted_on_every_way(race_server, 
     for said in (
         lambda client: client.ping(),
         lambda client: client.pipeline(transaction=False).ping().execute(),
-        lambda client: ask(client, ("PING",)),
+        lambda client: execute(client, ("PING",)),
     ):
-        wire = WireCount()
-        link = Link(race_server.url.replace("/0", "/5"), clock=SystemClock(), before_each_send=wire.add_one)
+        wire = Wire()
+        link = Link(race_server.url.replace("/0", "/5"), clock=SystemClock(), before_each_send=wire)
         link.run(said)
         assert wire.round_trips == 1
         link.close()
@@ -129,10 +131,33 @@ def test_one_that_is_held_in_its_gap_and_does_not_overspend_is_not_as_declared(r
     assert not result.is_as_declared
 
 
-def test_one_that_promises_nothing_and_has_no_gap_to_be_held_in_is_not_blamed(race_server, raw):
+def test_one_that_promises_nothing_and_was_not_held_is_not_blamed(race_server, raw):
     result = replace(raced(race_server, "atomic"), promises_atomicity=False)
     assert not result.was_held
     assert result.is_as_declared
+
+
+def test_a_thread_is_called_before_its_first_write_and_only_there(race_server, raw):
+    wire, seen = Wire(), []
+    link = Link(race_server.url, clock=SystemClock(), before_each_send=wire)
+
+    def send(*words):
+        link.run(lambda client: client.execute_command(*words))
+        seen.append(words[0])
+
+    with wire.before_first_write(lambda: seen.append("held")):
+        for words in (("GET", "one"), ("SET", "llm:throttle:me", "x"), ("set", "one", "1"), ("SET", "one", "2")):
+            send(*words)
+    send("SET", "one", "3")
+    assert seen == ["GET", "SET", "held", "set", "SET", "SET"]
+    link.close()
+
+
+def test_a_transaction_that_only_reads_writes_nothing():
+    read = b"".join(pack_command(words) for words in (("MULTI",), ("GET", "x"), ("ZRANGE", "y", 0, -1), ("EXEC",)))
+    assert not writes(read)
+    assert writes(read + pack_command(("EVALSHA", "0" * 40, 0)))
+    assert writes(pack_command(("NOT_KNOWN_HERE",)))
 
 
 def test_a_server_that_is_not_there_is_an_outage():

@@ -226,7 +226,7 @@ def test_events_are_a_line_each_round_and_then_the_figures(race_server):
 
 
 def test_a_legacy_way_that_nobody_holds_may_stay_within_its_limit(race_server):
-    # Service for one of two, and a pause that lasts: whatever happens, luck is no failure.
+    # Room for one of two, and a pause that lasts: whatever happens, luck is no failure.
     result = run("--redis", race_server.url, "--think", "0", "-n", "2", "-k", "1", "--backends", "legacy", "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["backends"][0]["was_held"] is False

@@ -14,29 +14,29 @@ LONG = {"requests": "10", "room": "4", "rounds": "20", "rtt": "10"}
 
 
 @pytest.fixture
-def room(make_app):
-    room = make_app()
-    room.client.post("/admin/login", data={"token": ADMIN_TOKEN})
-    return room
+def service(make_app):
+    service = make_app()
+    service.client.post("/admin/login", data={"token": ADMIN_TOKEN})
+    return service
 
 
 @pytest.fixture
-def csrf_token(room):
-    return re.search(r'name="csrf_token" value="([0-9a-f]+)"', room.client.get("/admin/race").text)[1]
+def csrf_token(service):
+    return re.search(r'name="csrf_token" value="([0-9a-f]+)"', service.client.get("/admin/race").text)[1]
 
 
 @pytest.fixture
-def run(room, csrf_token):
+def run(service, csrf_token):
     def send(form, *, buffered=True):
         """Read to its end and closed, unless it is to be left open."""
         data = {**form, "csrf_token": csrf_token}
-        return room.client.post("/admin/race/run", data=data, buffered=buffered)
+        return service.client.post("/admin/race/run", data=data, buffered=buffered)
 
     return send
 
 
-def test_a_race_is_told_round_by_round_and_leaves_the_services_redis_alone(room, run):
-    before = room.stored()
+def test_a_race_is_told_round_by_round_and_leaves_the_services_redis_alone(service, run):
+    before = service.stored()
     answer = run(SMALL)
     assert (answer.status_code, answer.mimetype) == (200, "application/x-ndjson")
     *rounds, last = map(json.loads, answer.text.splitlines())
@@ -46,11 +46,11 @@ def test_a_race_is_told_round_by_round_and_leaves_the_services_redis_alone(room,
     assert (legacy["admitted"], atomic["admitted"]) == (8, 4)
     assert legacy["overspend_nanousd"] > 0 == atomic["overspend_nanousd"]
     assert last["exit_status"] == 0
-    assert room.stored() == before
+    assert service.stored() == before
 
 
-def test_the_page_may_run_its_own_script_and_nothing_else(room):
-    answer = room.client.get("/admin/race")
+def test_the_page_may_run_its_own_script_and_nothing_else(service):
+    answer = service.client.get("/admin/race")
     policy = answer.headers["Content-Security-Policy"]
     nonce = re.search(r"script-src 'nonce-([^']+)'", policy)[1]
     assert "default-src 'none'" in policy
@@ -61,19 +61,19 @@ def test_the_page_may_run_its_own_script_and_nothing_else(room):
     assert answer.headers["Cache-Control"] == "no-store"
 
 
-def test_the_settings_page_runs_no_script_and_leads_here(room):
-    answer = room.client.get("/admin")
+def test_the_settings_page_runs_no_script_and_leads_here(service):
+    answer = service.client.get("/admin")
     assert "script-src" not in answer.headers["Content-Security-Policy"]
     assert 'href="/admin/race"' in answer.text
 
 
 def test_in_production_there_is_no_such_page(make_app):
-    room = make_app(ENVIRONMENT="production")
-    room.client.post("/admin/login", data={"token": ADMIN_TOKEN})
-    assert room.client.get("/admin").status_code == 200
-    assert room.client.get("/admin/race").status_code == 404
-    assert room.client.post("/admin/race/run", data=SMALL).status_code == 404
-    assert "/admin/race" not in room.client.get("/admin").text
+    service = make_app(ENVIRONMENT="production")
+    service.client.post("/admin/login", data={"token": ADMIN_TOKEN})
+    assert service.client.get("/admin").status_code == 200
+    assert service.client.get("/admin/race").status_code == 404
+    assert service.client.post("/admin/race/run", data=SMALL).status_code == 404
+    assert "/admin/race" not in service.client.get("/admin").text
 
 
 def test_a_stranger_sees_the_log_in_and_starts_nothing(make_app):
@@ -84,8 +84,8 @@ def test_a_stranger_sees_the_log_in_and_starts_nothing(make_app):
     assert client.post("/admin/race/run", data=SMALL).status_code == 401
 
 
-def test_a_form_of_another_session_starts_nothing(room):
-    answer = room.client.post("/admin/race/run", data={**SMALL, "csrf_token": "0" * 64})
+def test_a_form_of_another_session_starts_nothing(service):
+    answer = service.client.post("/admin/race/run", data={**SMALL, "csrf_token": "0" * 64})
     assert (answer.status_code, answer.json["reason"]) == (403, "csrf_token")
 
 

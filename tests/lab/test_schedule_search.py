@@ -4,7 +4,18 @@ import random
 
 import pytest
 
-from flaskapp.lab.schedule_search import ADD, LOOK, PUT, Order, _History, commute, follow, multinomial, search, switches
+from flaskapp.lab.schedule_search import (
+    ADD,
+    PUT,
+    READ,
+    Schedule,
+    _History,
+    commute,
+    follow,
+    multinomial,
+    search,
+    switches,
+)
 
 
 class Program:
@@ -31,12 +42,12 @@ class Racy(Program):
     """Two who look at a number and add one if it is still nought: what they do depends on what they see."""
 
     def __init__(self):
-        super().__init__([[{"n": LOOK}], [{"n": LOOK}]])
+        super().__init__([[{"n": READ}], [{"n": READ}]])
         self.number = 0
 
     def take(self, caller):
         touched = super().take(caller)
-        if touched == {"n": LOOK}:
+        if touched == {"n": READ}:
             if self.number == 0:
                 self.turns[caller] = [*self.turns[caller], {"n": ADD}]
         else:
@@ -57,13 +68,13 @@ def every_order(turns):
         todo += [(*callers, caller) for caller in left]
         if not left:
             count += 1
-            names.add(history.order().lexical())
+            names.add(history.schedule().lexical())
     return names, count
 
 
 def some_turns(luck):
     callers, most = luck.choice([(2, 4), (3, 3)])
-    hows = [LOOK, ADD, PUT, "the same"]
+    hows = [READ, ADD, PUT, "the same"]
 
     def turn():
         return {luck.choice("xyz"): luck.choice(hows) for _ in range(luck.randint(0, 2))}
@@ -88,7 +99,7 @@ def test_the_calmest_is_of_its_kind_and_changes_least(seed):
         program, history = Program(turns), _History()
         for caller in calmest:
             history.add(caller, program.take(caller))
-        assert history.order().lexical() == order.lexical()
+        assert history.schedule().lexical() == order.lexical()
         assert switches(calmest) <= switches(order.callers)
 
 
@@ -115,15 +126,15 @@ def test_callers_that_do_something_else_each_time_are_noticed():
 
 
 def test_what_commutes():
-    assert commute({"x": LOOK}, {"x": LOOK})
+    assert commute({"x": READ}, {"x": READ})
     assert commute({"x": ADD}, {"x": ADD})
     assert commute({"x": "SET x 1"}, {"x": "SET x 1"})
     assert commute({"x": PUT}, {"y": PUT})
-    for one, other in ((LOOK, ADD), (ADD, PUT), (PUT, PUT), ("SET x 1", "SET x 2"), (LOOK, "SET x 1")):
+    for one, other in ((READ, ADD), (ADD, PUT), (PUT, PUT), ("SET x 1", "SET x 2"), (READ, "SET x 1")):
         assert not commute({"x": one}, {"x": other})
 
 
 def test_a_name_is_of_the_kind_and_not_of_the_run():
     free = ((0, 0), (0, 0))
-    assert Order((0, 1), free).lexical() == Order((1, 0), free).lexical() == (0, 1)
-    assert Order((0, 1), ((0, 0), (1, 0))).lexical() != Order((1, 0), ((0, 0), (0, 1))).lexical()
+    assert Schedule((0, 1), free).lexical() == Schedule((1, 0), free).lexical() == (0, 1)
+    assert Schedule((0, 1), ((0, 0), (1, 0))).lexical() != Schedule((1, 0), ((0, 0), (0, 1))).lexical()

@@ -159,7 +159,7 @@ def test_a_callers_key_fits_in_200_bytes(client):
 
 
 def test_the_totals_of_an_identifier_fit_in_2_kb(client):
-    """Its marker, its window (a full ring), its day, its open money; the longest identifier, amounts of ten digits."""
+    """Its marker, its full window, its day, its pending money; the longest identifier, amounts of ten digits."""
     who = "x" * 128
     names = {
         "marker": f"llm:throttle:{who}",

@@ -6,15 +6,20 @@ from itertools import product
 import pytest
 import redis
 
-from backends.conformance.behaviour import Conformance, RedisHarness
+from backends.conformance.harness import RedisHarness
+from backends.conformance.redis_layout import RedisLayout
 from backends.store.scripts import Script
 from backends.strategies import atomic
 from tests.lua import by_hand, test_wrong_kinds
 
 # What stands in the script, what is put in its place, and the case that notices.
 RESERVE = [
-    ("(i == 11 and RECORD_KEEP_S or 0)", "0", "open_money_past_its_time_is_told_after_a_lull_too"),
-    ("if oldest > over_text then", "if oldest >= over_text then", "a_ring_has_never_more_members_than_buckets_and_one"),
+    ("(i == 11 and RECORD_KEEP_S or 0)", "0", "expired_amounts_are_reported_after_an_hour_without_requests"),
+    (
+        "if oldest > over_text then",
+        "if oldest >= over_text then",
+        "a_window_has_never_more_members_than_buckets_and_one",
+    ),
     ("if oldest > over_text then", "if true then", "the_oldest_amount_is_one_that_still_counts"),
     (
         "    if flat[i] > over_text then",
@@ -50,10 +55,10 @@ RESERVE = [
         "exactly_equal_is_admitted_and_one_nano_dollar_more_is_not",
     ),
     ("and network_daily + cost <= network_day_limit", "", "exactly_equal_is_admitted_and_one_nano_dollar_more_is_not"),
-    ("and global_hourly + cost <= hour_limit_of_all", "", "exactly_equal_is_admitted_and_one_nano_dollar_more_is_not"),
+    ("and global_hourly + cost <= global_hour_limit", "", "exactly_equal_is_admitted_and_one_nano_dollar_more_is_not"),
     (
-        "and global_daily + cost <= day_limit_of_all",
-        "and global_daily + cost <= day_limit_of_all + 1",
+        "and global_daily + cost <= global_day_limit",
+        "and global_daily + cost <= global_day_limit + 1",
         "exactly_equal_is_admitted_and_one_nano_dollar_more_is_not",
     ),
     (
@@ -65,7 +70,7 @@ RESERVE = [
     ("if record then", "if false then", "the_same_id_sent_again_charges_once_and_gets_the_first_answer"),
     (
         "return { 0, tonumber(its_open_s), now_us",
-        "return { 0, open_s, now_us",
+        "return { 0, pending_s, now_us",
         "an_id_sent_again_keeps_the_lengths_that_it_was_admitted_with",
     ),
     (
@@ -76,16 +81,16 @@ RESERVE = [
     (
         "tonumber(nanousd), 0, tonumber(its_window_s) }",
         "cost, 0, tonumber(its_window_s) }",
-        "what_was_extended_is_found_and_told_as_it_is_held",
+        "what_was_extended_is_found_with_what_it_holds",
     ),
     ("if known then", "if false then", "a_key_in_flight_settled_and_on_another_body"),
     ("state == 'settled' and 2", "state == 'settled' and 1", "a_lost_key_is_remembered_again_by_the_settlement"),
     (
         "tonumber(until_us) <= now_us) and 3",
         "tonumber(until_us) < now_us) and 3",
-        "a_key_whose_request_nobody_ended_in_time",
+        "the_key_of_a_request_that_did_not_end_in_time_is_expired",
     ),
-    ("body == ARGV[18] and 1 or 0", "1", "a_key_set_by_hand_stands_for_a_request_that_nobody_knows"),
+    ("body == ARGV[18] and 1 or 0", "1", "a_key_set_by_hand_stands_for_an_unknown_request"),
     ("tonumber(nanousd or 0), body", "0, body", "a_key_is_answered_under_a_marker_too"),
     ("if marker then", "if false then", "under_a_marker_everything_is_refused_with_what_set_it"),
     (
@@ -102,7 +107,7 @@ RESERVE = [
     ("if at_least and not busy then", "if false then", "the_last_of_a_budget_is_set_aside_where_that_will_do"),
     ("    cost = at_least\n", "", "the_last_of_a_budget_is_set_aside_where_that_will_do"),
     (
-        "    cost = at_least\n    look_at_all()",
+        "    cost = at_least\n    check_all()",
         "    status = 0",
         "less_than_will_do_is_refused_and_nothing_is_set_aside",
     ),
@@ -119,38 +124,38 @@ RESERVE = [
             "window_limit - recent.total, ",
             "network_limit - network_recent.total,\n",
             "network_day_limit - network_daily, ",
-            "hour_limit_of_all - global_hourly, ",
-            ", day_limit_of_all - global_daily",
+            "global_hour_limit - global_hourly, ",
+            ", global_day_limit - global_daily",
         )
     ],
     *[
         (
             f"KEYS[{key}], in_window_s,",
             f"KEYS[{key}], 0,",
-            "an_open_reservation_that_has_left_a_short_window_makes_nothing_busy",
+            "a_pending_reservation_that_has_left_a_short_window_makes_nothing_busy",
         )
         for key in (9, 10)
     ],
-    ("if busy and ARGV[14] ~= '1' then", "if false then", "an_open_reservation_past_its_time_is_spent"),
+    ("if busy and ARGV[14] ~= '1' then", "if false then", "a_pending_reservation_past_its_time_is_spent"),
     (
         "if status > 3 then",
         "if status > 4 then",
         "only_the_day_and_the_window_set_a_marker_and_the_day_sets_it_twice_as_long",
     ),
     ("busy = busy and spent", "busy = spent", "where_one_limit_is_busy_and_another_spent_it_is_not_called_busy"),
-    ("wait_s = math.max(wait_s, marker_s)", "", "busy_sets_the_marker_if_it_is_told_to"),
+    ("wait_s = math.max(wait_s, marker_s)", "", "busy_sets_the_marker_where_mark_when_busy_is_set"),
     ("if held_before == 0 then call('EXPIRE', key, ends_at_s - now_s) end", "", "the_known_layout_of_keys"),
     (
         "if held_before == 0 then call('EXPIRE'",
         "if true then call('EXPIRE'",
-        "a_reservation_prolongs_no_life_but_with_a_new_bucket",
+        "a_reservation_prolongs_a_ttl_with_a_new_bucket_only",
     ),
     (
         "tonumber(call('ZINCRBY', key, cost_text, start)) == cost",
         "call('ZINCRBY', key, cost_text, start) == ''",
-        "a_ring_lives_as_long_as_its_youngest_bucket_whatever_the_window_was",
+        "a_window_is_kept_as_long_as_its_youngest_bucket_whatever_its_length_was",
     ),
-    ("if is_new then", "if true then", "a_reservation_prolongs_no_life_but_with_a_new_bucket"),
+    ("if is_new then", "if true then", "a_reservation_prolongs_a_ttl_with_a_new_bucket_only"),
     (
         "elseif call('PTTL', key) < left_ms then",
         "elseif false then",
@@ -158,20 +163,20 @@ RESERVE = [
     ),
     (
         "call('PEXPIRE', key, format('%.0f', left_ms))",
-        "call('EXPIRE', key, life_s)",
-        "a_reservation_prolongs_no_life_but_with_a_new_bucket",
+        "call('EXPIRE', key, ttl_s)",
+        "a_reservation_prolongs_a_ttl_with_a_new_bucket_only",
     ),
     (
         "elseif call('PTTL', key) < left_ms then",
         "else",
-        "a_ring_lives_as_long_as_its_youngest_bucket_whatever_the_window_was",
+        "a_window_is_kept_as_long_as_its_youngest_bucket_whatever_its_length_was",
     ),
     (
-        "charge_ring(KEYS[3], bucket, window_s + bucket_s)",
-        "charge_ring(KEYS[3], bucket, window_s)",
+        "charge_window(KEYS[3], bucket, window_s + bucket_s)",
+        "charge_window(KEYS[3], bucket, window_s)",
         "the_known_layout_of_keys",
     ),
-    ("charge_ring(KEYS[5], bucket, window_s + bucket_s)", "", "scopes_are_kept_apart"),
+    ("charge_window(KEYS[5], bucket, window_s + bucket_s)", "", "scopes_are_kept_apart"),
     ("charge_total(KEYS[6], network_daily, day_ends_s + 86400)", "", "scopes_are_kept_apart"),
     (
         "charge_total(KEYS[7], global_hourly, hour_ends_s + 7200)",
@@ -180,45 +185,49 @@ RESERVE = [
     ),
     ("charge_total(KEYS[8], global_daily, day_ends_s + 86400)", "", "scopes_are_kept_apart"),
     ("for i = 9, 11 do\n  local held", "for i = 9, 10 do\n  local held", "the_known_layout_of_keys"),
-    ("if opened[i] == cost then", "if true then", "a_ring_of_open_money_gets_its_life_with_a_new_bucket_only"),
-    ("call('EXPIRE', KEYS[i], open_s + open_bucket_s", "call('EXPIRE', KEYS[i], open_s", "the_known_layout_of_keys"),
+    ("if pending[i] == cost then", "if true then", "pending_amounts_get_their_ttl_with_a_new_bucket_only"),
+    (
+        "call('EXPIRE', KEYS[i], pending_s + pending_bucket_s",
+        "call('EXPIRE', KEYS[i], pending_s",
+        "the_known_layout_of_keys",
+    ),
     (
         "> LIVE_PENDING_BUCKETS + 1 then",
         "> LIVE_PENDING_BUCKETS then",
-        "what_killed_workers_leave_open_makes_no_ring_grow",
+        "what_killed_workers_leave_pending_makes_no_set_grow",
     ),
     (
         "> LIVE_PENDING_BUCKETS + 1 then",
         "> LIVE_PENDING_BUCKETS + 2 then",
-        "what_killed_workers_leave_open_makes_no_ring_grow",
+        "what_killed_workers_leave_pending_makes_no_set_grow",
     ),
-    ("if recent.over then", "if false then", "a_ring_has_never_more_members_than_buckets_and_one"),
-    ("if network_recent.over then", "if false then", "a_ring_has_never_more_members_than_buckets_and_one"),
-    ("if ring.over then", "if false then", "what_killed_workers_leave_open_makes_no_ring_grow"),
+    ("if recent.over then", "if false then", "a_window_has_never_more_members_than_buckets_and_one"),
+    ("if network_recent.over then", "if false then", "a_window_has_never_more_members_than_buckets_and_one"),
+    ("if buckets.over then", "if false then", "what_killed_workers_leave_pending_makes_no_set_grow"),
     (
-        "if i == 11 then expired = ring.over_total end",
+        "if i == 11 then expired = buckets.over_total end",
         "",
-        "open_money_past_its_time_is_told_by_a_reservation_where_nobody_settles",
+        "reservations_report_expired_amounts_where_no_request_settles",
     ),
     (
-        "if i == 11 then expired = ring.over_total end",
-        "expired = expired + ring.over_total",
-        "open_money_past_its_time_is_told_by_a_reservation_where_nobody_settles",
+        "if i == 11 then expired = buckets.over_total end",
+        "expired = expired + buckets.over_total",
+        "reservations_report_expired_amounts_where_no_request_settles",
     ),
-    ("'EX', open_s + RECORD_KEEP_S", "'EX', open_s", "the_known_layout_of_keys"),
+    ("'EX', pending_s + RECORD_KEEP_S", "'EX', pending_s", "the_known_layout_of_keys"),
     ("ceil(window_s / 20)", "ceil(window_s / 19)", "the_known_layout_of_keys"),
     (
         "ceil(window_s / 20)",
         "floor(window_s / 20)",
         "a_window_that_is_no_multiple_of_its_buckets_is_as_long_as_it_says",
     ),
-    ("ceil(open_s / 12)", "ceil(open_s / 11)", "the_known_layout_of_keys"),
+    ("ceil(pending_s / 12)", "ceil(pending_s / 11)", "the_known_layout_of_keys"),
     (
-        "local until_us = now_us + open_s * SECOND",
+        "local until_us = now_us + pending_s * SECOND",
         "local until_us = now_us",
         "an_extension_leaves_the_key_of_another_request_alone",
     ),
-    ("'EX', IDEMPOTENCY_KEEP_S)", "'EX', open_s)", "a_key_whose_request_nobody_ended_in_time"),
+    ("'EX', IDEMPOTENCY_KEEP_S)", "'EX', pending_s)", "the_key_of_a_request_that_did_not_end_in_time_is_expired"),
     (
         "if left + cost <= limit then return bucket.start + bucket_s + window_s end",
         "",
@@ -234,7 +243,7 @@ EXTEND = [
     (
         "(i == 10 and tonumber(ARGV[17]) or 0)",
         "0",
-        "a_total_that_was_lost_is_made_again_with_a_life_by_an_extension",
+        "an_extension_makes_a_lost_total_again_with_its_ttl",
     ),
     (
         "if request_digest ~= ARGV[3] then return { 9, 0, now_us } end",
@@ -257,14 +266,14 @@ EXTEND = [
         "what_has_ended_is_past_its_time_or_is_unknown_cannot_be_extended",
     ),
     (
-        "math.min(made_at_us + open_s * SECOND, (",
-        "math.max(made_at_us + open_s * SECOND, (",
+        "math.min(made_at_us + pending_s * SECOND, (",
+        "math.max(made_at_us + pending_s * SECOND, (",
         "what_has_ended_is_past_its_time_or_is_unknown_cannot_be_extended",
     ),
     (
         "(bucket + bucket_s + window_s) * SECOND)",
         "(bucket + window_s) * SECOND)",
-        "what_has_left_the_window_cannot_be_extended",
+        "a_reservation_may_be_extended_until_its_bucket_leaves_the_window",
     ),
     (
         "if room < at_least - held and",
@@ -286,7 +295,7 @@ EXTEND = [
     (
         "local more, status = math.max(to - held, 0), 0",
         "local more, status = to - held, 0",
-        "an_extension_said_again_charges_nothing_more",
+        "an_extension_sent_again_charges_nothing_more",
     ),
     (
         "local more, status = math.max(to - held, 0), 0",
@@ -306,20 +315,32 @@ EXTEND = [
     (
         "  { status = 2, at = 3, limit = tonumber(ARGV[12]), ends_s = DAY_ENDS_S + 86400, mine = true },\n",
         "",
-        "an_extended_reservation_that_nobody_ends_stays_booked_whole",
+        "an_extended_reservation_without_an_end_stays_booked_in_full",
     ),
-    ("limit = tonumber(ARGV[11]), ring", "limit = nil, ring", "the_first_limit_that_an_extension_fails_is_told"),
-    ("limit = tonumber(ARGV[13]), ring", "limit = nil, ring", "the_first_limit_that_an_extension_fails_is_told"),
+    (
+        "limit = tonumber(ARGV[11]), window",
+        "limit = nil, window",
+        "the_first_limit_that_an_extension_fails_is_the_reason",
+    ),
+    (
+        "limit = tonumber(ARGV[13]), window",
+        "limit = nil, window",
+        "the_first_limit_that_an_extension_fails_is_the_reason",
+    ),
     (
         "  { status = 5, at = 5, limit = tonumber(ARGV[14]), ends_s = DAY_ENDS_S + 86400 },\n",
         "",
         "of_several_limits_the_narrowest_says_how_much_there_is_room_for",
     ),
-    ("limit = tonumber(ARGV[15]), ends_s", "limit = nil, ends_s", "the_first_limit_that_an_extension_fails_is_told"),
+    (
+        "limit = tonumber(ARGV[15]), ends_s",
+        "limit = nil, ends_s",
+        "the_first_limit_that_an_extension_fails_is_the_reason",
+    ),
     (
         "  { status = 7, at = 7, limit = tonumber(ARGV[16]), ends_s = DAY_ENDS_S + 86400 },\n",
         "",
-        "the_first_limit_that_an_extension_fails_is_told",
+        "the_first_limit_that_an_extension_fails_is_the_reason",
     ),
     (
         "if flat[i] > over_text then total",
@@ -332,14 +353,14 @@ EXTEND = [
         "an_extension_is_booked_in_the_periods_of_its_reservation",
     ),
     (
-        "made_s - made_s % open_bucket_s",
-        "floor(now_us / SECOND) - floor(now_us / SECOND) % open_bucket_s",
-        "an_extension_holds_more_in_every_scope_and_prolongs_no_life",
+        "made_s - made_s % pending_bucket_s",
+        "floor(now_us / SECOND) - floor(now_us / SECOND) % pending_bucket_s",
+        "an_extension_prolongs_no_ttl",
     ),
     (
         "for i = is_cleared and 9 or 8, 10 do\n  local now",
         "for i = is_cleared and 9 or 8, 9 do\n  local now",
-        "open_money_past_its_time_is_told_once",
+        "expired_amounts_are_reported_once",
     ),
     (
         "for i = is_cleared and 9 or 8, 10 do\n  local now",
@@ -364,22 +385,22 @@ EXTEND = [
     (
         "if place.spent == 0 then call('EXPIRE'",
         "if false then call('EXPIRE'",
-        "a_total_that_was_lost_is_made_again_with_a_life_by_an_extension",
+        "an_extension_makes_a_lost_total_again_with_its_ttl",
     ),
     (
         "if now_there == more and call('TTL', place.key) < window_s + bucket_s then",
         "if false then",
-        "a_total_that_was_lost_is_made_again_with_a_life_by_an_extension",
+        "an_extension_makes_a_lost_total_again_with_its_ttl",
     ),
     (
-        "if now_there == more and call('TTL', KEYS[i]) < life_s then",
+        "if now_there == more and call('TTL', KEYS[i]) < ttl_s then",
         "if false then",
-        "a_total_that_was_lost_is_made_again_with_a_life_by_an_extension",
+        "an_extension_makes_a_lost_total_again_with_its_ttl",
     ),
     (
         "made_at_us, request_digest, rest), 'KEEPTTL')",
         "made_at_us, request_digest, rest))",
-        "an_extension_holds_more_in_every_scope_and_prolongs_no_life",
+        "an_extension_prolongs_no_ttl",
     ),
     (
         "held + more, made_at_us, request_digest",
@@ -387,11 +408,11 @@ EXTEND = [
         "an_extension_takes_what_there_is_room_for_if_that_is_enough",
     ),
     ("if rid == ARGV[18] then", "if rid then", "an_extension_leaves_the_key_of_another_request_alone"),
-    ("if rid == ARGV[18] then", "if false then", "a_key_whose_request_was_extended_tells_what_is_held"),
+    ("if rid == ARGV[18] then", "if false then", "the_key_of_an_extended_request_shows_what_it_holds"),
     (
         "held + more, until_us), 'KEEPTTL')",
         "held + more, until_us), 'EX', 86400)",
-        "a_key_is_kept_for_a_day_from_its_last_change",
+        "the_ttl_of_an_idempotency_key_is_a_day_from_its_last_change",
     ),
     (
         "local mine = is_cleared and 0 or more",
@@ -434,7 +455,7 @@ SETTLE = [
     ),
     ("math.max(delta, 0 - (amount or 0))", "delta", "no_total_goes_below_nothing"),
     ("0 - (amount or 0)", "-(amount or 0)", "taking_from_a_total_of_nothing_is_a_whole_settlement"),
-    ("and (total.held or delta > 0)", "", "giving_back_makes_no_total_anew"),
+    ("and (total.held or delta > 0)", "", "a_settlement_below_its_reservation_makes_no_missing_total"),
     ("and in_window and", "and", "a_settlement_of_what_has_left_the_window_makes_nothing_anew"),
     (
         "if not total.held then call('EXPIRE'",
@@ -443,9 +464,9 @@ SETTLE = [
     ),
     ("if not total.held then call('EXPIRE'", "if true then call('EXPIRE'", "no_total_goes_below_nothing"),
     (
-        "elseif not ring.held and call('TTL', ring.key) < window_s + bucket_s then",
-        "elseif not ring.held and call('TTL', ring.key) < 0 then",
-        "a_late_booking_outlives_an_older_neighbour_in_its_ring",
+        "elseif not window.held and call('TTL', window.key) < window_s + bucket_s then",
+        "elseif not window.held and call('TTL', window.key) < 0 then",
+        "a_late_booking_outlives_an_older_bucket_beside_it",
     ),
     (
         "format('%.0f', made_s - made_s % bucket_s)",
@@ -458,24 +479,24 @@ SETTLE = [
         "a_settlement_lands_in_the_periods_of_its_reservation",
     ),
     (
-        "format('%.0f', made_s - made_s % open_bucket_s)",
-        "format('%.0f', now_s - now_s % open_bucket_s)",
-        "open_money_past_its_time_is_told_once",
+        "format('%.0f', made_s - made_s % pending_bucket_s)",
+        "format('%.0f', now_s - now_s % pending_bucket_s)",
+        "expired_amounts_are_reported_once",
     ),
-    ("call('ZREM', ring.key, bucket)", "", "when_the_oldest_amount_leaves_the_window_is_told"),
-    ("if open.mine then", "if false then", "an_end_takes_no_more_than_its_own_open_money"),
+    ("call('ZREM', window.key, bucket)", "", "books_and_reservations_say_when_the_oldest_amount_leaves_the_window"),
+    ("if open.mine then", "if false then", "an_end_takes_no_more_than_its_own_pending_amount"),
     ("if #open.over > 0 then", "if false then", "retry_after_is_never_early_and_at_most_a_bucket_late"),
     (
         "if is_over or (own > 0 and amount <= own) then",
         "if own > 0 and amount <= own then",
-        "open_money_past_its_time_is_told_once",
+        "expired_amounts_are_reported_once",
     ),
-    ("if is_over then expired = expired + math.max(amount - own, 0) end", "", "open_money_past_its_time_is_told_once"),
-    ("math.max(amount - own, 0)", "amount", "open_money_past_its_time_is_told_once"),
+    ("if is_over then expired = expired + math.max(amount - own, 0) end", "", "expired_amounts_are_reported_once"),
+    ("math.max(amount - own, 0)", "amount", "expired_amounts_are_reported_once"),
     (
-        "open_bucket_s + open_s) * SECOND <= now_us",
-        "open_bucket_s + open_s) * SECOND < now_us",
-        "open_money_past_its_time_is_told_once",
+        "pending_bucket_s + pending_s) * SECOND <= now_us",
+        "pending_bucket_s + pending_s) * SECOND < now_us",
+        "expired_amounts_are_reported_once",
     ),
     (
         "made_at_us, request_digest, ARGV[6], ARGV[8], ARGV[11], ARGV[12]),\n  'EX', keep_s)",
@@ -490,14 +511,14 @@ SETTLE = [
     ("  { place = 5, keep_until_s = DAY_ENDS_S + 86400 },\n", "", "a_settlement_books_what_was_used"),
     ("  { place = 6, keep_until_s = HOUR_ENDS_S + 7200 },\n", "", "a_settlement_books_what_was_used"),
     ("  { place = 7, keep_until_s = DAY_ENDS_S + 86400 },\n", "", "a_settlement_books_what_was_used"),
-    ("local rings = { { place = 4 } }", "local rings = {}", "a_settlement_books_what_was_used"),
-    ("  rings[#rings + 1] = { place = 2 }\n", "", "a_settlement_books_what_was_used"),
+    ("local windows = { { place = 4 } }", "local windows = {}", "a_settlement_books_what_was_used"),
+    ("  windows[#windows + 1] = { place = 2 }\n", "", "a_settlement_books_what_was_used"),
     (
         "  totals[#totals + 1] = { place = 3, keep_until_s = DAY_ENDS_S + 86400 }\n",
         "",
         "a_settlement_books_what_was_used",
     ),
-    ("open_at(KEYS[9], true), ", "open_at(KEYS[9], false), ", "an_end_takes_no_more_than_its_own_open_money"),
+    ("open_at(KEYS[9], true), ", "open_at(KEYS[9], false), ", "an_end_takes_no_more_than_its_own_pending_amount"),
     (
         "if not is_cleared then\n",
         "if true then\n",
@@ -538,9 +559,9 @@ OF_ANOTHER_KIND = [
     ("if type(held) == 'table' then", "if false then"),
     ("for j = 9, i - 1 do", "for j = 9, i - 2 do"),
     ("for j = 9, i - 1 do", "for j = 10, i - 1 do"),
-    ("call('ZREM', KEYS[j], open_bucket)", ""),
-    ("call('ZINCRBY', KEYS[j], -cost, open_bucket)", ""),
-    ("if opened[j] == cost then", "if false then"),
+    ("call('ZREM', KEYS[j], pending_bucket)", ""),
+    ("call('ZINCRBY', KEYS[j], -cost, pending_bucket)", ""),
+    ("if pending[j] == cost then", "if false then"),
     ("    return held\n", ""),
 ]
 MUTANTS = [
@@ -552,7 +573,7 @@ MUTANTS = [
 
 @pytest.fixture
 def suite(redis_url):
-    suite = Conformance()
+    suite = RedisLayout()
     suite.harness = RedisHarness("atomic", redis_url)
     yield suite
     suite.harness.close()
@@ -573,10 +594,10 @@ def mutant_of(script, right, wrong):
 
 @pytest.mark.parametrize(("script", "right", "wrong", "case"), MUTANTS, ids=lambda text: text.strip()[:40])
 def test_a_wrong_in_a_script_is_noticed(monkeypatch, suite, script, right, wrong, case):
-    mutant = mutant_of(script, right, wrong)
+    mutant, run = mutant_of(script, right, wrong), getattr(suite, f"test_{case}")
     monkeypatch.setattr(atomic, f"_{script.split('.', maxsplit=1)[0].upper()}", mutant)
     try:
-        getattr(suite, f"test_{case}")()
+        run()
     except Exception:  # noqa: BLE001 (whatever it is, the mutant is noticed)
         return
     pytest.fail(f"{case} does not notice it")

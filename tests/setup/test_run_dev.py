@@ -13,7 +13,8 @@ from contextlib import contextmanager, suppress
 import pytest
 import redis
 
-from flaskapp.ops.embedded_redis import free_port, running_url
+from flaskapp.ops.embedded_redis import free_port
+from flaskapp.ops.running_redis import running_url
 from tests.setup.conftest import processes_of
 
 

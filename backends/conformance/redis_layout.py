@@ -1,0 +1,520 @@
+"""What a backend must do besides that keeps our keys: their names, contents and TTLs, and what is lost or set by hand.
+
+The suite is `Behaviour` and more: where that asks through the contract whether something has changed, here every stored
+key is compared.
+"""
+
+# ruff: noqa: S101, D102 (asserts are the point, a test's name says what must hold, the numbers are the expectations)
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from backends.conformance.behaviour import TURNS, Behaviour
+from backends.conformance.cases import (
+    BUCKET_SECONDS,
+    COST,
+    KEY,
+    NETWORK,
+    PENDING_BUCKET_SECONDS,
+    PENDING_SECONDS,
+    ROOMY,
+    THROTTLE_SECONDS,
+    US,
+    WHO,
+    WINDOW_SECONDS,
+)
+from backends.conformance.harness import START_US, LayoutHarness, MemoryHarness, Stored
+from backends.conformance.operations import played, some_operations
+from backends.contract import Books, Duplicate, DuplicateState, Outcome, Reason, Reservation, Settlement
+from backends.keys import (
+    IDEMPOTENCY_KEEP_SECONDS,
+    PENDING_BUCKETS,
+    RECORD_KEEP_SECONDS,
+    WINDOW_BUCKETS,
+    BookKeys,
+    book_keys,
+    bucket_seconds_of,
+    idempotency_key,
+    pending_bucket_seconds_of,
+)
+
+IDEMPOTENCY_KEY = idempotency_key(KEY.digest)
+
+
+def assert_same_stored(one: Stored, other: Stored, where: object) -> None:
+    """The same keys and amounts; TTLs to a second, which a busy machine may take for one operation."""
+    assert {key: value for key, (value, _) in one.items()} == {key: value for key, (value, _) in other.items()}, where
+    assert all(abs(left - other[key][1]) <= 1 for key, (_, left) in one.items()), where
+
+
+def totals_of(keys: BookKeys) -> tuple[str, ...]:
+    """The keys of one day or hour each."""
+    return keys.daily, keys.network_daily, keys.global_hourly, keys.global_daily
+
+
+class RedisLayout(Behaviour):
+    """Inherit it as ``Test…`` and set `harness` before each test."""
+
+    harness: LayoutHarness
+
+    # --- the closer look
+
+    def amounts(self) -> Mapping[str, object]:
+        return {key: value for key, (value, _) in self.harness.stored().items()}
+
+    def seen(self, *, marker: bool = True) -> Mapping[str, object]:
+        stored = self.harness.stored()
+        return {key: kept for key, kept in stored.items() if marker or not key.startswith("llm:throttle:")}
+
+    def marker_seconds(self) -> int:
+        return self.harness.stored().get(self.keys().marker, ("", 0))[1]
+
+    def assert_leaves_window(self, at_seconds: int | None, spent_at_us: int) -> None:
+        start = spent_at_us // US // BUCKET_SECONDS * BUCKET_SECONDS
+        assert at_seconds == start + BUCKET_SECONDS + WINDOW_SECONDS
+
+    def assert_booked_only(self, made: Reservation, amount_nanousd: int) -> None:
+        super().assert_booked_only(made, amount_nanousd)
+        made_seconds = made.made_at_us // US
+        then, now, stored = self.keys(at_us=made.made_at_us), self.keys(), self.harness.stored()
+        for key in totals_of(then):
+            assert stored[key][0] == str(amount_nanousd), key
+        for key in set(totals_of(now)) - set(totals_of(then)):
+            assert key not in stored
+        bucket = made_seconds // BUCKET_SECONDS * BUCKET_SECONDS
+        for key in (then.recent, then.network_recent):
+            assert stored.get(key, ({}, 0))[0] == ({bucket: amount_nanousd} if amount_nanousd else {}), key
+        self.assert_every_key_has_a_ttl()
+
+    def assert_windows_are_empty(self) -> None:
+        super().assert_windows_are_empty()
+        assert not {self.keys().recent, self.keys().network_recent} & set(self.harness.stored())
+
+    def assert_pending(self, nanousd: int) -> None:
+        super().assert_pending(nanousd)
+        stored, keys = self.harness.stored(), self.keys()
+        for key in (keys.pending_identifier, keys.pending_network, keys.pending_global):
+            assert stored.get(key, ({}, 0))[0] == ({START_US // US: nanousd} if nanousd else {}), key
+
+    def assert_key_is_free(self) -> None:
+        super().assert_key_is_free()
+        assert IDEMPOTENCY_KEY not in self.harness.stored()
+
+    def assert_nothing_is_left(self) -> None:
+        super().assert_nothing_is_left()
+        assert self.harness.stored() == {}
+
+    # --- helpers
+
+    def keys(self, reservation_id: str = "", at_us: int | None = None) -> BookKeys:
+        return book_keys(reservation_id, WHO, NETWORK, (self.harness.clock.us if at_us is None else at_us) // US)
+
+    def ttls(self) -> dict[str, int]:
+        return {key: left for key, (_, left) in self.harness.stored().items()}
+
+    def assert_every_key_has_a_ttl(self) -> None:
+        assert all(left > 0 for left in self.ttls().values())
+
+    def buckets_of(self, key: str) -> dict[int, int]:
+        """The buckets of a sorted set; none for a missing key."""
+        buckets = self.harness.stored().get(key, ({}, 0))[0]
+        assert isinstance(buckets, dict)
+        return buckets
+
+    def lose_all(self, but: str | None = None) -> None:
+        """Every key is lost, but for one."""
+        for key in set(self.harness.stored()) - {but}:
+            self.harness.lose(key)
+
+    # --- keys and their TTLs
+
+    def test_the_known_layout_of_keys(self) -> None:
+        self.settle(self.reserve("r0"), COST - 1)
+        self.reserve("r1")
+        held, start = 2 * COST - 1, START_US // US
+        stored = self.harness.stored()
+        assert stored.pop("llm:reservation:r0")[1] == RECORD_KEEP_SECONDS
+        assert stored.pop("llm:reservation:r1")[1] == RECORD_KEEP_SECONDS + PENDING_SECONDS
+        window = ({start: held}, WINDOW_SECONDS + BUCKET_SECONDS)
+        pending = ({start: COST}, PENDING_SECONDS + PENDING_BUCKET_SECONDS)
+        to_midnight, to_next_hour = 13 * 3600 + 40 * 60, 40 * 60
+        assert stored == {
+            "llm:cost:recent:hash456": window,
+            "llm:cost:daily:hash456:2026-03-14": (str(held), to_midnight + 86_400),
+            "llm:network:recent:198.51.100.7": window,
+            "llm:network:daily:198.51.100.7:2026-03-14": (str(held), to_midnight + 86_400),
+            "llm:global:hourly:2026-03-14T10": (str(held), to_next_hour + 7_200),
+            "llm:global:daily:2026-03-14": (str(held), to_midnight + 86_400),
+            "llm:open:identifier:hash456": pending,
+            "llm:open:network:198.51.100.7": pending,
+            "llm:open:global": (pending[0], pending[1] + RECORD_KEEP_SECONDS),
+        }
+
+    def test_amounts_are_exact_to_the_last_nano_dollar(self) -> None:
+        super().test_amounts_are_exact_to_the_last_nano_dollar()
+        self.assert_every_key_has_a_ttl()
+
+    def test_a_settlement_prolongs_no_ttl(self) -> None:
+        made = self.reserve("r0")
+        before = self.ttls()
+        self.pass_seconds(50)
+        self.settle(made, 7)
+        after = self.ttls()
+        assert after.pop(self.keys("r0").record) == RECORD_KEEP_SECONDS
+        assert after
+        assert all(left == before[key] - 50 for key, left in after.items())
+
+    def test_an_extension_prolongs_no_ttl(self) -> None:
+        made = self.reserve("r0", idempotency=KEY)
+        before = self.harness.stored()
+        self.pass_seconds(11)
+        self.extend(made, 3 * COST)
+        after = self.harness.stored()
+        assert {key: left + 11 for key, (_, left) in after.items()} == {key: left for key, (_, left) in before.items()}
+        record, first = after[self.keys("r0").record][0], before[self.keys("r0").record][0]
+        assert record == str(first).replace(f"open {COST} ", f"open {3 * COST} ")
+        self.assert_pending(3 * COST)
+
+    def test_an_extension_after_the_turn_of_a_period_makes_no_key(self) -> None:
+        for moment in TURNS:
+            made = self.reserve_at(moment)
+            before = set(self.harness.stored())
+            self.pass_seconds(61)
+            self.extend(made, 3 * COST)
+            assert set(self.harness.stored()) == before, moment
+
+    def test_a_release_leaves_its_record_for_an_hour(self) -> None:
+        self.harness.backend.release(self.extend(self.reserve("r0"), 2 * COST))
+        record, left = self.harness.stored()[self.keys("r0").record]
+        assert str(record).startswith("released 0 ")
+        assert left == RECORD_KEEP_SECONDS
+
+    def test_a_release_goes_back_to_the_periods_of_its_reservation(self) -> None:
+        super().test_a_release_goes_back_to_the_periods_of_its_reservation()
+        stored, then = self.harness.stored(), self.keys(at_us=int(TURNS[-1].timestamp()) * US)
+        assert [stored[key][0] for key in totals_of(then)] == ["0"] * 4
+
+    def test_the_ttl_of_an_idempotency_key_is_a_day_from_its_last_change(self) -> None:
+        made = self.reserve("r0", idempotency=KEY)
+        assert self.ttls()[IDEMPOTENCY_KEY] == IDEMPOTENCY_KEEP_SECONDS
+        self.pass_seconds(60)
+        self.extend(made, 2 * COST)
+        assert self.ttls()[IDEMPOTENCY_KEY] == IDEMPOTENCY_KEEP_SECONDS - 60
+        self.settle(made, 7)
+        assert self.ttls()[IDEMPOTENCY_KEY] == IDEMPOTENCY_KEEP_SECONDS
+
+    def test_a_window_is_kept_as_long_as_its_youngest_bucket_whatever_its_length_was(self) -> None:
+        self.pass_seconds(1)
+        self.spend("r0", COST, replace(ROOMY, window_seconds=WINDOW_BUCKETS))
+        self.pass_seconds(0.5)
+        start = (START_US // US + 1) // BUCKET_SECONDS * BUCKET_SECONDS
+        self.spend("r1", COST, replace(ROOMY, window_seconds=WINDOW_BUCKETS))
+        assert self.ttls()[self.keys().recent] == WINDOW_BUCKETS + 1
+        self.pass_seconds(0.5)
+        self.reserve("r2")
+        assert self.ttls()[self.keys().recent] == WINDOW_SECONDS + BUCKET_SECONDS
+        self.reserve("r3")
+        assert self.ttls()[self.keys().recent] == WINDOW_SECONDS + BUCKET_SECONDS
+        assert start in self.buckets_of(self.keys().recent)
+
+    def test_a_reservation_prolongs_a_ttl_with_a_new_bucket_only(self) -> None:
+        self.reserve("r0")
+        before = {key: left for key, left in self.ttls().items() if "reservation" not in key}
+        for gone in range(1, PENDING_BUCKET_SECONDS):
+            self.pass_seconds(0.6)
+            self.reserve(f"r{gone}")
+            self.pass_seconds(0.4)
+            after = self.ttls()
+            assert {key: after[key] for key in before} == {key: left - gone for key, left in before.items()}
+
+    def test_pending_amounts_get_their_ttl_with_a_new_bucket_only(self) -> None:
+        self.reserve("r0", pending_seconds=30)
+        self.reserve("r1")
+        ttl = 30 + pending_bucket_seconds_of(30)
+        self.assert_ttls_of_pending(ttl)
+        self.pass_seconds(PENDING_BUCKET_SECONDS - 1)
+        self.reserve("r2")
+        self.assert_ttls_of_pending(ttl - PENDING_BUCKET_SECONDS + 1)
+        self.pass_seconds(1)
+        self.reserve("r3")
+        self.assert_ttls_of_pending(PENDING_SECONDS + PENDING_BUCKET_SECONDS)
+
+    def assert_ttls_of_pending(self, seconds: int) -> None:
+        ttls, keys = self.ttls(), self.keys()
+        pending = (keys.pending_identifier, keys.pending_network, keys.pending_global)
+        assert [ttls[key] for key in pending] == [seconds, seconds, seconds + RECORD_KEEP_SECONDS]
+
+    # --- buckets
+
+    def test_a_window_has_never_more_members_than_buckets_and_one(self) -> None:
+        most = 0
+        for number in range(3 * WINDOW_BUCKETS):
+            self.reserve(f"r{number}", 1)
+            self.harness.lose(self.keys(f"r{number}").record)
+            for key in (self.keys().recent, self.keys().network_recent):
+                most = max(most, len(self.buckets_of(key)))
+                assert self.ttls()[key] > 0
+            self.pass_seconds(BUCKET_SECONDS)
+        assert most == WINDOW_BUCKETS + 1
+
+    def test_a_window_that_is_no_multiple_of_its_buckets_is_as_long_as_it_says(self) -> None:
+        for window in (1, 7, 59, 61, 601, 610, 619, 86_400):
+            self.harness.clear()
+            limits = replace(ROOMY, window_seconds=window, window_nanousd=COST, throttle_seconds=1)
+            self.spend("r0", COST, limits)
+            self.pass_seconds(window)
+            assert self.refuse("r1", 1, limits).reason == Reason.WINDOW_LIMIT, window
+            bucket = bucket_seconds_of(window)
+            self.harness.lose(self.keys().marker)
+            self.pass_seconds(bucket)
+            self.reserve("r2", 1, limits)
+            assert len(self.buckets_of(self.keys().recent)) == 1, window
+            assert self.ttls()[self.keys().recent] == window + bucket, window
+
+    def test_a_window_that_grows_forgets_nothing_that_was_booked_since(self) -> None:
+        super().test_a_window_that_grows_forgets_nothing_that_was_booked_since()
+        assert sum(self.buckets_of(self.keys().recent).values()) >= 2 * COST
+        assert self.ttls()[self.keys().recent] > 0
+
+    def test_what_is_left_of_a_window_ends_with_its_bucket(self) -> None:
+        limits = replace(ROOMY, window_nanousd=2 * COST, network_window_nanousd=2 * COST)
+        self.spend("s0", COST, limits)
+        self.pass_seconds(WINDOW_SECONDS - 10)
+        made = self.reserve("r0", COST, limits)
+        self.pass_seconds(BUCKET_SECONDS + 9)
+        assert self.refuse_extension(made, COST + 1, limits).reason == Reason.WINDOW_LIMIT
+        self.pass_seconds(1)
+        assert self.extend(made, 2 * COST, limits).window_spent_nanousd == 2 * COST
+
+    def test_a_reservation_may_be_extended_until_its_bucket_leaves_the_window(self) -> None:
+        made = self.reserve("r0", pending_seconds=3_000)
+        self.pass_seconds(WINDOW_SECONDS + BUCKET_SECONDS - 1)
+        self.extend(made, COST + 1)
+        self.pass_seconds(1)
+        self.assert_not_extended(made)
+
+    def test_what_killed_workers_leave_pending_makes_no_set_grow(self) -> None:
+        most = 0
+        for number in range(60):
+            self.reserve(f"r{number}", 1)
+            most = max(most, len(self.buckets_of(self.keys().pending_global)))
+            self.pass_seconds(PENDING_BUCKET_SECONDS)
+        assert most == PENDING_BUCKETS + 2
+
+    def test_expired_amounts_leave_the_pending_set_when_they_are_reported(self) -> None:
+        self.extend(self.reserve("r0"), 2 * COST)
+        self.reserve("r1", 5, identifier="another")
+        own = self.reserve("r2", 9)
+        self.pass_seconds(PENDING_SECONDS + PENDING_BUCKET_SECONDS - 1)
+        other = self.reserve("r3", 3)
+        assert other.expired_nanousd == 0
+        assert self.settle(other, 3).expired_nanousd == 0
+        self.reserve("keeps the key", 1)
+        self.pass_seconds(1)
+        assert self.settle(own, 1).expired_nanousd == 2 * COST + 5
+        assert self.settle(self.reserve("r4"), 1).expired_nanousd == 0
+        start = (self.harness.clock.us // US - 1) // PENDING_BUCKET_SECONDS * PENDING_BUCKET_SECONDS
+        assert self.buckets_of(self.keys().pending_global) == {start: 1}
+
+    def test_a_settlement_reports_expired_amounts_of_an_hour_ago(self) -> None:
+        self.reserve("r0")
+        self.pass_seconds(RECORD_KEEP_SECONDS)
+        assert self.settle(self.reserve("r1"), 1).expired_nanousd == COST
+
+    def test_what_reservations_report_as_expired_is_what_they_remove(self) -> None:
+        reported = []
+        for number in range(30):
+            reported.append(self.reserve(f"r{number}", 2**number).expired_nanousd)
+            self.pass_seconds(PENDING_BUCKET_SECONDS)
+        assert sum(reported) > 0
+        assert sum(reported) + sum(self.buckets_of(self.keys().pending_global).values()) == 2**30 - 1
+
+    # --- keys that are lost
+
+    def test_no_total_goes_below_nothing(self) -> None:
+        made = self.reserve("r0")
+        keys = self.keys()
+        for key in totals_of(keys):
+            self.harness.put(key, "5", 1_000)
+        for key in (keys.recent, keys.network_recent):
+            self.harness.lose(key)
+        self.settle(made, 1)
+        stored = self.harness.stored()
+        assert [stored[key] for key in totals_of(keys)] == [("0", 1_000)] * 4
+        assert not {keys.recent, keys.network_recent} & set(stored)
+
+    def test_a_settlement_below_its_reservation_makes_no_missing_total(self) -> None:
+        made = self.reserve("r0")
+        record = self.keys("r0").record
+        self.lose_all(but=record)
+        assert self.settle(made, 1).outcome == Outcome.SETTLED
+        assert list(self.harness.stored()) == [record]
+
+    def test_a_lost_record_and_booking_is_booked_late_and_once(self) -> None:
+        made = self.reserve("r0")
+        self.lose_all()
+        self.pass_seconds(15)
+        assert self.settle(made, 7) == Settlement("r0", Outcome.LATE, 7, 0)
+        assert self.books() == Books(7, 7, 7, 7, 7, 7, 0)
+        assert self.settle(made, 7) == Settlement("r0", Outcome.REPEATED, 7, 0)
+        assert self.books() == Books(7, 7, 7, 7, 7, 7, 0)
+        assert self.harness.stored()[self.keys().recent] == ({START_US // US: 7}, WINDOW_SECONDS + BUCKET_SECONDS)
+        self.assert_every_key_has_a_ttl()
+
+    def test_a_late_booking_outlives_an_older_bucket_beside_it(self) -> None:
+        self.pass_seconds(500)
+        made = self.reserve("r0")
+        self.lose_all()
+        self.harness.clock.us = START_US
+        self.spend("old", 3)
+        self.pass_seconds(501)
+        assert self.settle(made, 7).outcome == Outcome.LATE
+        buckets, left = self.harness.stored()[self.keys().recent]
+        made_seconds = made.made_at_us // US
+        assert buckets == {START_US // US: 3, made_seconds - made_seconds % BUCKET_SECONDS: 7}
+        assert left == WINDOW_SECONDS + BUCKET_SECONDS
+
+    def test_a_lost_record_is_late_until_the_record_of_an_end_may_be_over(self) -> None:
+        late, expired = self.reserve("r0", pending_seconds=2 * RECORD_KEEP_SECONDS), self.reserve("r1")
+        for reservation_id in ("r0", "r1"):
+            self.harness.lose(self.keys(reservation_id).record)
+        self.pass_seconds(RECORD_KEEP_SECONDS - 1)
+        assert self.settle(late, 7) == Settlement("r0", Outcome.LATE, 7, 0)
+        self.pass_seconds(1)
+        assert self.settle(expired, 7) == Settlement("r1", Outcome.EXPIRED, COST, 0)
+
+    def test_an_extension_makes_a_lost_total_again_with_its_ttl(self) -> None:
+        made = self.reserve("r0")
+        keys = self.keys("r0")
+        before = self.ttls()
+        self.lose_all(but=keys.record)
+        self.extend(made, COST + 5)
+        assert self.ttls() == before
+        assert self.books() == Books(5, 5, 5, 5, 5, 5, 5)
+        assert self.settle(made, 0).outcome == Outcome.SETTLED
+        assert self.books() == Books(0, 0, 0, 0, 0, 0, 0)
+
+    def test_a_reservation_whose_record_was_lost_cannot_be_extended(self) -> None:
+        made = self.reserve("r0")
+        self.harness.lose(self.keys("r0").record)
+        self.assert_not_extended(made)
+
+    def test_a_release_whose_record_was_lost_books_nothing(self) -> None:
+        made = self.reserve("r0", idempotency=KEY)
+        self.lose_all(but=IDEMPOTENCY_KEY)
+        assert self.harness.backend.release(made) == Settlement("r0", Outcome.LATE, 0, 0)
+        assert list(self.harness.stored()) == [self.keys("r0").record]
+        assert self.harness.backend.release(made).outcome is Outcome.REPEATED
+
+    def test_an_extension_leaves_the_key_of_another_request_alone(self) -> None:
+        made = self.reserve("r0", idempotency=KEY)
+        self.harness.lose(IDEMPOTENCY_KEY)
+        self.reserve("r1", COST + 1, idempotency=KEY)
+        self.extend(made, 2 * COST)
+        assert self.duplicate("r2", KEY) == Duplicate("r1", DuplicateState.IN_FLIGHT, COST + 1, same_body=True)
+
+    def test_an_end_leaves_the_key_of_another_request_alone(self) -> None:
+        for end in ("settle", "release"):
+            self.harness.clear()
+            first = self.reserve("r0", idempotency=KEY)
+            self.harness.lose(IDEMPOTENCY_KEY)
+            self.reserve("r1", idempotency=KEY)
+            self.settle(first, 1) if end == "settle" else self.harness.backend.release(first)
+            assert self.duplicate("r2", KEY) == Duplicate("r1", DuplicateState.IN_FLIGHT, COST, same_body=True)
+
+    def test_a_lost_key_is_remembered_again_by_the_settlement(self) -> None:
+        made = self.reserve("r0", idempotency=KEY)
+        self.lose_all()
+        assert self.settle(made, 7).outcome is Outcome.LATE
+        assert self.duplicate("r1", KEY) == Duplicate("r0", DuplicateState.SETTLED, 7, same_body=True)
+
+    # --- keys that are set by hand
+
+    def test_a_marker_set_by_hand_throttles_until_its_ttl_ends(self) -> None:
+        self.harness.put(self.keys().marker, "1", 20)
+        refusal = self.refuse("r0")
+        assert (refusal.reason, refusal.cause) == (Reason.THROTTLED, Reason.WINDOW_LIMIT)
+        assert 0 < refusal.marker_seconds <= THROTTLE_SECONDS
+        assert not refusal.in_flight
+        self.pass_seconds(20)
+        self.reserve("r0")
+
+    def test_a_key_set_by_hand_stands_for_an_unknown_request(self) -> None:
+        for text in ("garbage", "", "open x y 1 2"):
+            self.harness.put(IDEMPOTENCY_KEY, text, 20)
+            assert self.duplicate("r1", KEY) == Duplicate("", DuplicateState.IN_FLIGHT, 0, same_body=False)
+
+    def test_taking_from_a_total_of_nothing_is_a_whole_settlement(self) -> None:
+        made = self.reserve("r0")
+        keys = self.keys()
+        for key in totals_of(keys):
+            self.harness.put(key, "0", 1_000)
+        assert self.settle(made, 1) == Settlement("r0", Outcome.SETTLED, 1, 0)
+        assert self.books() == Books(1, 0, 1, 0, 0, 0, 0)
+
+    # --- books that were cleared
+
+    def clear_books(self) -> None:
+        """As `flask ledger reset` does: the identifier's keys go, and the time is stored."""
+        keys = self.keys()
+        for key in (keys.marker, keys.recent, keys.daily, keys.pending_identifier):
+            if key in self.harness.stored():
+                self.harness.lose(key)
+        self.harness.put(f"llm:reset:{WHO}", str(self.harness.clock.us), 172_800)
+
+    def test_what_was_reserved_before_its_books_were_cleared_is_not_taken_from_them(self) -> None:
+        for actual in (0, 7, COST + 9):
+            self.harness.clear()
+            old = self.reserve("r0")
+            self.clear_books()
+            self.harness.pass_time(1)
+            self.reserve("r1", 100)
+            self.settle(old, actual)
+            others = actual + 100
+            assert self.books() == Books(100, 100, others, others, others, others, 100), actual
+
+    def test_what_was_reserved_after_its_books_were_cleared_is_booked_as_ever(self) -> None:
+        self.clear_books()
+        self.harness.pass_time(1)
+        made = self.extend(self.reserve("r0"), 2 * COST)
+        self.settle(made, 7)
+        assert self.books() == Books(7, 7, 7, 7, 7, 7, 0)
+
+    def test_an_extension_of_what_was_cleared_is_charged_to_the_others_only(self) -> None:
+        limits = replace(ROOMY, window_nanousd=COST, day_nanousd=COST, network_window_nanousd=3 * COST)
+        made = self.reserve("r0", COST, limits)
+        self.clear_books()
+        more = self.extend(made, 3 * COST, limits)
+        assert (more.cost_nanousd, more.window_spent_nanousd, more.day_spent_nanousd) == (3 * COST, 0, 0)
+        held = 3 * COST
+        assert self.books() == Books(0, 0, held, held, held, held, 0)
+        assert self.refuse_extension(made, 3 * COST + 1, limits).reason == Reason.NETWORK_LIMIT
+        self.settle(more, 7)
+        assert self.books() == Books(0, 0, 7, 7, 7, 7, 0)
+
+    def test_a_late_settlement_of_what_was_cleared_is_booked_to_the_others_only(self) -> None:
+        made = self.reserve("r0")
+        self.lose_all()
+        self.clear_books()
+        assert self.settle(made, 7).outcome is Outcome.LATE
+        assert self.books() == Books(0, 0, 7, 7, 7, 7, 0)
+
+    def test_a_reset_that_is_no_time_clears_nothing(self) -> None:
+        made = self.reserve("r0")
+        self.harness.put(f"llm:reset:{WHO}", "yesterday", 1_000)
+        self.settle(self.extend(made, 2 * COST), 7)
+        assert self.books() == Books(7, 7, 7, 7, 7, 7, 0)
+
+    # --- beside the memory strategy
+
+    def test_any_list_of_operations_leaves_what_the_memory_strategy_leaves(self) -> None:
+        model = MemoryHarness()
+        for seed in range(3):
+            self.harness.clear()
+            model.clear()
+            operations = some_operations(seed)
+            for number, (mine, models) in enumerate(
+                zip(played(self.harness, operations), played(model, operations), strict=True)
+            ):
+                assert mine[:2] == models[:2], (seed, number, operations[number])
+                assert_same_stored(mine[2], models[2], (seed, number, operations[number]))

@@ -1,0 +1,92 @@
+"""The guard's events: their names and fields, which an observer turns into logs and metrics."""
+
+# ruff: noqa: D102 (each method sends the event that it is named after)
+
+from typing import NamedTuple
+
+from backends.contract import Ask, Duplicate, Event, Observer, Refusal, Reservation, Settlement, Verdict
+from backends.errors import ReservationConflict, StoreBroken, StoreError
+
+
+class Decision(NamedTuple):
+    """Who decided a request, and how long the check took."""
+
+    backend: str
+    script: str
+    check_ms: float
+
+
+class GuardEvents:
+    """Sends each event of the guard to `observer`."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+
+    def decided(self, ask: Ask, verdict: Verdict, decision: Decision) -> None:
+        """Sends ``reserved``, ``refused`` or ``duplicate``."""
+        if isinstance(verdict, Refusal):
+            self._emit("refused", **_of(ask), refusal=verdict, **decision._asdict())
+            return
+        if isinstance(verdict, Duplicate):
+            first = {"first_request_id": verdict.reservation_id, "state": verdict.state.value}
+            self._emit("duplicate", **_of(ask), **first, **decision._asdict())
+            return
+        self._expired(verdict.expired_nanousd)
+        spent = {"window_nanousd": verdict.window_spent_nanousd, "day_nanousd": verdict.day_spent_nanousd}
+        self._emit("reserved", **{**_of(ask), "cost_nanousd": verdict.cost_nanousd}, **spent, **decision._asdict())
+
+    def check_failed(self, ask: Ask, error: StoreError, decision: Decision) -> None:
+        is_bug = isinstance(error, StoreBroken)
+        self._emit("check_failed", **_of(ask), error=str(error), is_bug=is_bug, **decision._asdict())
+
+    def emergency_exhausted(self, ask: Ask) -> None:
+        self._emit("emergency_exhausted", **_of(ask))
+
+    def extended(self, reservation: Reservation, extended: Reservation | None) -> None:
+        """Sends ``extended``, or ``extension_refused`` where `extended` is None."""
+        reserved_nanousd = reservation.cost_nanousd if extended is None else extended.cost_nanousd
+        self._emit(
+            "extension_refused" if extended is None else "extended",
+            request_id=reservation.reservation_id,
+            identifier=reservation.identifier,
+            reserved_nanousd=reserved_nanousd,
+            more_nanousd=reserved_nanousd - reservation.cost_nanousd,
+            backend=reservation.backend,
+        )
+
+    def extension_failed(self, reservation: Reservation, error: StoreError, backend: str) -> None:
+        self._emit("extension_failed", request_id=reservation.reservation_id, error=str(error), backend=backend)
+
+    def settled(self, reservation: Reservation, settlement: Settlement) -> None:
+        self._emit(
+            "settled",
+            request_id=reservation.reservation_id,
+            identifier=reservation.identifier,
+            reserved_nanousd=reservation.cost_nanousd,
+            booked_nanousd=settlement.booked_nanousd,
+            overrun_nanousd=settlement.overrun_nanousd,
+            outcome=settlement.outcome.value,
+            backend=reservation.backend,
+        )
+        self._expired(settlement.expired_nanousd)
+
+    def settle_postponed(self, reservation: Reservation, error: StoreError) -> None:
+        self._emit("settle_postponed", request_id=reservation.reservation_id, error=str(error))
+
+    def settle_refused(self, reservation: Reservation, error: ReservationConflict) -> None:
+        self._emit("settle_refused", request_id=reservation.reservation_id, error=str(error))
+
+    def postponed_job_failed(self, error: Exception) -> None:
+        """Sends ``settle_refused``: only a bug raises `error`, and the reservation stays booked in full."""
+        self._emit("settle_refused", error=repr(error)[:200])
+
+    def _expired(self, expired_nanousd: int) -> None:
+        if expired_nanousd:
+            self._emit("expired", expired_nanousd=expired_nanousd)
+
+    def _emit(self, name: str, **fields: object) -> None:
+        self._observer(Event(name, fields))
+
+
+def _of(ask: Ask) -> dict[str, object]:
+    return {"request_id": ask.reservation_id, "identifier": ask.identifier, "cost_nanousd": ask.cost_nanousd}

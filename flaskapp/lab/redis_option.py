@@ -1,0 +1,24 @@
+"""The option ``--redis`` of the lab's commands: a server that is named, or one of their own."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from backends.errors import TollgateError
+from flaskapp.ops.embedded_redis import EmbeddedServer
+
+
+@contextmanager
+def server_url(url: str | None) -> Iterator[str]:
+    """The address that was given, or that of a Redis which runs as long as this lasts."""
+    if url is not None:
+        yield url
+        return
+    with tempfile.TemporaryDirectory(prefix="tollgate-lab-") as directory, EmbeddedServer(Path(directory)) as server:
+        yield server.url
+
+
+def in_options(error: TollgateError) -> str:
+    """The text of an error, with options in place of the variables that the library names."""
+    return str(error).replace("REDIS_URL", "--redis").replace("THROTTLE_BACKEND", "--backends")

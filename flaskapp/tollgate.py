@@ -1,0 +1,63 @@
+"""What one application holds, and its start and stop in each worker."""
+
+import contextlib
+import threading
+from dataclasses import dataclass, field
+
+from backends.contract import Event, Observer
+from backends.errors import StoreError
+from backends.guard.guard import Guard
+from backends.store.link import Link
+from backends.store.scripts import load_all
+from flaskapp.answers.stream import Stopping
+from flaskapp.config import Config
+from flaskapp.llm import Model
+from flaskapp.ops.first_worker import FirstOfWorkers
+from flaskapp.ops.logs import set_up_logging
+from flaskapp.settings import SettingsStore
+
+
+@dataclass
+class Tollgate:
+    """The parts of an application: ``app.extensions["tollgate"]``."""
+
+    config: Config
+    link: Link
+    settings: SettingsStore
+    guard: Guard
+    observer: Observer
+    model: Model
+    stopping: Stopping = field(default_factory=Stopping)
+    _started: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def start(self) -> None:
+        """Set up the log and poll the settings, in each worker after the fork. A second call does nothing."""
+        with self._lock:
+            if self._started:
+                return
+            self._started = True
+        set_up_logging(self.config.log_format, self.config.log_level)
+        self._log_digests()
+        # Here, and not while the first visitor waits.
+        with contextlib.suppress(StoreError):
+            self.link.run(load_all)
+            self.link.time_us()
+        self.settings.refresh()
+        self.settings.start_polling()
+
+    def stop(self) -> None:
+        """End what runs in the background, and close connections."""
+        self.settings.stop()
+        self.guard.close()
+        self.link.close()
+        self.model.close()
+
+    def emit(self, name: str, **fields: object) -> None:
+        """Hand an event to the observers."""
+        self.observer(Event(name, fields))
+
+    def _log_digests(self) -> None:
+        count = self.config.api_keys.listed_digests if self.config.api_keys else 0
+        if count and FirstOfWorkers.of_this_start("keys-taken-as-digests").is_first():
+            self.emit("keys_taken_as_digests", keys=count)

@@ -1,0 +1,72 @@
+"""`backends` by itself: what is not installed is not missed by those who do not use it."""
+
+import subprocess
+import sys
+
+import pytest
+
+WITHOUT = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {missing!r}:
+            raise ImportError(f"no package {{name}}")
+
+sys.meta_path.insert(0, Blocker())
+
+from backends import Ask, Limits, Outcome, Reservation, SystemClock, open_backend
+
+def reserve_and_settle(backend):
+    limits = Limits(1000, 1000, None, None, 1000, 1000, window_seconds=60, throttle_seconds=30, mark_when_busy=False)
+    ask = Ask("r1", "who", "10.0.0.1", 600, limits, 60)
+    reservation = backend.reserve(ask)
+    assert isinstance(reservation, Reservation), reservation
+    assert not isinstance(backend.reserve(Ask("r2", "who", "10.0.0.1", 600, limits, 60)), Reservation)
+    settlement = backend.settle(reservation, 400)
+    assert (settlement.outcome, settlement.booked_nanousd) == (Outcome.SETTLED, 400)
+"""
+OF_THE_SERVICE = ["pydantic", "flask", "werkzeug", "click", "gevent", "genai_prices", "rs_bpe", "prometheus_client"]
+
+
+def run_without(missing, code, *args):
+    command = [sys.executable, "-c", WITHOUT.format(missing=missing) + code, *args]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_memory_needs_no_redis():
+    ended = run_without(
+        ["redis", "hiredis", "fakeredis", *OF_THE_SERVICE],
+        "reserve_and_settle(open_backend('memory', None))",
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_without_redis_the_link_says_what_is_missing():
+    ended = run_without(["redis"], "from backends import Link")
+    assert ended.returncode == 1
+    assert "ImportError: no package redis" in ended.stderr
+
+
+@pytest.mark.parametrize("name", ["atomic", "legacy", "multi", "watch"])
+def test_the_strategies_on_redis_need_redis_py_alone(redis_url, name):
+    ended = run_without(
+        ["hiredis", "fakeredis", *OF_THE_SERVICE],
+        f"""
+from backends import Link
+
+link = Link(sys.argv[1], clock=SystemClock())
+reserve_and_settle(open_backend({name!r}, link))
+link.close()
+""",
+        redis_url,
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_no_other_name_is_made_up():
+    import backends
+
+    with pytest.raises(AttributeError, match="no attribute 'Lnk'"):
+        _ = backends.Lnk
+    assert backends.Link.__module__ == "backends.store.link"
