@@ -283,7 +283,7 @@ class Behaviour:
 
     # --- busy or spent
 
-    def test_busy_and_spent_are_told_apart(self) -> None:
+    def test_busy_and_spent_differ(self) -> None:
         for case in self.each_limit():
             limits = replace(case.set_to(2 * COST), mark_when_busy=False)
             self.spend("r0", COST - 1, limits)

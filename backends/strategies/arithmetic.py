@@ -50,7 +50,7 @@ class Budget:
     keep_seconds: int = 0
     """How long a total outlives its period."""
     marker_lasts: int = 0
-    """How many times `throttle_seconds` the marker lives that a refusal sets; 0 sets none."""
+    """TTL of the marker that a refusal sets, in times of `throttle_seconds`; 0 sets none."""
 
     def is_limited_by(self, limits: Limits) -> int | None:
         """The limit in nano-dollars; None for no limit."""
@@ -193,7 +193,7 @@ def _decide(
         status = status or budget.status
         pending = _pending_in(budget, ask, read_pending(getattr(keys, budget.pending)), now_us)
         busy = busy and total - pending + cost <= limit
-        ends_at = max(ends_at, _has_room_at(budget, ask, totals, limit, cost, now_us))
+        ends_at = max(ends_at, _fits_at(budget, ask, totals, limit, cost, now_us))
     if status == ADMITTED:
         return Decision(ADMITTED, now_us, reserved_nanousd=cost)
     # What can never fit waits for nothing that was spent: its marker ends by itself.
@@ -215,7 +215,7 @@ def _pending_in(budget: Budget, ask: Ask, pending: Buckets, now_us: int) -> int:
     return sum(nanousd for start, nanousd in live.items() if start + bucket > since)
 
 
-def _has_room_at(budget: Budget, ask: Ask, totals: Totals, limit: int, cost: int, now_us: int) -> int:
+def _fits_at(budget: Budget, ask: Ask, totals: Totals, limit: int, cost: int, now_us: int) -> int:
     """Unix seconds at which time alone has made room for `cost`."""
     now, window = now_us // US_PER_SECOND, ask.limits.window_seconds
     if budget.period_seconds is not None:

@@ -14,7 +14,7 @@ _CONFLICT_TEXT = {arithmetic.ENDED: "has ended", arithmetic.CONFLICT: "stands fo
 
 
 def request_digest_of(ask: Ask) -> str:
-    """16 hex digits that tell whether an id, sent again, stands for the same request."""
+    """16 hex digits, the same for an id that is sent again for the same request."""
     text = f"{ask.identifier}\n{ask.network}\n{ask.cost_nanousd}"
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 

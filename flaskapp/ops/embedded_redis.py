@@ -11,8 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from backends.clock import SystemClock
 from backends.errors import ConfigurationError, StoreUnavailable
@@ -91,9 +90,7 @@ class EmbeddedServer:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     @property
@@ -141,16 +138,9 @@ class EmbeddedServer:
     def stop(self) -> None:
         """End it in good order, also where its process was stopped (SIGSTOP). Does nothing where it does not run."""
         process = self._release()
-        if process is None:
-            return
-        if process.poll() is None:
+        if process is not None:
             process.send_signal(signal.SIGCONT)
-            process.terminate()
-            try:
-                process.wait(STOP_TIMEOUT_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-        process.wait()
+            end_process(process, STOP_TIMEOUT_SECONDS)
 
     def _launch(self, port: int) -> None:
         process = subprocess.Popen(  # noqa: S603 - the program is the one that find_server chose
@@ -185,16 +175,13 @@ class EmbeddedServer:
         try:
             lines = (self._directory / "server.log").read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
-            return "it said nothing"
+            lines = []
         return lines[-1] if lines else "it said nothing"
 
     def _release(self) -> "subprocess.Popen[bytes] | None":
         guardian, self._guardian = self._guardian, None
         if guardian is not None:
-            guardian.kill()
-            guardian.wait()
-            if guardian.stdin is not None:
-                guardian.stdin.close()
+            end_guardian(guardian)
         process, self._process = self._process, None
         return process
 
@@ -208,6 +195,22 @@ def guardian_of(pid: int) -> "subprocess.Popen[bytes]":
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+
+
+def end_guardian(guardian: "subprocess.Popen[bytes]") -> None:
+    """End the shell, so that it kills no process any more."""
+    guardian.kill()
+    guardian.communicate()
+
+
+def end_process(process: "subprocess.Popen[Any]", seconds: float, number: int = signal.SIGTERM) -> None:
+    """Send it a signal, and kill it if it has not ended `seconds` later. Does nothing where it has ended."""
+    process.send_signal(number)
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def wait_until(holds: Callable[[], bool], timeout_seconds: float) -> None:
