@@ -21,6 +21,7 @@ N callers at once all get in, with room for k. The other weaknesses stay too:
 * A crash between two writes, or the end of the caller's time, leaves a part of the charge, which stays booked. A reply
   that was lost is not asked for again; where a connection breaks, the one command on it is repeated, and an increment
   that Redis had done already then charges twice.
+* Periods follow the host's clock, so hosts whose clocks differ disagree about the day.
 * There is no deadline: a call that a frozen Redis answers late still charges.
 * Two requests with one idempotency key at once are both admitted; an extension is checked and charged as racily.
 """
