@@ -27,7 +27,8 @@ import redis
 from rich.table import Column, Table
 
 from flaskapp.cli.console import print_table
-from flaskapp.ops.embedded_redis import EmbeddedServer, end_process, free_port
+from flaskapp.ops.embedded_redis import EmbeddedServer, free_port
+from flaskapp.ops.processes import end_process
 from flaskapp.ops.running_redis import HOST
 
 ROOT = Path(__file__).resolve().parent.parent

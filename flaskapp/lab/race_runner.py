@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from flaskapp.config import child_environment
-from flaskapp.ops.embedded_redis import end_process
+from flaskapp.ops.processes import end_process
 from flaskapp.value_types import Whole
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,7 +15,8 @@ from backends.errors import ConfigurationError
 from flaskapp.config import child_environment
 from flaskapp.lab import upstream
 from flaskapp.lab.delay import listening
-from flaskapp.ops.embedded_redis import end_guardian, end_process, free_port, guardian_of, wait_until
+from flaskapp.ops.embedded_redis import free_port
+from flaskapp.ops.processes import end_guardian, end_process, guardian_of, wait_until
 from flaskapp.ops.running_redis import HOST
 
 ROOT = Path(upstream.__file__).resolve().parents[2]
