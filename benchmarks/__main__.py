@@ -50,7 +50,7 @@ def _arguments() -> argparse.Namespace:
         help="on a server that writes all down, as run-dev.sh has it; default: in memory",
     )
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
-    parser.add_argument("--seed", type=int, default=SEED, help="of the amounts in the rings (%(default)s)")
+    parser.add_argument("--seed", type=int, default=SEED, help="of the amounts in the windows (%(default)s)")
     return parser.parse_args()
 
 

@@ -175,13 +175,13 @@ def memory(bench: Bench) -> Iterator[Row]:
     bench.raw.set(keys.marker, "window_limit 1700000000000000 1700000000000000 spent", ex=30)
     yield _bytes(
         bench,
-        "memory of an identifier, rings full",
+        "memory of an identifier, windows full",
         (keys.marker, keys.recent, keys.daily, keys.pending_identifier),
         BYTES_AN_IDENTIFIER,
     )
     yield _bytes(
         bench,
-        "memory of its network, rings full",
+        "memory of its network, windows full",
         (keys.network_recent, keys.network_daily, keys.pending_network),
         BYTES_AN_IDENTIFIER,
     )

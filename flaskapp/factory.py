@@ -274,6 +274,6 @@ def _limit_rates(limiter: Limiter, blueprints: Mapping[str, Blueprint], settings
     limiter.limit(rate)(blueprints["challenges"])
     limiter.limit(rate, key_func=lambda: keys.rate_key(request))(blueprints["openai"])
     limiter.limit(rate, key_func=lambda: usage_rate_key(request, keys))(blueprints["usage"])
-    # Each challenge is a key that lives for minutes, and a fresh hash costs nothing.
+    # Each challenge is a key that is kept for minutes, and a fresh hash costs nothing.
     limiter.limit(lambda: network_rate(rate()), key_func=network_key)(blueprints["challenges"])
     limiter.limit(ADMIN_RATE_LIMIT, key_func=network_key)(blueprints["admin"])

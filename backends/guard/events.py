@@ -8,7 +8,7 @@ from backends.contract import Ask, Duplicate, Event, Observer, Refusal, Reservat
 from backends.errors import StoreBroken, StoreError
 
 
-class Decision(NamedTuple):
+class CheckedBy(NamedTuple):
     """Who decided a request, and how long the check took."""
 
     backend: str
@@ -22,7 +22,7 @@ class GuardEvents:
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
 
-    def decided(self, ask: Ask, verdict: Verdict, decision: Decision) -> None:
+    def decided(self, ask: Ask, verdict: Verdict, decision: CheckedBy) -> None:
         """Sends ``reserved``, ``refused`` or ``duplicate``."""
         if isinstance(verdict, Refusal):
             self._emit("refused", **_of(ask), refusal=verdict, **decision._asdict())
@@ -35,7 +35,7 @@ class GuardEvents:
         spent = {"window_nanousd": verdict.window_spent_nanousd, "day_nanousd": verdict.day_spent_nanousd}
         self._emit("reserved", **{**_of(ask), "cost_nanousd": verdict.cost_nanousd}, **spent, **decision._asdict())
 
-    def check_failed(self, ask: Ask, error: StoreError, decision: Decision) -> None:
+    def check_failed(self, ask: Ask, error: StoreError, decision: CheckedBy) -> None:
         is_bug = isinstance(error, StoreBroken)
         self._emit("check_failed", **_of(ask), error=str(error), is_bug=is_bug, **decision._asdict())
 

@@ -10,17 +10,20 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
+from typing import TYPE_CHECKING
 
 from backends import contract
 from backends.clock import US_PER_SECOND, Clock
 from backends.contract import Ask, Backend, Books, Duplicate, Idempotency, Limits, Observer, Reservation, Verdict
 from backends.errors import ReservationConflict, StoreBroken, StoreBusy, StoreError, ThrottleUnavailable
 from backends.guard.emergency_budget import EmergencyBudget
-from backends.guard.events import Decision, GuardEvents
+from backends.guard.events import CheckedBy, GuardEvents
 from backends.guard.lending import EMERGENCY, EmergencyLending
 from backends.guard.postponed import PostponedJobs
 from backends.keys import SECONDS_PER_HOUR
-from backends.store.link import Link
+
+if TYPE_CHECKING:
+    from backends.store.link import Link
 
 _UNAVAILABLE_RETRY_SECONDS = 1
 _EXHAUSTED_RETRY_SECONDS = 30
@@ -61,7 +64,7 @@ class Guard:
         primary: Backend,
         fallback: Backend,
         *,
-        link: Link | None,
+        link: "Link | None",
         emergency: EmergencyBudget,
         clock: Clock,
         observer: Observer,
@@ -248,6 +251,6 @@ class Guard:
         """Give the store its whole time-out, even where the request has used up its own time: the answer has run."""
         return nullcontext() if self._link is None else self._link.at_least(self._link.timeout_seconds)
 
-    def _decision(self, started_seconds: float, backend: str | None = None, script: str | None = None) -> Decision:
+    def _decision(self, started_seconds: float, backend: str | None = None, script: str | None = None) -> CheckedBy:
         check_ms = (self._clock.monotonic_seconds() - started_seconds) * 1_000
-        return Decision(backend or self._primary.name, script or self._primary.reserve_script, check_ms)
+        return CheckedBy(backend or self._primary.name, script or self._primary.reserve_script, check_ms)

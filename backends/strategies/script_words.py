@@ -14,7 +14,7 @@ TRY_AGAIN = {10, 11}
 """Too late for the deadline, or keys of another hour than Redis'."""
 _DUPLICATE_STATE = {1: DuplicateState.IN_FLIGHT, 2: DuplicateState.SETTLED, 3: DuplicateState.EXPIRED}
 
-Call = tuple[Sequence[str], Sequence[str | int]]
+ScriptCall = tuple[Sequence[str], Sequence[str | int]]
 """KEYS and ARGV."""
 
 
@@ -29,7 +29,7 @@ class Now(NamedTuple):
     """The caller has given up then."""
 
 
-def reserve_call(ask: Ask, request_digest: str, now: Now) -> Call:
+def reserve_call(ask: Ask, request_digest: str, now: Now) -> ScriptCall:
     """The words of `reserve.lua`."""
     limits, now_seconds = ask.limits, now.us // US_PER_SECOND
     script_keys: Sequence[str] = keys.book_keys(ask.reservation_id, ask.identifier, ask.network, now_seconds)
@@ -55,7 +55,7 @@ def reserve_call(ask: Ask, request_digest: str, now: Now) -> Call:
     )
 
 
-def verdict_of(ask: Ask, backend: str, request_digest: str, reply: Sequence[Any]) -> Verdict:
+def read_verdict(ask: Ask, backend: str, request_digest: str, reply: Sequence[Any]) -> Verdict:
     """The reply of `reserve.lua`.
 
     Raises:
@@ -96,7 +96,9 @@ def _admitted(ask: Ask, backend: str, request_digest: str, reply: Sequence[Any])
     )
 
 
-def extend_call(reservation: Reservation, to_nanousd: int, at_least_nanousd: int, limits: Limits, now: Now) -> Call:
+def extend_call(
+    reservation: Reservation, to_nanousd: int, at_least_nanousd: int, limits: Limits, now: Now
+) -> ScriptCall:
     """The words of `extend.lua`."""
     script_keys = _keys_of(reservation)
     args: Sequence[str | int] = (
@@ -115,7 +117,7 @@ def extend_call(reservation: Reservation, to_nanousd: int, at_least_nanousd: int
     return (*script_keys, keys.idempotency_key(reservation.idempotency.digest)), (*args, reservation.reservation_id)
 
 
-def extension_of(reservation: Reservation, limits: Limits, reply: Sequence[Any]) -> Reservation | Refusal:
+def read_extension(reservation: Reservation, limits: Limits, reply: Sequence[Any]) -> Reservation | Refusal:
     """The reply of `extend.lua`.
 
     Raises:
@@ -132,7 +134,7 @@ def extension_of(reservation: Reservation, limits: Limits, reply: Sequence[Any])
     raise outcomes.conflict(status)
 
 
-def settle_call(reservation: Reservation, ending: str, actual_nanousd: int, now_text: str) -> Call:
+def settle_call(reservation: Reservation, ending: str, actual_nanousd: int, now_text: str) -> ScriptCall:
     """The words of `settle.lua`; `ending` is ``settled`` or ``released``."""
     script_keys = _keys_of(reservation)
     args: Sequence[str | int] = (
@@ -155,7 +157,7 @@ def settle_call(reservation: Reservation, ending: str, actual_nanousd: int, now_
     )
 
 
-def settlement_of(reservation: Reservation, ending: str, reply: Sequence[Any]) -> Settlement:
+def read_settlement(reservation: Reservation, ending: str, reply: Sequence[Any]) -> Settlement:
     """The reply of `settle.lua`.
 
     Raises:

@@ -360,12 +360,12 @@ class _Race:
         times.whole_ms.append(elapsed_ms())
 
     def _result(self, name: str, rounds: list[Round], times: CheckTimes) -> RaceResult:
-        promises_atomicity = self.backends[name].promises_atomicity
+        has_gap = any(call.checked_ms is not None for each in rounds for call in each.calls)
         return result_of(
             rounds,
             times,
-            promises_atomicity=promises_atomicity,
-            was_held=not promises_atomicity and self.plan.think_ms is None,
+            promises_atomicity=self.backends[name].promises_atomicity,
+            was_held=has_gap and self.plan.think_ms is None,
             round_trips_a_request=sum(each.round_trips or 0 for each in rounds) / (self.plan.requests * len(rounds)),
         )
 
