@@ -80,7 +80,7 @@ def _rehearse() -> None:
 # Here and not in on_starting: gunicorn would have begun to log.
 try:
     _config = load_config()
-    _config.check_workers(_config.workers)
+    _config.check_workers(_config.web_concurrency)
     _has_server = _config.redis_url is not None and not _config.redis_url.startswith("fake:")
     _remark = _remark_on_server(_config.redis_url) if _has_server else None
 except ConfigurationError as _error:
@@ -91,7 +91,7 @@ _rehearse()
 _HOST = f"[{_config.host}]" if ":" in _config.host and "[" not in _config.host else _config.host
 
 bind = [f"{_HOST}:{_config.port}"]
-workers = _config.workers
+workers = _config.web_concurrency
 worker_class = "gevent"
 worker_connections = 1000
 # Long enough for most answers to end by themselves; what still runs then is given a last event, and settled.

@@ -1,7 +1,7 @@
 """Cost budgets in Redis, as a library.
 
-It needs redis-py, and without it still has everything but the `Link` and the strategies on Redis. `open_backend` is the
-only place that chooses a concrete strategy.
+It needs redis-py. Without redis-py there are the contract, the guard and the strategy ``memory``, and no `Link`, ledger
+or conformance suite. A strategy is opened by its name (`open_backend`).
 """
 
 from importlib.metadata import entry_points

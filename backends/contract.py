@@ -249,13 +249,17 @@ Observer = Callable[[Event], None]
 
 
 class Backend(Protocol):
-    """A throttling strategy. Registered by name in the entry-point group ``tollgate.backends``."""
+    """A throttling strategy. Registered by name in the entry-point group ``tollgate.backends``.
+
+    It may also declare ``increments_commute = True``: no decision but that of a TTL rests on the reply to an increment.
+    A search through all orders of commands then takes two increments for swappable.
+    """
 
     name: str
     promises_atomicity: bool
     """Declared, and tested: whether concurrent callers can never exceed a limit together."""
     keeps_our_layout: bool
-    """Declared, and tested: whether it keeps the keys of `backends.keys`, which the ledger reads too."""
+    """Declared, and tested: whether it keeps the keys of `backends.keys`, which the ledger reads in Redis."""
     reserve_script: str
     """What decides, for the log: a script's file name, or the strategy's own name."""
 
@@ -297,9 +301,7 @@ class Backend(Protocol):
     def release(self, reservation: Reservation) -> Settlement:
         """Book nothing in place of a reservation that was never used, at most once, and free its idempotency key.
 
-        Raises:
-            ReservationConflict: the id stands for another request.
-            StoreError: the store could not be asked; repeat it later.
+        Raises what `settle` raises.
         """
 
     def books(self, identifier: str, network: str, window_seconds: int) -> Books:

@@ -25,7 +25,10 @@ class StoreUnavailable(StoreError):
 
 
 class StoreBusy(StoreError):
-    """All our own connections are in use, or the caller's time is over. No outage: it never opens the guard (503)."""
+    """All connections are in use, the caller's time is over, or other callers were faster each time.
+
+    It is no outage: it never opens the guard (503).
+    """
 
 
 class StoreBroken(StoreError):

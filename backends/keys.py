@@ -12,7 +12,7 @@ key                                 type    holds                               
 ``llm:network:daily:<net>:<date>``  string  nano-dollars of that UTC day             a day past its end
 ``llm:global:hourly:<date>T<hour>`` string  nano-dollars of that UTC hour            two hours past its end
 ``llm:global:daily:<date>``         string  nano-dollars of that UTC day             a day past its end
-``llm:open:identifier:<id>``        zset    bucket start (s) -> pending nano-dollars stream deadline + 5 s + bucket
+``llm:open:identifier:<id>``        zset    bucket start (s) -> nano-dollars pending  stream deadline + 5 s + bucket
 ``llm:open:network:<net>``          zset    the same                                 the same
 ``llm:open:global``                 zset    the same                                 an hour longer
 ``llm:reservation:<rid>``           string  state, nano-dollars, made (us), request  an hour past its end

@@ -118,3 +118,11 @@ def duplicate_of(text: bytes | None, idempotency: Idempotency, now_us: int) -> D
 def buckets_of(members: list[tuple[bytes, float]]) -> dict[int, int]:
     """Buckets as ``ZRANGE … WITHSCORES`` returns them: bucket start (unix seconds) -> nano-dollars."""
     return {int(start): int(nanousd) for start, nanousd in members}
+
+
+def number_in(text: bytes | None) -> int | None:
+    """The number that a stored total holds, 0 for a missing one; None if it is no number."""
+    try:
+        return int(text or b"0")
+    except ValueError:
+        return None

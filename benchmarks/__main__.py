@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import platform
 import sys
 import tempfile
@@ -10,16 +9,16 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Column, Table
 
 from benchmarks.cases import CASES, Bench, Case
 from benchmarks.measure import Row
+from flaskapp.cli.console import print_table
+from flaskapp.lab.measure import machine, server_of
 from flaskapp.ops.embedded_redis import EmbeddedServer
 
 TURNS, QUICK_TURNS = 4_000, 600
 SEED = 20_260_101
-_PIPE_WIDTH = 160
 
 
 def main() -> int:
@@ -51,7 +50,7 @@ def _arguments() -> argparse.Namespace:
         help="on a server that writes all down, as run-dev.sh has it; default: in memory",
     )
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
-    parser.add_argument("--seed", type=int, default=SEED, help="of the amounts in the rings (%(default)s)")
+    parser.add_argument("--seed", type=int, default=SEED, help="of the amounts in the windows (%(default)s)")
     return parser.parse_args()
 
 
@@ -62,28 +61,16 @@ def _run(case: Case, bench: Bench) -> list[Row]:
 
 
 def _about(bench: Bench, seed: int) -> dict[str, str]:
-    server = bench.raw.info("server")
-    version_of_server = server.get("valkey_version") or server["redis_version"]
     keeps = "append-only file" if bench.raw.info("persistence")["aof_enabled"] else "in memory"
     return {
-        "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
-        "server": f"{server.get('server_name', 'redis')} {version_of_server}, {keeps}",
+        "machine": machine(),
+        "server": f"{server_of(bench.own_link)}, {keeps}",
         "python": platform.python_version(),
         "redis-py": version("redis"),
         "hiredis": version("hiredis"),
         "seed": str(seed),
         "turns": str(bench.turns),
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or "processor unknown"
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "processor unknown"
-    )
 
 
 def _print(rows: list[Row], about: dict[str, str]) -> None:
@@ -103,11 +90,9 @@ def _print(rows: list[Row], about: dict[str, str]) -> None:
             row.target,
             {None: "", True: "yes", False: "NO"}[row.is_met],
         )
-    console = Console()
-    console = console if console.is_terminal else Console(width=_PIPE_WIDTH)
-    console.print(table)
-    console.print(", ".join(f"{name} {value}" for name, value in about.items()), highlight=False)
-    console.print('The seed says "75-80 % less"; that is the column "less".', highlight=False)
+    print_table(table)
+    print(", ".join(f"{name} {value}" for name, value in about.items()))
+    print('The seed says "75-80 % less"; that is the column "less".')
 
 
 if __name__ == "__main__":

@@ -12,10 +12,11 @@ import redis
 from backends import Ask, Backend, Link, Reservation, SystemClock, open_backend
 from backends.keys import WINDOW_BUCKETS, book_keys
 from benchmarks.measure import Row, at_least, at_most, medians_us, placed, placements
-from flaskapp.lab.delay import HOST, delayed
+from flaskapp.lab.delay import delayed
 from flaskapp.lab.prefilled_books import leave_as_after
-from flaskapp.lab.race import AMPLE_NANOUSD, COST_NANOUSD, PENDING_SECONDS, WINDOW_SECONDS, window_alone
+from flaskapp.lab.race import AMPLE_NANOUSD, COST_NANOUSD, PENDING_SECONDS, window_alone
 from flaskapp.lab.wire import Wire
+from flaskapp.ops.running_redis import HOST
 
 LIMITS = window_alone(AMPLE_NANOUSD)
 IN_WINDOW = (1, 10, 1_000_000)
@@ -35,10 +36,12 @@ class Bench:
         self.random = random.Random(seed)
         self.raw: Any = redis.Redis(HOST, port)
         self.no_op = self.raw.script_load("return 0")
+        self.own_link = self.link()
         self._numbers = count()
 
     def close(self) -> None:
-        """Give back the connection."""
+        """Give back the connections."""
+        self.own_link.close()
         self.raw.close()
 
     def link(self, port: int | None = None, wire: Wire | None = None) -> Link:
@@ -51,17 +54,7 @@ class Bench:
 
     def leave_as_after(self, requests: int, who: str) -> None:
         """Write what `requests` reservations, spread over the window, would have left in the store."""
-        leave_as_after(
-            self.raw,
-            who,
-            requests,
-            network=f"net-{who}",
-            now_seconds=int(time.time()),
-            cost_nanousd=COST_NANOUSD,
-            window_seconds=WINDOW_SECONDS,
-            pending_seconds=PENDING_SECONDS,
-            its_random=self.random,
-        )
+        leave_as_after(self.own_link, who, requests, self.random)
 
 
 def reserve_beside_no_op(bench: Bench) -> Iterator[Row]:
@@ -182,13 +175,13 @@ def memory(bench: Bench) -> Iterator[Row]:
     bench.raw.set(keys.marker, "window_limit 1700000000000000 1700000000000000 spent", ex=30)
     yield _bytes(
         bench,
-        "memory of an identifier, rings full",
+        "memory of an identifier, windows full",
         (keys.marker, keys.recent, keys.daily, keys.pending_identifier),
         BYTES_AN_IDENTIFIER,
     )
     yield _bytes(
         bench,
-        "memory of its network, rings full",
+        "memory of its network, windows full",
         (keys.network_recent, keys.network_daily, keys.pending_network),
         BYTES_AN_IDENTIFIER,
     )

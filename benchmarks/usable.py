@@ -24,10 +24,11 @@ from typing import Any
 
 import aiohttp
 import redis
-from rich.console import Console
 from rich.table import Column, Table
 
+from flaskapp.cli.console import print_table
 from flaskapp.ops.embedded_redis import EmbeddedServer, free_port
+from flaskapp.ops.processes import end_process
 from flaskapp.ops.running_redis import HOST
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,7 +36,6 @@ INPUT_USD_PER_MTOK, OUTPUT_USD_PER_MTOK = Decimal("2.5"), Decimal(10)
 NANOUSD_AN_INPUT_TOKEN, NANOUSD_AN_OUTPUT_TOKEN = 2_500, 10_000
 START_SECONDS = 30.0
 RETRY_SECONDS = 0.05
-PIPE_WIDTH = 160
 PEER = "peer:"
 
 
@@ -189,12 +189,7 @@ def _process(command: list[str], environment: Mapping[str, str], place: Path) ->
     try:
         yield process
     finally:
-        process.terminate()
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end_process(process, 60)
 
 
 async def _until_answers(url: str, process: "subprocess.Popen[bytes]") -> None:
@@ -330,10 +325,8 @@ def _print(outcomes: list[Outcome], arguments: argparse.Namespace) -> None:
             str(each.busy),
             f"{each.seconds:.1f}",
         )
-    console = Console()
-    console = console if console.is_terminal else Console(width=PIPE_WIDTH)
-    console.print(table)
-    console.print(", ".join(f"{name} {value}" for name, value in vars(arguments).items() if name != "json"))
+    print_table(table)
+    print(", ".join(f"{name} {value}" for name, value in vars(arguments).items() if name != "json"))
 
 
 if __name__ == "__main__":

@@ -263,11 +263,6 @@ class Config(BaseModel):
     live_baseline: SkipValidation[Baseline] = Field(default_factory=Baseline, repr=False)
 
     @property
-    def workers(self) -> int:
-        """The number of workers that gunicorn is asked for (`WEB_CONCURRENCY`)."""
-        return self.web_concurrency
-
-    @property
     def needs_one_worker(self) -> bool:
         """Whether the books are in the memory of one process."""
         return self.throttle_backend == "memory" or (self.redis_url or "").startswith("fake:")

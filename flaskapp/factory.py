@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from time import sleep
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,6 @@ from backends.pricing.prices import PriceBook
 from backends.pricing.token_bounds import bound_for
 from backends.store.link import Link
 from flaskapp.admin import Panel, make_admin
-from flaskapp.admin.sessions import EndedSessions
 from flaskapp.answers.admission import Admission
 from flaskapp.answers.stream import StreamContext
 from flaskapp.chat.challenge_route import make_challenge_route
@@ -167,16 +167,14 @@ def _make_prices(config: Config) -> PriceBook:
 
 
 def _refuse_old_server(link: Link) -> None:
-    try:
+    # That Redis is away is no reason not to start: the guard knows what to do then.
+    with suppress(StoreError):
         link.check_version()
-    except StoreError:
-        # That Redis is away is no reason not to start: the guard knows what to do then.
-        return
 
 
 def _register_requests(app: Flask, tollgate: Tollgate) -> None:
     register_error_handlers(app)
-    warning = FirstOfWorkers.of_this_start("forwarded-ignored")
+    warning = FirstOfWorkers("forwarded-ignored")
 
     @app.before_request
     def begin() -> None:
@@ -261,7 +259,7 @@ def _make_admin(tollgate: Tollgate, clock: Clock) -> Blueprint:
         mode=config.mode,
         backend_name=guard.backend_name,
         clock=clock,
-        sessions=EndedSessions(tollgate.link),
+        link=tollgate.link,
         is_degraded=lambda: guard.health() is Health.DEGRADED,
     )
     token = config.admin_token.get_secret_value() if config.admin_token else None
@@ -276,6 +274,6 @@ def _limit_rates(limiter: Limiter, blueprints: Mapping[str, Blueprint], settings
     limiter.limit(rate)(blueprints["challenges"])
     limiter.limit(rate, key_func=lambda: keys.rate_key(request))(blueprints["openai"])
     limiter.limit(rate, key_func=lambda: usage_rate_key(request, keys))(blueprints["usage"])
-    # Each challenge is a key that lives for minutes, and a fresh hash costs nothing.
+    # Each challenge is a key that is kept for minutes, and a fresh hash costs nothing.
     limiter.limit(lambda: network_rate(rate()), key_func=network_key)(blueprints["challenges"])
     limiter.limit(ADMIN_RATE_LIMIT, key_func=network_key)(blueprints["admin"])

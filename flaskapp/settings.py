@@ -200,24 +200,16 @@ class SettingsStore:
         self.baseline = baseline
         self._shared = SharedText(link, SETTINGS_KEY)
         self._observer = observer
-        self._current = Effective(baseline.values, MappingProxyType(dict(baseline.sources)))
+        self.current = Effective(baseline.values, MappingProxyType(dict(baseline.sources)))
+        """The settings that hold now."""
+        self.is_reachable = True
+        """Whether Redis answered the last read; if not, the last known values hold."""
         self._text: bytes | None = None
         self._announced: tuple[bool, str] | None = None
-        self._is_reachable = True
         # Reading and adopting are one step, or a slow reader would put back what a change has just replaced.
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-
-    @property
-    def current(self) -> Effective:
-        """The settings that hold now; no I/O."""
-        return self._current
-
-    @property
-    def is_reachable(self) -> bool:
-        """Whether Redis answered the last read; if not, the last known values hold."""
-        return self._is_reachable
 
     def refresh(self) -> Effective:
         """Read Redis now. While it is away the last known values hold; never raises StoreError."""
@@ -225,12 +217,14 @@ class SettingsStore:
             try:
                 text = self._shared.read()
             except StoreError as error:
-                self._lost(error)
+                if self.is_reachable:
+                    self._observer(Event("settings_unreadable", {"error": str(error)}))
+                self.is_reachable = False
             else:
-                self._is_reachable = True
+                self.is_reachable = True
                 self._adopt(text)
             self._announce()
-            return self._current
+            return self.current
 
     def change(self, patch: Mapping[str, object]) -> Effective:
         """Change some settings, all or none; `None` takes a setting back to environment or default.
@@ -244,7 +238,7 @@ class SettingsStore:
         """
         wanted = self._read_patch(patch)
         if not wanted:
-            return self._current
+            return self.current
         with self._lock:
             changed = self._shared.change(lambda text: _changed(text, wanted))
             if changed is None:
@@ -252,10 +246,10 @@ class SettingsStore:
             before, after = changed
             if before is not None and _is_broken(before):
                 self._observer(Event("settings_replaced", {"got": _shown_text(before)}))
-            self._is_reachable = True
+            self.is_reachable = True
             self._adopt(after)
             self._announce()
-            return self._current
+            return self.current
 
     def start_polling(self, interval_seconds: float = POLL_INTERVAL_SECONDS) -> None:
         """Poll Redis in a thread of this process: call it after the fork."""
@@ -295,22 +289,17 @@ class SettingsStore:
             raise SettingsRejected(problems)
         return wanted
 
-    def _lost(self, error: StoreError) -> None:
-        if self._is_reachable:
-            self._observer(Event("settings_unreadable", {"error": str(error)}))
-        self._is_reachable = False
-
     def _adopt(self, text: bytes | None) -> None:
         if text == self._text:
             return
-        self._current, ignored = _effective(text, self.baseline, self.table)
+        self.current, ignored = _effective(text, self.baseline, self.table)
         self._text = text
         for event in ignored:
             self._observer(event)
 
     def _announce(self) -> None:
-        on = self._current.values.enable_cost_throttling
-        source: str = self._current.sources["enable_cost_throttling"]
+        on = self.current.values.enable_cost_throttling
+        source: str = self.current.sources["enable_cost_throttling"]
         if source == "default" and self.baseline.development:
             source = "development mode"
         if self._announced != (on, source):
@@ -362,10 +351,7 @@ def _effective(text: bytes | None, baseline: Baseline, table: Mapping[str, Setti
             ignored.append(_ignored(name, str(error), _shown_value(value)))
     more = len(ignored) - _REPORTED_FIELDS
     if more > 0:
-        ignored = [
-            *ignored[:_REPORTED_FIELDS],
-            _ignored(SETTINGS_KEY, "only what has a name in the table", f"{more} more"),
-        ]
+        ignored[_REPORTED_FIELDS:] = [_ignored(SETTINGS_KEY, "only what has a name in the table", f"{more} more")]
     return Effective(LiveSettings.model_validate(values), MappingProxyType(sources)), ignored
 
 

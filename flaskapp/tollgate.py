@@ -59,5 +59,5 @@ class Tollgate:
 
     def _log_digests(self) -> None:
         count = self.config.api_keys.listed_digests if self.config.api_keys else 0
-        if count and FirstOfWorkers.of_this_start("keys-taken-as-digests").is_first():
+        if count and FirstOfWorkers("keys-taken-as-digests").is_first():
             self.emit("keys_taken_as_digests", keys=count)

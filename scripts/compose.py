@@ -16,10 +16,9 @@ from supervision import (
     StartFailed,
     Stop,
     Store,
+    locked,
     locks,
     program,
-    shared_use,
-    starting_alone,
 )
 
 from flaskapp.ops import embedded_redis as embedded
@@ -41,8 +40,8 @@ def compose_redis(stop: Stop, journal: Journal, environment: dict[str, str]) -> 
     """The container litecoin-redis, published on loopback; the last user of this clone takes everything down."""
     place = DATA / "compose.users"
     try:
-        with shared_use(stop, place):
-            with starting_alone(stop, DATA / "compose.starting"):
+        with locked(stop, place, fcntl.LOCK_SH):
+            with locked(stop, DATA / "compose.starting", fcntl.LOCK_EX):
                 _raise_redis(stop, journal, environment)
                 is_first = not _output("docker", "ps", "--quiet", "--filter", "name=^litecoin-backend$")
             published = _output(*COMPOSE, "port", "redis", "6379")

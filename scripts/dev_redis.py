@@ -16,9 +16,8 @@ from supervision import (
     StartFailed,
     Stop,
     Store,
+    locked,
     locks,
-    shared_use,
-    starting_alone,
 )
 
 from flaskapp.ops.running_redis import recorded_port, running_url
@@ -40,8 +39,8 @@ def embedded_redis(stop: Stop) -> Iterator[Store]:
     """The server of this clone: started where it does not run, joined where it does; the last user ends it."""
     try:
         port = wanted_port()
-        with shared_use(stop, DATA / "redis.users"):
-            with starting_alone(stop, DATA / "redis.starting"):
+        with locked(stop, DATA / "redis.users", fcntl.LOCK_SH):
+            with locked(stop, DATA / "redis.starting", fcntl.LOCK_EX):
                 joined = running_url(DATA) is not None
                 if not joined:
                     start_keeper(stop, port)

@@ -10,7 +10,8 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import TextIO
+
+from supervision import locks
 
 from backends.errors import StoreUnavailable, TollgateError
 from flaskapp.ops import embedded_redis as embedded
@@ -26,7 +27,7 @@ def main(data_dir: Path, port: int) -> int:
         server = _start(data_dir, port)
         try:
             record_redis(data_dir, server.port)
-            while server.is_running and not _is_unused(users):
+            while server.is_running and not locks(users, fcntl.LOCK_EX):
                 time.sleep(POLL_SECONDS)
         finally:
             server.stop()
@@ -46,14 +47,6 @@ def _start(data_dir: Path, port: int) -> embedded.EmbeddedServer:
     server = embedded.EmbeddedServer(data_dir / "redis", durable=True)
     server.start()
     return server
-
-
-def _is_unused(users: TextIO) -> bool:
-    try:
-        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 if __name__ == "__main__":

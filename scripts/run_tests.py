@@ -1,21 +1,47 @@
-"""Runs pytest; without arguments the whole suite, with the coverage gate of pyproject.toml."""
+"""Runs pytest: without arguments the whole suite, with the coverage gate of pyproject.toml; with --quick a part."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 
 HINT = "For plain `pytest …`, `flask …` and `redis-cli`:  source {venv}/bin/activate\n"
 IN_ONE_PROCESS = (
-    ("tests/backends", "tests/flaskapp"),
+    ("tests/backends", "tests/flaskapp", "tests/lab"),
     ("tests/contract", "tests/docs", "tests/house", "tests/lua"),
 )
 """Two runs at the same time, of about the same length, of tests that work in one process: they are measured."""
 STARTS_OF_A_CLONE = ("tests/setup",)
 """They start processes, in which nothing is measured, one after the other, beside all others that do."""
+QUICK = (
+    ("tests/flaskapp", "tests/house", "tests/test_abuse_prevention.py", "tests/test_admin_settings_integration.py"),
+    (
+        "tests/backends",
+        "tests/contract",
+        "tests/docs",
+        "tests/http/test_seed.py::test_of_ten_at_once_atomic_admits_exactly_four",
+        "tests/http/test_seed.py::test_both_on_one_redis_keep_one_set_of_books",
+        "tests/lua",
+    ),
+)
+"""Two runs at the same time, of about the same length: what catches most in two minutes. The rest is `LEFT_OUT`."""
+LEFT_OUT = {
+    "tests/benchmarks": "the benchmarks and the hammer, briefly",
+    "tests/contract/test_comparison.py": "the strategies in every order of two and three callers",
+    "tests/docs/test_commands.py": "every command of the documentation",
+    "tests/faults": "a store that freezes, dies, loses replies",
+    "tests/http": "the service over HTTP",
+    "tests/lab": "the race lab",
+    "tests/setup": "a clone's first start",
+}
+NOTHING_SELECTED = 5
+"""Exit status of a pytest that found nothing to run."""
 
 
 def main() -> int:
@@ -23,13 +49,67 @@ def main() -> int:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
     print(HINT.format(venv=os.path.relpath(sys.prefix)), flush=True)
     arguments = sys.argv[1:]
+    if "--quick" in arguments:
+        return quick([argument for argument in arguments if argument != "--quick"])
     if arguments:
-        return subprocess.call([sys.executable, "-m", "pytest", *arguments])
-    status = together(*map(measured, IN_ONE_PROCESS)) | together(unmeasured(others()), unmeasured(STARTS_OF_A_CLONE))
+        return subprocess.call(unmeasured(arguments))
+    return with_coverage() or on_redis()
+
+
+def with_coverage() -> int:
+    """The whole suite, and what it reaches of the code."""
+    status = everything(measured)
     if status != 0:
         return status
     subprocess.call([sys.executable, "-m", "coverage", "combine", "--quiet"], stderr=subprocess.DEVNULL)
     return subprocess.call([sys.executable, "-m", "coverage", "report"])
+
+
+def on_redis() -> int:
+    """The whole suite once more, on the `redis-server` of PATH; not where the caller chose the store."""
+    program = shutil.which("redis-server")
+    if program is None or "TEST_REDIS_BINARY" in os.environ or "TEST_REDIS_URL" in os.environ:
+        print("\nRun on one store only: for the other put a redis-server on PATH, and set no TEST_REDIS_….")
+        return 0
+    print(f"\nAll of it once more, on {program}.\n", flush=True)
+    os.environ["TEST_REDIS_BINARY"] = program
+    return everything(unmeasured)
+
+
+def everything(command: Callable[[Sequence[str]], list[str]]) -> int:
+    """Every test once; `command` makes the command for those that work in one process."""
+    status = together(*map(command, IN_ONE_PROCESS))
+    return verdict(status, together(unmeasured(others()), unmeasured(STARTS_OF_A_CLONE)))
+
+
+def quick(options: Sequence[str]) -> int:
+    """Ruff, and the tests in `QUICK` with these options for pytest; then what was left out."""
+    lint = [
+        subprocess.call([sys.executable, "-m", "ruff", *words])
+        for words in (("check", "."), ("format", "--check", "."))
+    ]
+    with subprocess.Popen(
+        unmeasured(["--collect-only", "-q", *without(LEFT_OUT, chain(*QUICK))]), stdout=subprocess.PIPE, text=True
+    ) as counting:
+        status = together(*(unmeasured([*without(places, LEFT_OUT), *options]) for places in QUICK))
+        listed, _ = counting.communicate()
+    found = Counter(place for place in LEFT_OUT for line in listed.splitlines() if line.startswith(place))
+    print(f"\nLeft out of this quick run are {found.total()} tests:")
+    for place, what in LEFT_OUT.items():
+        print(f"  {found[place]:4}  {place:33} {what}")
+    print("The whole suite: ./scripts/test.sh    Every gate, types included: bash .ci/run")
+    return verdict(*lint, counting.returncode, status)
+
+
+def without(places: Iterable[str], others: Iterable[str]) -> list[str]:
+    """Arguments for pytest: the tests in those places, but not in others that lie within."""
+    chosen = tuple(places)
+    return [*chosen, *(f"--deselect={other}" for other in others if other.startswith(chosen))]
+
+
+def verdict(*statuses: int) -> int:
+    """One exit status for several runs: that nothing was selected is no failure where another run had something."""
+    return next((status for status in statuses if status not in {0, NOTHING_SELECTED}), min(statuses))
 
 
 def together(seen: list[str], unseen: list[str]) -> int:
@@ -38,8 +118,7 @@ def together(seen: list[str], unseen: list[str]) -> int:
     print(f"Beside the tests that you see run those of {', '.join(places)}.\n", flush=True)
     with tempfile.TemporaryFile() as output:
         with subprocess.Popen(unseen, stdin=subprocess.DEVNULL, stdout=output, stderr=output) as beside:
-            status = subprocess.call(seen)
-            status |= beside.wait()
+            status = verdict(subprocess.call(seen), beside.wait())
         output.seek(0)
         sys.stdout.buffer.write(output.read())
         sys.stdout.flush()
@@ -54,14 +133,14 @@ def others() -> list[str]:
     return sorted(found.difference(*IN_ONE_PROCESS, STARTS_OF_A_CLONE))
 
 
-def unmeasured(places: Sequence[str]) -> list[str]:
-    """The command that runs the tests in those places."""
-    return [sys.executable, "-m", "pytest", *places]
+def unmeasured(arguments: Sequence[str]) -> list[str]:
+    """The command that runs pytest."""
+    return [sys.executable, "-m", "pytest", *arguments]
 
 
-def measured(places: Sequence[str]) -> list[str]:
-    """The command that runs the tests in those places, and notes what they reach."""
-    return [sys.executable, "-m", "coverage", "run", "--parallel-mode", "-m", "pytest", *places]
+def measured(arguments: Sequence[str]) -> list[str]:
+    """The command that runs pytest, and notes what the tests reach."""
+    return [sys.executable, "-m", "coverage", "run", "--parallel-mode", "-m", "pytest", *arguments]
 
 
 if __name__ == "__main__":

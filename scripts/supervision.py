@@ -106,19 +106,10 @@ class Store:
 
 
 @contextmanager
-def shared_use(stop: Stop, place: Path) -> Iterator[None]:
-    """Be one of the users of what `place` stands for. Waits while it is being stopped."""
-    with place.open("a") as users:
-        if not stop.wait_for(lambda: locks(users, fcntl.LOCK_SH), LOCK_SECONDS):
-            raise StartFailed(f"{place.name} is locked: another run-dev.sh of this clone hangs")
-        yield
-
-
-@contextmanager
-def starting_alone(stop: Stop, place: Path) -> Iterator[None]:
-    """Two that start at once must not start two."""
-    with place.open("a") as lock:
-        if not stop.wait_for(lambda: locks(lock, fcntl.LOCK_EX), LOCK_SECONDS):
+def locked(stop: Stop, place: Path, kind: int) -> Iterator[None]:
+    """Hold a lock that this clone's run-dev.sh share (LOCK_SH: its users) or have alone (LOCK_EX). Waits for it."""
+    with place.open("a") as file:
+        if not stop.wait_for(lambda: locks(file, kind), LOCK_SECONDS):
             raise StartFailed(f"{place.name} is locked: another run-dev.sh of this clone hangs")
         yield
 

@@ -1,5 +1,6 @@
 import os
-import shutil
+import subprocess
+import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,20 +15,38 @@ from tests.embedded import FragileServer
 pytest.register_assert_rewrite("backends.conformance")
 
 ROOT = Path(__file__).resolve().parent.parent
-DEBIAN = shutil.which("redis-server")
+
+
+def store_program():
+    """The server to test with: TEST_REDIS_BINARY, else the Valkey that set-up installed."""
+    given = os.environ.get("TEST_REDIS_BINARY")
+    return Path(given).absolute() if given else embedded.bundled_server()
+
+
+def pytest_configure(config):
+    """Put the store under test first on PATH, as `redis-server`: what the tests start finds it there too."""
+    place = tempfile.TemporaryDirectory(prefix="tollgate-store-")
+    config.add_cleanup(place.cleanup)
+    (Path(place.name) / "redis-server").symlink_to(store_program())
+    os.environ["PATH"] = os.pathsep.join((place.name, os.environ["PATH"]))
+
+
+def pytest_report_header():
+    program = [embedded.find_server(), "--version"]
+    return f"store: {subprocess.run(program, capture_output=True, text=True, check=True).stdout.strip()}"
 
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory):
-    """The server of this run: the Valkey that set-up installed, on a port of its own."""
-    with EmbeddedServer(tmp_path_factory.mktemp("redis"), binary=embedded.bundled_server()) as server:
+    """The server of this run, on a port of its own."""
+    with EmbeddedServer(tmp_path_factory.mktemp("redis")) as server:
         yield server
 
 
 @pytest.fixture
 def own_server(tmp_path):
     """A durable server for one test, to be frozen, killed and started again."""
-    with FragileServer(tmp_path / "own-redis", durable=True, binary=embedded.bundled_server()) as server:
+    with FragileServer(tmp_path / "own-redis", durable=True) as server:
         yield server
 
 
@@ -51,23 +70,6 @@ def redis_url(_test_database):
     with redis.Redis.from_url(_test_database) as client:
         client.flushdb()
     return _test_database
-
-
-@pytest.fixture(scope="session")
-def _debian_server(tmp_path_factory):
-    with EmbeddedServer(tmp_path_factory.mktemp("debian"), binary=Path(DEBIAN)) as server:
-        yield server
-
-
-@pytest.fixture(params=["ours", pytest.param("debian", marks=pytest.mark.skipif(not DEBIAN, reason="no redis-server"))])
-def each_redis_url(request):
-    """The same on every kind of server at hand: the embedded Valkey, and Debian's Redis 7 where it is on PATH."""
-    if request.param == "ours":
-        return request.getfixturevalue("redis_url")
-    server = request.getfixturevalue("_debian_server")
-    with redis.Redis.from_url(server.url) as client:
-        client.flushdb()
-    return server.url
 
 
 @pytest.fixture

@@ -26,10 +26,10 @@ class NeverRefuses:
         return self._real.books(*args)
 
 
-class HasNoRace:
-    """Promises nothing, is held before it writes, and yet never overspends."""
+class OneStep:
+    """Promises nothing, and decides in one step: it has no gap."""
 
-    name = "has_no_race"
+    name = "one_step"
     promises_atomicity = False
 
     def __init__(self, link, clock):
@@ -42,6 +42,19 @@ class HasNoRace:
     def books(self, *args):
         return self._real.books(*args)
 
+    def read(self):
+        self._link.run(lambda client: client.get("llm:reservation:another"))
+
+
+class HasNoRace(OneStep):
+    """Promises nothing, is held between a read and its write, and yet never overspends."""
+
+    name = "has_no_race"
+
+    def reserve(self, ask):
+        self.read()
+        return self._real.reserve(ask)
+
 
 class GivesUp(HasNoRace):
     """Too busy with others to decide, whenever there are any."""
@@ -51,6 +64,7 @@ class GivesUp(HasNoRace):
     def reserve(self, ask):
         if "warm" in ask.reservation_id or "timed" in ask.reservation_id:
             return self._real.reserve(ask)
+        self.read()
         self._link.run(lambda client: client.delete(f"llm:reservation:{ask.reservation_id}"))
         raise StoreBusy("somebody else was faster")
 
@@ -61,6 +75,7 @@ class TriesAgain(HasNoRace):
     name = "tries_again"
 
     def reserve(self, ask):
+        self.read()
         if ask.reservation_id.endswith("-0"):
             self._link.run(lambda client: client.delete(f"llm:reservation:{ask.reservation_id}"))
         return self._real.reserve(replace(ask, limits=replace(ask.limits, window_nanousd=10**15)))
@@ -69,7 +84,7 @@ class TriesAgain(HasNoRace):
 def register(monkeypatch):
     module = ModuleType("racers_from_elsewhere")
     points = list(backends.entry_points(group=ENTRY_POINT_GROUP))
-    for strategy in (NeverRefuses, HasNoRace, GivesUp, TriesAgain):
+    for strategy in (NeverRefuses, OneStep, HasNoRace, GivesUp, TriesAgain):
         setattr(module, strategy.name, _factory(strategy))
         points.append(EntryPoint(strategy.name, f"{module.__name__}:{strategy.name}", ENTRY_POINT_GROUP))
     monkeypatch.setitem(sys.modules, module.__name__, module)

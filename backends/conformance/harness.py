@@ -28,11 +28,9 @@ class ManualClock:
         self.us = now_us
 
     def now_us(self) -> int:
-        """Unix time in microseconds."""
         return self.us
 
     def monotonic_seconds(self) -> float:
-        """The same in seconds."""
         return self.us / US_PER_SECOND
 
 

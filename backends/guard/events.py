@@ -5,10 +5,10 @@
 from typing import NamedTuple
 
 from backends.contract import Ask, Duplicate, Event, Observer, Refusal, Reservation, Settlement, Verdict
-from backends.errors import ReservationConflict, StoreBroken, StoreError
+from backends.errors import StoreBroken, StoreError
 
 
-class Decision(NamedTuple):
+class CheckedBy(NamedTuple):
     """Who decided a request, and how long the check took."""
 
     backend: str
@@ -22,7 +22,7 @@ class GuardEvents:
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
 
-    def decided(self, ask: Ask, verdict: Verdict, decision: Decision) -> None:
+    def decided(self, ask: Ask, verdict: Verdict, decision: CheckedBy) -> None:
         """Sends ``reserved``, ``refused`` or ``duplicate``."""
         if isinstance(verdict, Refusal):
             self._emit("refused", **_of(ask), refusal=verdict, **decision._asdict())
@@ -35,7 +35,7 @@ class GuardEvents:
         spent = {"window_nanousd": verdict.window_spent_nanousd, "day_nanousd": verdict.day_spent_nanousd}
         self._emit("reserved", **{**_of(ask), "cost_nanousd": verdict.cost_nanousd}, **spent, **decision._asdict())
 
-    def check_failed(self, ask: Ask, error: StoreError, decision: Decision) -> None:
+    def check_failed(self, ask: Ask, error: StoreError, decision: CheckedBy) -> None:
         is_bug = isinstance(error, StoreBroken)
         self._emit("check_failed", **_of(ask), error=str(error), is_bug=is_bug, **decision._asdict())
 
@@ -54,9 +54,6 @@ class GuardEvents:
             backend=reservation.backend,
         )
 
-    def extension_failed(self, reservation: Reservation, error: StoreError, backend: str) -> None:
-        self._emit("extension_failed", request_id=reservation.reservation_id, error=str(error), backend=backend)
-
     def settled(self, reservation: Reservation, settlement: Settlement) -> None:
         self._emit(
             "settled",
@@ -70,11 +67,9 @@ class GuardEvents:
         )
         self._expired(settlement.expired_nanousd)
 
-    def settle_postponed(self, reservation: Reservation, error: StoreError) -> None:
-        self._emit("settle_postponed", request_id=reservation.reservation_id, error=str(error))
-
-    def settle_refused(self, reservation: Reservation, error: ReservationConflict) -> None:
-        self._emit("settle_refused", request_id=reservation.reservation_id, error=str(error))
+    def failed(self, name: str, reservation: Reservation, error: Exception, **fields: object) -> None:
+        """Sends ``extension_failed``, ``settle_postponed`` or ``settle_refused``."""
+        self._emit(name, request_id=reservation.reservation_id, error=str(error), **fields)
 
     def postponed_job_failed(self, error: Exception) -> None:
         """Sends ``settle_refused``: only a bug raises `error`, and the reservation stays booked in full."""

@@ -10,28 +10,20 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
+from typing import TYPE_CHECKING
 
+from backends import contract
 from backends.clock import US_PER_SECOND, Clock
-from backends.contract import (
-    Ask,
-    Backend,
-    Books,
-    Duplicate,
-    Idempotency,
-    Limits,
-    Observer,
-    Outcome,
-    Reservation,
-    Settlement,
-    Verdict,
-)
+from backends.contract import Ask, Backend, Books, Duplicate, Idempotency, Limits, Observer, Reservation, Verdict
 from backends.errors import ReservationConflict, StoreBroken, StoreBusy, StoreError, ThrottleUnavailable
 from backends.guard.emergency_budget import EmergencyBudget
-from backends.guard.events import Decision, GuardEvents
+from backends.guard.events import CheckedBy, GuardEvents
 from backends.guard.lending import EMERGENCY, EmergencyLending
 from backends.guard.postponed import PostponedJobs
 from backends.keys import SECONDS_PER_HOUR
-from backends.store.link import Link
+
+if TYPE_CHECKING:
+    from backends.store.link import Link
 
 _UNAVAILABLE_RETRY_SECONDS = 1
 _EXHAUSTED_RETRY_SECONDS = 30
@@ -60,9 +52,6 @@ class Health(Enum):
 class Guard:
     """Reserves, extends and settles, also while the store fails.
 
-    In memory, and lost with the process: loans of the emergency budget, postponed settlements (their reservations stay
-    booked in full), and the last failure. What the emergency budget has spent is in its file, and survives.
-
     Args:
         primary: the strategy that keeps the books.
         fallback: decides while the store of `primary` fails (the memory strategy).
@@ -75,7 +64,7 @@ class Guard:
         primary: Backend,
         fallback: Backend,
         *,
-        link: Link | None,
+        link: "Link | None",
         emergency: EmergencyBudget,
         clock: Clock,
         observer: Observer,
@@ -142,7 +131,7 @@ class Guard:
         except StoreError as error:
             if not self._lending.has_lent_to(reservation):
                 # Once an answer: it may well be extended again before Redis is back.
-                self._events.extension_failed(reservation, error, self._primary.name)
+                self._events.failed("extension_failed", reservation, error, backend=self._primary.name)
             return self._extend_without_store(reservation, to_nanousd, at_least_nanousd)
         extended = verdict if isinstance(verdict, Reservation) else None
         self._events.extended(reservation, extended)
@@ -151,11 +140,11 @@ class Guard:
     def settle(self, reservation: Reservation, actual_nanousd: int) -> None:
         """Book what was used in place of what was reserved; now, or as soon as the store is back."""
         end = partial(self._primary.settle, reservation, actual_nanousd)
-        self._end(reservation, actual_nanousd, end, Outcome.SETTLED)
+        self._end(reservation, actual_nanousd, end, contract.Outcome.SETTLED)
 
     def release(self, reservation: Reservation) -> None:
         """Book nothing, since nothing was used, and free the idempotency key; now, or as soon as the store is back."""
-        self._end(reservation, 0, partial(self._primary.release, reservation), Outcome.RELEASED)
+        self._end(reservation, 0, partial(self._primary.release, reservation), contract.Outcome.RELEASED)
 
     def books(self, identifier: str, network: str, window_seconds: int) -> Books:
         """What is booked now.
@@ -220,11 +209,15 @@ class Guard:
         return extended
 
     def _end(
-        self, reservation: Reservation, actual_nanousd: int, end: Callable[[], Settlement], outcome: Outcome
+        self,
+        reservation: Reservation,
+        actual_nanousd: int,
+        end: Callable[[], contract.Settlement],
+        outcome: contract.Outcome,
     ) -> None:
         if reservation.backend == EMERGENCY:
             if self._lending.settle(reservation, actual_nanousd):
-                settlement = Settlement(reservation.reservation_id, outcome, actual_nanousd, 0)
+                settlement = contract.Settlement(reservation.reservation_id, outcome, actual_nanousd, 0)
                 self._events.settled(reservation, settlement)
             return
         loan = self._lending.remove_loan(reservation)
@@ -237,14 +230,14 @@ class Guard:
         try:
             end_and_give_back()
         except StoreError as error:
-            self._events.settle_postponed(reservation, error)
+            self._events.failed("settle_postponed", reservation, error)
             self._postponed.add(end_and_give_back)
 
-    def _end_now(self, reservation: Reservation, end: Callable[[], Settlement]) -> None:
+    def _end_now(self, reservation: Reservation, end: Callable[[], contract.Settlement]) -> None:
         try:
             settlement = end()
         except ReservationConflict as error:
-            self._events.settle_refused(reservation, error)
+            self._events.failed("settle_refused", reservation, error)
         else:
             self._events.settled(reservation, settlement)
 
@@ -258,6 +251,6 @@ class Guard:
         """Give the store its whole time-out, even where the request has used up its own time: the answer has run."""
         return nullcontext() if self._link is None else self._link.at_least(self._link.timeout_seconds)
 
-    def _decision(self, started_seconds: float, backend: str | None = None, script: str | None = None) -> Decision:
+    def _decision(self, started_seconds: float, backend: str | None = None, script: str | None = None) -> CheckedBy:
         check_ms = (self._clock.monotonic_seconds() - started_seconds) * 1_000
-        return Decision(backend or self._primary.name, script or self._primary.reserve_script, check_ms)
+        return CheckedBy(backend or self._primary.name, script or self._primary.reserve_script, check_ms)

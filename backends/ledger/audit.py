@@ -25,17 +25,9 @@ from typing import Any
 from backends.clock import US_PER_SECOND
 from backends.keys import reset_key
 from backends.ledger.comparison import Comparison, Sum, amount_at, compare, disagree
-from backends.ledger.snapshot import (
-    BUCKET_KINDS,
-    IDENTIFIER_KINDS,
-    PENDING_KINDS,
-    Place,
-    number_in,
-    read_snapshot,
-    read_texts,
-)
+from backends.ledger.snapshot import BUCKET_KINDS, IDENTIFIER_KINDS, PENDING_KINDS, Place, read_snapshot, read_texts
 from backends.progress import Progress, no_progress
-from backends.records import parse_record, state_of
+from backends.records import number_in, parse_record, state_of
 from backends.store.link import Client, Link
 from backends.strategies import arithmetic
 
@@ -134,7 +126,7 @@ class _Audit:
 
     def _recheck_place(self, this: Comparison, place: Place) -> _Recheck | None:
         """The amount and the records that are booked there, as of one moment; None if they are too many for that."""
-        keys = this.record_keys(place)
+        keys = this.keys.get(place, [])
         if len(keys) > MOST_AT_ONCE:
             return None
         owner = this.snapshot.names.get((False, place.owner), "")
@@ -168,7 +160,7 @@ class _Audit:
             # Too many for one step: two passes that are alike in every part stand for a moment.
             if not _is_same(before, this, place):
                 return False
-            stored, expected = this.stored_at(place), this.expected_at(place)
+            stored, expected = this.snapshot.stored[place], this.nanousd[place]
         else:
             was_missed = _was_missed(this, place, its)
             # Missed records make a total larger: one that is too small without them is too small for certain.
@@ -221,20 +213,20 @@ def _read_place(client: Client, *, place: Place, name: str, owner: str, record_k
 def _was_missed(this: Comparison, place: Place, its: _Recheck) -> bool:
     """Whether the recheck missed a record that existed at its moment."""
     records = this.snapshot.records
-    return any(key not in its.members for key in this.record_keys(place) if records[key].made_at_us <= its.at_us)
+    return any(key not in its.members for key in this.keys.get(place, []) if records[key].made_at_us <= its.at_us)
 
 
 def _is_same(before: Comparison, this: Comparison, place: Place) -> bool:
-    keys = this.record_keys(place)
+    keys = this.keys.get(place, [])
     return (
         before.snapshot.stored.get(place) == this.snapshot.stored.get(place)
-        and sorted(before.record_keys(place)) == sorted(keys)
+        and sorted(before.keys.get(place, [])) == sorted(keys)
         and all(before.snapshot.records[key] == this.snapshot.records[key] for key in keys)
     )
 
 
 def _wrong_total(this: Comparison, place: Place, rule: str, stored: int, expected: int) -> Disagreement:
-    count = len(this.record_keys(place))
+    count = len(this.keys.get(place, []))
     bucket = place.start_seconds if place.kind in BUCKET_KINDS else None
     where = "holds" if bucket is None else f"holds in bucket {bucket}"
     least = "at least " if rule == "at_least" else ""

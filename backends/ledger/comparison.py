@@ -1,18 +1,11 @@
 """A snapshot compared with itself: its totals with its records, and its days with one another. No Redis is asked."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from backends import keys
 from backends.clock import US_PER_SECOND
-from backends.keys import (
-    RECORD_KEEP_SECONDS,
-    SECONDS_PER_DAY,
-    SECONDS_PER_HOUR,
-    BookKeys,
-    book_keys,
-    pending_bucket_seconds_of,
-)
 from backends.ledger.snapshot import BUCKET_KINDS, IDENTIFIER_KINDS, NETWORK_KINDS, PENDING_KINDS, Place, Snapshot
 from backends.records import Record
 from backends.strategies import arithmetic
@@ -20,12 +13,12 @@ from backends.strategies import arithmetic
 MARGIN_SECONDS = 2
 """TTLs are set in whole seconds, and end by Redis' clock."""
 _TTL_PAST_START = {
-    "daily": 2 * SECONDS_PER_DAY,
-    "network_daily": 2 * SECONDS_PER_DAY,
-    "global_daily": 2 * SECONDS_PER_DAY,
-    "global_hourly": 3 * SECONDS_PER_HOUR,
+    "daily": 2 * keys.SECONDS_PER_DAY,
+    "network_daily": 2 * keys.SECONDS_PER_DAY,
+    "global_daily": 2 * keys.SECONDS_PER_DAY,
+    "global_hourly": 3 * keys.SECONDS_PER_HOUR,
 }
-_KINDS = BookKeys(*BookKeys._fields)
+_KINDS = keys.BookKeys(*keys.BookKeys._fields)
 """Keys that are called what they are: the same code as in production says where a record is booked."""
 
 
@@ -50,7 +43,7 @@ class Comparison:
     snapshot: Snapshot
     keys: dict[Place, list[str]] = field(default_factory=lambda: defaultdict(list))
     """Keys of the records that are booked in a place."""
-    nanousd: dict[Place, int] = field(default_factory=lambda: defaultdict(int))
+    nanousd: Counter[Place] = field(default_factory=Counter)
     """What these records come to."""
     bucket_ttl_seconds: dict[tuple[str, str], int] = field(default_factory=dict)
     """(kind, owner) of a key with buckets -> how long after its start a bucket of it counts, at the shortest."""
@@ -62,22 +55,10 @@ class Comparison:
     odd_sums: list[Sum] = field(default_factory=list)
     """Those that disagree with their parts."""
 
-    def stored_at(self, place: Place) -> int:
-        """Nano-dollars that the place holds."""
-        return self.snapshot.stored.get(place, 0)
-
-    def expected_at(self, place: Place) -> int:
-        """Nano-dollars that the records of the place come to."""
-        return self.nanousd.get(place, 0)
-
-    def record_keys(self, place: Place) -> list[str]:
-        """Keys of the records that are booked there."""
-        return self.keys.get(place, [])
-
     def key_name(self, place: Place) -> str:
         """The key of a place; with a digest where no key names the owner."""
         owner = self.snapshot.names.get((place.kind in NETWORK_KINDS, place.owner), f"#{place.owner}")
-        return str(getattr(book_keys("", owner, owner, place.start_seconds), place.kind))
+        return str(getattr(keys.book_keys("", owner, owner, place.start_seconds), place.kind))
 
     def rule(self, place: Place) -> str:
         """How the place compares with its records: exact, at_least, or not at all ('')."""
@@ -85,7 +66,7 @@ class Comparison:
         begins = float(place.start_seconds)
         if place.kind in IDENTIFIER_KINDS:
             begins = max(begins, self.snapshot.reset_us.get(place.owner, 0) / US_PER_SECOND)
-        are_records_whole = begins >= now - RECORD_KEEP_SECONDS + MARGIN_SECONDS
+        are_records_whole = begins >= now - keys.RECORD_KEEP_SECONDS + MARGIN_SECONDS
         if place not in self.keys:
             return "exact" if are_records_whole else ""
         if place.kind in BUCKET_KINDS:
@@ -107,11 +88,11 @@ def compare(snapshot: Snapshot) -> Comparison:
         rule = comparison.rule(place)
         comparison.exact += rule == "exact"
         comparison.at_least += rule == "at_least"
-        if disagree(rule, comparison.stored_at(place), comparison.expected_at(place)):
+        if disagree(rule, snapshot.stored[place], comparison.nanousd[place]):
             comparison.odd_places.append(place)
     for each in _sums(snapshot):
         comparison.sums[each.what, each.total] = each
-        if each.is_off(comparison.stored_at(each.total), sum(map(comparison.stored_at, each.parts))):
+        if each.is_off(snapshot.stored[each.total], sum(snapshot.stored[part] for part in each.parts)):
             comparison.odd_sums.append(each)
     return comparison
 
@@ -143,7 +124,7 @@ def _places_of_record(record: Record, *, is_cleared: bool) -> list[tuple[Place, 
     )
     pending = arithmetic.pending_charges(_KINDS, record.pending_seconds, record.made_at_us, is_cleared=is_cleared)
     # Less than the TTL of its key: a pending bucket that is past its time may be taken out by any settlement.
-    pending_ttl = record.pending_seconds + pending_bucket_seconds_of(record.pending_seconds)
+    pending_ttl = record.pending_seconds + keys.pending_bucket_seconds_of(record.pending_seconds)
     return [
         (Place(charge.key, _owner(charge.key, record), _start(charge, record)), ttl_seconds)
         for charge, ttl_seconds in (
@@ -162,7 +143,7 @@ def _owner(kind: str, record: Record) -> str:
 def _start(charge: arithmetic.Charge, record: Record) -> int:
     if charge.member is not None:
         return charge.member
-    period = SECONDS_PER_HOUR if charge.key == "global_hourly" else SECONDS_PER_DAY
+    period = keys.SECONDS_PER_HOUR if charge.key == "global_hourly" else keys.SECONDS_PER_DAY
     made = record.made_at_us // US_PER_SECOND
     return made - made % period
 
@@ -172,11 +153,11 @@ def _sums(snapshot: Snapshot) -> list[Sum]:
     places: dict[tuple[str, int], list[Place]] = {}
     for place in snapshot.stored:
         if place.kind in _TTL_PAST_START:
-            day = place.start_seconds - place.start_seconds % SECONDS_PER_DAY
+            day = place.start_seconds - place.start_seconds % keys.SECONDS_PER_DAY
             places.setdefault((place.kind, day), []).append(place)
     found = []
     for day in sorted({day for _, day in places}):
-        if day + 2 * SECONDS_PER_DAY - MARGIN_SECONDS <= snapshot.ended_us // US_PER_SECOND:
+        if day + 2 * keys.SECONDS_PER_DAY - MARGIN_SECONDS <= snapshot.ended_us // US_PER_SECOND:
             continue
         total = Place("global_daily", "", day)
         was_reset = any(at_us >= day * US_PER_SECOND for at_us in snapshot.reset_us.values())

@@ -11,9 +11,9 @@ from typing import Any
 from backends.clock import US_PER_SECOND
 from backends.contract import Limits
 from backends.keys import RECORD_PREFIX, RESET_KEEP_SECONDS, SECONDS_PER_DAY, book_keys, bucket_seconds_of, reset_key
-from backends.ledger.snapshot import number_in, read_texts, record_keys_of
+from backends.ledger.snapshot import read_texts, record_keys_of
 from backends.progress import Progress, no_progress
-from backends.records import Record, buckets_of, parse_record, state_of
+from backends.records import Record, buckets_of, number_in, parse_record, state_of
 from backends.store.link import Client, Link
 from backends.store.scripts import Script
 from backends.strategies import arithmetic
@@ -96,11 +96,7 @@ class Cleared:
 
 
 class Ledger:
-    """Shows and clears the books of one identifier. Keeps nothing in memory.
-
-    Args:
-        link: the Redis that holds them.
-    """
+    """Shows and clears the books of one identifier in the Redis of `link`. Keeps nothing in memory."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
@@ -165,17 +161,18 @@ class Ledger:
         (seconds, us), marker, left_ms, recent, daily, reset, has_pending, *texts = self._link.run(read)
         for start in range(0, len(rest), _RECORDS_AT_ONCE):
             texts += read_texts(self._link, rest[start : start + _RECORDS_AT_ONCE])
-        records = [(key, parse_record(text)) for key, text in zip(record_keys, texts, strict=True)]
+        read_records = zip(record_keys, map(parse_record, texts), strict=True)
+        records = [(key, record) for key, record in read_records if record is not None]
+        reset_at_us = int(reset) if reset is not None and reset.isdigit() else None
         return _Stored(
             now_us=int(seconds) * US_PER_SECOND + int(us),
             marker=marker,
             marker_left_ms=int(left_ms),
             recent=buckets_of(recent),
             daily_nanousd=arithmetic.amount(daily),
-            has_daily=daily is not None,
-            has_pending=bool(has_pending),
-            reset_at_us=int(reset) if reset is not None and reset.isdigit() else None,
-            records=[(key, record) for key, record in records if record is not None],
+            reset_at_us=reset_at_us,
+            records=records,
+            is_known=bool(records or recent or daily is not None or has_pending or marker or reset_at_us),
         )
 
 
@@ -186,8 +183,7 @@ class _Stored:
     marker_left_ms: int
     recent: dict[int, int]
     daily_nanousd: int
-    has_daily: bool
-    has_pending: bool
+    is_known: bool
     reset_at_us: int | None
     records: list[tuple[str, Record]]
 
@@ -196,9 +192,6 @@ def _books_of(identifier: str, limits: Limits, stored: _Stored, most: int) -> Id
     booked = [record for _, record in stored.records if record.made_at_us > (stored.reset_at_us or -1)]
     lines = [_line(key, record, stored.now_us) for key, record in stored.records]
     lines.sort(key=lambda line: (-line.made_at_us, line.reservation_id))
-    is_known = bool(
-        lines or stored.recent or stored.has_daily or stored.has_pending or stored.marker or stored.reset_at_us
-    )
     return IdentifierBooks(
         identifier=identifier,
         as_of_us=stored.now_us,
@@ -207,7 +200,7 @@ def _books_of(identifier: str, limits: Limits, stored: _Stored, most: int) -> Id
         reset_at_us=stored.reset_at_us,
         reservations=tuple(lines[:most]),
         reservations_in_all=len(lines),
-        is_known=is_known,
+        is_known=stored.is_known,
     )
 
 

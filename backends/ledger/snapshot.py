@@ -3,6 +3,7 @@
 The keys of one page are of one moment, those of two pages are not; `audit` allows for that.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from redis.exceptions import ResponseError
 from backends.clock import US_PER_SECOND
 from backends.keys import RECORD_PREFIX, KnownKey, known_key
 from backends.progress import Progress, no_progress
-from backends.records import Record, buckets_of, digest_of, parse_record
+from backends.records import Record, buckets_of, digest_of, number_in, parse_record
 from backends.store.link import Client, Link
 
 PAGE_KEYS = 500
@@ -55,7 +56,8 @@ class Snapshot:
     """Redis' time after the last key was read."""
     records: dict[str, Record] = field(default_factory=dict)
     """By key."""
-    stored: dict[Place, int] = field(default_factory=dict)
+    stored: Counter[Place] = field(default_factory=Counter)
+    """Nano-dollars."""
     names: dict[tuple[bool, str], str] = field(default_factory=dict)
     """(whether it is a network, digest) -> identifier or network, where the name of a key has it."""
     reset_us: dict[str, int] = field(default_factory=dict)
@@ -172,14 +174,6 @@ def _buckets(members: list[tuple[bytes, float]]) -> list[tuple[int, int | None]]
         return list(buckets_of(members).items())
     except ValueError:
         return [(0, None)]
-
-
-def number_in(text: bytes | None) -> int | None:
-    """The number that a stored total holds, 0 for a missing one; None if it is no number."""
-    try:
-        return int(text or b"0")
-    except ValueError:
-        return None
 
 
 def _add_amount(snapshot: Snapshot, key: str, place: Place, held: int | None) -> None:

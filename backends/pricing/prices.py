@@ -18,16 +18,8 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Self, TypeAlias
 
+from genai_prices import types
 from genai_prices.data_snapshot import get_snapshot
-from genai_prices.types import (
-    ConditionalPrice,
-    ModelInfo,
-    ModelPrice,
-    StartDateConstraint,
-    Tier,
-    TieredPrices,
-    TimeOfDateConstraint,
-)
 
 from backends.errors import ConfigurationError
 from backends.money import NANOUSD_PER_USD
@@ -39,8 +31,8 @@ _NANOUSD_PER_REQUEST = Fraction(NANOUSD_PER_USD, 1_000)
 """At one dollar per thousand requests."""
 _OVERRIDE_VARIABLES = "LLM_PRICE_INPUT_USD_PER_MTOK and LLM_PRICE_OUTPUT_USD_PER_MTOK"
 
-_Amount: TypeAlias = Decimal | TieredPrices | None
-_Constraint: TypeAlias = StartDateConstraint | TimeOfDateConstraint | None
+_Amount: TypeAlias = Decimal | types.TieredPrices | None
+_Constraint: TypeAlias = types.StartDateConstraint | types.TimeOfDateConstraint | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +66,10 @@ class Price:
     @classmethod
     def flat(cls, model: str, input_usd_per_mtok: Decimal, output_usd_per_mtok: Decimal) -> Self:
         """The same price for every input token, cached or not, and for every output token."""
-        return cls.of_record(model, ModelPrice(input_mtok=input_usd_per_mtok, output_mtok=output_usd_per_mtok))
+        return cls.of_record(model, types.ModelPrice(input_mtok=input_usd_per_mtok, output_mtok=output_usd_per_mtok))
 
     @classmethod
-    def of_record(cls, model: str, record: ModelPrice) -> Self:
+    def of_record(cls, model: str, record: types.ModelPrice) -> Self:
         """Turn a record of the table into integers.
 
         Raises:
@@ -207,12 +199,12 @@ def read_price_table() -> None:
     get_snapshot()
 
 
-def records_of(info: ModelInfo) -> Sequence[ConditionalPrice]:
+def records_of(info: types.ModelInfo) -> Sequence[types.ConditionalPrice]:
     """All price records of a model of the table."""
-    return [ConditionalPrice(prices=info.prices)] if isinstance(info.prices, ModelPrice) else info.prices
+    return [types.ConditionalPrice(prices=info.prices)] if isinstance(info.prices, types.ModelPrice) else info.prices
 
 
-def _amounts(record: ModelPrice) -> tuple[_Amount, ...]:
+def _amounts(record: types.ModelPrice) -> tuple[_Amount, ...]:
     """The amounts in the order of `Rates`: input, cache read, cache write, output, reasoning."""
     return (
         record.input_mtok,
@@ -223,7 +215,7 @@ def _amounts(record: ModelPrice) -> tuple[_Amount, ...]:
     )
 
 
-def _exact_rates(record: ModelPrice, start: int) -> list[Fraction]:
+def _exact_rates(record: types.ModelPrice, start: int) -> list[Fraction]:
     """Nano-dollars a token, in the order of `_amounts`, and a request, for input longer than `start`."""
     tokens = [Fraction(_amount_above(amount, start)) * _NANOUSD_PER_TOKEN for amount in _amounts(record)]
     return [*tokens, Fraction(_amount_above(record.requests_kcount, start)) * _NANOUSD_PER_REQUEST]
@@ -237,5 +229,5 @@ def _amount_above(amount: _Amount, start: int) -> Decimal:
     return next((tier.price for tier in reversed(amount.tiers) if tier.start <= start), amount.base)
 
 
-def _tiers_of(amount: _Amount) -> Sequence[Tier]:
-    return amount.tiers if isinstance(amount, TieredPrices) else ()
+def _tiers_of(amount: _Amount) -> Sequence[types.Tier]:
+    return amount.tiers if isinstance(amount, types.TieredPrices) else ()

@@ -1,4 +1,4 @@
-"""Our client of Redis. Only this package and its users in `backends` know redis-py."""
+"""Our client of Redis. redis-py is imported here, and where `backends` keeps its books in Redis."""
 
 Words = tuple[str | int, ...]
 """One command to Redis: its name, then its arguments. Kept here, where no client library is needed."""

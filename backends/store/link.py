@@ -61,6 +61,7 @@ class Link:
         clock: durations, and the first guess at Redis' time.
         observer: gets ``store_lost``, ``store_back`` and ``store_broken``.
         timeout_seconds: of one wait for a connection, one connect, one reply.
+        connection_class: redis-py's class of connections, in place of the one that the URL's scheme chooses.
         before_each_send: called once for each round trip with the packed command or pipeline, right before it is sent;
             what the call takes is in no time-out. The set-up of a connection is no round trip.
 

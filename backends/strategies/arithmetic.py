@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from backends.clock import US_PER_SECOND
-from backends.contract import Ask, Limits, Marker, Reason, Reservation, Scope
+from backends.contract import Ask, Limits, Marker, Reason, Scope
 from backends.errors import StoreBroken
 from backends.keys import (
     RECORD_KEEP_SECONDS,
@@ -50,7 +50,7 @@ class Budget:
     keep_seconds: int = 0
     """How long a total outlives its period."""
     marker_lasts: int = 0
-    """How many times `throttle_seconds` the marker lives that a refusal sets; 0 sets none."""
+    """TTL of the marker that a refusal sets, in times of `throttle_seconds`; 0 sets none."""
 
     def is_limited_by(self, limits: Limits) -> int | None:
         """The limit in nano-dollars; None for no limit."""
@@ -110,11 +110,6 @@ def live_pending(buckets: Buckets, pending_seconds: int, now_us: int) -> dict[in
 def window_bucket_counts(start_seconds: int, window_seconds: int, now_us: int) -> bool:
     """Whether a bucket of the window still counts."""
     return (start_seconds + bucket_seconds_of(window_seconds) + window_seconds) * US_PER_SECOND > now_us
-
-
-def total_since(buckets: Buckets, since_seconds: int) -> int:
-    """Nano-dollars in the buckets that start at `since_seconds` or later."""
-    return sum(nanousd for start, nanousd in buckets.items() if start >= since_seconds)
 
 
 def window_frees_at(buckets: Buckets, window_seconds: int, now_us: int) -> int:
@@ -198,7 +193,7 @@ def _decide(
         status = status or budget.status
         pending = _pending_in(budget, ask, read_pending(getattr(keys, budget.pending)), now_us)
         busy = busy and total - pending + cost <= limit
-        ends_at = max(ends_at, _has_room_at(budget, ask, totals, limit, cost, now_us))
+        ends_at = max(ends_at, _fits_at(budget, ask, totals, limit, cost, now_us))
     if status == ADMITTED:
         return Decision(ADMITTED, now_us, reserved_nanousd=cost)
     # What can never fit waits for nothing that was spent: its marker ends by itself.
@@ -220,7 +215,7 @@ def _pending_in(budget: Budget, ask: Ask, pending: Buckets, now_us: int) -> int:
     return sum(nanousd for start, nanousd in live.items() if start + bucket > since)
 
 
-def _has_room_at(budget: Budget, ask: Ask, totals: Totals, limit: int, cost: int, now_us: int) -> int:
+def _fits_at(budget: Budget, ask: Ask, totals: Totals, limit: int, cost: int, now_us: int) -> int:
     """Unix seconds at which time alone has made room for `cost`."""
     now, window = now_us // US_PER_SECOND, ask.limits.window_seconds
     if budget.period_seconds is not None:
@@ -311,14 +306,6 @@ class Charge:
     """From now until the key may go, as a reservation sets it."""
     is_pending: bool = False
 
-    @property
-    def bucket_ends_at_seconds(self) -> int | None:
-        """Unix time until which the buckets of a window must be kept: longer than their TTL where the window has grown.
-
-        None for a total, and for pending money, whose length changes with a restart at most and limits nothing.
-        """
-        return None if self.member is None or self.is_pending else self.member + self.ttl_seconds
-
 
 def charges(
     keys: BookKeys, window_seconds: int, made_at_us: int, now_us: int, *, is_cleared: bool = False
@@ -352,15 +339,6 @@ def pending_charges(keys: BookKeys, pending_seconds: int, made_at_us: int, *, is
         Charge(getattr(keys, pending), start, ttl + (RECORD_KEEP_SECONDS if scope is _ALL else 0), is_pending=True)
         for scope, pending in PENDING
         if not (is_cleared and scope is _ID)
-    ]
-
-
-def extension_charges(reservation: Reservation, keys: BookKeys, now_us: int, *, is_cleared: bool) -> list[Charge]:
-    """Where an extension is booked: in the periods in which its reservation was made."""
-    made_at_us = reservation.made_at_us
-    return [
-        *charges(keys, reservation.window_seconds, made_at_us, now_us, is_cleared=is_cleared),
-        *pending_charges(keys, reservation.pending_seconds, made_at_us, is_cleared=is_cleared),
     ]
 
 

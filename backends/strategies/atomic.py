@@ -2,9 +2,9 @@
 
 Facing page: `legacy.py`. For one reservation it sends one round trip:
 
-    check    EVALSHA reserve.lua                      reads what `legacy` reads, in the same order,
-    decide                                            compares the same totals with the same limits,
-    record                                            and writes what `legacy` writes: all of it, or nothing
+    check    EVALSHA reserve.lua                      reads the same record, marker and totals,
+    decide                                            compares them with the same limits, refuses in the same order,
+    record                                            and books the cost in the same places: in all of them, or in none
 
 THE RACE is not here: Redis runs a script as a whole, so no other caller reads or writes between check and record. The
 other weaknesses of `legacy.py` have no place either: a crash leaves nothing half done, an id that is sent again charges
@@ -20,17 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from backends.clock import US_PER_SECOND, Clock
-from backends.contract import (
-    Ask,
-    Books,
-    Duplicate,
-    Idempotency,
-    Limits,
-    Refusal,
-    Reservation,
-    Settlement,
-    Verdict,
-)
+from backends.contract import Ask, Books, Duplicate, Idempotency, Limits, Refusal, Reservation, Settlement, Verdict
 from backends.errors import StoreBusy
 from backends.keys import book_keys, idempotency_key
 from backends.records import duplicate_of, parse_record
@@ -38,7 +28,7 @@ from backends.store.link import Link
 from backends.store.scripts import Script
 from backends.strategies import outcomes, script_words
 from backends.strategies.on_redis import read_books
-from backends.strategies.script_words import Call
+from backends.strategies.script_words import ScriptCall
 
 _RESERVE, _EXTEND, _SETTLE = Script("reserve.lua"), Script("extend.lua"), Script("settle.lua")
 _TRIES = 3
@@ -64,7 +54,7 @@ class AtomicBackend:
     def reserve(self, ask: Ask) -> Verdict:
         digest = outcomes.request_digest_of(ask)
         reply = self._decided(_RESERVE, lambda now: script_words.reserve_call(ask, digest, now))
-        return script_words.verdict_of(ask, self.name, digest, reply)
+        return script_words.read_verdict(ask, self.name, digest, reply)
 
     def extend(
         self, reservation: Reservation, to_nanousd: int, limits: Limits, *, at_least_nanousd: int | None = None
@@ -73,7 +63,7 @@ class AtomicBackend:
         reply = self._decided(
             _EXTEND, lambda now: script_words.extend_call(reservation, to_nanousd, at_least, limits, now)
         )
-        return script_words.extension_of(reservation, limits, reply)
+        return script_words.read_extension(reservation, limits, reply)
 
     def settle(self, reservation: Reservation, actual_nanousd: int) -> Settlement:
         return self._end(reservation, "settled", actual_nanousd)
@@ -96,7 +86,7 @@ class AtomicBackend:
     def close(self) -> None:
         self._link.close()
 
-    def _decided(self, script: Script, make_call: Callable[[script_words.Now], Call]) -> Sequence[Any]:
+    def _decided(self, script: Script, make_call: Callable[[script_words.Now], ScriptCall]) -> Sequence[Any]:
         """The reply of a script that decides. Where it came too late nothing was charged, and it is asked again."""
         link = self._link
         for _ in range(_TRIES):
@@ -113,7 +103,7 @@ class AtomicBackend:
     def _end(self, reservation: Reservation, ending: str, actual_nanousd: int) -> Settlement:
         call = script_words.settle_call(reservation, ending, actual_nanousd, self._now_text())
         reply = self._link.run(lambda client: _SETTLE.run(client, *call))
-        return script_words.settlement_of(reservation, ending, reply)
+        return script_words.read_settlement(reservation, ending, reply)
 
     def _now_us(self) -> int:
         return self._clock.now_us() if self._clock else self._link.time_us()

@@ -7,17 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from backends.clock import Clock
-from backends.contract import (
-    Ask,
-    Books,
-    Duplicate,
-    Idempotency,
-    Limits,
-    Refusal,
-    Reservation,
-    Settlement,
-    Verdict,
-)
+from backends.contract import Ask, Books, Duplicate, Idempotency, Limits, Refusal, Reservation, Settlement, Verdict
 from backends.strategies import verbs
 from backends.strategies.verbs import Verb
 
@@ -35,7 +25,7 @@ class PythonStrategy(ABC):
     reserve_script: str
     keeps_our_layout = True
     increments_commute = True
-    """No decision rests on the reply to an increment: a search through all orders of commands may swap two of them."""
+    """Declared as `contract.Backend` says: no decision but that of a TTL rests on the reply to an increment."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

@@ -2,25 +2,28 @@
 
 Facing page: `atomic.py`. For one reservation it sends, one round trip each:
 
-    check    GET     llm:reservation:<rid>            is the id known?
-             GET     llm:throttle:<id>                is there a throttle marker?
-             ZRANGE  llm:cost:recent:<id>             the identifier's window,
-             GET     llm:cost:daily:<id>:<date>       its day,
-             ZRANGE  llm:network:recent:<net>         the network's window,
-             GET     llm:network:daily:<net>:<date>   its day,
-             GET     llm:global:hourly:<hour>         everybody's hour
-             GET     llm:global:daily:<date>          and day
-             ZRANGE  llm:open:… (three)               what is pending
-    decide   in Python: total + cost <= limit, six times
-                                                      <- THE RACE: other callers have read the same totals
-    record   ZINCRBY / INCRBY and EXPIRE              the cost, in nine places
+    check    GET     llm:reservation:<rid>               is the id known?
+             GET     llm:throttle:<id>                   is there a throttle marker?
+             ZRANGE  llm:cost:recent:<id>                the identifier's window,
+             GET     llm:cost:daily:<id>:<date>          its day,
+             ZRANGE  llm:network:recent:<net>            the network's window,
+             GET     llm:network:daily:<net>:<date>      its day,
+             GET     llm:global:hourly:<date>T<hour>     the hour and
+             GET     llm:global:daily:<date>             the day of all together
+    decide   in Python: total + cost <= limit, six times (`verbs.reserve` is the rest of this page)
+             ZRANGE  llm:open:identifier:<id>            what is pending, to be kept short
+             ZRANGE  llm:open:network:<net>
+             ZRANGE  llm:open:global
+                                                         <- THE RACE: other callers have read the same totals
+    record   ZINCRBY, INCRBY                             the cost in nine places, each with the TTL of its key
              SET     llm:reservation:<rid>
 
 N callers at once all get in, with room for k. The other weaknesses stay too:
 
-* A crash between two writes, or the end of the caller's time, leaves a part of the charge, which stays booked. A reply
-  that was lost is not asked for again; where a connection breaks, the one command on it is repeated, and an increment
-  that Redis had done already then charges twice.
+* A crash between two writes, or the end of the caller's time, leaves a part of the charge, which stays booked.
+* After a time-out nothing is repeated. Where the connection breaks, its one command is; an increment that Redis had
+  done already then counts twice.
+* Periods follow the host's clock, so hosts whose clocks differ disagree about the day.
 * There is no deadline: a call that a frozen Redis answers late still charges.
 * Two requests with one idempotency key at once are both admitted; an extension is checked and charged as racily.
 """
@@ -29,10 +32,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar
 
-from backends.clock import Clock
 from backends.store import Words
 from backends.store.connections import execute
-from backends.store.link import Link
 from backends.strategies import verbs
 from backends.strategies.on_redis import PythonStrategyOnRedis
 from backends.strategies.verbs import Read, Verb, Write
@@ -61,7 +62,4 @@ class LegacyBackend(PythonStrategyOnRedis):
         return self._link.run(lambda client: execute(client, words))
 
 
-def open_legacy(link: Link, clock: Clock, *, decide_by_clock: bool = False) -> LegacyBackend:
-    """See `backends.open_backend`; this strategy always decides by the host's clock."""
-    _ = decide_by_clock
-    return LegacyBackend(link, clock)
+open_legacy = LegacyBackend.open

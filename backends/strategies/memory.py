@@ -27,11 +27,7 @@ Value = bytes | dict[int, int]
 
 
 class MemoryBackend(PythonStrategy):
-    """Keeps the promise within one process, and forgets everything with it.
-
-    Args:
-        clock: decides the periods and the TTLs.
-    """
+    """Keeps the promise within one process, and forgets everything with it. `clock` decides the TTLs too."""
 
     name = reserve_script = "memory"
     promises_atomicity = True

@@ -10,8 +10,6 @@ A verb takes three round trips at most instead of more than twenty.
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from backends.clock import Clock
-from backends.store.link import Link
 from backends.strategies import verbs
 from backends.strategies.on_redis import PythonStrategyOnRedis, in_one_step
 from backends.strategies.verbs import Read, Verb, Write
@@ -35,7 +33,4 @@ class MultiBackend(PythonStrategyOnRedis):
         return step.replies(replies) if isinstance(step, Read) else replies
 
 
-def open_multi(link: Link, clock: Clock, *, decide_by_clock: bool = False) -> MultiBackend:
-    """See `backends.open_backend`; this strategy always decides by the host's clock."""
-    _ = decide_by_clock
-    return MultiBackend(link, clock)
+open_multi = MultiBackend.open

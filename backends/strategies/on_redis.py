@@ -3,7 +3,7 @@
 # ruff: noqa: D102 (what the verbs do is said once, at `contract.Backend`)
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 from backends.clock import Clock
 from backends.contract import Books
@@ -26,6 +26,12 @@ class PythonStrategyOnRedis(PythonStrategy):
     def __init__(self, link: Link, clock: Clock) -> None:
         super().__init__(clock)
         self._link = link
+
+    @classmethod
+    def open(cls, link: Link, clock: Clock, *, decide_by_clock: bool = False) -> Self:
+        """See `backends.open_backend`; this strategy always decides by the host's clock."""
+        _ = decide_by_clock
+        return cls(link, clock)
 
     def books(self, identifier: str, network: str, window_seconds: int) -> Books:
         return read_books(self._link, self._clock.now_us(), identifier, network, window_seconds)

@@ -8,22 +8,13 @@ from backends.contract import Ask, Limits, Outcome, Reason, Refusal, Reservation
 from backends.errors import ReservationConflict
 from backends.keys import RECORD_KEEP_SECONDS, BookKeys, book_keys, bucket_seconds_of
 from backends.records import Record
-from backends.strategies.arithmetic import (
-    BUDGET_OF_REASON,
-    CONFLICT,
-    ENDED,
-    REASON_OF_STATUS,
-    Decision,
-    Totals,
-    exceeds_a_limit,
-    window_bucket_counts,
-)
+from backends.strategies import arithmetic
 
-_CONFLICT_TEXT = {ENDED: "has ended", CONFLICT: "stands for another request"}
+_CONFLICT_TEXT = {arithmetic.ENDED: "has ended", arithmetic.CONFLICT: "stands for another request"}
 
 
 def request_digest_of(ask: Ask) -> str:
-    """16 hex digits that tell whether an id, sent again, stands for the same request."""
+    """16 hex digits, the same for an id that is sent again for the same request."""
     text = f"{ask.identifier}\n{ask.network}\n{ask.cost_nanousd}"
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -42,51 +33,30 @@ def conflict(status: int) -> ReservationConflict:
 # Reservations.
 
 
-def reservation_of(  # noqa: PLR0913 (what only the decision knows)
+def known_reservation(
     ask: Ask,
     backend: str,
-    request_digest: str,
-    made_at_us: int,
-    reserved_nanousd: int,
+    record: Record,
     *,
-    window_seconds: int,
-    pending_seconds: int,
     window_nanousd: int = 0,
     day_nanousd: int = 0,
     window_frees_at_seconds: int = 0,
-    expired_nanousd: int = 0,
 ) -> Reservation:
-    """The reservation that an admitted `ask` became. The lengths are those of its first time."""
-    # By place and not by name: each decision passes here.
-    return Reservation(
-        ask.reservation_id,
-        ask.identifier,
-        ask.network,
-        reserved_nanousd,
-        request_digest,
-        made_at_us,
-        window_seconds,
-        pending_seconds,
-        backend,
-        window_nanousd,
-        day_nanousd,
-        window_frees_at_seconds,
-        ask.idempotency,
-        expired_nanousd,
-    )
-
-
-def known_reservation(ask: Ask, backend: str, record: Record, **seen: int) -> Reservation:
     """The reservation that `ask` became before: its lengths are those of then, whatever the limits are now."""
-    return reservation_of(
-        ask,
-        backend,
-        record.request_digest,
-        record.made_at_us,
-        record.nanousd,
+    return Reservation(
+        reservation_id=ask.reservation_id,
+        identifier=ask.identifier,
+        network=ask.network,
+        cost_nanousd=record.nanousd,
+        request_digest=record.request_digest,
+        made_at_us=record.made_at_us,
         window_seconds=record.window_seconds,
         pending_seconds=record.pending_seconds,
-        **seen,
+        backend=backend,
+        window_spent_nanousd=window_nanousd,
+        day_spent_nanousd=day_nanousd,
+        window_frees_at_seconds=window_frees_at_seconds,
+        idempotency=ask.idempotency,
     )
 
 
@@ -99,9 +69,9 @@ def known_record(ask: Ask, record: Record | None) -> Record | None:
     if record is None:
         return None
     if record.request_digest != request_digest_of(ask):
-        raise conflict(CONFLICT)
+        raise conflict(arithmetic.CONFLICT)
     if record.state != "open":
-        raise conflict(ENDED)
+        raise conflict(arithmetic.ENDED)
     return record
 
 
@@ -115,14 +85,14 @@ def found(ask: Ask, backend: str, record: Record | None) -> Reservation | None:
 # Refusals.
 
 
-def refusal_of(ask: Ask, decision: Decision) -> Refusal:
+def refusal_of(ask: Ask, decision: arithmetic.Decision) -> Refusal:
     """The refusal that a decision stands for."""
-    reason, cause = REASON_OF_STATUS[decision.status], REASON_OF_STATUS[decision.cause]
-    can_never_fit = exceeds_a_limit(ask.limits, ask.least_nanousd)
+    reason, cause = arithmetic.REASON_OF_STATUS[decision.status], arithmetic.REASON_OF_STATUS[decision.cause]
+    can_never_fit = arithmetic.exceeds_a_limit(ask.limits, ask.least_nanousd)
     return Refusal(
         reason=reason,
         cause=cause,
-        scope=BUDGET_OF_REASON[cause].scope,
+        scope=arithmetic.BUDGET_OF_REASON[cause].scope,
         retry_after_seconds=None if can_never_fit else max(1, decision.wait_seconds),
         in_flight=decision.busy and not can_never_fit,
         can_never_fit=can_never_fit,
@@ -133,21 +103,15 @@ def refusal_of(ask: Ask, decision: Decision) -> Refusal:
 
 def extension_refused(status: int, limits: Limits) -> Refusal:
     """The refusal of an extension: a reason and a scope; there is nothing to wait for."""
-    reason = REASON_OF_STATUS[status]
+    reason = arithmetic.REASON_OF_STATUS[status]
+    scope, limit = arithmetic.BUDGET_OF_REASON[reason].scope, _limit_of(limits, reason)
     return Refusal(
-        reason=reason,
-        cause=reason,
-        scope=BUDGET_OF_REASON[reason].scope,
-        retry_after_seconds=None,
-        in_flight=False,
-        can_never_fit=False,
-        marker_seconds=0,
-        limit_nanousd=_limit_of(limits, reason),
+        reason, reason, scope, None, in_flight=False, can_never_fit=False, marker_seconds=0, limit_nanousd=limit
     )
 
 
 def _limit_of(limits: Limits, reason: Reason) -> int | None:
-    budget = BUDGET_OF_REASON.get(reason)
+    budget = arithmetic.BUDGET_OF_REASON.get(reason)
     return None if budget is None else budget.is_limited_by(limits)
 
 
@@ -161,17 +125,18 @@ def extendable(reservation: Reservation, record: Record | None, now_us: int) -> 
         ReservationConflict: there is none, it has ended, it has expired, or it stands for another request.
     """
     if record is not None and record.request_digest != reservation.request_digest:
-        raise conflict(CONFLICT)
+        raise conflict(arithmetic.CONFLICT)
     window, made = reservation.window_seconds, reservation.made_at_us // US_PER_SECOND
     start = made - made % bucket_seconds_of(window)
     has_expired = now_us >= reservation.made_at_us + reservation.pending_seconds * US_PER_SECOND
-    if record is None or record.state != "open" or has_expired or not window_bucket_counts(start, window, now_us):
-        raise conflict(ENDED)
+    is_in_window = arithmetic.window_bucket_counts(start, window, now_us)
+    if record is None or record.state != "open" or has_expired or not is_in_window:
+        raise conflict(arithmetic.ENDED)
     return record
 
 
 def extended(
-    reservation: Reservation, totals: Totals, reserved_nanousd: int, more_nanousd: int, *, is_cleared: bool
+    reservation: Reservation, totals: arithmetic.Totals, reserved_nanousd: int, more_nanousd: int, *, is_cleared: bool
 ) -> Reservation:
     """The reservation with what it holds now."""
     own_nanousd = 0 if is_cleared else more_nanousd
@@ -198,15 +163,17 @@ def end_without_booking(reservation: Reservation, record: Record | None, now_us:
         has_aged_out = now_us >= reservation.made_at_us + RECORD_KEEP_SECONDS * US_PER_SECOND
         return settlement_of(reservation, Outcome.EXPIRED, reservation.cost_nanousd) if has_aged_out else None
     if record.request_digest != reservation.request_digest:
-        raise conflict(CONFLICT)
+        raise conflict(arithmetic.CONFLICT)
     if record.state != "open":
         return Settlement(reservation.reservation_id, Outcome.REPEATED, record.nanousd, 0)
     return None
 
 
-def outcome_of(ending: str, outcome: Outcome) -> Outcome:
-    """The outcome of ``settled`` or ``released``: a release is one only where there was something to release."""
-    return Outcome.RELEASED if ending == "released" and outcome is Outcome.SETTLED else outcome
+def outcome_of(ending: str, *, is_late: bool) -> Outcome:
+    """The outcome of ``settled`` or ``released``; `is_late` where the record was lost with its booking."""
+    if is_late:
+        return Outcome.LATE
+    return Outcome.RELEASED if ending == "released" else Outcome.SETTLED
 
 
 def settlement_of(

@@ -4,41 +4,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from backends import keys
 from backends.clock import US_PER_SECOND
-from backends.contract import (
-    Ask,
-    Duplicate,
-    DuplicateState,
-    Limits,
-    Outcome,
-    Refusal,
-    Reservation,
-    Settlement,
-    Verdict,
-)
-from backends.keys import (
-    IDEMPOTENCY_KEEP_SECONDS,
-    RECORD_KEEP_SECONDS,
-    SECONDS_PER_HOUR,
-    book_keys,
-    bucket_seconds_of,
-    idempotency_key,
-    pending_bucket_seconds_of,
-    reset_key,
-)
+from backends.contract import Ask, Duplicate, DuplicateState, Limits, Outcome, Refusal, Reservation, Settlement, Verdict
 from backends.records import digest_of
 from backends.strategies import arithmetic, outcomes
 
 TRY_AGAIN = {10, 11}
 """Too late for the deadline, or keys of another hour than Redis'."""
 _DUPLICATE_STATE = {1: DuplicateState.IN_FLIGHT, 2: DuplicateState.SETTLED, 3: DuplicateState.EXPIRED}
-_OUTCOME = {
-    arithmetic.SETTLED: Outcome.SETTLED,
-    arithmetic.LATE: Outcome.LATE,
-    arithmetic.EXPIRED: Outcome.EXPIRED,
-}
 
-Call = tuple[Sequence[str], Sequence[str | int]]
+ScriptCall = tuple[Sequence[str], Sequence[str | int]]
 """KEYS and ARGV."""
 
 
@@ -53,14 +29,14 @@ class Now(NamedTuple):
     """The caller has given up then."""
 
 
-def reserve_call(ask: Ask, request_digest: str, now: Now) -> Call:
+def reserve_call(ask: Ask, request_digest: str, now: Now) -> ScriptCall:
     """The words of `reserve.lua`."""
     limits, now_seconds = ask.limits, now.us // US_PER_SECOND
-    keys: Sequence[str] = book_keys(ask.reservation_id, ask.identifier, ask.network, now_seconds)
+    script_keys: Sequence[str] = keys.book_keys(ask.reservation_id, ask.identifier, ask.network, now_seconds)
     args: Sequence[str | int] = (
         now.text,
         now.deadline_us,
-        now_seconds // SECONDS_PER_HOUR,
+        now_seconds // keys.SECONDS_PER_HOUR,
         ask.cost_nanousd,
         request_digest,
         limits.window_seconds,
@@ -72,14 +48,14 @@ def reserve_call(ask: Ask, request_digest: str, now: Now) -> Call:
         "" if ask.at_least_nanousd is None else ask.at_least_nanousd,
     )
     if ask.idempotency is None:
-        return keys, args
+        return script_keys, args
     return (
-        (*keys, idempotency_key(ask.idempotency.digest)),
+        (*script_keys, keys.idempotency_key(ask.idempotency.digest)),
         (*args, ask.idempotency.body_digest, ask.reservation_id),
     )
 
 
-def verdict_of(ask: Ask, backend: str, request_digest: str, reply: Sequence[Any]) -> Verdict:
+def read_verdict(ask: Ask, backend: str, request_digest: str, reply: Sequence[Any]) -> Verdict:
     """The reply of `reserve.lua`.
 
     Raises:
@@ -101,25 +77,30 @@ def verdict_of(ask: Ask, backend: str, request_digest: str, reply: Sequence[Any]
 
 def _admitted(ask: Ask, backend: str, request_digest: str, reply: Sequence[Any]) -> Reservation:
     _, pending_seconds, _, made_at_us, window_nanousd, day_nanousd, frees_at, reserved, expired, window_seconds = reply
-    # An ask that is sent again has the lengths of its first time, whatever the limits are now.
-    return outcomes.reservation_of(
-        ask,
-        backend,
+    # By place and not by name: each decision passes here. An ask that is sent again has the lengths of its first time.
+    return Reservation(
+        ask.reservation_id,
+        ask.identifier,
+        ask.network,
+        reserved,
         request_digest,
         made_at_us,
-        reserved,
-        window_seconds=window_seconds,
-        pending_seconds=pending_seconds,
-        window_nanousd=window_nanousd,
-        day_nanousd=day_nanousd,
-        window_frees_at_seconds=frees_at,
-        expired_nanousd=expired,
+        window_seconds,
+        pending_seconds,
+        backend,
+        window_nanousd,
+        day_nanousd,
+        frees_at,
+        ask.idempotency,
+        expired,
     )
 
 
-def extend_call(reservation: Reservation, to_nanousd: int, at_least_nanousd: int, limits: Limits, now: Now) -> Call:
+def extend_call(
+    reservation: Reservation, to_nanousd: int, at_least_nanousd: int, limits: Limits, now: Now
+) -> ScriptCall:
     """The words of `extend.lua`."""
-    keys = _keys_of(reservation)
+    script_keys = _keys_of(reservation)
     args: Sequence[str | int] = (
         now.text,
         now.deadline_us,
@@ -129,14 +110,14 @@ def extend_call(reservation: Reservation, to_nanousd: int, at_least_nanousd: int
         reservation.made_at_us,
         *_lengths(reservation),
         *_amounts(limits),
-        RECORD_KEEP_SECONDS,
+        keys.RECORD_KEEP_SECONDS,
     )
     if reservation.idempotency is None:
-        return keys, args
-    return (*keys, idempotency_key(reservation.idempotency.digest)), (*args, reservation.reservation_id)
+        return script_keys, args
+    return (*script_keys, keys.idempotency_key(reservation.idempotency.digest)), (*args, reservation.reservation_id)
 
 
-def extension_of(reservation: Reservation, limits: Limits, reply: Sequence[Any]) -> Reservation | Refusal:
+def read_extension(reservation: Reservation, limits: Limits, reply: Sequence[Any]) -> Reservation | Refusal:
     """The reply of `extend.lua`.
 
     Raises:
@@ -153,9 +134,9 @@ def extension_of(reservation: Reservation, limits: Limits, reply: Sequence[Any])
     raise outcomes.conflict(status)
 
 
-def settle_call(reservation: Reservation, ending: str, actual_nanousd: int, now_text: str) -> Call:
+def settle_call(reservation: Reservation, ending: str, actual_nanousd: int, now_text: str) -> ScriptCall:
     """The words of `settle.lua`; `ending` is ``settled`` or ``released``."""
-    keys = _keys_of(reservation)
+    script_keys = _keys_of(reservation)
     args: Sequence[str | int] = (
         now_text,
         reservation.request_digest,
@@ -163,20 +144,20 @@ def settle_call(reservation: Reservation, ending: str, actual_nanousd: int, now_
         actual_nanousd,
         reservation.made_at_us,
         *_lengths(reservation),
-        RECORD_KEEP_SECONDS,
+        keys.RECORD_KEEP_SECONDS,
         digest_of(reservation.identifier),
         digest_of(reservation.network),
     )
     idempotency = reservation.idempotency
     if idempotency is None:
-        return keys, args
+        return script_keys, args
     return (
-        (*keys, idempotency_key(idempotency.digest)),
-        (*args, idempotency.body_digest, reservation.reservation_id, IDEMPOTENCY_KEEP_SECONDS),
+        (*script_keys, keys.idempotency_key(idempotency.digest)),
+        (*args, idempotency.body_digest, reservation.reservation_id, keys.IDEMPOTENCY_KEEP_SECONDS),
     )
 
 
-def settlement_of(reservation: Reservation, ending: str, reply: Sequence[Any]) -> Settlement:
+def read_settlement(reservation: Reservation, ending: str, reply: Sequence[Any]) -> Settlement:
     """The reply of `settle.lua`.
 
     Raises:
@@ -189,18 +170,19 @@ def settlement_of(reservation: Reservation, ending: str, reply: Sequence[Any]) -
         return Settlement(reservation.reservation_id, Outcome.REPEATED, booked, 0)
     if status == arithmetic.EXPIRED:
         return outcomes.settlement_of(reservation, Outcome.EXPIRED, reservation.cost_nanousd)
-    return outcomes.settlement_of(reservation, outcomes.outcome_of(ending, _OUTCOME[status]), booked, expired)
+    outcome = outcomes.outcome_of(ending, is_late=status == arithmetic.LATE)
+    return outcomes.settlement_of(reservation, outcome, booked, expired)
 
 
 def _keys_of(reservation: Reservation) -> tuple[str, ...]:
     """In the order of `settle.lua` and `extend.lua`."""
     record, _, *totals = outcomes.keys_of(reservation)
-    return (record, *totals, reset_key(reservation.identifier))
+    return (record, *totals, keys.reset_key(reservation.identifier))
 
 
 def _lengths(reservation: Reservation) -> tuple[int, ...]:
     window, pending = reservation.window_seconds, reservation.pending_seconds
-    return (window, bucket_seconds_of(window), pending, pending_bucket_seconds_of(pending))
+    return (window, keys.bucket_seconds_of(window), pending, keys.pending_bucket_seconds_of(pending))
 
 
 def _amounts(limits: Limits) -> tuple[str | int, ...]:

@@ -15,22 +15,11 @@ to an increment decides nothing but whether its key needs a TTL.
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
 from typing import Any, TypeVar
 
+from backends import records
 from backends.clock import US_PER_SECOND
-from backends.contract import (
-    Ask,
-    Books,
-    Duplicate,
-    Idempotency,
-    Limits,
-    Outcome,
-    Refusal,
-    Reservation,
-    Settlement,
-    Verdict,
-)
+from backends.contract import Ask, Books, Duplicate, Idempotency, Limits, Refusal, Reservation, Settlement, Verdict
 from backends.keys import (
     IDEMPOTENCY_KEEP_SECONDS,
     LIVE_PENDING_BUCKETS,
@@ -41,16 +30,6 @@ from backends.keys import (
     bucket_seconds_of,
     idempotency_key,
     reset_key,
-)
-from backends.records import (
-    Record,
-    duplicate_of,
-    extended_text,
-    in_flight_text,
-    owner_of,
-    parse_record,
-    record_of,
-    settled_text,
 )
 from backends.store import Words
 from backends.strategies import arithmetic, outcomes
@@ -103,7 +82,7 @@ def reserve(ask: Ask, backend: str, now_us: int) -> Verb[Verdict]:
     """See `contract.Backend.reserve`."""
     keys = book_keys(ask.reservation_id, ask.identifier, ask.network, now_us // US_PER_SECOND)
     seen = yield Read(_reads_of_reserve(ask, keys))
-    record = outcomes.known_record(ask, parse_record(seen(_get(keys.record))))
+    record = outcomes.known_record(ask, records.parse_record(seen(_get(keys.record))))
     if record is not None:
         return _known(ask, backend, record, keys, seen, now_us)
     duplicate = _duplicate(ask, seen, now_us)
@@ -129,7 +108,7 @@ def extend(
     """See `contract.Backend.extend`."""
     keys = outcomes.keys_of(reservation)
     seen = yield Read(_reads_of(reservation, keys))
-    record = outcomes.extendable(reservation, parse_record(seen(_get(keys.record))), now_us)
+    record = outcomes.extendable(reservation, records.parse_record(seen(_get(keys.record))), now_us)
     is_cleared = _was_cleared(reservation, seen)
     totals = _totals(keys, reservation.window_seconds, seen, now_us)
     rows = list(totals.rows(limits, is_cleared=is_cleared))
@@ -139,7 +118,9 @@ def extend(
     more = reserved - record.nanousd
     if more:
         first = _extended_records(reservation, keys, reserved, seen)
-        charges = arithmetic.extension_charges(reservation, keys, now_us, is_cleared=is_cleared)
+        made_at_us, pending = reservation.made_at_us, reservation.pending_seconds
+        charges = arithmetic.charges(keys, reservation.window_seconds, made_at_us, now_us, is_cleared=is_cleared)
+        charges += arithmetic.pending_charges(keys, pending, made_at_us, is_cleared=is_cleared)
         bookings = [_changed(charge, more, _booked_at(charge, seen)) for charge in charges]
         yield from _book(first, bookings)
     return outcomes.extended(reservation, totals, reserved, more, is_cleared=is_cleared)
@@ -149,14 +130,14 @@ def end(reservation: Reservation, ending: str, actual_nanousd: int, now_us: int)
     """See `contract.Backend.settle` and `release`; `ending` is ``settled`` or ``released``."""
     keys = outcomes.keys_of(reservation)
     seen = yield Read(_reads_of(reservation, keys))
-    record = parse_record(seen(_get(keys.record)))
+    record = records.parse_record(seen(_get(keys.record)))
     ended = outcomes.end_without_booking(reservation, record, now_us)
     if ended is not None:
         return ended
     is_cleared = _was_cleared(reservation, seen)
-    outcome = Outcome.LATE if record is None else outcomes.outcome_of(ending, Outcome.SETTLED)
+    outcome = outcomes.outcome_of(ending, is_late=record is None)
     reserved = 0 if record is None else record.nanousd
-    text = record_of(reservation, ending, actual_nanousd).text()
+    text = records.record_of(reservation, ending, actual_nanousd).text()
     first = [_set(keys.record, text, RECORD_KEEP_SECONDS)]
     first += _ended_idempotency(reservation, ending, actual_nanousd, seen, now_us)
     bookings = _corrections(reservation, keys, actual_nanousd - reserved, seen, now_us, is_cleared=is_cleared)
@@ -170,14 +151,14 @@ def find(ask: Ask, backend: str) -> Verb[Reservation | None]:
     """See `contract.Backend.find`."""
     command = _get(book_keys(ask.reservation_id, ask.identifier, ask.network, 0).record)
     seen = yield Read((command,))
-    return outcomes.found(ask, backend, parse_record(seen(command)))
+    return outcomes.found(ask, backend, records.parse_record(seen(command)))
 
 
 def find_duplicate(idempotency: Idempotency, now_us: int) -> Verb[Duplicate | None]:
     """See `contract.Backend.find_duplicate`."""
     command = _get(idempotency_key(idempotency.digest))
     seen = yield Read((command,))
-    return duplicate_of(seen(command), idempotency, now_us)
+    return records.duplicate_of(seen(command), idempotency, now_us)
 
 
 def books(identifier: str, network: str, window_seconds: int, now_us: int) -> Verb[Books]:
@@ -197,7 +178,7 @@ def books(identifier: str, network: str, window_seconds: int, now_us: int) -> Ve
         global_hour_nanousd=totals.amounts["global_hourly"],
         global_day_nanousd=totals.amounts["global_daily"],
         pending_nanousd=sum(pending.values()),
-        pending_today_nanousd=arithmetic.total_since(pending, today),
+        pending_today_nanousd=sum(nanousd for start, nanousd in pending.items() if start >= today),
         window_frees_at_seconds=arithmetic.window_frees_at(recent, window_seconds, now_us) if recent else None,
         marker=arithmetic.marker_of(seen(marker), int(seen(marker_ttl)), now_us),
         as_of_us=now_us,
@@ -274,7 +255,7 @@ def _booked_at(charge: Charge, seen: Replies) -> int | None:
 def _duplicate(ask: Ask, seen: Replies, now_us: int) -> Duplicate | None:
     if ask.idempotency is None:
         return None
-    return duplicate_of(seen(_get(idempotency_key(ask.idempotency.digest))), ask.idempotency, now_us)
+    return records.duplicate_of(seen(_get(idempotency_key(ask.idempotency.digest))), ask.idempotency, now_us)
 
 
 def _decision_of_marker(ask: Ask, keys: BookKeys, seen: Replies, now_us: int) -> arithmetic.Decision | None:
@@ -288,7 +269,7 @@ def _was_cleared(reservation: Reservation, seen: Replies) -> bool:
     return arithmetic.was_cleared(seen(_get(reset_key(reservation.identifier))), reservation.made_at_us)
 
 
-def _known(ask: Ask, backend: str, record: Record, keys: BookKeys, seen: Replies, now_us: int) -> Reservation:
+def _known(ask: Ask, backend: str, record: records.Record, keys: BookKeys, seen: Replies, now_us: int) -> Reservation:
     window = ask.limits.window_seconds
     recent = _window(seen, keys.recent, window, now_us)
     return outcomes.known_reservation(
@@ -303,17 +284,20 @@ def _known(ask: Ask, backend: str, record: Record, keys: BookKeys, seen: Replies
 
 def _admitted(ask: Ask, backend: str, reserved_nanousd: int, totals: Totals, now_us: int) -> Reservation:
     window = ask.limits.window_seconds
-    return outcomes.reservation_of(
-        ask,
-        backend,
-        outcomes.request_digest_of(ask),
-        now_us,
-        reserved_nanousd,
+    return Reservation(
+        reservation_id=ask.reservation_id,
+        identifier=ask.identifier,
+        network=ask.network,
+        cost_nanousd=reserved_nanousd,
+        request_digest=outcomes.request_digest_of(ask),
+        made_at_us=now_us,
         window_seconds=window,
         pending_seconds=ask.pending_seconds,
-        window_nanousd=totals.amounts["recent"] + reserved_nanousd,
-        day_nanousd=totals.amounts["daily"] + reserved_nanousd,
+        backend=backend,
+        window_spent_nanousd=totals.amounts["recent"] + reserved_nanousd,
+        day_spent_nanousd=totals.amounts["daily"] + reserved_nanousd,
         window_frees_at_seconds=arithmetic.window_frees_at(totals.windows["recent"], window, now_us),
+        idempotency=ask.idempotency,
     )
 
 
@@ -333,28 +317,17 @@ def _remove_empty(key: str) -> Words:
     return ("ZREMRANGEBYSCORE", key, "-inf", 0)
 
 
-class _Ttl(Enum):
-    """What a booking does about the TTL of its key."""
-
-    SET = "set"
-    """The key is new."""
-    CHECKED = "checked"
-    """It is read, and set anew if it is too short."""
-    KEPT = "kept"
-
-
 @dataclass(frozen=True, slots=True)
 class _Booking:
     """An increment, up or down."""
 
     charge: Charge
     nanousd: int
-    ttl: _Ttl
     expiry: Words
-    ttl_command: Words = ()
-    """How the TTL is read, where it is checked."""
+    then: Words = ()
+    """Sent after the increment: the expiry where the key is new, or what reads a TTL that may be too short."""
     least_ttl: int = 0
-    """A reply below this is too short."""
+    """A TTL below this is too short."""
     leaves_nothing: bool = False
     """Whether its bucket is empty then, by what was read."""
 
@@ -366,26 +339,28 @@ class _Booking:
 
 def _reserved(charge: Charge, nanousd: int, seen: Replies, now_us: int) -> _Booking:
     """A window has to live until each of its buckets ends; its TTL may be shorter where the window has grown since."""
+    expiry, read_ttl = _expiry_of(charge), ("PTTL", charge.key)
     if not _booked_at(charge, seen):
-        return _Booking(charge, nanousd, _Ttl.SET, _expiry_of(charge))
+        return _Booking(charge, nanousd, expiry, expiry)
     if charge.member is None:
-        return _Booking(charge, nanousd, _Ttl.KEPT, _expiry_of(charge))
-    ttl_command, ends_at = ("PTTL", charge.key), charge.bucket_ends_at_seconds
-    if ends_at is None:
-        # The caller that made the bucket may have been stopped before it gave the key its TTL.
-        return _Booking(charge, nanousd, _Ttl.CHECKED, _expiry_of(charge), ttl_command)
-    left_ms = ends_at * 1_000 - now_us // 1_000
-    return _Booking(charge, nanousd, _Ttl.CHECKED, ("PEXPIRE", charge.key, left_ms), ttl_command, left_ms)
+        return _Booking(charge, nanousd, expiry)
+    if charge.is_pending:
+        # The caller that made the bucket may have been stopped before it gave the key its TTL. The length of pending
+        # money changes with a restart at most, and limits nothing.
+        return _Booking(charge, nanousd, expiry, read_ttl)
+    left_ms = (charge.member + charge.ttl_seconds) * 1_000 - now_us // 1_000
+    return _Booking(charge, nanousd, ("PEXPIRE", charge.key, left_ms), read_ttl, left_ms)
 
 
 def _changed(charge: Charge, nanousd: int, booked: int | None) -> _Booking:
     """A TTL is never shortened, and prolonged only for what was not there."""
+    expiry = _expiry_of(charge)
     if booked:
         is_emptied = charge.member is not None and booked + nanousd <= 0
-        return _Booking(charge, nanousd, _Ttl.KEPT, _expiry_of(charge), leaves_nothing=is_emptied)
+        return _Booking(charge, nanousd, expiry, leaves_nothing=is_emptied)
     if charge.member is None:
-        return _Booking(charge, nanousd, _Ttl.SET, _expiry_of(charge))
-    return _Booking(charge, nanousd, _Ttl.CHECKED, _expiry_of(charge), ("TTL", charge.key), charge.ttl_seconds)
+        return _Booking(charge, nanousd, expiry, expiry)
+    return _Booking(charge, nanousd, expiry, ("TTL", charge.key), charge.ttl_seconds)
 
 
 def _expiry_of(charge: Charge) -> Words:
@@ -397,11 +372,7 @@ def _book(first: Sequence[Words], bookings: Sequence[_Booking], last: Sequence[W
     commands, placed = list(first), []
     for each in bookings:
         placed.append(len(commands))
-        commands.append(each.increment)
-        if each.ttl is _Ttl.SET:
-            commands.append(each.expiry)
-        if each.ttl is _Ttl.CHECKED:
-            commands.append(each.ttl_command)
+        commands += [each.increment, each.then] if each.then else [each.increment]
     replies = yield Write((*commands, *last))
     late = [_late_expiry(each, replies[at : at + 2]) for each, at in zip(bookings, placed, strict=True)]
     if any(late):
@@ -410,13 +381,15 @@ def _book(first: Sequence[Words], bookings: Sequence[_Booking], last: Sequence[W
 
 def _late_expiry(booking: _Booking, replies: Sequence[Any]) -> Words | None:
     """The expiry that is needed after all, by the replies to the increment and to what came after it."""
-    if booking.ttl is _Ttl.CHECKED:
-        left = int(replies[1])
-        if left < 0:
-            return _expiry_of(booking.charge)
-        return booking.expiry if left < booking.least_ttl else None
-    is_new = int(float(replies[0])) == booking.nanousd
-    return booking.expiry if booking.ttl is _Ttl.KEPT and is_new else None
+    if not booking.then:
+        is_new = int(float(replies[0])) == booking.nanousd
+        return booking.expiry if is_new else None
+    if booking.then == booking.expiry:
+        return None
+    left = int(replies[1])
+    if left < 0:
+        return _expiry_of(booking.charge)
+    return booking.expiry if left < booking.least_ttl else None
 
 
 def _book_reservation(ask: Ask, reservation: Reservation, keys: BookKeys, seen: Replies, now_us: int) -> Verb[int]:
@@ -432,19 +405,19 @@ def _book_reservation(ask: Ask, reservation: Reservation, keys: BookKeys, seen: 
 
 
 def _records(ask: Ask, reservation: Reservation, keys: BookKeys, now_us: int) -> list[Words]:
-    record = record_of(reservation, "open", reservation.cost_nanousd).text()
+    record = records.record_of(reservation, "open", reservation.cost_nanousd).text()
     commands = [_set(keys.record, record, ask.pending_seconds + RECORD_KEEP_SECONDS)]
     if ask.idempotency is not None:
-        text = in_flight_text(reservation, ask.idempotency, now_us)
+        text = records.in_flight_text(reservation, ask.idempotency, now_us)
         commands.append(_set(idempotency_key(ask.idempotency.digest), text, IDEMPOTENCY_KEEP_SECONDS))
     return commands
 
 
 def _extended_records(reservation: Reservation, keys: BookKeys, reserved: int, seen: Replies) -> list[Words]:
-    commands: list[Words] = [("SET", keys.record, record_of(reservation, "open", reserved).text(), "KEEPTTL")]
+    commands: list[Words] = [("SET", keys.record, records.record_of(reservation, "open", reserved).text(), "KEEPTTL")]
     if reservation.idempotency is not None:
         key = idempotency_key(reservation.idempotency.digest)
-        text = extended_text(seen(_get(key)), reservation.reservation_id, reserved)
+        text = records.extended_text(seen(_get(key)), reservation.reservation_id, reserved)
         if text is not None:
             commands.append(("SET", key, text, "KEEPTTL"))
     return commands
@@ -480,9 +453,9 @@ def _ended_idempotency(
         return []
     key = idempotency_key(idempotency.digest)
     known = seen(_get(key))
-    is_ours = owner_of(known) == reservation.reservation_id
+    is_ours = records.owner_of(known) == reservation.reservation_id
     if ending == "settled" and (known is None or is_ours):
-        text = settled_text(reservation, idempotency, actual_nanousd, now_us)
+        text = records.settled_text(reservation, idempotency, actual_nanousd, now_us)
         return [_set(key, text, IDEMPOTENCY_KEEP_SECONDS)]
     return [("DEL", key)] if is_ours else []
 

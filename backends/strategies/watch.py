@@ -4,12 +4,11 @@ WATCH names every key that the decision rests on, before the key is read. EXEC i
 changed since; else nothing is done, and all begins anew. So what is written rests on what still holds, and what is
 answered was true at one moment: a refusal, which may have nothing to write, is confirmed by an EXEC of nothing.
 
-It is safe and slow: of N callers who read at the same moment one gets through, and the others have worked for nothing
-(`retries` counts how often). Each try fetches every bucket of every window, only to decide what a script decides where
-they lie. After `TRIES` it gives up with `StoreBusy`.
+It is safe and slow: of N callers who read at the same moment one gets through, and the others have worked for nothing.
+Each try fetches every bucket of every window, only to decide what a script decides where they lie. After `TRIES` it
+gives up with `StoreBusy`.
 """
 
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -30,8 +29,6 @@ class WatchBackend(PythonStrategyOnRedis):
     """Check and charge as one, or try again: not a nano-dollar over any limit, under any concurrency.
 
     Args:
-        link: the Redis that holds the books.
-        clock: the host's clock.
         tries: how often a verb is tried before the strategy is too busy.
     """
 
@@ -41,8 +38,6 @@ class WatchBackend(PythonStrategyOnRedis):
     def __init__(self, link: Link, clock: Clock, tries: int = TRIES) -> None:
         super().__init__(link, clock)
         self._tries = tries
-        self._lock = threading.Lock()
-        self.retries = 0
 
     def perform(self, begin: Callable[[int], Verb[T]]) -> T:
         """The verb as often as it takes.
@@ -54,8 +49,6 @@ class WatchBackend(PythonStrategyOnRedis):
             result = self._link.run(lambda client: _tried(client, begin(self._clock.now_us())))
             if not isinstance(result, _Overtaken):
                 return result
-            with self._lock:
-                self.retries += 1
         raise StoreBusy(f"somebody else was faster {self._tries} times")
 
 
@@ -95,7 +88,4 @@ class _Try:
         return replies
 
 
-def open_watch(link: Link, clock: Clock, *, decide_by_clock: bool = False) -> WatchBackend:
-    """See `backends.open_backend`; this strategy always decides by the host's clock."""
-    _ = decide_by_clock
-    return WatchBackend(link, clock)
+open_watch = WatchBackend.open

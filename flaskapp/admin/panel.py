@@ -1,12 +1,14 @@
 """What the operator sees and changes: the one module of the dashboard that uses the library."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 from backends.clock import US_PER_SECOND, Clock
 from backends.errors import StoreError
+from backends.keys import ENDED_SESSION_PREFIX
+from backends.store.link import Link
 from flaskapp import strict_json
-from flaskapp.admin.sessions import EndedSessions
 from flaskapp.settings import Effective, Setting, SettingsRejected, SettingsStore
 from flaskapp.strict_json import StrictJsonError
 from flaskapp.value_types import MAX_AMOUNT_USD, Amount, Choice, Switch, Whole
@@ -61,13 +63,11 @@ class Row:
 
 
 class Panel:
-    """The settings as rows and as JSON, and the two ways to change them.
+    """The settings as rows and as JSON, the two ways to change them, and the sessions that a log-out ended.
 
     Args:
-        store: the live settings.
         mode: `development` or `production`.
-        backend_name: the strategy in use.
-        sessions: which were ended by a log-out.
+        link: where the ended sessions are.
         is_degraded: whether the guard is failing open now; where cost throttling is off, there is nothing to guard.
     """
 
@@ -75,10 +75,10 @@ class Panel:
         self,
         store: SettingsStore,
         *,
+        link: Link,
         mode: str,
         backend_name: str,
         clock: Clock,
-        sessions: EndedSessions,
         is_degraded: Callable[[], bool] = lambda: False,
     ) -> None:
         self.mode = mode
@@ -86,20 +86,20 @@ class Panel:
         self._is_degraded = is_degraded
         self._store = store
         self._clock = clock
-        self._sessions = sessions
+        self._link = link
 
     def end_session(self, session_id: str, keep_seconds: int) -> None:
-        """End a session, so that copies of its cookie are refused.
+        """End a session, so that copies of its cookie are refused; `keep_seconds` is at least what is left of it.
 
         Raises:
             StoreError: copies of the cookie stay valid until the session is over.
         """
-        self._sessions.end(session_id, keep_seconds)
+        self._link.run(lambda client: client.set(ENDED_SESSION_PREFIX + session_id, 1, ex=keep_seconds))
 
     def has_ended(self, session_id: str) -> bool:
         """Whether it was ended by a log-out; False while Redis is away, when nothing can be changed here either."""
         try:
-            return self._sessions.has_ended(session_id)
+            return bool(self._link.run(lambda client: client.exists(ENDED_SESSION_PREFIX + session_id)))
         except StoreError:
             return False
 
@@ -126,7 +126,7 @@ class Panel:
         """All settings by group; where something was typed and refused, with that and the reason."""
         now = self._store.refresh()
         rows = {
-            name: replace(self._row(setting, now), typed=typed.get(name), problem=problems.get(name))
+            name: self._row(setting, now, typed.get(name), problems.get(name))
             for name, setting in self._store.table.items()
         }
         groups = {title: [rows.pop(name) for name in names if name in rows] for title, names in _GROUPS.items()}
@@ -169,37 +169,36 @@ class Panel:
             raise SettingsRejected(problems)
         self._store.change(patch)
 
-    def _row(self, setting: Setting, now: Effective) -> Row:
-        value_type = setting.value_type
-        fallback = getattr(self._store.baseline.values, setting.name)
-        row = Row(
+    def _row(self, setting: Setting, now: Effective, typed: str | None = None, problem: str | None = None) -> Row:
+        value_type, baseline = setting.value_type, self._store.baseline
+        return Row(
             name=setting.name,
             description=value_type.description,
             unit=value_type.unit,
             allowed=value_type.allowed,
-            control="text",
             value=value_type.text(getattr(now.values, setting.name)),
             source=now.sources[setting.name],
-            fallback=value_type.text(fallback),
-            fallback_source=self._store.baseline.sources[setting.name],
+            fallback=value_type.text(getattr(baseline.values, setting.name)),
+            fallback_source=baseline.sources[setting.name],
+            typed=typed,
+            problem=problem,
+            **_control(value_type),
         )
-        return _with_control(row, setting)
 
 
-def _with_control(row: Row, setting: Setting) -> Row:
-    value_type: object = setting.value_type
+def _control(value_type: object) -> dict[str, Any]:
     match value_type:
         case Switch():
-            return replace(row, control="switch", options=("true", "false"))
+            return {"control": "switch"}
         case Choice(values=values):
-            return replace(row, control="select", options=values)
+            return {"control": "select", "options": values}
         case Whole(minimum=least, maximum=most):
-            return replace(row, control="number", minimum=str(least), maximum=str(most), step="1")
+            return {"control": "number", "minimum": str(least), "maximum": str(most), "step": "1"}
         case Amount(minimum=least):
             # Any step: browsers refuse what does not sit on one, and a billionth is none for a spinner.
-            return replace(row, control="number", minimum=f"{least:f}", maximum=str(MAX_AMOUNT_USD), step="any")
+            return {"control": "number", "minimum": f"{least:f}", "maximum": str(MAX_AMOUNT_USD), "step": "any"}
         case _:
-            return row
+            return {"control": "text"}
 
 
 def _json_row(setting: Setting, now: Effective) -> dict[str, object]:

@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from flask import Blueprint, Response, make_response, redirect, render_template, request, url_for
 from jinja2 import Template
@@ -198,14 +198,7 @@ def _texts(form: Mapping[str, str], unset: list[str]) -> dict[str, str | None]:
     return {**texts, **dict.fromkeys(unset)}
 
 
-class _CookieAttributes(TypedDict):
-    path: str
-    httponly: bool
-    samesite: str
-    secure: bool
-
-
-def _cookie_attributes() -> _CookieAttributes:
+def _cookie_attributes() -> dict[str, Any]:
     return {"path": url_for("admin.dashboard"), "httponly": True, "samesite": "Strict", "secure": request.is_secure}
 
 

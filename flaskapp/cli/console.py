@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from backends.errors import TollgateError
+
 # A pipe has no width; what is cut there is lost.
 _PIPE_WIDTH = 200
 
@@ -23,6 +25,15 @@ def fail(line: str, status: int = 1) -> NoReturn:
     """End the command with one line on standard error."""
     click.echo(f"Error: {line}", err=True)
     raise SystemExit(status)
+
+
+@contextmanager
+def failures(status: int = 1) -> Iterator[None]:
+    """End the command as `fail` does where the library raises."""
+    try:
+        yield
+    except TollgateError as error:
+        fail(str(error), status)
 
 
 class ProgressDisplay:

@@ -1,8 +1,7 @@
 """`flask ledger`: prints one identifier's books, clears them, and audits all books."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -14,12 +13,12 @@ from rich.text import Text
 
 from backends.clock import US_PER_SECOND
 from backends.contract import Limits
-from backends.errors import ConfigurationError, TollgateError
+from backends.errors import ConfigurationError
 from backends.ledger.audit import AuditReport, audit
 from backends.ledger.identifier_books import MOST_SHOWN, Cleared, IdentifierBooks, Ledger, LimitUse
 from backends.money import usd_text
 from backends.store.link import Link
-from flaskapp.cli.console import fail, print_table, shown_progress
+from flaskapp.cli.console import failures, print_table, shown_progress
 from flaskapp.http.identity import UNKNOWN_NETWORK, network_of
 
 DISAGREES, COULD_NOT_RUN = 1, 2
@@ -50,7 +49,7 @@ def make_ledger_cli(get_link: Callable[[], Link], get_limits: Callable[[], Limit
 
         ID is what stands in the keys: the hash of a fingerprint, ip:NETWORK, or the hash of an API key.
         """
-        with _failures(), shown_progress() as progress:
+        with failures(COULD_NOT_RUN), shown_progress() as progress:
             books = Ledger(open_link()).show(identifier_of(identifier), get_limits(), most=most, progress=progress)
         _print(books, _print_books, as_json=as_json)
 
@@ -59,7 +58,7 @@ def make_ledger_cli(get_link: Callable[[], Link], get_limits: Callable[[], Limit
     @click.option("--json", "as_json", is_flag=True, help="The same as JSON, money in nano-dollars.")
     def reset(identifier: str, *, as_json: bool) -> None:
         """Clear the books of ID: it may spend anew. What its network and everybody have spent stays."""
-        with _failures():
+        with failures(COULD_NOT_RUN):
             cleared = Ledger(open_link()).reset(identifier_of(identifier))
         _print(cleared, _print_cleared, as_json=as_json)
 
@@ -70,7 +69,7 @@ def make_ledger_cli(get_link: Callable[[], Link], get_limits: Callable[[], Limit
 
         Exit status 1 if anything disagrees, 2 if it could not be run.
         """
-        with _failures(), shown_progress() as progress:
+        with failures(COULD_NOT_RUN), shown_progress() as progress:
             link = open_link()
             report = audit(link, progress)
         # An operator of several servers sees whether these are the books that were meant.
@@ -168,11 +167,3 @@ def _print_report(place: str, report: AuditReport) -> None:
 
 def _moment(unix_seconds: int) -> str:
     return datetime.fromtimestamp(unix_seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-@contextmanager
-def _failures() -> Iterator[None]:
-    try:
-        yield
-    except TollgateError as error:
-        fail(str(error), COULD_NOT_RUN)

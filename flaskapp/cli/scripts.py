@@ -5,10 +5,9 @@ from collections.abc import Callable
 
 import click
 
-from backends.errors import TollgateError
 from backends.store.link import Link
 from backends.store.scripts import Script, all_scripts
-from flaskapp.cli.console import fail
+from flaskapp.cli.console import failures
 
 # What Redis and Valkey put before the line: "user_script:12: …", "@user_script: 12: …".
 _LINE = re.compile(r"user_script: ?(?P<line>\d+): ?(?P<error>.*)")
@@ -24,10 +23,8 @@ def make_scripts_cli(get_link: Callable[[], Link]) -> click.Group:
     @group.command("check")
     def check() -> None:
         """Load every script into Redis; say file, line and error of one that does not compile."""
-        try:
+        with failures():
             are_good = [_check(script, get_link()) for script in all_scripts()]
-        except TollgateError as error:
-            fail(str(error))
         if not all(are_good):
             raise SystemExit(1)
 

@@ -7,8 +7,7 @@ import click
 from rich.table import Column, Table
 from rich.text import Text
 
-from backends.errors import TollgateError
-from flaskapp.cli.console import fail, print_table
+from flaskapp.cli.console import fail, failures, print_table
 from flaskapp.config import load_config
 from flaskapp.ops.running_services import running_services
 from flaskapp.settings import Effective, Setting, SettingsStore
@@ -63,7 +62,8 @@ def make_settings_cli(get_view: Callable[[], SettingsView]) -> click.Group:
     @group.command("show")
     def show() -> None:
         """Value, source and bounds of every setting; and the mode."""
-        view = _open(get_view)
+        with failures():
+            view = get_view()
         store = view.store
         now = store.refresh()
         _print_settings(store.table, now)
@@ -78,7 +78,8 @@ def make_settings_cli(get_view: Callable[[], SettingsView]) -> click.Group:
     @click.argument("value")
     def set_(name: str, value: str) -> None:
         """Set NAME to VALUE, for every worker of every instance."""
-        view = _open(get_view)
+        with failures():
+            view = get_view()
         setting = _setting(view.store, name)
         try:
             wanted = setting.value_type.read_text(value)
@@ -90,17 +91,11 @@ def make_settings_cli(get_view: Callable[[], SettingsView]) -> click.Group:
     @click.argument("name")
     def unset(name: str) -> None:
         """Take NAME back to its environment variable or default."""
-        view = _open(get_view)
+        with failures():
+            view = get_view()
         _change(view, _setting(view.store, name), None)
 
     return group
-
-
-def _open(get_view: Callable[[], SettingsView]) -> SettingsView:
-    try:
-        return get_view()
-    except TollgateError as error:
-        fail(str(error))
 
 
 def _setting(store: SettingsStore, name: str) -> Setting:
@@ -109,10 +104,8 @@ def _setting(store: SettingsStore, name: str) -> Setting:
 
 
 def _change(view: SettingsView, setting: Setting, value: object) -> None:
-    try:
+    with failures():
         now = view.store.change({setting.name: value})
-    except TollgateError as error:
-        fail(str(error))
     source = now.sources[setting.name]
     words = source if source == "redis" else f"{source}, by {view.whose}"
     click.echo(f"{setting.name} is {_value(setting, now)} now ({words})")

@@ -41,7 +41,6 @@ class LinkStorage(Storage):
 
     def incr(self, key: str, expiry: int, amount: int = 1) -> int:
         """Count, and give a new counter its TTL, in one transaction."""
-
         commands = (("SET", _key(key), 0, "EX", expiry, "NX"), ("INCRBY", _key(key), amount))
 
         def count(client: Client) -> int:

@@ -188,6 +188,6 @@ def register_error_handlers(app: Flask) -> None:
 
     @app.errorhandler(Exception)
     def unexpected(error: Exception) -> Response:
-        current_app.extensions["tollgate"].tell("unexpected_error", error=type(error).__name__, exception=error)
+        current_app.extensions["tollgate"].emit("unexpected_error", error=type(error).__name__, exception=error)
         message = "Something went wrong on our side; the request id helps to find it in the log."
         return problem(500, INTERNAL_ERROR, INTERNAL_ERROR, message)

@@ -17,10 +17,34 @@ from queue import SimpleQueue
 
 from backends.clock import SystemClock
 from backends.errors import StoreUnavailable
+from flaskapp.ops.running_redis import HOST
 
-HOST = "127.0.0.1"
 _CLOCK = SystemClock()
 _Late = SimpleQueue[tuple[float, bytes]]
+
+
+@contextmanager
+def listening(command: list[str], what: str) -> Iterator[int]:
+    """Run a program that prints its port, and serves until its standard input ends; yield the port.
+
+    Raises:
+        StoreUnavailable: it did not start; the text says `what`.
+    """
+    with subprocess.Popen(  # noqa: S603 (our own programs)
+        # A session of its own: a Ctrl-C is for the process that started it, which needs it until its end.
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            port = process.stdout.readline() if process.stdout else ""
+            if not port:
+                raise StoreUnavailable(f"{what} did not start")
+            yield int(port)
+        finally:
+            process.terminate()
 
 
 @contextmanager
@@ -31,21 +55,8 @@ def delayed(port: int, round_trip_us: int, host: str = HOST) -> Iterator[int]:
         StoreUnavailable: the proxy did not start.
     """
     command = [sys.executable, "-m", "flaskapp.lab.delay", host, str(port), str(round_trip_us // 2)]
-    with subprocess.Popen(  # noqa: S603 (this module)
-        # A session of its own: a Ctrl-C is for the process that started it, which needs the network until its end.
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as proxy:
-        try:
-            its_port = proxy.stdout.readline() if proxy.stdout else ""
-            if not its_port:
-                raise StoreUnavailable("the proxy that delays did not start")
-            yield int(its_port)
-        finally:
-            proxy.terminate()
+    with listening(command, "the proxy that delays") as its_port:
+        yield its_port
 
 
 def serve(target: tuple[str, int], delay_us: int) -> None:

@@ -12,7 +12,7 @@ from backends.errors import TollgateError
 from backends.money import usd_text
 from flaskapp.cli.console import fail, print_table, shown_progress
 from flaskapp.lab.explorer import MOST_CALLERS, Exploration, Replay, Step, explore, replay
-from flaskapp.lab.redis_option import in_options, server_url
+from flaskapp.lab.redis_option import in_options, redis_option, server_url
 
 NOT_AS_DECLARED, COULD_NOT_RUN = 1, 2
 DEFAULT_NAMES = "legacy,multi,watch,atomic"
@@ -35,12 +35,7 @@ def make_explore_cli() -> click.Command:
         "--callers", type=click.IntRange(2, MOST_CALLERS), default=2, show_default=True, help="How many at once."
     )
     @click.option("--replay", "number", type=click.IntRange(1), help="Run order N of one strategy again, step by step.")
-    @click.option(
-        "--redis",
-        "url",
-        metavar="URL",
-        help="Explore on this server instead of one of our own; a database with llm: keys is refused.",
-    )
+    @redis_option("Explore")
     @click.option("--json", "as_json", is_flag=True, help="Everything as JSON, money in nano-dollars.")
     def command(names: str, callers: int, number: int | None, url: str | None, *, as_json: bool) -> None:
         """Run every order in which callers' commands can reach Redis; room is for all of them but one.

@@ -13,21 +13,22 @@ The callers' clock stands still and each run begins with nothing booked, so a nu
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from itertools import count, groupby
+from itertools import count, groupby, islice
 from typing import Any
 
 from backends import open_backend
-from backends.clock import US_PER_SECOND, SystemClock
+from backends.clock import US_PER_SECOND
 from backends.contract import Ask, Backend, Reservation
 from backends.errors import ConfigurationError
 from backends.keys import book_keys
 from backends.progress import Progress, no_progress
 from backends.store.link import Link
 from flaskapp.lab.race import (
+    CLOCK,
     COST_NANOUSD,
     PENDING_SECONDS,
     TIMEOUT_SECONDS,
@@ -131,20 +132,14 @@ def explore(
             or a database that holds ``llm:`` keys.
         StoreError: Redis failed on the way.
     """
-    clock = SystemClock()
-    began_seconds = clock.monotonic_seconds()
+    began_seconds = CLOCK.monotonic_seconds()
     with _opened(url, name, callers) as setup:
         found: list[tuple[Schedule, int]] = []
-        is_exhaustive = False
-        for schedule, run in setup.schedules():
+        for schedule, run in islice(search(setup.begin), most_orders):
             found.append((schedule, run.spent_nanousd))
             progress(f"orders of {name}", len(found), None)
-            if len(found) == most_orders:
-                break
-        else:
-            is_exhaustive = True
-        seconds = clock.monotonic_seconds() - began_seconds
-        return _summed_up(setup, found, seconds, is_exhaustive=is_exhaustive)
+        seconds = CLOCK.monotonic_seconds() - began_seconds
+        return _summed_up(setup, found, seconds, is_exhaustive=len(found) < most_orders)
 
 
 def replay(url: str, name: str, number: int, callers: int = 2) -> Replay:
@@ -155,7 +150,7 @@ def replay(url: str, name: str, number: int, callers: int = 2) -> Replay:
         StoreError: Redis failed on the way.
     """
     with _opened(url, name, callers) as setup:
-        for at, (schedule, _) in enumerate(setup.schedules(), start=1):
+        for at, (schedule, _) in enumerate(search(setup.begin), start=1):
             if at == number:
                 return setup.replayed(schedule, number)
     raise ConfigurationError(f"{name} has no order {number} of {callers} callers")
@@ -178,19 +173,12 @@ def _opened(url: str, name: str, callers: int) -> Iterator["_Setup"]:
     if not 2 <= callers <= MOST_CALLERS:  # noqa: PLR2004 (one alone has no race)
         raise ConfigurationError(f"2 to {MOST_CALLERS} callers can be explored")
     gate = Gate()
-    link = Link(
-        url,
-        clock=SystemClock(),
-        timeout_seconds=TIMEOUT_SECONDS,
-        pool_size=callers + 1,
-        connection_class=gate.connection_class(),
-    )
-    try:
+    gated = gate.connection_class()
+    link = Link(url, clock=CLOCK, timeout_seconds=TIMEOUT_SECONDS, pool_size=callers + 1, connection_class=gated)
+    with closing(link):
         refuse_used_database(link)
         backend = open_backend(name, link, _StandingClock(), decide_by_clock=True)
         yield _Setup(link, backend, gate, callers)
-    finally:
-        link.close()
 
 
 class _Setup:
@@ -209,9 +197,6 @@ class _Setup:
 
     def begin(self) -> "_Run":
         return _Run(self, f"explored-{next(self._serial)}")
-
-    def schedules(self) -> Iterator[tuple[Schedule, "_Run"]]:
-        yield from search(self.begin)
 
     def replayed(self, schedule: Schedule, number: int) -> Replay:
         run, callers = self.begin(), schedule.calmest()

@@ -7,9 +7,9 @@ import random
 import re
 import shlex
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,7 +18,6 @@ from statistics import median
 from typing import Any
 
 from backends import open_backend
-from backends.clock import US_PER_SECOND, Clock
 from backends.contract import Ask, Reservation
 from backends.errors import StoreBusy
 from backends.progress import Progress
@@ -27,11 +26,13 @@ from flaskapp.lab.explorer import Step, explore
 from flaskapp.lab.prefilled_books import leave_as_after
 from flaskapp.lab.race import (
     AMPLE_NANOUSD,
+    CLOCK,
     COST_NANOUSD,
     PENDING_SECONDS,
-    WINDOW_SECONDS,
+    TIMEOUT_SECONDS,
     Plan,
     RaceResult,
+    Start,
     at_distance,
     race,
     window_alone,
@@ -76,17 +77,17 @@ class ServerTime:
     us: float
 
 
-def overspends(url: str, names: Sequence[str], plan: Plan, clock: Clock, progress: Progress) -> list[Overspend]:
+def overspends(url: str, names: Sequence[str], plan: Plan, progress: Progress) -> list[Overspend]:
     """Overspend at each concurrency, with callers held in their gap and with callers that only start together."""
     found = []
     for number, concurrency in enumerate(CONCURRENCIES):
         progress("overspend against concurrency", number, len(CONCURRENCIES))
         room = min(plan.room, concurrency - 1)
         held = replace(plan, requests=concurrency, room=room, rounds=1, timed_requests=2, think_ms=None)
-        results = race(url, names, held, clock=clock)
+        results = race(url, names, held)
         lucky = [result.backend for result in results if result.was_held]
         if lucky:
-            results += race(url, lucky, replace(held, rounds=3, think_ms=0.0), clock=clock)
+            results += race(url, lucky, replace(held, rounds=3, think_ms=0.0))
         found += [
             Overspend(each.backend, each.was_held, concurrency, room, each.spent_nanousd / each.limit_nanousd)
             for each in results
@@ -94,41 +95,32 @@ def overspends(url: str, names: Sequence[str], plan: Plan, clock: Clock, progres
     return found
 
 
-def distances(url: str, names: Sequence[str], plan: Plan, clock: Clock, progress: Progress) -> list[RaceResult]:
+def distances(url: str, names: Sequence[str], plan: Plan, progress: Progress) -> list[RaceResult]:
     """Race at each distance: round trips, and the time of the check."""
     its_plan = replace(plan, rounds=1, think_ms=None)
-    return [each for rtt in RTTS_MS for each in race(url, names, its_plan, rtt_ms=rtt, clock=clock, progress=progress)]
+    return [each for rtt in RTTS_MS for each in race(url, names, its_plan, rtt_ms=rtt, progress=progress)]
 
 
-def throughputs(url: str, names: Sequence[str], clock: Clock, progress: Progress) -> list[Throughput]:
+def throughputs(url: str, names: Sequence[str], progress: Progress) -> list[Throughput]:
     """Decisions a second of `CALLERS` threads, each with an identifier of its own."""
     found = []
     for number, (rtt_ms, name) in enumerate(itertools.product(RTTS_MS, names)):
         progress("throughput", number, len(RTTS_MS) * len(names))
         with at_distance(url, rtt_ms) as its_url:
-            link = Link(its_url, clock=clock, timeout_seconds=5.0, pool_size=CALLERS)
-            try:
-                found.append(Throughput(name, rtt_ms, _a_second(link, name, clock)))
-            finally:
-                link.close()
+            link = Link(its_url, clock=CLOCK, timeout_seconds=TIMEOUT_SECONDS, pool_size=CALLERS)
+            with closing(link):
+                found.append(Throughput(name, rtt_ms, _a_second(link, name)))
     return found
 
 
-def _a_second(link: Link, name: str, clock: Clock) -> float:
-    backend, serial = open_backend(name, link, clock), itertools.count()
-    end_seconds = 0.0
-
-    def begin() -> None:
-        nonlocal end_seconds
-        end_seconds = clock.monotonic_seconds() + THROUGHPUT_SECONDS
-
-    start = threading.Barrier(CALLERS, action=begin)
+def _a_second(link: Link, name: str) -> float:
+    backend, serial, start = open_backend(name, link, CLOCK), itertools.count(), Start(CALLERS)
 
     def decide(who: str) -> int:
         backend.reserve(_ask(f"{who}-warm-{next(serial)}", who))
         start.wait()
         done = 0
-        while clock.monotonic_seconds() < end_seconds:
+        while start.elapsed_ms() < THROUGHPUT_SECONDS * 1_000:
             try:
                 backend.reserve(_ask(f"{who}-{next(serial)}", who))
             except StoreBusy:
@@ -141,16 +133,16 @@ def _a_second(link: Link, name: str, clock: Clock) -> float:
         return sum(callers.map(decide, [f"through-{name}-{number}" for number in range(CALLERS)])) / THROUGHPUT_SECONDS
 
 
-def server_times(link: Link, names: Sequence[str], seed: int, clock: Clock, progress: Progress) -> list[ServerTime]:
+def server_times(link: Link, names: Sequence[str], seed: int, progress: Progress) -> list[ServerTime]:
     """Processor time of the server's process for one decision; blocks of them in turns, the median of the blocks."""
     its_random = random.Random(seed)  # noqa: S311 (seeded on purpose)
     serial = itertools.count()
     found = []
     for number, (in_window, name) in enumerate(itertools.product(IN_WINDOW, names)):
         progress("server time a decision", number, len(IN_WINDOW) * len(names))
-        backend, blocks_us, who = open_backend(name, link, clock), [], f"server-{name}-{in_window}"
+        backend, blocks_us, who = open_backend(name, link, CLOCK), [], f"server-{name}-{in_window}"
         for _ in range(BLOCKS):
-            _lay_out(link, who, in_window, its_random, clock)
+            leave_as_after(link, who, in_window, its_random)
             backend.reserve(_ask(f"{who}-{next(serial)}", who))
             before_us = _worked_us(link)
             for _ in range(BLOCK):
@@ -158,22 +150,6 @@ def server_times(link: Link, names: Sequence[str], seed: int, clock: Clock, prog
             blocks_us.append((_worked_us(link) - before_us) / BLOCK)
         found.append(ServerTime(name, in_window, median(blocks_us)))
     return found
-
-
-def _lay_out(link: Link, who: str, in_window: int, its_random: random.Random, clock: Clock) -> None:
-    link.run(
-        lambda client: leave_as_after(
-            client,
-            who,
-            in_window,
-            network=f"net-{who}",
-            now_seconds=clock.now_us() // US_PER_SECOND,
-            cost_nanousd=COST_NANOUSD,
-            window_seconds=WINDOW_SECONDS,
-            pending_seconds=PENDING_SECONDS,
-            its_random=its_random,
-        )
-    )
 
 
 def _worked_us(link: Link) -> float:
@@ -242,7 +218,9 @@ def _blocks(steps: Sequence[Step]) -> Iterator[Block]:
     window_nanousd, has_read, has_written = 0, set[str](), set[str]()
     for caller, turn in itertools.groupby(steps, key=lambda step: step.caller):
         commands = [_words_of(step) for step in turn]
-        reads = [] if caller in has_written else list(itertools.takewhile(_only_read, commands))
+        reads = (
+            [] if caller in has_written else list(itertools.takewhile(lambda step: all(map(_is_read, step)), commands))
+        )
         for part in (reads, commands[len(reads) :]):
             if not part:
                 continue
@@ -260,10 +238,6 @@ def _words_of(step: Step) -> list[str]:
     return [command for command in commands if _name_of(command) not in TRANSACTION_WORDS] or commands
 
 
-def _only_read(commands: Sequence[str]) -> bool:
-    return all(map(_is_read, commands))
-
-
 def _is_read(command: str) -> bool:
     return only_reads(_name_of(command))
 
@@ -273,25 +247,30 @@ def _name_of(command: str) -> bytes:
 
 
 def about(link: Link, seed: int) -> dict[str, str]:
-    """Machine, versions, seed, and the command that made the figures."""
-    server: dict[str, Any] = link.run(lambda client: client.info("server"))
-    its_version = server.get("valkey_version") or server["redis_version"]
+    """Machine, versions, seed, time, and the command that made the figures."""
     return {
         "command": shlex.join(["flask", *sys.argv[1:]]),
-        "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
-        "server": f"{server.get('server_name', 'redis')} {its_version} on loopback",
+        "machine": machine(),
+        "server": f"{server_of(link)} on loopback",
         "python": platform.python_version(),
         "tollgate": version("tollgate"),
         "redis-py": version("redis"),
         "hiredis": version("hiredis"),
         "gunicorn": version("gunicorn"),
         "seed": str(seed),
+        "measured": datetime.fromtimestamp(CLOCK.now_us() / 1e6, UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
 
 
-def day_and_time(clock: Clock) -> str:
-    """Now, for the page."""
-    return datetime.fromtimestamp(clock.now_us() / 1e6, UTC).strftime("%Y-%m-%d %H:%M UTC")
+def machine() -> str:
+    """Processor, cores and system."""
+    return f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"
+
+
+def server_of(link: Link) -> str:
+    """The server's name and version."""
+    server: dict[str, Any] = link.run(lambda client: client.info("server"))
+    return f"{server.get('server_name', 'redis')} {server.get('valkey_version') or server['redis_version']}"
 
 
 def _processor() -> str:

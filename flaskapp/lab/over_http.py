@@ -9,20 +9,18 @@ import http.client
 import itertools
 import json
 import tempfile
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from backends import open_backend
-from backends.clock import Clock, SystemClock
 from backends.errors import StoreUnavailable
 from backends.money import usd_text
 from backends.progress import Progress, no_progress
 from backends.store.link import Link
-from flaskapp.lab.race import Call, CheckTimes, Plan, RaceResult, Round, Watcher, at_distance, result_of
+from flaskapp.lab.race import CLOCK, Call, CheckTimes, Plan, RaceResult, Round, Start, Watcher, at_distance, result_of
 from flaskapp.lab.servers import Server, UpstreamAccount, billing_upstream
 from flaskapp.ops.embedded_redis import EmbeddedServer
 from flaskapp.ops.running_redis import HOST
@@ -60,38 +58,30 @@ def race_over_http(
         ConfigurationError: a name that is not registered, or a service that did not start.
         StoreError: the Redis or the upstream of the race failed.
     """
-    clock = SystemClock()
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tollgate-race-")))
         store = stack.enter_context(EmbeddedServer(directory / "redis"))
-        promises = _promises(store.url, names, clock)
+        with closing(Link(store.url, clock=CLOCK)) as link:
+            # An unknown name fails here, before a server is started.
+            promises = {name: open_backend(name, link).promises_atomicity for name in names}
         account = stack.enter_context(billing_upstream(INPUT_NANOUSD, OUTPUT_NANOUSD))
         url = stack.enter_context(at_distance(store.url, rtt_ms))
         progress("services start", 0, len(names))
         services = {}
         for name in names:
-            environment = _environment(name, url, account, plan)
-            services[name] = Server(directory / name, workers, plan.think_ms, environment)
-            stack.enter_context(services[name])
+            server = Server(directory / name, workers, plan.think_ms, _environment(name, url, account, plan))
+            services[name] = stack.enter_context(server)
         for number, server in enumerate(services.values()):
             server.wait()
             progress("services start", number + 1, len(names))
-        racers = [_Http(name, server.port, account, plan, clock, rtt_ms) for name, server in services.items()]
+        racers = [_Http(name, server.port, account, plan, rtt_ms) for name, server in services.items()]
         for racer in racers:
-            racer.warm_up()
+            # A round that does not count: connections, scripts and vocabularies are loaded.
+            racer.at_once("warm")
         for number, racer in itertools.product(range(plan.rounds), racers):
             progress(f"{racer.name}: {plan.requests} callers at once, over HTTP", number, plan.rounds)
             watch(racer.run_round(number))
         return [racer.result(progress, promises=promises[racer.name]) for racer in racers]
-
-
-def _promises(url: str, names: Sequence[str], clock: Clock) -> dict[str, bool]:
-    """Whether each promises atomicity. Fails for an unknown name before a server is started."""
-    link = Link(url, clock=clock)
-    try:
-        return {name: open_backend(name, link, clock).promises_atomicity for name in names}
-    finally:
-        link.close()
 
 
 def _tokens(plan: Plan) -> list[int]:
@@ -127,59 +117,49 @@ def _environment(name: str, redis_url: str, account: UpstreamAccount, plan: Plan
     }
 
 
+@dataclass(frozen=True, slots=True)
 class _Http:
     """The callers of one service."""
 
-    def __init__(self, name: str, port: int, account: UpstreamAccount, plan: Plan, clock: Clock, rtt_ms: float) -> None:
-        self.name = name
-        self._rounds: list[Round] = []
-        self._port = port
-        self._account = account
-        self._plan = plan
-        self._clock = clock
-        self._rtt_ms = rtt_ms
-
-    def warm_up(self) -> None:
-        """Let as many callers ask as in a round, so that connections, scripts and vocabularies are loaded."""
-        self._at_once("warm")
+    name: str
+    port: int
+    account: UpstreamAccount
+    plan: Plan
+    rtt_ms: float
+    rounds: list[Round] = field(default_factory=list)
 
     def run_round(self, number: int) -> Round:
         """All callers at once, on an identifier that is new."""
         who = f"race-{self.name}-{number}"
-        calls = self._at_once(who)
-        billed_nanousd = self._account.billed_nanousd(who)
-        seen = Round(self.name, self._rtt_ms, number, calls, billed_nanousd, _limit_nanousd(self._plan), None)
-        self._rounds.append(seen)
+        calls = self.at_once(who)
+        billed_nanousd = self.account.billed_nanousd(who)
+        seen = Round(self.name, self.rtt_ms, number, calls, billed_nanousd, _limit_nanousd(self.plan), None)
+        self.rounds.append(seen)
         return seen
 
     def result(self, progress: Progress, *, promises: bool) -> RaceResult:
         """All rounds, and the time of the check."""
         return result_of(
-            self._rounds,
-            CheckTimes(self._check_times_ms(progress), []),
+            self.rounds,
+            CheckTimes(self._check_times_ms(progress)),
             promises_atomicity=promises,
             was_held=False,
             round_trips_a_request=None,
             measured_by="the upstream's bill",
         )
 
-    def _at_once(self, who: str) -> tuple[Call, ...]:
-        tokens = _tokens(self._plan)
-        started_seconds = 0.0
-
-        def begin() -> None:
-            nonlocal started_seconds
-            started_seconds = self._clock.monotonic_seconds()
-
-        start = threading.Barrier(len(tokens), action=begin)
+    def at_once(self, who: str) -> tuple[Call, ...]:
+        """The calls of one round."""
+        tokens = _tokens(self.plan)
+        start = Start(len(tokens))
 
         def call(number: int) -> Call:
-            with closing(http.client.HTTPConnection(HOST, self._port, timeout=CALL_SECONDS)) as connection:
+            with closing(self._connection()) as connection:
                 connection.connect()
                 start.wait(CALL_SECONDS)
-                asked_ms = (self._clock.monotonic_seconds() - started_seconds) * 1_000
+                asked_ms = start.elapsed_ms()
                 answer = self._ask(connection, who, tokens[number])
-            answered_ms = (answer.begun_seconds - started_seconds) * 1_000
+            answered_ms = (answer.begun_seconds - start.at_seconds) * 1_000
             cost_nanousd = tokens[number] * OUTPUT_NANOUSD
             return Call(number, cost_nanousd, asked_ms, None, answered_ms, answer.is_admitted)
 
@@ -193,15 +173,17 @@ class _Http:
 
     def _check_times_ms(self, progress: Progress) -> list[float]:
         """The service's own word (`Server-Timing`), one caller after another, each with a limit of its own."""
-        plan = self._plan
-        is_slow = self._rtt_ms or plan.think_ms
-        of = plan.far_timed_requests if is_slow else min(plan.timed_requests, TIMED_REQUESTS)
+        is_slow = self.rtt_ms or self.plan.think_ms
+        of = self.plan.far_timed_requests if is_slow else min(self.plan.timed_requests, TIMED_REQUESTS)
         times_ms = []
-        with closing(http.client.HTTPConnection(HOST, self._port, timeout=CALL_SECONDS)) as connection:
+        with closing(self._connection()) as connection:
             for number in range(of):
                 progress(f"{self.name}: the time of the check", number, of)
                 times_ms.append(self._ask(connection, f"timed-{number}", 1).check_ms)
         return times_ms
+
+    def _connection(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection(HOST, self.port, timeout=CALL_SECONDS)
 
     def _ask(self, connection: http.client.HTTPConnection, who: str, tokens: int) -> _Answer:
         """One chat, read to its end.
@@ -214,7 +196,7 @@ class _Http:
         try:
             connection.request("POST", CHAT, body, headers)
             response = connection.getresponse()
-            begun_seconds = self._clock.monotonic_seconds()
+            begun_seconds = CLOCK.monotonic_seconds()
             response.read()
         except (OSError, http.client.HTTPException) as error:
             raise StoreUnavailable(f"{self.name}: the service of the race hung up ({error})") from error

@@ -10,7 +10,7 @@ from flaskapp.admin.access import Access
 from flaskapp.admin.panel import Panel
 from flaskapp.admin.views import BehindLogIn, rendered
 from flaskapp.http.refusals import INVALID_REQUEST, problem
-from flaskapp.lab.race_runner import DEFAULTS, FIELDS, RaceRefused, RaceRunner, RaceRuns
+from flaskapp.lab.race_runner import DEFAULTS, FIELDS, RaceRefused, RaceRuns, start_race
 
 
 class RacePage(BehindLogIn):
@@ -18,7 +18,7 @@ class RacePage(BehindLogIn):
 
     def __init__(self, panel: Panel, access: Access, data_dir: Path) -> None:
         super().__init__(panel, access)
-        self._runner = RaceRunner(data_dir)
+        self._data_dir = data_dir
 
     def show(self) -> WsgiResponse:
         """``GET /admin/race``."""
@@ -43,7 +43,7 @@ class RacePage(BehindLogIn):
         if not self.access.is_same(request.form.get("csrf_token", ""), session):
             return problem(403, "unauthorized", "csrf_token", "This form is from another session. Load the page again.")
         try:
-            running = self._runner.start(request.form)
+            running = start_race(self._data_dir, request.form)
         except RaceRefused as error:
             return problem(422, INVALID_REQUEST, str(error), f"Nothing was started. {error}.")
         except RaceRuns:

@@ -1,6 +1,7 @@
 """The report's pictures, as PNG. matplotlib is the extra `lab`; nothing else of the project needs it."""
 
 import io
+import itertools
 from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec
@@ -12,6 +13,7 @@ from flaskapp.lab.race import RaceResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.patches import Patch
 
 WIDTH_INCHES = 6.4
 INK, SOFT, LINE, BAD = "#1b2330", "#5a6575", "#dfe3e9", "#b3261e"
@@ -92,35 +94,33 @@ def overspend(found: Sequence[Overspend]) -> bytes:
     """Dollars spent for each dollar of the limit, against callers at once."""
     picture, names = _Picture(4.2), _names(found)
     axes = picture.axes
-    for name in names:
-        for was_held in (True, False):
-            its = [each for each in found if each.backend == name and each.was_held == was_held]
-            if not its:
-                continue
-            has_both = any(each.was_held for each in found if each.backend == name)
-            how = (", held in its gap" if was_held else ", by luck") if has_both else ""
-            axes.plot(
-                [each.concurrency for each in its],
-                [each.spent_to_limit for each in its],
-                label=f"{name}{how}",
-                color=colour_of(name, names),
-                linestyle="-" if was_held or not has_both else ":",
-                marker="o",
-                # Hollow, so that one sees it where it lies on the other.
-                markerfacecolor=None if was_held or not has_both else "#ffffff",
-                # Where several lie on one another, each is seen: the later, the thinner.
-                linewidth=2 + 1.5 * (len(names) - 1 - names.index(name)),
-                markersize=6 + 1.5 * (len(names) - 1 - names.index(name)),
-            )
+    for name, was_held in itertools.product(names, (True, False)):
+        its = [each for each in found if each.backend == name and each.was_held == was_held]
+        if not its:
+            continue
+        has_both = any(each.was_held for each in found if each.backend == name)
+        by_luck = has_both and not was_held
+        how = ", by luck" if by_luck else ", held in its gap" if has_both else ""
+        # Where several lie on one another, each is seen: the later, the thinner.
+        wider = 1.5 * (len(names) - 1 - names.index(name))
+        axes.plot(
+            [each.concurrency for each in its],
+            [each.spent_to_limit for each in its],
+            label=f"{name}{how}",
+            color=colour_of(name, names),
+            linestyle=":" if by_luck else "-",
+            marker="o",
+            # Hollow, so that one sees it where it lies on the other.
+            markerfacecolor="#ffffff" if by_luck else None,
+            linewidth=2 + wider,
+            markersize=6 + wider,
+        )
     axes.axhline(1, color=INK, linewidth=1, linestyle="--")
     axes.annotate("the limit", (1, 1), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=INK)
-    both: list[Any] = [axes.set_xscale, axes.set_yscale]
-    for scale in both:
-        scale("log")
-    ticks = sorted({each.concurrency for each in found})
-    _plain_ticks(axes, ticks, [1, 2, 5, 10, 20])
-    axes.set_xlabel("callers at once")
-    axes.set_ylabel("$ spent for each $ of the limit")
+    axes.set(xscale="log", yscale="log", xlabel="callers at once", ylabel="$ spent for each $ of the limit")
+    for axis, ticks in ((axes.xaxis, sorted({each.concurrency for each in found})), (axes.yaxis, [1, 2, 5, 10, 20])):
+        axis.set_ticks(ticks, list(map(str, ticks)))
+    axes.minorticks_off()
     axes.legend(loc="upper left")
     return picture.png()
 
@@ -128,19 +128,16 @@ def overspend(found: Sequence[Overspend]) -> bytes:
 @_styled
 def latency(results: Sequence[RaceResult]) -> bytes:
     """Median of the check, against what Redis is farther away."""
-    picture = _Picture(4.4)
-    bars = []
-    names = _names(results)
+    picture, names, bars = _Picture(4.4), _names(results), []
     for name in names:
         its = [each for each in results if each.backend == name]
         colour = colour_of(name, names)
-        if all(each.check_alone_p50_ms is not None for each in its):
-            bars.append((f"{name}: its check alone", [each.check_alone_p50_ms or 0 for each in its], colour, 0.45))
-            bars.append((f"{name}: check and record", [each.check_p50_ms for each in its], colour, 1.0))
-        else:
-            bars.append((f"{name}: both in one", [each.check_p50_ms for each in its], colour, 1.0))
-    _grouped(picture.axes, bars, [f"{rtt:g} ms farther" for rtt in _rtts(results)], "{:.3g}")
-    _logarithmic(picture.axes, "median, milliseconds")
+        alone = [each.check_alone_p50_ms for each in its if each.check_alone_p50_ms is not None]
+        if alone:
+            bars.append((f"{name}: its check alone", alone, colour, 0.45))
+        what = "check and record" if alone else "both in one"
+        bars.append((f"{name}: {what}", [each.check_p50_ms for each in its], colour, 1.0))
+    _at_each_distance(picture.axes, bars, _rtts(results), "{:.3g}", "median, milliseconds")
     return picture.png()
 
 
@@ -167,9 +164,7 @@ def throughput(found: Sequence[Throughput], callers: int) -> bytes:
     bars = [
         (name, [each.a_second for each in found if each.backend == name], colour_of(name, names), 1.0) for name in names
     ]
-    rtts = sorted({each.rtt_ms for each in found})
-    _grouped(picture.axes, bars, [f"{rtt:g} ms farther" for rtt in rtts], "{:,.0f}")
-    _logarithmic(picture.axes, f"decisions a second, {callers} callers")
+    _at_each_distance(picture.axes, bars, _rtts(found), "{:,.0f}", f"decisions a second, {callers} callers")
     return picture.png()
 
 
@@ -180,21 +175,12 @@ def server_time(found: Sequence[ServerTime]) -> bytes:
     axes = picture.axes
     for name in names:
         its = [each for each in found if each.backend == name]
-        colour = colour_of(name, names)
-        axes.plot(
-            [each.in_window for each in its],
-            [each.us for each in its],
-            color=colour,
-            marker="o",
-            linewidth=2.2,
-            label=name,
-        )
-    axes.set_xscale("log")
+        across, up = [each.in_window for each in its], [each.us for each in its]
+        axes.plot(across, up, color=colour_of(name, names), marker="o", linewidth=2.2, label=name)
+    axes.set(xscale="log", xlabel="requests in the window", ylabel="µs of Redis' processor, each")
     ticks = sorted({each.in_window for each in found})
     axes.set_xticks(ticks, [_short(tick) for tick in ticks])
     axes.set_ylim(0, max(each.us for each in found) * 1.2)
-    axes.set_xlabel("requests in the window")
-    axes.set_ylabel("µs of Redis' processor, each")
     axes.legend(loc="upper left", ncols=len(names))
     return picture.png()
 
@@ -207,8 +193,8 @@ def lanes(order: FailingOrder) -> bytes:
     axes.set_axis_off()
     axes.set_xlim(0, 3)
     axes.set_ylim(len(order.blocks) + 0.05, -0.55)
-    for column, (title, colour) in enumerate((("caller A", INK), ("caller B", INK), ("the books", INK))):
-        axes.text(column + 0.5, -0.3, title, ha="center", va="center", weight="bold", color=colour)
+    for column, title in enumerate(("caller A", "caller B", "the books")):
+        axes.text(column + 0.5, -0.3, title, ha="center", va="center", weight="bold", color=INK)
         axes.plot([column + 0.5] * 2, [-0.1, len(order.blocks)], color=LINE, linewidth=2, zorder=0)
     for row, block in enumerate(order.blocks):
         _block(axes, order, row, block)
@@ -220,7 +206,7 @@ def _block(axes: "Axes", order: FailingOrder, row: int, block: Block) -> None:
     is_check, is_over = block.does != "record", block.window_nanousd > order.limit_nanousd
     colour = "#1f5fbf" if is_check else COLOURS["legacy"]
     face = "#eaf1fb" if is_check else "#fbe9e4"
-    _box(axes, column, row, face, colour)
+    axes.add_patch(_box(column, row, face, colour))
     cost, limit = _usd(order.cost_nanousd), _usd(order.limit_nanousd)
     head, what = {
         "check": ("checks", f"sees {_usd(block.window_nanousd)} spent:\n{cost} fits"),
@@ -248,55 +234,40 @@ def _block(axes: "Axes", order: FailingOrder, row: int, block: Block) -> None:
     )
 
 
-def _box(axes: "Axes", column: int, row: int, face: str, edge: str) -> None:
+def _box(column: int, row: int, face: str, edge: str) -> "Patch":
     from matplotlib.patches import FancyBboxPatch  # noqa: PLC0415 (an extra)
 
-    box = FancyBboxPatch(
-        (column + 0.08, row + 0.1),
-        0.84,
-        0.74,
-        boxstyle="round,pad=0,rounding_size=0.06",
-        facecolor=face,
-        edgecolor=edge,
-    )
-    axes.add_patch(box)
+    style = "round,pad=0,rounding_size=0.06"
+    return FancyBboxPatch((column + 0.08, row + 0.1), 0.84, 0.74, boxstyle=style, facecolor=face, edgecolor=edge)
 
 
-def _grouped(
-    axes: "Axes", bars: Sequence[tuple[str, list[float], str, float]], groups: Sequence[str], written: str
+def _at_each_distance(
+    axes: "Axes", bars: Sequence[tuple[str, list[float], str, float]], rtts_ms: Sequence[float], written: str, what: str
 ) -> None:
+    """Bars side by side for each distance: label, values, colour and opacity of each."""
     width = 0.84 / len(bars)
     for number, (label, values, colour, alpha) in enumerate(bars):
-        places = [group + (number - (len(bars) - 1) / 2) * width for group in range(len(groups))]
+        places = [group + (number - (len(bars) - 1) / 2) * width for group in range(len(rtts_ms))]
         drawn = axes.bar(places, values, width * 0.94, label=label, color=colour, alpha=alpha)
         is_crowded = len(bars) > 3  # noqa: PLR2004 (what fits side by side)
         axes.bar_label(drawn, fmt=written, padding=3, color=INK, fontsize=10, rotation=90 if is_crowded else 0)
-    axes.set_xticks(range(len(groups)), groups)
+    axes.set_xticks(range(len(rtts_ms)), [f"{rtt_ms:g} ms farther" for rtt_ms in rtts_ms])
     axes.grid(visible=False, axis="x")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(len(bars), 2), fontsize=11)
-
-
-def _logarithmic(axes: "Axes", label: str) -> None:
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     # Room for what is written on the highest bar.
     least, most = axes.get_ylim()
     axes.set_ylim(least, most * 2)
-    axes.set_ylabel(f"{label}, log scale")
-
-
-def _plain_ticks(axes: "Axes", across: Sequence[int], up: Sequence[int]) -> None:
-    axes.set_xticks(across, [str(tick) for tick in across])
-    axes.set_yticks(up, [str(tick) for tick in up])
-    axes.minorticks_off()
+    axes.set_ylabel(f"{what}, log scale")
 
 
 def _names(found: Sequence[Any]) -> list[str]:
     return list(dict.fromkeys(each.backend for each in found))
 
 
-def _rtts(results: Sequence[RaceResult]) -> list[float]:
-    return sorted({each.rtt_ms for each in results})
+def _rtts(found: Sequence[RaceResult] | Sequence[Throughput]) -> list[float]:
+    return sorted({each.rtt_ms for each in found})
 
 
 def _short(number: int) -> str:

@@ -16,21 +16,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
 from statistics import median, quantiles
 from urllib.parse import urlsplit
 
 from backends import open_backend
-from backends.clock import US_PER_SECOND, Clock, SystemClock
+from backends.clock import US_PER_SECOND, SystemClock
 from backends.contract import Ask, Backend, Limits, Reservation
 from backends.errors import ConfigurationError, StoreBusy
 from backends.keys import SECONDS_PER_HOUR, book_keys
 from backends.progress import Progress, no_progress
 from backends.store.link import Link
-from flaskapp.lab.delay import HOST, delayed
+from flaskapp.lab.delay import delayed
 from flaskapp.lab.wire import Wire
+from flaskapp.ops.running_redis import HOST
 
+CLOCK = SystemClock()
 AMPLE_NANOUSD = 10**15
 COST_NANOUSD = 4_050_000
 WINDOW_SECONDS = 600
@@ -161,9 +163,24 @@ class RaceResult:
 class CheckTimes:
     """How long checks took, one after another."""
 
-    whole_ms: list[float]
-    alone_ms: list[float]
+    whole_ms: list[float] = field(default_factory=list)
+    alone_ms: list[float] = field(default_factory=list)
     """Up to the gap; empty where there is none."""
+
+
+class Start(threading.Barrier):
+    """Where callers wait for one another; their time counts from then on."""
+
+    def __init__(self, callers: int) -> None:
+        super().__init__(callers, action=self._begin)
+        self.at_seconds = 0.0
+
+    def elapsed_ms(self) -> float:
+        """Time since the start."""
+        return (CLOCK.monotonic_seconds() - self.at_seconds) * 1_000
+
+    def _begin(self) -> None:
+        self.at_seconds = CLOCK.monotonic_seconds()
 
 
 def race(
@@ -172,20 +189,12 @@ def race(
     plan: Plan | None = None,
     *,
     rtt_ms: float = 0.0,
-    clock: Clock | None = None,
     progress: Progress = no_progress,
     watch: Watcher = lambda _: None,
 ) -> list[RaceResult]:
     """Race the strategies registered as `names` on the server at `url`, and delete the keys of the race.
 
-    Args:
-        url: ``redis://…``; the server of the race.
-        names: the strategies, in the order in which they race.
-        plan: what is raced.
-        rtt_ms: added to each round trip, by a proxy.
-        clock: the time.
-        progress: called with what is done now.
-        watch: called with each round.
+    With `rtt_ms` a proxy makes each round trip so much longer.
 
     Raises:
         ConfigurationError: no ``redis://`` URL, a name that is not registered, or a database that holds ``llm:`` keys.
@@ -193,21 +202,15 @@ def race(
     """
     if not url.startswith("redis://"):
         raise ConfigurationError("a race runs on a redis:// URL: only there are round trips counted on the wire")
-    its_plan, wire = plan or Plan(), Wire()
-    its_clock = clock or SystemClock()
+    plan, wire = plan or Plan(), Wire()
     with at_distance(url, rtt_ms) as its_url:
         link = Link(
-            its_url,
-            clock=its_clock,
-            timeout_seconds=TIMEOUT_SECONDS,
-            pool_size=its_plan.requests,
-            before_each_send=wire,
+            its_url, clock=CLOCK, timeout_seconds=TIMEOUT_SECONDS, pool_size=plan.requests, before_each_send=wire
         )
-        try:
+        with closing(link):
             refuse_used_database(link)
-            return _Race(link, its_clock, its_plan, wire, progress, watch, rtt_ms).run(names)
-        finally:
-            link.close()
+            backends = {name: open_backend(name, link, CLOCK) for name in names}
+            return _Race(link, backends, plan, wire, progress, watch, rtt_ms).run()
 
 
 def window_alone(limit_nanousd: int) -> Limits:
@@ -256,106 +259,134 @@ def refuse_used_database(link: Link) -> None:
         raise ConfigurationError("that database holds llm: keys; race on one that is not in use")
 
 
+@dataclass(frozen=True, slots=True)
 class _Race:
-    def __init__(
-        self,
-        link: Link,
-        clock: Clock,
-        plan: Plan,
-        wire: Wire,
-        progress: Progress,
-        watch: Watcher,
-        rtt_ms: float,
-    ) -> None:
-        self._link = link
-        self._clock = clock
-        self._plan = plan
-        self._wire = wire
-        self._progress = progress
-        self._watch = watch
-        self._rtt_ms = rtt_ms
-        self._made: list[tuple[Ask, int]] = []
+    link: Link
+    backends: dict[str, Backend]
+    plan: Plan
+    wire: Wire
+    progress: Progress
+    watch: Watcher
+    rtt_ms: float
+    made: list[tuple[Ask, int]] = field(default_factory=list)
+    """What was asked, and when in unix seconds."""
 
-    def run(self, names: Sequence[str]) -> list[RaceResult]:
+    def run(self) -> list[RaceResult]:
         try:
-            rounds = self._all_rounds(names)
-            times = self._check_times(names)
-            return [self._result(name, rounds[name], times[name]) for name in names]
+            rounds = self._all_rounds()
+            times = self._check_times()
+            return [self._result(name, rounds[name], times[name]) for name in self.backends]
         finally:
             self._clear()
 
-    def _all_rounds(self, names: Sequence[str]) -> dict[str, list[Round]]:
+    def _all_rounds(self) -> dict[str, list[Round]]:
         """Race in turns, so that what the machine does meanwhile affects all strategies alike."""
-        for name in names:
-            self._warm_up(name)
-        rounds: dict[str, list[Round]] = {name: [] for name in names}
-        for number in range(self._plan.rounds):
-            for name in names:
-                self._progress(f"{name}: {self._plan.requests} callers at once", number, self._plan.rounds)
+        for name, backend in self.backends.items():
+            # This loads the scripts and learns the time of the server: neither belongs to a request.
+            backend.reserve(self._ask(f"race-{name}-warm", 0, AMPLE_NANOUSD))
+        rounds: dict[str, list[Round]] = {name: [] for name in self.backends}
+        for number in range(self.plan.rounds):
+            for name in self.backends:
+                self.progress(f"{name}: {self.plan.requests} callers at once", number, self.plan.rounds)
                 rounds[name].append(self._round(name, number))
-                self._watch(rounds[name][-1])
+                self.watch(rounds[name][-1])
         return rounds
 
     def _round(self, name: str, number: int) -> Round:
-        plan = self._plan
         identifier = f"race-{name}-{number}"
-        backend = open_backend(name, self._link, self._clock)
-        callers = _Callers(backend, plan, self._wire, self._clock)
-        costs_nanousd = plan.costs_nanousd(number)
-        limit_nanousd = plan.limit_nanousd(costs_nanousd)
+        costs_nanousd = self.plan.costs_nanousd(number)
+        limit_nanousd = self.plan.limit_nanousd(costs_nanousd)
         asks = [self._ask(identifier, each, limit_nanousd, cost) for each, cost in enumerate(costs_nanousd)]
-        sent_before = self._wire.round_trips
-        calls = callers.at_once(asks)
-        round_trips = self._wire.round_trips - sent_before
-        books = backend.books(identifier, asks[0].network, WINDOW_SECONDS)
-        return Round(name, self._rtt_ms, number, calls, books.window_nanousd, limit_nanousd, round_trips)
+        sent_before = self.wire.round_trips
+        calls = self._at_once(self.backends[name], asks)
+        round_trips = self.wire.round_trips - sent_before
+        books = self.backends[name].books(identifier, asks[0].network, WINDOW_SECONDS)
+        return Round(name, self.rtt_ms, number, calls, books.window_nanousd, limit_nanousd, round_trips)
 
-    def _warm_up(self, name: str) -> None:
-        """Load the scripts, and learn the time of the server: neither belongs to a request."""
-        backend = open_backend(name, self._link, self._clock)
-        backend.reserve(self._ask(f"race-{name}-warm", 0, AMPLE_NANOUSD))
+    def _at_once(self, backend: Backend, asks: Sequence[Ask]) -> tuple[Call, ...]:
+        """As many threads as there are requests."""
+        start, all_checked = Start(len(asks)), threading.Barrier(len(asks))
 
-    def _check_times(self, names: Sequence[str]) -> dict[str, CheckTimes]:
-        timers = {name: self._timer(name) for name in names}
-        of = self._plan.far_timed_requests if self._rtt_ms else self._plan.timed_requests
+        def call(number: int, ask: Ask) -> Call:
+            checked_ms: float | None = None
+
+            def in_gap() -> None:
+                nonlocal checked_ms
+                checked_ms = start.elapsed_ms()
+                self._pause(all_checked)
+
+            start.wait(self.plan.hold_seconds)
+            asked_ms = start.elapsed_ms()
+            try:
+                with self._before_record(backend, in_gap):
+                    is_admitted = isinstance(backend.reserve(ask), Reservation)
+            except StoreBusy:
+                # It gave up against the others: a strategy that tries again and again may.
+                is_admitted = False
+            return Call(number, ask.cost_nanousd, asked_ms, checked_ms, start.elapsed_ms(), is_admitted)
+
+        with ThreadPoolExecutor(len(asks), thread_name_prefix="caller") as callers:
+            return tuple(callers.map(call, range(len(asks)), asks))
+
+    def _pause(self, all_checked: threading.Barrier) -> None:
+        if self.plan.think_ms is not None:
+            time.sleep(self.plan.think_ms / 1_000)
+            return
+        # Broken: one caller did not come in time, so the others go on, and the figures show it.
+        with suppress(threading.BrokenBarrierError):
+            all_checked.wait(self.plan.hold_seconds)
+
+    def _before_record(self, backend: Backend, do: Callable[[], None]) -> AbstractContextManager[None]:
+        """Call `do` in the gap between check and record, if there is one."""
+        return nullcontext() if backend.promises_atomicity else self.wire.before_first_write(do)
+
+    def _check_times(self) -> dict[str, CheckTimes]:
+        times = {name: CheckTimes() for name in self.backends}
+        of = self.plan.far_timed_requests if self.rtt_ms else self.plan.timed_requests
         for number in range(of):
-            self._progress("the time of the check, in turns", number, of)
-            for name, timer in timers.items():
-                timer.time(self._ask(f"race-{name}-timed", number, AMPLE_NANOUSD))
-        return {name: timer.times for name, timer in timers.items()}
+            self.progress("the time of the check, in turns", number, of)
+            for name, backend in self.backends.items():
+                self._time_check(backend, self._ask(f"race-{name}-timed", number, AMPLE_NANOUSD), times[name])
+        return times
 
-    def _timer(self, name: str) -> "_Timer":
-        return _Timer(open_backend(name, self._link, self._clock), self._wire, self._clock)
+    def _time_check(self, backend: Backend, ask: Ask, times: CheckTimes) -> None:
+        start_seconds = CLOCK.monotonic_seconds()
+
+        def elapsed_ms() -> float:
+            return (CLOCK.monotonic_seconds() - start_seconds) * 1_000
+
+        with self._before_record(backend, lambda: times.alone_ms.append(elapsed_ms())):
+            backend.reserve(ask)
+        times.whole_ms.append(elapsed_ms())
 
     def _result(self, name: str, rounds: list[Round], times: CheckTimes) -> RaceResult:
-        backend = open_backend(name, self._link, self._clock)
-        trips = sum(each.round_trips or 0 for each in rounds) / (self._plan.requests * len(rounds))
+        has_gap = any(call.checked_ms is not None for each in rounds for call in each.calls)
         return result_of(
             rounds,
             times,
-            promises_atomicity=backend.promises_atomicity,
-            was_held=not backend.promises_atomicity and self._plan.think_ms is None,
-            round_trips_a_request=trips,
+            promises_atomicity=self.backends[name].promises_atomicity,
+            was_held=has_gap and self.plan.think_ms is None,
+            round_trips_a_request=sum(each.round_trips or 0 for each in rounds) / (self.plan.requests * len(rounds)),
         )
 
     def _ask(self, identifier: str, number: int, limit_nanousd: int, cost_nanousd: int | None = None) -> Ask:
         """One request, which only its window can refuse; its network has no other."""
         limits = window_alone(limit_nanousd)
         rid = f"{identifier}-{number}"
-        ask = Ask(rid, identifier, identifier, cost_nanousd or self._plan.cost_nanousd, limits, PENDING_SECONDS)
-        self._made.append((ask, self._clock.now_us() // US_PER_SECOND))
+        ask = Ask(rid, identifier, identifier, cost_nanousd or self.plan.cost_nanousd, limits, PENDING_SECONDS)
+        self.made.append((ask, CLOCK.now_us() // US_PER_SECOND))
         return ask
 
     def _clear(self) -> None:
         """Delete the keys of our own requests; of dated keys, those of the hour after too."""
         keys = {
             key
-            for ask, at_seconds in self._made
+            for ask, at_seconds in self.made
             for seconds in (at_seconds, at_seconds + SECONDS_PER_HOUR)
             for key in book_keys(ask.reservation_id, ask.identifier, ask.network, seconds)
         }
         if keys:
-            self._link.run(lambda client: client.delete(*keys))
+            self.link.run(lambda client: client.delete(*keys))
 
 
 def result_of(
@@ -386,81 +417,3 @@ def result_of(
         rtt_ms=rounds[0].rtt_ms,
         measured_by=measured_by,
     )
-
-
-def _before_record(backend: Backend, wire: Wire, do: Callable[[], None]) -> AbstractContextManager[None]:
-    """Call `do` in the gap between check and record, if there is one."""
-    return nullcontext() if backend.promises_atomicity else wire.before_first_write(do)
-
-
-class _Timer:
-    """Times one caller after another; where there is a gap, the check alone too."""
-
-    def __init__(self, backend: Backend, wire: Wire, clock: Clock) -> None:
-        self.times = CheckTimes([], [])
-        self._backend = backend
-        self._wire = wire
-        self._clock = clock
-
-    def time(self, ask: Ask) -> None:
-        started_seconds = self._clock.monotonic_seconds()
-
-        def since_start_ms() -> float:
-            return (self._clock.monotonic_seconds() - started_seconds) * 1_000
-
-        with _before_record(self._backend, self._wire, lambda: self.times.alone_ms.append(since_start_ms())):
-            self._backend.reserve(ask)
-        self.times.whole_ms.append(since_start_ms())
-
-
-class _Callers:
-    """As many threads as there are requests, all on one strategy."""
-
-    def __init__(self, backend: Backend, plan: Plan, wire: Wire, clock: Clock) -> None:
-        self._backend = backend
-        self._plan = plan
-        self._wire = wire
-        self._clock = clock
-        self._started_seconds = 0.0
-        self._all_checked = threading.Barrier(plan.requests)
-
-    def at_once(self, asks: Sequence[Ask]) -> tuple[Call, ...]:
-        start = threading.Barrier(len(asks), action=self._begin)
-
-        def call(number: int, ask: Ask) -> Call:
-            start.wait(self._plan.hold_seconds)
-            return self._call(number, ask)
-
-        with ThreadPoolExecutor(len(asks), thread_name_prefix="caller") as callers:
-            return tuple(callers.map(call, range(len(asks)), asks))
-
-    def _begin(self) -> None:
-        self._started_seconds = self._clock.monotonic_seconds()
-
-    def _call(self, number: int, ask: Ask) -> Call:
-        checked_ms: float | None = None
-
-        def in_gap() -> None:
-            nonlocal checked_ms
-            checked_ms = self._now_ms()
-            self._pause()
-
-        asked_ms = self._now_ms()
-        try:
-            with _before_record(self._backend, self._wire, in_gap):
-                is_admitted = isinstance(self._backend.reserve(ask), Reservation)
-        except StoreBusy:
-            # It gave up against the others: a strategy that tries again and again may.
-            is_admitted = False
-        return Call(number, ask.cost_nanousd, asked_ms, checked_ms, self._now_ms(), is_admitted)
-
-    def _pause(self) -> None:
-        if self._plan.think_ms is not None:
-            time.sleep(self._plan.think_ms / 1_000)
-            return
-        # Broken: one caller did not come in time, so the others go on, and the figures show it.
-        with suppress(threading.BrokenBarrierError):
-            self._all_checked.wait(self._plan.hold_seconds)
-
-    def _now_ms(self) -> float:
-        return (self._clock.monotonic_seconds() - self._started_seconds) * 1_000

@@ -14,7 +14,7 @@ from backends.progress import Progress
 from flaskapp.cli.console import fail
 from flaskapp.lab import report
 from flaskapp.lab.race import MAX_SPREAD, Plan, RaceResult, Round, Watcher, race
-from flaskapp.lab.redis_option import in_options, server_url
+from flaskapp.lab.redis_option import in_options, redis_option, server_url
 from flaskapp.lab.tables import live_table, print_table, verdicts
 
 MAX_REQUESTS = 500
@@ -22,6 +22,8 @@ MAX_ROUNDS = 1_000
 MAX_RTT_MS = 100
 MAX_THINK_MS = 5_000
 MAX_WORKERS = 16
+PLANNED = ("requests", "room", "rounds", "seed", "spread", "think_ms")
+"""What the options say of the plan, and the figures repeat."""
 NOT_AS_DECLARED, COULD_NOT_RUN = 1, 2
 
 
@@ -135,12 +137,7 @@ def _run_options() -> list[Callable[[Any], Any]]:
         _shown(
             "--workers", type=click.IntRange(1, MAX_WORKERS), default=2, help="With --http: processes of each service."
         ),
-        click.option(
-            "--redis",
-            "url",
-            metavar="URL",
-            help="Race on this server instead of one of our own; a database with llm: keys is refused.",
-        ),
+        redis_option("Race"),
         click.option(
             "--report",
             "directory",
@@ -171,7 +168,7 @@ def make_race_cli(names: Sequence[str] = ("legacy", "atomic")) -> click.Command:
             raise click.UsageError("--http brings a Redis of its own: leave out --redis")
         lab = Lab(
             names=names,
-            plan=_plan(**{name: given[name] for name in ("requests", "room", "rounds", "seed", "spread", "think_ms")}),
+            plan=_plan(**{name: given[name] for name in PLANNED}),
             rtts_ms=given["rtts_ms"],
             url=given["url"],
             http_workers=workers if over_http else None,
@@ -193,14 +190,8 @@ def make_race_cli(names: Sequence[str] = ("legacy", "atomic")) -> click.Command:
 
 def figures(lab: Lab, results: Sequence[RaceResult], status: int) -> dict[str, Any]:
     """The figures of the table and more, money in nano-dollars."""
-    plan = lab.plan
     return {
-        "requests": plan.requests,
-        "room": plan.room,
-        "rounds": plan.rounds,
-        "seed": plan.seed,
-        "spread": plan.spread,
-        "think_ms": plan.think_ms,
+        **{name: getattr(lab.plan, name) for name in PLANNED},
         "http_workers": lab.http_workers,
         "backends": [asdict(result) | {"is_as_declared": result.is_as_declared} for result in results],
         "verdict": "\n".join(verdicts(results)),

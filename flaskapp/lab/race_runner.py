@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from flaskapp.config import child_environment
+from flaskapp.ops.processes import end_process
 from flaskapp.value_types import Whole
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,37 +39,24 @@ class RaceRuns(Exception):
     """Another race runs."""
 
 
-class RaceRunner:
-    """Starts races, one at a time for all workers of this instance.
+def start_race(data_dir: Path, form: Mapping[str, str]) -> "RunningRace":
+    """Begin a race, one at a time for all workers of this instance; their lock is in `data_dir`.
 
-    Args:
-        data_dir: where the lock is.
+    Raises:
+        RaceRefused: the form is no race.
+        RaceRuns: one runs already.
     """
-
-    def __init__(self, data_dir: Path) -> None:
-        self._lock_file = data_dir / "race.lock"
-
-    def start(self, form: Mapping[str, str]) -> "RunningRace":
-        """Begin.
-
-        Raises:
-            RaceRefused: the form is no race.
-            RaceRuns: one runs already.
-        """
-        asked = {name: _number(name, form.get(name, "")) for name in FIELDS}
-        if asked["room"] >= asked["requests"]:
-            raise RaceRefused("room: fewer than the callers, or there is no race")
-        self._lock_file.parent.mkdir(parents=True, exist_ok=True)
-        # A lock that ends with the process that holds it, for whatever reason.
-        lock = self._lock_file.open("w", encoding="utf-8")
+    asked = {name: _number(name, form.get(name, "")) for name in FIELDS}
+    if asked["room"] >= asked["requests"]:
+        raise RaceRefused("room: fewer than the callers, or there is no race")
+    data_dir.mkdir(parents=True, exist_ok=True)
+    # A lock that ends with the process that holds it, for whatever reason. The process of the race holds it on.
+    with (data_dir / "race.lock").open("w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return RunningRace(lock.fileno(), [f"--{name}={number}" for name, number in asked.items()])
         except BlockingIOError as error:
             raise RaceRuns from error
-        finally:
-            # The process of the race holds it on.
-            lock.close()
+        return RunningRace(lock.fileno(), [f"--{name}={number}" for name, number in asked.items()])
 
 
 class RunningRace:
@@ -94,25 +82,17 @@ class RunningRace:
         if self._process.stdout is None or self._process.stderr is None:
             return
         yield from self._process.stdout
-        if self._process.wait() not in {0, 1}:
-            yield json.dumps({"error": self._why(self._process.stderr.read())}) + "\n"
-
-    def _why(self, errors: str) -> str:
-        if self._process.returncode == -signal.SIGKILL:
-            return f"The race was ended after {MAX_SECONDS:.0f} seconds: let fewer callers run, or fewer rounds."
-        lines = errors.strip().splitlines()
-        return lines[-1] if lines else "The race ended without a word."
+        status = self._process.wait()
+        if status not in {0, 1}:
+            error = (self._process.stderr.read().strip().splitlines() or ["The race ended without a word."])[-1]
+            if status == -signal.SIGKILL:
+                error = f"The race was ended after {MAX_SECONDS:.0f} seconds: let fewer callers run, or fewer rounds."
+            yield json.dumps({"error": error}) + "\n"
 
     def close(self) -> None:
         """End it, and all that it started, if it has not ended. A second call does nothing."""
         self._end.cancel()
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)
-            try:
-                self._process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+        end_process(self._process, STOP_SECONDS, signal.SIGINT)
         for pipe in (self._process.stdout, self._process.stderr):
             if pipe is not None:
                 with suppress(OSError):

@@ -1,12 +1,21 @@
 """The option ``--redis`` of the lab's commands: a server that is named, or one of their own."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import click
 
 from backends.errors import TollgateError
 from flaskapp.ops.embedded_redis import EmbeddedServer
+
+
+def redis_option(verb: str) -> Callable[[Any], Any]:
+    """The option, as the argument `url` of a command that does what `verb` says."""
+    text = f"{verb} on this server instead of one of our own; a database with llm: keys is refused."
+    return click.option("--redis", "url", metavar="URL", help=text)
 
 
 @contextmanager

@@ -3,32 +3,32 @@
 import base64
 import json
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from backends import open_backend
-from backends.clock import Clock, SystemClock
 from backends.errors import ConfigurationError
 from backends.money import usd_text
 from backends.progress import Progress
 from backends.store.link import Link
 from flaskapp.lab import measure, pictures
-from flaskapp.lab.race import Plan, RaceResult
-from flaskapp.lab.tables import title_of
-from flaskapp.ops.embedded_redis import EmbeddedServer
+from flaskapp.lab.race import CLOCK, TIMEOUT_SECONDS, Plan, RaceResult
+from flaskapp.lab.redis_option import server_url
+from flaskapp.lab.tables import by_backend, title_of
 
 PAGE, FIGURES = "index.html", "figures.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A table: texts only."""
+    """A table."""
 
     heads: tuple[str, ...]
-    cells: list[list[str]]
+    cells: list[list[object]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,20 +44,20 @@ class Part:
 
     @property
     def base64(self) -> str:
-        """For the page."""
+        """The picture, for the page."""
         return base64.b64encode(self.png).decode()
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Measured:
-    """Everything that the pictures show."""
+    """Everything that the pictures show, by the names that it has in the JSON."""
 
     about: dict[str, str]
-    order: measure.FailingOrder | None
-    overspends: list[measure.Overspend] = field(default_factory=list)
-    distances: list[RaceResult] = field(default_factory=list)
-    throughputs: list[measure.Throughput] = field(default_factory=list)
-    server_times: list[measure.ServerTime] = field(default_factory=list)
+    failing_order: measure.FailingOrder | None
+    overspend: list[measure.Overspend]
+    distances: list[RaceResult]
+    throughput: list[measure.Throughput]
+    server_time: list[measure.ServerTime]
 
 
 def check_can_be_made(directory: Path) -> None:
@@ -82,52 +82,33 @@ def measured(names: Sequence[str], plan: Plan, progress: Progress) -> Measured:
         ConfigurationError: a name that is not registered.
         StoreError: the server failed.
     """
-    clock = SystemClock()
-    with (
-        tempfile.TemporaryDirectory(prefix="tollgate-report-") as directory,
-        EmbeddedServer(Path(directory)) as server,
-    ):
-        link = Link(server.url, clock=clock, timeout_seconds=5.0)
-        try:
-            return _measured(link, names, plan, clock, progress)
-        finally:
-            link.close()
-
-
-def _measured(link: Link, names: Sequence[str], plan: Plan, clock: Clock, progress: Progress) -> Measured:
-    url = link.url
-    racy = next((name for name in names if not open_backend(name, link, clock).promises_atomicity), None)
-    progress("all orders of two callers", 0, 1)
-    order = None if racy is None else measure.failing_order(url, racy)
-    found = Measured(measure.about(link, plan.seed) | {"measured": measure.day_and_time(clock)}, order)
-    _empty(link)
-    found.overspends = measure.overspends(url, names, plan, clock, progress)
-    found.distances = measure.distances(url, names, plan, clock, progress)
-    found.throughputs = measure.throughputs(url, names, clock, progress)
-    _empty(link)
-    found.server_times = measure.server_times(link, names, plan.seed, clock, progress)
-    return found
-
-
-def _empty(link: Link) -> None:
-    """The server is our own."""
-    link.run(lambda client: client.flushall())
+    with server_url(None) as url, closing(Link(url, clock=CLOCK, timeout_seconds=TIMEOUT_SECONDS)) as link:
+        about = measure.about(link, plan.seed)
+        racy = next((name for name in names if not open_backend(name, link, CLOCK).promises_atomicity), None)
+        progress("all orders of two callers", 0, 1)
+        failing_order = None if racy is None else measure.failing_order(url, racy)
+        overspend = measure.overspends(url, names, plan, progress)
+        distances = measure.distances(url, names, plan, progress)
+        throughput = measure.throughputs(url, names, progress)
+        # What the throughput has booked would stay otherwise.
+        link.run(lambda client: client.flushall())
+        server_time = measure.server_times(link, names, plan.seed, progress)
+    return Measured(about, failing_order, overspend, distances, throughput, server_time)
 
 
 def write(directory: Path, plan: Plan, results: Sequence[RaceResult], where: str, found: Measured) -> Path:
     """The page and what lies beside it; the path of the page."""
-    parts = [make(found) for make in _PARTS if found.order is not None or make is not _lanes]
+    parts = [] if found.failing_order is None else [_lanes(found.failing_order)]
+    parts += [
+        _overspend(found.overspend),
+        _latency(found.distances),
+        _round_trips(found.distances),
+        _throughput(found.throughput),
+        _server_time(found.server_time),
+    ]
     for part in parts:
         (directory / f"{part.name}.png").write_bytes(part.png)
-    figures = {
-        "about": found.about,
-        "race": [asdict(result) for result in results],
-        "failing_order": None if found.order is None else asdict(found.order),
-        "overspend": [asdict(each) for each in found.overspends],
-        "distances": [asdict(each) for each in found.distances],
-        "throughput": [asdict(each) for each in found.throughputs],
-        "server_time": [asdict(each) for each in found.server_times],
-    }
+    figures = {"about": found.about, "race": [asdict(result) for result in results]} | asdict(found)
     (directory / FIGURES).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     page = directory / PAGE
     page.write_text(_page(plan, results, where, parts, found.about), encoding="utf-8")
@@ -138,13 +119,9 @@ def _page(plan: Plan, results: Sequence[RaceResult], where: str, parts: list[Par
     jinja = Environment(
         loader=PackageLoader("flaskapp.lab"), autoescape=True, undefined=StrictUndefined, trim_blocks=False
     )
-    verdicts = [_verdict(name, [each for each in results if each.backend == name]) for name in _names(results)]
+    verdicts = [_verdict(name, its) for name, its in by_backend(results).items()]
     race = {"title": title_of(plan, where), "texts": _race_texts(plan, results), "rows": _race_rows(results)}
     return jinja.get_template("report.html").render(verdicts=verdicts, race=race, parts=parts, about=about)
-
-
-def _names(results: Sequence[RaceResult]) -> list[str]:
-    return list(dict.fromkeys(each.backend for each in results))
 
 
 def _verdict(name: str, its: Sequence[RaceResult]) -> dict[str, object]:
@@ -174,26 +151,15 @@ def _race_texts(plan: Plan, results: Sequence[RaceResult]) -> list[str]:
 
 
 def _race_rows(results: Sequence[RaceResult]) -> Rows:
-    has_distance = any(result.rtt_ms for result in results)
-    distance = ("rtt",) if has_distance else ()
+    distance = ("rtt",) if any(result.rtt_ms for result in results) else ()
     heads = ("backend", *distance, "admitted", "refused", "spent $", "limit $", "over $", "check p50", "p95")
-    return Rows(
-        heads,
-        [
-            [
-                each.backend,
-                *([f"{each.rtt_ms:g} ms"] if has_distance else []),
-                str(each.admitted),
-                str(each.refused),
-                _short_usd(each.spent_nanousd),
-                _short_usd(each.limit_nanousd),
-                _short_usd(each.overspend_nanousd),
-                f"{each.check_p50_ms:.3f} ms",
-                f"{each.check_p95_ms:.3f} ms",
-            ]
-            for each in results
-        ],
-    )
+    cells: list[list[object]] = []
+    for each in results:
+        sums = map(_short_usd, (each.spent_nanousd, each.limit_nanousd, each.overspend_nanousd))
+        times = (f"{each.check_p50_ms:.3f} ms", f"{each.check_p95_ms:.3f} ms")
+        rtt = [f"{each.rtt_ms:g} ms" for _ in distance]
+        cells.append([each.backend, *rtt, each.admitted, each.refused, *sums, *times])
+    return Rows(heads, cells)
 
 
 def _short_usd(amount_nanousd: int) -> str:
@@ -201,10 +167,9 @@ def _short_usd(amount_nanousd: int) -> str:
     return usd_text(amount_nanousd).rstrip("0").rstrip(".")
 
 
-def _lanes(found: Measured) -> Part:
-    order = found.order
-    if order is None:
-        raise ValueError("nobody with a gap took part")
+def _lanes(order: measure.FailingOrder) -> Part:
+    heads = ("turn", "caller", "does", "commands that read", "that write", "window then $", "limit $")
+    limit = usd_text(order.limit_nanousd)
     return Part(
         name="lanes",
         title="One order that overspends",
@@ -222,29 +187,18 @@ def _lanes(found: Measured) -> Part:
         png=pictures.lanes(order),
         alt="Two lanes. Both check before either has recorded; after the second record the books are over the limit.",
         rows=Rows(
-            ("turn", "caller", "does", "commands that read", "that write", "window then $", "limit $"),
+            heads,
             [
-                [
-                    str(number + 1),
-                    block.caller,
-                    block.does,
-                    str(block.reads),
-                    str(block.writes),
-                    usd_text(block.window_nanousd),
-                    usd_text(order.limit_nanousd),
-                ]
-                for number, block in enumerate(order.blocks)
+                [number, block.caller, block.does, block.reads, block.writes, usd_text(block.window_nanousd), limit]
+                for number, block in enumerate(order.blocks, start=1)
             ],
         ),
     )
 
 
-def _overspend(found: Measured) -> Part:
-    most = max(found.overspends, key=lambda each: each.spent_to_limit)
-    exact = sorted(
-        {each.backend for each in found.overspends}
-        - {each.backend for each in found.overspends if each.spent_to_limit > 1}
-    )
+def _overspend(found: Sequence[measure.Overspend]) -> Part:
+    most = max(found, key=lambda each: each.spent_to_limit)
+    exact = sorted({each.backend for each in found} - {each.backend for each in found if each.spent_to_limit > 1})
     texts = [
         (
             f"With {most.concurrency} callers at once and room for {most.room}, {most.backend} spent "
@@ -253,50 +207,35 @@ def _overspend(found: Measured) -> Part:
     ]
     if exact:
         texts.append(f"{' and '.join(exact)} never spent more than the limit, however many asked.")
-    if any(each.was_held for each in found.overspends):
+    if any(each.was_held for each in found):
         texts.append("Held: all callers checked before the first recorded. By luck: they only started together.")
+    cells: list[list[object]] = []
+    for each in found:
+        held = "yes" if each.was_held else "no"
+        cells.append([each.backend, each.concurrency, each.room, held, f"{each.spent_to_limit:.3f}"])
     return Part(
         name="overspend",
         title="Overspend against concurrency",
         texts=texts,
-        png=pictures.overspend(found.overspends),
+        png=pictures.overspend(found),
         alt="Dollars spent for each dollar of the limit against callers at once.",
-        rows=Rows(
-            ("backend", "callers", "room", "held", "$ spent for each $ of the limit"),
-            [
-                [
-                    each.backend,
-                    str(each.concurrency),
-                    str(each.room),
-                    "yes" if each.was_held else "no",
-                    f"{each.spent_to_limit:.3f}",
-                ]
-                for each in found.overspends
-            ],
-        ),
+        rows=Rows(("backend", "callers", "room", "held", "$ spent for each $ of the limit"), cells),
     )
 
 
-def _latency(found: Measured) -> Part:
+def _latency(found: Sequence[RaceResult]) -> Part:
+    cells: list[list[object]] = []
+    for each in found:
+        alone = "one step" if each.check_alone_p50_ms is None else f"{each.check_alone_p50_ms:.3f} ms"
+        both = (f"{each.check_p50_ms:.3f} ms", f"{each.check_p95_ms:.3f} ms")
+        cells.append([each.backend, f"{each.rtt_ms:g} ms", alone, *both])
     return Part(
         name="latency",
         title="The check, against the distance of Redis",
-        texts=[*claim_texts(found.distances), "One caller at a time, all backends in turns; medians."],
-        png=pictures.latency(found.distances),
+        texts=[*claim_texts(found), "One caller at a time, all backends in turns; medians."],
+        png=pictures.latency(found),
         alt="Median milliseconds of the check for each backend with Redis 0, 1 and 5 ms farther away.",
-        rows=Rows(
-            ("backend", "Redis farther", "check alone, p50", "check and record, p50", "p95"),
-            [
-                [
-                    each.backend,
-                    f"{each.rtt_ms:g} ms",
-                    "one step" if each.check_alone_p50_ms is None else f"{each.check_alone_p50_ms:.3f} ms",
-                    f"{each.check_p50_ms:.3f} ms",
-                    f"{each.check_p95_ms:.3f} ms",
-                ]
-                for each in found.distances
-            ],
-        ),
+        rows=Rows(("backend", "Redis farther", "check alone, p50", "check and record, p50", "p95"), cells),
     )
 
 
@@ -320,13 +259,13 @@ def _less(ours: float, theirs: float) -> str:
     return f"{share:.0f} % less" if share >= 0 else f"{-share:.0f} % more"
 
 
-def _round_trips(found: Measured) -> Part:
-    near = [each for each in found.distances if each.rtt_ms == 0]
+def _round_trips(found: Sequence[RaceResult]) -> Part:
+    near = [each for each in found if each.rtt_ms == 0]
     return Part(
         name="round_trips",
         title="Round trips a request",
         texts=["Sent to Redis and waited for, counted in the connection. On a network the time follows this number."],
-        png=pictures.round_trips(found.distances),
+        png=pictures.round_trips(found),
         alt="Round trips a request for each backend.",
         rows=Rows(
             ("backend", "round trips a request"),
@@ -335,7 +274,7 @@ def _round_trips(found: Measured) -> Part:
     )
 
 
-def _throughput(found: Measured) -> Part:
+def _throughput(found: Sequence[measure.Throughput]) -> Part:
     return Part(
         name="throughput",
         title="Throughput",
@@ -345,16 +284,16 @@ def _throughput(found: Measured) -> Part:
                 "limits the fast ones; farther away it is the round trips."
             ),
         ],
-        png=pictures.throughput(found.throughputs, measure.CALLERS),
+        png=pictures.throughput(found, measure.CALLERS),
         alt="Decisions a second for each backend with Redis 0, 1 and 5 ms farther away.",
         rows=Rows(
             ("backend", "Redis farther", "decisions a second"),
-            [[each.backend, f"{each.rtt_ms:g} ms", f"{each.a_second:,.0f}"] for each in found.throughputs],
+            [[each.backend, f"{each.rtt_ms:g} ms", f"{each.a_second:,.0f}"] for each in found],
         ),
     )
 
 
-def _server_time(found: Measured) -> Part:
+def _server_time(found: Sequence[measure.ServerTime]) -> Part:
     return Part(
         name="server_time",
         title="What Redis works for one decision",
@@ -364,20 +303,10 @@ def _server_time(found: Measured) -> Part:
                 "number of requests, so neither does this."
             ),
         ],
-        png=pictures.server_time(found.server_times),
+        png=pictures.server_time(found),
         alt="Microseconds of Redis' processor a decision against requests in the window.",
         rows=Rows(
             ("backend", "requests in the window", "µs a decision"),
-            [[each.backend, f"{each.in_window:,}", f"{each.us:.1f}"] for each in found.server_times],
+            [[each.backend, f"{each.in_window:,}", f"{each.us:.1f}"] for each in found],
         ),
     )
-
-
-_PARTS: tuple[Callable[[Measured], Part], ...] = (
-    _lanes,
-    _overspend,
-    _latency,
-    _round_trips,
-    _throughput,
-    _server_time,
-)

@@ -9,13 +9,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
-from backends.errors import ConfigurationError, StoreUnavailable
+from backends.errors import ConfigurationError
 from flaskapp.config import child_environment
 from flaskapp.lab import upstream
-from flaskapp.ops.embedded_redis import free_port, guardian_of, wait_until
+from flaskapp.lab.delay import listening
+from flaskapp.ops.embedded_redis import free_port
+from flaskapp.ops.processes import end_guardian, end_process, guardian_of, wait_until
 from flaskapp.ops.running_redis import HOST
 
 ROOT = Path(upstream.__file__).resolve().parents[2]
@@ -60,23 +61,17 @@ class Server:
         self._guardian = guardian_of(self._process.pid)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        process, guardian = self._process, self._guardian
-        if process is None or guardian is None:
+    def __exit__(self, *_: object) -> None:
+        if self._process is None or self._guardian is None:
             return
-        process.terminate()
         try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            pass
+            end_process(self._process, STOP_SECONDS)
         finally:
+            # Its workers, if it has left any behind.
             with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            guardian.kill()
-            guardian.communicate()
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            end_guardian(self._guardian)
 
     @property
     def _log(self) -> Path:
@@ -133,13 +128,5 @@ def billing_upstream(input_nanousd: int, output_nanousd: int) -> Iterator[Upstre
         StoreUnavailable: it did not start.
     """
     command = [sys.executable, "-P", upstream.__file__, str(input_nanousd), str(output_nanousd)]
-    with subprocess.Popen(  # noqa: S603 (our own program)
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
-        try:
-            port = process.stdout.readline() if process.stdout else ""
-            if not port:
-                raise StoreUnavailable("the upstream of the race did not start")
-            yield UpstreamAccount(int(port))
-        finally:
-            process.terminate()
+    with listening(command, "the upstream of the race") as port:
+        yield UpstreamAccount(port)

@@ -69,12 +69,17 @@ def title_of(plan: Plan, where: str = "") -> str:
     return f"{plan.requests} callers at once, room for {plan.room}{rounds}{where}"
 
 
-def verdicts(results: Sequence[RaceResult]) -> list[str]:
-    """What each strategy showed, in a line of its own."""
+def by_backend(results: Sequence[RaceResult]) -> dict[str, list[RaceResult]]:
+    """What belongs to each strategy, in the sequence in which they come first."""
     its: dict[str, list[RaceResult]] = {}
     for result in results:
         its.setdefault(result.backend, []).append(result)
-    return [verdict(each) for each in its.values()]
+    return its
+
+
+def verdicts(results: Sequence[RaceResult]) -> list[str]:
+    """What each strategy showed, in a line of its own."""
+    return list(map(verdict, by_backend(results).values()))
 
 
 def verdict(its: Sequence[RaceResult]) -> str:

@@ -1,7 +1,7 @@
 """What a `Link` sends, seen right before it leaves: round trips are counted, and callers held before they write.
 
 No strategy has a hook for that. Where one promises no atomicity, the race is between its last read and its first write:
-right before the first send whose commands do more than read.
+right before the first send whose commands do more than read, if a send that only reads came before it.
 """
 
 import threading
@@ -31,14 +31,22 @@ class Wire:
         with self._lock:
             self.round_trips += 1
         do: Callable[[], object] | None = getattr(self._mine, "do", None)
-        if do is not None and writes(packed):
+        if do is None:
+            return
+        if not writes(packed):
+            self._mine.has_read = True
+        else:
             self._mine.do = None
-            do()
+            if self._mine.has_read:
+                do()
 
     @contextmanager
     def before_first_write(self, do: Callable[[], object]) -> Iterator[None]:
-        """Call `do` once, right before this thread sends its first command in here that writes."""
-        self._mine.do = do
+        """Call `do` once, right before this thread sends its first command in here that writes.
+
+        It is not called where nothing was read before: what decides in one step has no gap.
+        """
+        self._mine.do, self._mine.has_read = do, False
         try:
             yield
         finally:

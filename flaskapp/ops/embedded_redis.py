@@ -8,14 +8,11 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
-from backends.clock import SystemClock
 from backends.errors import ConfigurationError, StoreUnavailable
+from flaskapp.ops.processes import end_guardian, end_process, guardian_of, wait_until
 from flaskapp.ops.running_redis import HOST, answers
 
 START_TIMEOUT_SECONDS = 15.0
@@ -91,9 +88,7 @@ class EmbeddedServer:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     @property
@@ -141,16 +136,9 @@ class EmbeddedServer:
     def stop(self) -> None:
         """End it in good order, also where its process was stopped (SIGSTOP). Does nothing where it does not run."""
         process = self._release()
-        if process is None:
-            return
-        if process.poll() is None:
+        if process is not None:
             process.send_signal(signal.SIGCONT)
-            process.terminate()
-            try:
-                process.wait(STOP_TIMEOUT_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-        process.wait()
+            end_process(process, STOP_TIMEOUT_SECONDS)
 
     def _launch(self, port: int) -> None:
         process = subprocess.Popen(  # noqa: S603 - the program is the one that find_server chose
@@ -185,34 +173,12 @@ class EmbeddedServer:
         try:
             lines = (self._directory / "server.log").read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
-            return "it said nothing"
+            lines = []
         return lines[-1] if lines else "it said nothing"
 
     def _release(self) -> "subprocess.Popen[bytes] | None":
         guardian, self._guardian = self._guardian, None
         if guardian is not None:
-            guardian.kill()
-            guardian.wait()
-            if guardian.stdin is not None:
-                guardian.stdin.close()
+            end_guardian(guardian)
         process, self._process = self._process, None
         return process
-
-
-def guardian_of(pid: int) -> "subprocess.Popen[bytes]":
-    """A shell that waits for this process to end, for whatever reason, and then kills `pid`."""
-    return subprocess.Popen(  # noqa: S603 - nothing of it comes from outside
-        ["/bin/sh", "-c", 'read -r _; kill -9 "$0"', str(pid)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-
-
-def wait_until(holds: Callable[[], bool], timeout_seconds: float) -> None:
-    """Return when `holds()`, or after the time-out."""
-    clock = SystemClock()
-    end_seconds = clock.monotonic_seconds() + timeout_seconds
-    while not holds() and clock.monotonic_seconds() < end_seconds:
-        time.sleep(0.005)

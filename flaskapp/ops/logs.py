@@ -1,4 +1,4 @@
-"""What the guard tells, as lines of a log: text or JSON, identifiers cut, amounts in dollars."""
+"""Events as lines of a log: text or JSON, identifiers cut, amounts in dollars."""
 
 import json
 import logging

@@ -65,9 +65,9 @@ class Metrics:
         """All numbers of all workers, in Prometheus' text format."""
         if self._directory is None:
             return generate_latest(self._registry)
-        everybody = CollectorRegistry()
-        MultiProcessCollector(everybody, path=self._directory)  # type: ignore[no-untyped-call] # the library leaves it so
-        return generate_latest(everybody)
+        all_workers = CollectorRegistry()
+        MultiProcessCollector(all_workers, path=self._directory)  # type: ignore[no-untyped-call] # the library leaves it so
+        return generate_latest(all_workers)
 
     def _reserved(self, fields: dict[str, object], backend: str) -> None:
         self._decided(fields, backend, "admitted")

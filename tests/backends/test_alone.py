@@ -37,7 +37,18 @@ def run_without(missing, code, *args):
 def test_memory_needs_no_redis():
     ended = run_without(
         ["redis", "hiredis", "fakeredis", *OF_THE_SERVICE],
-        "reserve_and_settle(open_backend('memory', None))",
+        """
+from pathlib import Path
+
+from backends.guard import EmergencyBudget, FailurePolicy, Guard
+
+backend, clock = open_backend("memory", None), SystemClock()
+reserve_and_settle(backend)
+policy, emergency = FailurePolicy(is_open=False, emergency_nanousd=0), EmergencyBudget(Path("none"), clock)
+guard = Guard(backend, backend, link=None, emergency=emergency, clock=clock, observer=print, policy=lambda: policy)
+limits = Limits(1000, 1000, None, None, 1000, 1000, window_seconds=60, throttle_seconds=30, mark_when_busy=False)
+assert isinstance(guard.reserve(Ask("r3", "who", "10.0.0.1", 600, limits, 60)), Reservation)
+""",
     )
     assert ended.returncode == 0, ended.stderr
 

@@ -209,11 +209,11 @@ def test_a_reset_is_remembered_for_as_long_as_it_matters(ledger, raw):
     assert ledger.show(WHO, ROOMY).reset_at_us == cleared.at_us
 
 
-def test_nothing_that_comes_after_a_reset_is_made_in_its_microsecond(each_redis_url):
-    link = Link(each_redis_url, clock=SystemClock())
+def test_nothing_that_comes_after_a_reset_is_made_in_its_microsecond(redis_url):
+    link = Link(redis_url, clock=SystemClock())
     backend, ledger = open_backend("atomic", link), Ledger(link)
     script, reserve = Script("reset.lua"), make_ask("r", COST, ROOMY)
-    with redis.Redis.from_url(each_redis_url) as raw:
+    with redis.Redis.from_url(redis_url) as raw:
         ledger.reset(WHO)
         for number in range(200):
             # In one step of the server, so that nothing lies between the two but themselves.

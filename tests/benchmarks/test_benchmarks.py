@@ -8,7 +8,8 @@ import pytest
 import redis
 
 from benchmarks.measure import at_least, at_most, medians_us
-from flaskapp.lab.delay import HOST, delayed
+from flaskapp.lab.delay import delayed
+from flaskapp.ops.running_redis import HOST
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -1,6 +1,4 @@
-"""The published suites over every registered backend, each as far as the backend claims, on every server at hand."""
-
-import shutil
+"""The published suites over every registered backend, each as far as the backend claims."""
 
 import pytest
 
@@ -13,24 +11,21 @@ from backends.store.link import Link
 from tests.contract.sqlite_backend import SqliteBackend, SqliteHarness
 
 OURS = ("atomic", "legacy", "memory", "multi", "watch")
-OTHER_SERVERS = ["atomic on Debian's Redis", "legacy on Debian's Redis"] if shutil.which("redis-server") else []
 # To be opened says what a backend claims; nothing listens there, and nothing is asked.
 NOWHERE = Link("redis://127.0.0.1:1/0", clock=SystemClock())
 CLAIMED = {name: open_backend(name, NOWHERE).keeps_our_layout for name in backend_names()}
 
 
 def opened(request):
-    name, _, elsewhere = request.param.partition(" on ")
-    if name == "memory":
+    if request.param == "memory":
         return MemoryHarness()
-    if name == "sqlite":
+    if request.param == "sqlite":
         return SqliteHarness(request.getfixturevalue("tmp_path") / "books.db")
-    server = request.getfixturevalue("_debian_server").url if elsewhere else request.getfixturevalue("redis_url")
-    return RedisHarness(name, server)
+    return RedisHarness(request.param, request.getfixturevalue("redis_url"))
 
 
 class TestOurLayout(RedisLayout):
-    @pytest.fixture(autouse=True, params=[*[name for name, ours in CLAIMED.items() if ours], *OTHER_SERVERS])
+    @pytest.fixture(autouse=True, params=[name for name, ours in CLAIMED.items() if ours])
     def _open(self, request):
         self.harness = opened(request)
         yield

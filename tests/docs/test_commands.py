@@ -18,7 +18,6 @@ import pytest
 import redis
 
 from flaskapp.config import load_config
-from flaskapp.ops import embedded_redis as embedded
 from flaskapp.ops.embedded_redis import EmbeddedServer
 from tests.docs.pages import PAGES, ROOT, blocks
 from tests.servers import ADMIN_TOKEN, BEARER, SETTINGS, Service, wait_until
@@ -109,7 +108,7 @@ class Shell:
 def _shell(tmp_path_factory):
     base = tmp_path_factory.mktemp("docs")
     (base / "root" / ".data").mkdir(parents=True)
-    with EmbeddedServer(base / "redis", binary=embedded.bundled_server()) as server:
+    with EmbeddedServer(base / "redis") as server:
         first = Service(base / "root", server.url, **SWITCHED_ON)
         second = Service(base / "second", server.url, **SWITCHED_ON, THROTTLE_BACKEND="legacy")
         with first, second:

@@ -40,6 +40,17 @@ def test_every_page_is_linked_from_the_index():
     assert [str(page.relative_to(ROOT)) for page in PAGES if page != index and page not in linked] == []
 
 
+def test_every_file_that_a_page_names_is_there():
+    named = re.compile(r"\b(?:backends|benchmarks|docs|flaskapp|scripts|tests)/[\w/]+\.(?:lua|md|py|sh|svg)\b")
+    missing = {
+        name: str(page.relative_to(ROOT))
+        for page in PAGES
+        for name in named.findall(page.read_text(encoding="utf-8"))
+        if not (ROOT / name).exists()
+    }
+    assert missing == {}
+
+
 def test_the_pages_that_the_seed_names_are_there():
     names = (
         "testing/TESTING_COST_THROTTLING_ATOMIC.md",

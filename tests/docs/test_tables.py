@@ -92,7 +92,7 @@ def test_every_event_is_told_with_the_words_of_the_log():
 
 def _events() -> set[str]:
     text = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
-    return set(re.findall(r"(?:\bEvent|\b_?tell|\b_?emit)\(\s*\"([a-z_]+)\"", text))
+    return set(re.findall(r"(?:\bEvent|\b_?tell|\b_?emit|\bfailed)\(\s*\"([a-z_]+)\"", text))
 
 
 # --- keys
@@ -131,7 +131,7 @@ def test_the_key_map_says_what_the_head_of_the_code_says():
     assert [life for row, (_, _, life) in zip(key_rows(), told, strict=True) if not row[3].startswith(life)] == []
 
 
-def test_the_key_map_tells_how_fine_the_rings_are():
+def test_the_key_map_says_how_fine_the_buckets_are():
     page = (DOCS / "KEYS.md").read_text(encoding="utf-8")
     default = LiveSettings().high_cost_window_seconds
     assert f"at most {WINDOW_BUCKETS + 1} buckets: {WINDOW_BUCKETS}, and" in page

@@ -10,7 +10,6 @@ from backends.store.link import Link
 from flaskapp.admin import Panel, make_admin
 from flaskapp.admin.access import SESSION_SECONDS
 from flaskapp.admin.panel import _GROUPS
-from flaskapp.admin.sessions import EndedSessions
 from flaskapp.config import load_config
 from flaskapp.settings import LiveSettings, SettingsStore
 
@@ -79,7 +78,7 @@ def make_client(clock):
             "mode": config.mode,
             "backend_name": "atomic",
             "clock": clock,
-            "sessions": EndedSessions(link),
+            "link": link,
             **panel,
         }
         app.register_blueprint(make_admin(Panel(store, **panel), token))

@@ -45,7 +45,7 @@ def test_the_defaults_are_those_of_the_contract():
         "log_level": "INFO",
         "mode": "production",
     }
-    assert config.workers == 2
+    assert config.web_concurrency == 2
     assert config.data_dir.name == ".data"
     assert config.data_dir.is_absolute()
     assert dict(config.live_baseline.values) == {
@@ -117,7 +117,7 @@ def test_every_variable_is_read():
     assert (config.llm_price_input_usd_per_mtok, config.llm_price_output_usd_per_mtok) == (Decimal("2.50"), 10)
     assert config.llm_api_key.get_secret_value() == "sk-1"
     assert config.admin_token.get_secret_value() == "pässword"
-    assert (config.demo_tokens_per_second, config.log_level, config.workers) == (0.5, "DEBUG", 4)
+    assert (config.demo_tokens_per_second, config.log_level, config.web_concurrency) == (0.5, "DEBUG", 4)
     live = config.live_baseline
     assert live.values.limits.network_window_nanousd is None
     assert live.values.limits.window_seconds == 60

@@ -2,7 +2,6 @@
 
 import pytest
 
-from flaskapp.ops import embedded_redis as embedded
 from tests.embedded import FragileServer
 from tests.servers import Service, client_of
 from tests.upstream import Upstream
@@ -15,8 +14,7 @@ def redis_of(tmp_path_factory):
 
     def of(name):
         if name not in servers:
-            binary = embedded.bundled_server()
-            servers[name] = FragileServer(tmp_path_factory.mktemp(f"redis-{name}"), durable=True, binary=binary)
+            servers[name] = FragileServer(tmp_path_factory.mktemp(f"redis-{name}"), durable=True)
             servers[name].start()
         return servers[name]
 

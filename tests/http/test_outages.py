@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from flaskapp.ops import embedded_redis as embedded
 from tests.embedded import FragileServer
 from tests.servers import Service, client_of, events, nanousd, wait_until
 
@@ -20,7 +19,7 @@ BACK_SECONDS = 3.0
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     directory = tmp_path_factory.mktemp("outage-redis")
-    with FragileServer(directory, durable=True, binary=embedded.bundled_server()) as server:
+    with FragileServer(directory, durable=True) as server:
         yield server
 
 

@@ -8,7 +8,6 @@ import pytest
 
 from flaskapp.factory import REDIS_SECONDS_PER_REQUEST
 from flaskapp.lab.delay import delayed
-from flaskapp.ops import embedded_redis as embedded
 from flaskapp.ops.embedded_redis import EmbeddedServer
 from tests.servers import CHAT, Service, events
 
@@ -27,7 +26,7 @@ def service(request, tmp_path_factory):
         "WEB_CONCURRENCY": "1",
     }
     with (
-        EmbeddedServer(directory / "redis", binary=embedded.bundled_server()) as server,
+        EmbeddedServer(directory / "redis") as server,
         delayed(server.port, ROUND_TRIP_US) as port,
         Service(directory, f"redis://127.0.0.1:{port}/0", **environment) as service,
     ):

@@ -131,8 +131,10 @@ def test_one_that_is_held_in_its_gap_and_does_not_overspend_is_not_as_declared(r
     assert not result.is_as_declared
 
 
-def test_one_that_promises_nothing_and_was_not_held_is_not_blamed(race_server, raw):
-    result = replace(raced(race_server, "atomic"), promises_atomicity=False)
+def test_one_that_promises_nothing_and_has_no_gap_to_be_held_in_is_not_blamed(race_server, raw, racers):
+    result = raced(race_server, "one_step")
+    assert not result.promises_atomicity
+    assert result.overspend_nanousd == 0
     assert not result.was_held
     assert result.is_as_declared
 

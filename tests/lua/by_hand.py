@@ -32,7 +32,7 @@ RESERVE_KEYS = {
 }
 RESET = f"llm:reset:{WHO}"
 KEY, BODY, KEY_KEEP_S = "0123456789abcdef" * 2, "fedcba9876543210", 86_400
-RINGS = ("recent", "network_recent", "pending_identifier", "pending_network", "pending_global")
+BUCKET_KINDS = ("recent", "network_recent", "pending_identifier", "pending_network", "pending_global")
 TOTALS = ("daily", "network_daily", "global_hourly", "global_daily")
 WHO_DIGEST, NETWORK_DIGEST = digest_of(WHO), digest_of(NETWORK)
 REQUEST_DIGEST = hashlib.blake2b(b"anything", digest_size=6).hexdigest()

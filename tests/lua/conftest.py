@@ -3,6 +3,6 @@ import redis
 
 
 @pytest.fixture
-def client(each_redis_url):
-    with redis.Redis.from_url(each_redis_url) as client:
+def client(redis_url):
+    with redis.Redis.from_url(redis_url) as client:
         yield client

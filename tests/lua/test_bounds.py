@@ -7,6 +7,7 @@ import pytest
 from backends.keys import WINDOW_BUCKETS
 from backends.store.scripts import Script, all_scripts
 from tests.lua.by_hand import (
+    BUCKET_KINDS,
     BUCKET_S,
     COST,
     KEY,
@@ -14,7 +15,6 @@ from tests.lua.by_hand import (
     NOW_US,
     REQUEST_DIGEST,
     RESERVE_KEYS,
-    RINGS,
     TOTALS,
     extend,
     key_of,
@@ -95,7 +95,7 @@ def test_a_thousand_requests_leave_as_many_elements_as_one(client):
     for number in range(1_000):
         reserve(client, "only", cost=1 + number % 7)
         client.delete("llm:reservation:only")
-    assert {name: client.zcard(RESERVE_KEYS[name]) for name in RINGS} == dict.fromkeys(RINGS, 1)
+    assert {name: client.zcard(RESERVE_KEYS[name]) for name in BUCKET_KINDS} == dict.fromkeys(BUCKET_KINDS, 1)
     assert client.dbsize() == len(RESERVE_KEYS) - 2
 
 

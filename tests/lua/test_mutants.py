@@ -20,22 +20,30 @@ RESERVE = [
         "if oldest >= over_text then",
         "a_window_has_never_more_members_than_buckets_and_one",
     ),
-    ("if oldest > over_text then", "if true then", "the_oldest_amount_is_one_that_still_counts"),
+    (
+        "if oldest > over_text then",
+        "if true then",
+        "the_oldest_amount_is_the_oldest_that_counts_not_the_smallest_nor_the_last",
+    ),
     (
         "    if flat[i] > over_text then",
         "    if flat[i] >= over_text then",
-        "the_oldest_amount_is_one_that_still_counts",
+        "the_oldest_amount_is_the_oldest_that_counts_not_the_smallest_nor_the_last",
     ),
-    ("total = total - over_total", "total = total", "the_oldest_amount_is_one_that_still_counts"),
+    (
+        "total = total - over_total",
+        "total = total",
+        "the_oldest_amount_is_the_oldest_that_counts_not_the_smallest_nor_the_last",
+    ),
     (
         "if flat[i] < oldest then oldest = flat[i] end\n  end\n  if",
         "oldest = flat[i]\n  end\n  if",
-        "the_oldest_amount_is_the_oldest_not_the_smallest_nor_the_last",
+        "the_oldest_amount_is_the_oldest_that_counts_not_the_smallest_nor_the_last",
     ),
     (
         "if flat[i] < oldest then oldest = flat[i] end\n    else",
         "oldest = flat[i]\n    else",
-        "the_oldest_amount_is_one_that_still_counts",
+        "the_oldest_amount_is_the_oldest_that_counts_not_the_smallest_nor_the_last",
     ),
     (
         "local fits = daily + cost <= day_limit",
@@ -64,9 +72,9 @@ RESERVE = [
     (
         "if known_digest ~= request_digest then return { 9, 0, now_us } end",
         "",
-        "an_id_for_another_request_is_a_conflict",
+        "an_id_of_another_request_or_one_that_has_ended_is_a_conflict",
     ),
-    ("if state ~= 'open' then", "if false then", "an_id_that_has_ended_is_a_conflict"),
+    ("if state ~= 'open' then", "if false then", "an_id_of_another_request_or_one_that_has_ended_is_a_conflict"),
     ("if record then", "if false then", "the_same_id_sent_again_charges_once_and_gets_the_first_answer"),
     (
         "return { 0, tonumber(its_open_s), now_us",
@@ -84,21 +92,21 @@ RESERVE = [
         "what_was_extended_is_found_with_what_it_holds",
     ),
     ("if known then", "if false then", "a_key_in_flight_settled_and_on_another_body"),
-    ("state == 'settled' and 2", "state == 'settled' and 1", "a_lost_key_is_remembered_again_by_the_settlement"),
+    ("state == 'settled' and 2", "state == 'settled' and 1", "a_lost_record_and_booking_is_booked_late_and_once"),
     (
         "tonumber(until_us) <= now_us) and 3",
         "tonumber(until_us) < now_us) and 3",
         "the_key_of_a_request_that_did_not_end_in_time_is_expired",
     ),
     ("body == ARGV[18] and 1 or 0", "1", "a_key_set_by_hand_stands_for_an_unknown_request"),
-    ("tonumber(nanousd or 0), body", "0, body", "a_key_is_answered_under_a_marker_too"),
+    ("tonumber(nanousd or 0), body", "0, body", "the_same_id_sent_again_charges_once_and_gets_the_first_answer"),
     ("if marker then", "if false then", "under_a_marker_everything_is_refused_with_what_set_it"),
     (
         "or now_s - now_s % bucket_s) + bucket_s + window_s",
         "or now_s) + bucket_s + window_s",
-        "the_oldest_amount_is_the_oldest_not_the_smallest_nor_the_last",
+        "the_oldest_amount_is_the_oldest_that_counts_not_the_smallest_nor_the_last",
     ),
-    ("* (status == 2 and 2 or 1)", "", "only_the_day_and_the_window_set_a_marker_and_the_day_sets_it_twice_as_long"),
+    ("* (status == 2 and 2 or 1)", "", "a_refused_request_changes_nothing_but_the_marker"),
     (
         "if at_least and not busy then",
         "if at_least then",
@@ -140,7 +148,7 @@ RESERVE = [
     (
         "if status > 3 then",
         "if status > 4 then",
-        "only_the_day_and_the_window_set_a_marker_and_the_day_sets_it_twice_as_long",
+        "a_refused_request_changes_nothing_but_the_marker",
     ),
     ("busy = busy and spent", "busy = spent", "where_one_limit_is_busy_and_another_spent_it_is_not_called_busy"),
     ("wait_s = math.max(wait_s, marker_s)", "", "busy_sets_the_marker_where_mark_when_busy_is_set"),
@@ -194,16 +202,20 @@ RESERVE = [
     (
         "> LIVE_PENDING_BUCKETS + 1 then",
         "> LIVE_PENDING_BUCKETS then",
-        "what_killed_workers_leave_pending_makes_no_set_grow",
+        "what_killed_workers_leave_pending_makes_no_set_grow_and_is_reported_when_it_is_removed",
     ),
     (
         "> LIVE_PENDING_BUCKETS + 1 then",
         "> LIVE_PENDING_BUCKETS + 2 then",
-        "what_killed_workers_leave_pending_makes_no_set_grow",
+        "what_killed_workers_leave_pending_makes_no_set_grow_and_is_reported_when_it_is_removed",
     ),
     ("if recent.over then", "if false then", "a_window_has_never_more_members_than_buckets_and_one"),
     ("if network_recent.over then", "if false then", "a_window_has_never_more_members_than_buckets_and_one"),
-    ("if buckets.over then", "if false then", "what_killed_workers_leave_pending_makes_no_set_grow"),
+    (
+        "if buckets.over then",
+        "if false then",
+        "what_killed_workers_leave_pending_makes_no_set_grow_and_is_reported_when_it_is_removed",
+    ),
     (
         "if i == 11 then expired = buckets.over_total end",
         "",
@@ -248,7 +260,7 @@ EXTEND = [
     (
         "if request_digest ~= ARGV[3] then return { 9, 0, now_us } end",
         "",
-        "an_extension_for_another_request_is_a_conflict",
+        "an_end_or_extension_for_another_request_is_a_conflict",
     ),
     (
         "if state ~= 'open' or ends_us <= now_us then",
@@ -300,7 +312,7 @@ EXTEND = [
     (
         "local more, status = math.max(to - held, 0), 0",
         "local more, status = to, 0",
-        "more_than_an_extended_reservation_holds_is_an_overrun_by_what_it_holds",
+        "more_than_was_reserved_is_booked_and_returned_as_overrun",
     ),
     (
         "if status > 0 and at_least > held then",
@@ -320,12 +332,12 @@ EXTEND = [
     (
         "limit = tonumber(ARGV[11]), window",
         "limit = nil, window",
-        "the_first_limit_that_an_extension_fails_is_the_reason",
+        "the_first_limit_that_fails_is_the_reason",
     ),
     (
         "limit = tonumber(ARGV[13]), window",
         "limit = nil, window",
-        "the_first_limit_that_an_extension_fails_is_the_reason",
+        "the_first_limit_that_fails_is_the_reason",
     ),
     (
         "  { status = 5, at = 5, limit = tonumber(ARGV[14]), ends_s = DAY_ENDS_S + 86400 },\n",
@@ -335,12 +347,12 @@ EXTEND = [
     (
         "limit = tonumber(ARGV[15]), ends_s",
         "limit = nil, ends_s",
-        "the_first_limit_that_an_extension_fails_is_the_reason",
+        "the_first_limit_that_fails_is_the_reason",
     ),
     (
         "  { status = 7, at = 7, limit = tonumber(ARGV[16]), ends_s = DAY_ENDS_S + 86400 },\n",
         "",
-        "the_first_limit_that_an_extension_fails_is_the_reason",
+        "the_first_limit_that_fails_is_the_reason",
     ),
     (
         "if flat[i] > over_text then total",
@@ -380,7 +392,7 @@ EXTEND = [
     (
         "made_at_us <= reset_us",
         "made_at_us > reset_us",
-        "what_was_reserved_after_its_books_were_cleared_is_booked_as_ever",
+        "a_reset_before_a_reservation_or_one_that_is_no_time_clears_nothing",
     ),
     (
         "if place.spent == 0 then call('EXPIRE'",
@@ -434,7 +446,7 @@ SETTLE = [
     (
         "if known_digest ~= request_digest then return { 9, 0, now_us, 0 } end",
         "",
-        "a_settlement_for_another_request_is_a_conflict",
+        "an_end_or_extension_for_another_request_is_a_conflict",
     ),
     ("delta = actual - held", "delta = -held", "a_settlement_books_what_was_used"),
     ("held = tonumber(nanousd)", "held = actual", "a_refused_id_may_be_used_again"),
@@ -456,7 +468,7 @@ SETTLE = [
     ("math.max(delta, 0 - (amount or 0))", "delta", "no_total_goes_below_nothing"),
     ("0 - (amount or 0)", "-(amount or 0)", "taking_from_a_total_of_nothing_is_a_whole_settlement"),
     ("and (total.held or delta > 0)", "", "a_settlement_below_its_reservation_makes_no_missing_total"),
-    ("and in_window and", "and", "a_settlement_of_what_has_left_the_window_makes_nothing_anew"),
+    ("and in_window and", "and", "what_has_left_the_window_is_not_extended_and_its_settlement_makes_nothing_anew"),
     (
         "if not total.held then call('EXPIRE'",
         "if false then call('EXPIRE'",
@@ -506,7 +518,7 @@ SETTLE = [
     (
         "format('%s %s %.0f %s %s %s %s %s', ending, ARGV[4]",
         "format('%s %s %.0f %s %s %s %s %s', ending, held",
-        "a_release_after_a_settlement_gets_the_first_answer",
+        "a_second_settlement_gets_the_first_answer_and_changes_nothing",
     ),
     ("  { place = 5, keep_until_s = DAY_ENDS_S + 86400 },\n", "", "a_settlement_books_what_was_used"),
     ("  { place = 6, keep_until_s = HOUR_ENDS_S + 7200 },\n", "", "a_settlement_books_what_was_used"),
@@ -522,7 +534,7 @@ SETTLE = [
     (
         "if not is_cleared then\n",
         "if true then\n",
-        "a_late_settlement_of_what_was_cleared_is_booked_to_the_others_only",
+        "what_was_reserved_before_its_books_were_cleared_is_not_taken_from_them",
     ),
     (
         "open_at(KEYS[8], not is_cleared)",
@@ -532,22 +544,30 @@ SETTLE = [
     (
         "made_at_us <= reset_us",
         "made_at_us < reset_us",
-        "a_late_settlement_of_what_was_cleared_is_booked_to_the_others_only",
+        "what_was_reserved_before_its_books_were_cleared_is_not_taken_from_them",
     ),
     (
         "made_at_us <= reset_us",
         "made_at_us >= reset_us",
-        "what_was_reserved_after_its_books_were_cleared_is_booked_as_ever",
+        "a_reset_before_a_reservation_or_one_that_is_no_time_clears_nothing",
     ),
     ("(not known or owner == ARGV[14])", "true", "an_end_leaves_the_key_of_another_request_alone"),
-    ("(not known or owner == ARGV[14])", "owner == ARGV[14]", "a_lost_key_is_remembered_again_by_the_settlement"),
+    ("(not known or owner == ARGV[14])", "owner == ARGV[14]", "a_lost_record_and_booking_is_booked_late_and_once"),
     ("elseif owner == ARGV[14] then", "elseif known then", "an_end_leaves_the_key_of_another_request_alone"),
-    ("elseif owner == ARGV[14] then", "elseif false then", "a_release_whose_record_was_lost_books_nothing"),
-    ("if ending == 'settled' and", "if", "a_release_whose_record_was_lost_books_nothing"),
+    (
+        "elseif owner == ARGV[14] then",
+        "elseif false then",
+        "without_its_record_a_reservation_is_not_extended_and_a_release_books_nothing",
+    ),
+    (
+        "if ending == 'settled' and",
+        "if",
+        "without_its_record_a_reservation_is_not_extended_and_a_release_books_nothing",
+    ),
     (
         "format('settled %s %s %s %.0f', ARGV[13]",
         "format('open %s %s %s %.0f', ARGV[13]",
-        "a_lost_key_is_remembered_again_by_the_settlement",
+        "a_lost_record_and_booking_is_booked_late_and_once",
     ),
     ("now_us), 'EX', ARGV[15])", "now_us), 'EX', keep_s)", "a_key_is_kept_for_a_day_from_its_last_change"),
 ]

@@ -4,12 +4,12 @@ import pytest
 import redis
 
 from tests.lua.by_hand import (
+    BUCKET_KINDS,
     CONSUME,
     COST,
     KEY,
     RESERVE_KEYS,
     RESET,
-    RINGS,
     TOTALS,
     dump,
     extend,
@@ -140,7 +140,7 @@ def test_a_bucket_that_is_no_amount(client, name, score):
     assert_nothing_changes(client, lambda: settle(client, actual=7))
 
 
-@pytest.mark.parametrize("name", RINGS)
+@pytest.mark.parametrize("name", BUCKET_KINDS)
 def test_a_ring_with_members_that_are_no_times(client, name):
     """It may be served or be an error; nothing is half done and no key lives for ever."""
     client.zadd(RESERVE_KEYS[name], {"abc": 5, "": 7})
