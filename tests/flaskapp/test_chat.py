@@ -19,12 +19,14 @@ class ScriptedAnswer:
     finish_reason = "stop"
 
     def __init__(self, pieces, usage, failure=None):
-        self.pieces, self.usage, self.failure, self.closed = pieces, usage, failure, 0
+        self.pieces, self.usage, self.failure, self.closed = list(pieces), usage, failure, 0
 
-    def __iter__(self):
-        yield from (Piece(text, deltas=1, tokens=1) for text in self.pieces)
+    def read(self, wait_seconds):
+        if self.pieces:
+            return [Piece(self.pieces.pop(0), deltas=1, tokens=1)]
         if self.failure is not None:
             raise self.failure
+        return None
 
     def hang_up(self):
         self.close()
