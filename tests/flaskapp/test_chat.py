@@ -123,10 +123,10 @@ def test_a_client_that_leaves_before_the_first_chunk_is_settled_too(make_app):
 def test_an_answer_is_settled_before_its_last_event(service):
     answer = service.open_chat()
     seen = []
-    for event in answer.iter_encoded():
-        (parsed,) = parse_events(event)
-        if parsed["status"] == "complete":
-            seen.append((service.daily(), nanousd(parsed["cost_usd"])))
+    for written in answer.iter_encoded():
+        last = parse_events(written)[-1]
+        if last["status"] == "complete":
+            seen.append((service.daily(), nanousd(last["cost_usd"])))
     assert seen
     assert seen[0][0] == seen[0][1] > 0
     answer.close()
