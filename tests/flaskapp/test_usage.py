@@ -125,6 +125,8 @@ def test_when_it_renews_to_the_second(timed):
 
 def test_midnight_gives_a_new_day_and_what_is_held_stays_in_the_old_one(timed):
     service, clock = timed
+    # No token is due while the clock stands still.
+    service.tollgate.model._seconds_per_token = 3_600
     clock.us = MIDNIGHT * 1_000_000 - 1
     under_way = service.open_chat()
     held = nanousd(under_way.headers["X-Cost-Reserved-USD"])
