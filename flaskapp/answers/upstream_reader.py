@@ -221,7 +221,7 @@ class UpstreamReader:
             self._batches.put((pieces, characters))
 
     def _fitting(self, pieces: Sequence[Piece], maximum: int) -> tuple[Sequence[Piece], int]:
-        """The pieces for which the buffer has room, and how many characters of it they take."""
+        """The pieces that still fit into the buffer, and how many characters of it they take."""
         taken = 0
         with self._unread_lock:
             for number, piece in enumerate(pieces):

@@ -1,4 +1,4 @@
-"""What a request costs in counts that no machine makes noisy: round trips, writes to the client, log lines, functions."""
+"""What a request costs in counts that are never noisy: round trips, writes to the client, log lines, functions."""
 
 import logging
 import subprocess
@@ -60,7 +60,7 @@ def test_a_chat_takes_three_round_trips(make_app, wires):
 
 def test_what_one_read_of_the_upstream_gives_is_one_write_to_the_client(proxied):
     service, upstream = proxied
-    words = tuple("one two three four five six seven eight nine ten".split())
+    words = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
     raw = b"".join(
         b'data: {"id":"x","choices":[{"index":0,"delta":{"content":"%b"},"finish_reason":null}]}\n\n' % word.encode()
         for word in words
