@@ -10,8 +10,9 @@ import redis
 from backends import open_backend
 from backends.clock import SystemClock
 from backends.conformance.cases import NETWORK, ROOMY, WHO, make_ask
-from backends.keys import book_keys, bucket_seconds_of
+from backends.keys import RECORD_KEEP_SECONDS, book_keys, bucket_seconds_of
 from backends.ledger.audit import audit
+from backends.ledger.comparison import MARGIN_SECONDS
 from backends.ledger.identifier_books import Ledger
 from backends.store.link import Link
 
@@ -53,12 +54,14 @@ def found(link):
     return [(each.kind, each.key) for each in audit(link).disagreements]
 
 
-def test_books_that_agree(link, books):
+def test_books_that_agree(link, books, raw):
     report = audit(link)
+    # At the end of an hour the records may not reach back to its beginning.
+    is_hour_whole = raw.time()[0] % 3_600 < RECORD_KEEP_SECONDS - 2 * MARGIN_SECONDS
     assert report.disagreements == report.undecided == ()
     assert report.records == {"open": 2, "expired": 0, "settled": 2, "released": 2}
     assert (report.open_nanousd, report.looks) == (2 * COST, 1)
-    assert report.checked_exactly >= 10
+    assert report.checked_exactly >= (10 if is_hour_whole else 9)
     assert report.checked_exactly + report.checked_at_least >= 15
     assert report.sums_checked == 3
 
