@@ -5,9 +5,10 @@ type. One decision takes 112 µs with `client.execute_command`, 92 with `get_con
 here (under gevent 191, 155 and 101). A connection that is found broken in use is replaced by `Link.run`.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from queue import Empty, LifoQueue
+from queue import Full
 from typing import Any, cast
 
 import redis
@@ -129,12 +130,46 @@ class _BoundedWaits:
         return wait_seconds
 
 
-class _FreeConnections(LifoQueue[Any]):
-    def get(self, block: bool = True, timeout: float | None = None) -> Any:  # noqa: FBT001, FBT002 (theirs)
+class FreeConnections:
+    """What the pool uses of a `queue.LifoQueue`, without a lock unless a caller has to wait.
+
+    With threads the locks of a `LifoQueue` take 4 of the 76 µs of a decision; gevent's own takes none.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.queue: list[Any] = []
+        self._size = size
+        self._returned = threading.Condition()
+        self._waiting = 0
+
+    def take(self) -> list[Any]:
+        """The connection returned last, or nothing. One step of a list, so that it needs no lock."""
         try:
-            return super().get(block, timeout)
-        except Empty as error:
-            raise PoolExhausted("No connection available.") from error
+            return [self.queue.pop()]
+        except IndexError:
+            return []
+
+    def get(self, *, timeout: float, block: bool = True) -> Any:
+        """As in `queue`, but what is raised is `PoolExhausted`, which the client library hands on."""
+        with self._returned:
+            # Register as waiting before checking, so that no wake-up is lost.
+            self._waiting += 1
+            try:
+                taken = self._returned.wait_for(self.take, timeout if block else 0)
+            finally:
+                self._waiting -= 1
+        if not taken:
+            raise PoolExhausted("No connection available.")
+        return taken[0]
+
+    def put_nowait(self, connection: Any) -> None:
+        """As in `queue`."""
+        if len(self.queue) >= self._size:
+            raise Full
+        self.queue.append(connection)
+        if self._waiting:
+            with self._returned:
+                self._returned.notify()
 
 
 class Pool(redis.BlockingConnectionPool):
@@ -160,7 +195,9 @@ class Pool(redis.BlockingConnectionPool):
     def borrow(self) -> Any:
         """A connection as it was left, or a new one. One that Redis has closed meanwhile fails when it is used."""
         self._checkpid()
-        return self.pool.get(timeout=self.timeout) or self.make_connection()  # type: ignore[no-untyped-call] # redis-py leaves it untyped
+        taken = self.pool.take()
+        connection = taken[0] if taken else self.pool.get(timeout=self.timeout)
+        return connection or self.make_connection()  # type: ignore[no-untyped-call] # redis-py leaves it untyped
 
     def give_back(self, connection: redis.Connection) -> None:
         """To be called once for each `borrow`, when no reply is left to read."""
@@ -183,7 +220,7 @@ def open_client(
         pool = Pool.from_url(
             url,
             max_connections=pool_size,
-            queue_class=_FreeConnections,
+            queue_class=FreeConnections,
             timeout=timeout_seconds,
             socket_timeout=timeout_seconds,
             socket_connect_timeout=timeout_seconds,

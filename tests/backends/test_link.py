@@ -1,5 +1,6 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from queue import Full
 
 import pytest
 import redis
@@ -8,9 +9,10 @@ from backends.errors import ConfigurationError, StoreBusy, StoreUnavailable
 from backends.store import connections
 from backends.store.addresses import SET_BY_US, without_password
 from backends.store.breaker import REST_SECONDS, UNWILLING_SECONDS
-from backends.store.connections import POOL_SIZE, TIMEOUT_SECONDS, execute, pack_in_python
+from backends.store.connections import POOL_SIZE, TIMEOUT_SECONDS, FreeConnections, execute, pack_in_python
+from backends.store.failures import PoolExhausted
 from backends.store.link import Link
-from tests.faults.wire import SkippingClock, Told, server_that_says
+from tests.faults.wire import SkippingClock, Told, server_that_says, wait_for
 
 NOWHERE = "redis://127.0.0.1:1/0"
 
@@ -58,6 +60,57 @@ def test_time_outs_retries_and_pool_are_pinned(link):
     finally:
         pool.release(connection)
     assert link._client.get_retry().get_retries() == 0
+
+
+def free_connections(*those):
+    free = FreeConnections(2)
+    for each in those:
+        free.put_nowait(each)
+    return free
+
+
+def test_the_connection_given_back_last_is_taken_first():
+    free = free_connections("cold", "warm")
+    assert [free.take(), free.get(timeout=0)] == [["warm"], "cold"]
+
+
+def test_there_are_never_more_free_connections_than_the_pool_is_large():
+    free = free_connections("one", "two")
+    with pytest.raises(Full):
+        free.put_nowait("three")
+    assert free.queue == ["one", "two"]
+
+
+def test_without_a_free_connection_a_caller_that_may_not_wait_fails_at_once():
+    free = free_connections()
+    assert free.take() == []
+    for options in ({"block": False, "timeout": 60}, {"timeout": 0}):
+        with pytest.raises(PoolExhausted):
+            free.get(**options)
+
+
+def test_a_connection_given_back_right_after_a_look_ends_the_wait():
+    """Between the look and the wait: a caller that gives back then must know that another one will wait."""
+    free = free_connections()
+    givers = []
+
+    class GivenBackAfterTheFirstLook(list):
+        def pop(self):
+            if not givers:
+                givers.append(threading.Thread(target=free.put_nowait, args=["given back"]))
+                givers[0].start()
+                # It is there before the wait begins, and its notification comes only in the wait.
+                wait_for(lambda: len(self) == 1)
+                raise IndexError
+            return super().pop()
+
+    free.queue = GivenBackAfterTheFirstLook()
+    taken = []
+    waiter = threading.Thread(target=lambda: taken.append(free.get(timeout=60)), daemon=True)
+    waiter.start()
+    waiter.join(10)
+    assert taken == ["given back"]
+    givers[0].join()
 
 
 def test_many_callers_share_few_connections(new_link, redis_url):
