@@ -10,6 +10,7 @@ from gevent import monkey
 monkey.patch_all()
 
 import os  # noqa: E402
+import resource  # noqa: E402
 import sys  # noqa: E402
 import threading  # noqa: E402
 import time  # noqa: E402
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from gunicorn.arbiter import Arbiter
     from gunicorn.workers.base import Worker
 
-    from flaskapp.answers.stream import Stopping
+    from flaskapp.answers.under_way import AnswersUnderWay
 
 
 def _give_up(error: ConfigurationError) -> NoReturn:
@@ -94,6 +95,12 @@ bind = [f"{_HOST}:{_config.port}"]
 workers = _config.web_concurrency
 worker_class = "gevent"
 worker_connections = 1000
+# Each answer under way takes two: the client's connection and the upstream's.
+_files, _most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+_needed_files = 4 * worker_connections
+if 0 <= _files < _needed_files:
+    _files = _needed_files if _most_files == resource.RLIM_INFINITY else min(_needed_files, _most_files)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_files, _most_files))
 # Long enough for most answers to end by themselves; what still runs then is given a last event, and settled.
 graceful_timeout = 8 if _config.mode == "development" else 30
 LEAST_SETTLING_SECONDS = 5
@@ -150,10 +157,10 @@ def post_worker_init(worker: "Worker") -> None:
     """Read the settings, and log what holds, before the first request."""
     tollgate = worker.wsgi.extensions["tollgate"]
     tollgate.start()
-    threading.Thread(target=_end_answers_in_time, args=(worker, tollgate.stopping), daemon=True).start()
+    threading.Thread(target=_end_answers_in_time, args=(worker, tollgate.answers), daemon=True).start()
 
 
-def _end_answers_in_time(worker: "Worker", stopping: "Stopping") -> None:
+def _end_answers_in_time(worker: "Worker", answers: "AnswersUnderWay") -> None:
     """`alive` turns false by SIGTERM, by SIGHUP to the master, and where `max_requests` is reached."""
     while worker.alive:
         time.sleep(0.2)
@@ -161,14 +168,14 @@ def _end_answers_in_time(worker: "Worker", stopping: "Stopping") -> None:
     worker.cfg.set("keepalive", 0)
     timeout_seconds = worker.cfg.graceful_timeout + WORKER_KILL_SECONDS
     time.sleep(max(0, timeout_seconds - max(LEAST_SETTLING_SECONDS, timeout_seconds // 3)))
-    stopping.begin()
+    answers.stop()
 
 
 def worker_int(worker: "Worker") -> None:
     """SIGINT or SIGQUIT: the worker ends when this comes back."""
-    stopping = worker.wsgi.extensions["tollgate"].stopping
-    stopping.begin()
-    stopping.wait(LAST_EVENT_SECONDS)
+    answers = worker.wsgi.extensions["tollgate"].answers
+    answers.stop()
+    answers.wait(LAST_EVENT_SECONDS)
 
 
 def child_exit(_server: "Arbiter", worker: "Worker") -> None:

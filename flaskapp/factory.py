@@ -21,7 +21,7 @@ from backends.pricing.token_bounds import bound_for
 from backends.store.link import Link
 from flaskapp.admin import Panel, make_admin
 from flaskapp.answers.admission import Admission
-from flaskapp.answers.stream import StreamContext
+from flaskapp.answers.answer import AnswerContext
 from flaskapp.chat.challenge_route import make_challenge_route
 from flaskapp.chat.routes import ChatRoutes, make_chat
 from flaskapp.cli.commands import register_commands
@@ -218,19 +218,15 @@ def _make_chat_routes(tollgate: Tollgate, challenges: Challenges, clock: Clock) 
         # A vocabulary takes a tenth of a second to load: here, and not while a visitor waits.
         bound_for(model)
     deadline_seconds = config.stream_deadline_seconds
+    context = AnswerContext(clock, tollgate.observer, tollgate.answers, lambda: settings.current.values.drain_seconds)
     return ChatRoutes(
-        admission=Admission(
-            tollgate.guard, lambda: settings.current.values, deadline_seconds, clock, tollgate.observer
-        ),
+        admission=Admission(tollgate.guard, lambda: settings.current.values, deadline_seconds, context),
         challenges=challenges,
         model=tollgate.model,
         prices=prices,
         default_model=config.llm_model,
         stream_deadline_seconds=deadline_seconds,
         settings=lambda: settings.current.values,
-        context=StreamContext(
-            clock, tollgate.observer, tollgate.stopping, lambda: settings.current.values.drain_seconds
-        ),
         clock=clock,
         observer=tollgate.observer,
     )
@@ -247,7 +243,6 @@ def _make_openai_routes(chat: ChatRoutes, keys: ApiKeys, owner: str) -> OpenAIRo
         owner=owner,
         stream_deadline_seconds=chat.stream_deadline_seconds,
         settings=chat.settings,
-        context=chat.context,
         clock=chat.clock,
     )
 

@@ -9,7 +9,7 @@ from backends.errors import StoreError
 from backends.guard.guard import Guard
 from backends.store.link import Link
 from backends.store.scripts import load_all
-from flaskapp.answers.stream import Stopping
+from flaskapp.answers.under_way import AnswersUnderWay
 from flaskapp.config import Config
 from flaskapp.llm import Model
 from flaskapp.ops.first_worker import FirstOfWorkers
@@ -27,7 +27,7 @@ class Tollgate:
     guard: Guard
     observer: Observer
     model: Model
-    stopping: Stopping = field(default_factory=Stopping)
+    answers: AnswersUnderWay = field(default_factory=AnswersUnderWay)
     _started: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 

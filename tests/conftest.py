@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from hypothesis import HealthCheck, settings
 
 from flaskapp.ops import embedded_redis as embedded
 from flaskapp.ops.embedded_redis import EmbeddedServer
@@ -13,6 +14,10 @@ from tests.embedded import FragileServer
 
 # Before any test module imports it: once imported it could not be rewritten any more.
 pytest.register_assert_rewrite("backends.conformance")
+
+# How fast examples are made says nothing but how busy the machine is.
+settings.register_profile("house", suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("house")
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -7,10 +7,22 @@ def model_request(turns=(), *, model="gpt-4o", max_tokens=400, input_tokens=9, d
     return ModelRequest(model, [turn.as_json() for turn in turns], max_tokens, input_tokens, deadline_seconds, **more)
 
 
+def opened(model, request):
+    """The answer to `request`, once it has begun."""
+    answer = model.ask(request)
+    answer.open()
+    return answer
+
+
+def batches_of(answer, wait_seconds=30):
+    """What each read gives, to the end."""
+    while (batch := answer.read(wait_seconds)) is not None:
+        yield batch
+
+
 def pieces_of(answer, wait_seconds=30):
     """All pieces, to the end."""
-    while (pieces := answer.read(wait_seconds)) is not None:
-        yield from pieces
+    return (piece for batch in batches_of(answer, wait_seconds) for piece in batch.pieces)
 
 
 class Texts:

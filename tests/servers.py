@@ -33,6 +33,7 @@ class Service:
     """One gunicorn; a context manager. It may be stopped and started again, on the same port."""
 
     application = "wsgi:app"
+    config = "gunicorn.conf.py"
 
     def __init__(self, directory: Path, redis_url: str, **environment: str) -> None:
         self.directory = directory
@@ -82,7 +83,7 @@ class Service:
     def launch(self) -> "subprocess.Popen[bytes]":
         with (self.directory / "app.log").open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "gunicorn", "--config", str(ROOT / "gunicorn.conf.py"), self.application],
+                [sys.executable, "-m", "gunicorn", "--config", str(ROOT / self.config), self.application],
                 cwd=self.directory,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,

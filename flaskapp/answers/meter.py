@@ -1,18 +1,15 @@
 """What one answer costs: reserved before it begins, extended as it runs where the policy says so, and ended once."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from backends.contract import Limits, Reservation
 from backends.guard import Guard
 from backends.pricing.prices import Price
 from backends.pricing.token_bounds import shows_its_tokens
-from flaskapp.llm import Piece, Usage
+from flaskapp.llm import Batch, Piece, Usage
 from flaskapp.settings import LiveSettings
-
-_MAX_UNREAD_CHARACTERS = 1_048_576
-"""Under `slices`: characters buffered for a slow client. Beyond that the answer is cut."""
 
 
 class ObservedLead:
@@ -34,10 +31,10 @@ class ObservedLead:
         """The largest lead."""
         return max(self._now, self._before)
 
-    def note(self, tokens: int) -> None:
-        """Record the lead at one piece."""
+    def note(self, tokens: int, pieces: int) -> None:
+        """Record the lead at so many pieces that came together."""
         self._now = max(self._now, tokens)
-        self._pieces += 1
+        self._pieces += pieces
         if self._pieces >= self.MEMORY_PIECES:
             self._before, self._now, self._pieces = self._now, 0, 0
 
@@ -80,10 +77,9 @@ class Slices:
         """On the last of a budget an answer begins with this: an eighth of a slice, and its last cushion."""
         return self.slice_tokens // 8 + max(self.least_cushion_tokens, self.slice_tokens // 4)
 
-    def first_usage(self, max_usage: Usage) -> Usage:
+    def first_tokens(self, max_tokens: int) -> int:
         """What is reserved before an answer begins: with the least cushion, whatever leads other answers have had."""
-        output_tokens = min(max_usage.output_tokens, self.slice_tokens + self.least_cushion_tokens)
-        return Usage(max_usage.input_tokens, output_tokens)
+        return min(max_tokens, self.slice_tokens + self.least_cushion_tokens)
 
 
 def slices_of(settings: LiveSettings, model: str, choices: int = 1) -> Slices | None:
@@ -96,35 +92,53 @@ def slices_of(settings: LiveSettings, model: str, choices: int = 1) -> Slices | 
     return Slices(settings.reservation_slice_tokens * choices, settings.reservation_cushion_tokens * choices)
 
 
+@dataclass(frozen=True, slots=True)
+class CostBound:
+    """What an answer can use at most, at one price."""
+
+    price: Price
+    max_usage: Usage
+    """The input's bound, and the maximum of output tokens that the upstream gets, of all choices together."""
+    slices: Slices | None = None
+    """How the reservation grows; None: all of it is reserved before."""
+
+    def first_costs_nanousd(self) -> tuple[int, int | None]:
+        """What is reserved before the model is called: the cost of `max_usage`, or of a first slice.
+
+        The second is the part of it with which an answer begins on the last of a budget; None: it needs all of it.
+        """
+        if self.slices is None:
+            return self.highest_cost_nanousd(self.max_usage.output_tokens), None
+        tokens = self.slices.first_tokens(self.max_usage.output_tokens)
+        at_least = min(self.slices.least_first_tokens, tokens)
+        return self.highest_cost_nanousd(tokens), self.highest_cost_nanousd(at_least)
+
+    def highest_cost_nanousd(self, output_tokens: int) -> int:
+        """The most that the input and so many output tokens cost."""
+        return self.price.highest_cost_nanousd(self.max_usage.input_tokens, output_tokens)
+
+
 class Meter:
     """Counts one answer, keeps its reservation ahead of it, and settles once, at the price of the reservation.
 
     Args:
         reservation: None while cost throttling is off; then the meter only counts.
-        max_usage: the input's bound, and the maximum of output tokens that the upstream got, of all choices together.
-        slices: how the reservation grows; None if all of it was reserved before.
         limits: read at each extension.
     """
 
     def __init__(
-        self,
-        guard: Guard,
-        reservation: Reservation | None,
-        price: Price,
-        max_usage: Usage,
-        *,
-        slices: Slices | None = None,
-        limits: Callable[[], Limits],
+        self, guard: Guard, reservation: Reservation | None, cost_bound: CostBound, limits: Callable[[], Limits]
     ) -> None:
-        self.max_usage = max_usage
+        self.max_usage = cost_bound.max_usage
         self._guard = guard
         self._reservation = reservation
-        self._price = price
-        self._slices = slices if reservation is not None else None
+        self._cost_bound = cost_bound
+        self._price = cost_bound.price
+        self._slices = cost_bound.slices if reservation is not None else None
         self._limits = limits
-        self._covered_tokens = max_usage.output_tokens
-        if slices is not None:
-            self._covered_tokens = self._tokens_within(self._reserved_nanousd, 0, max_usage.output_tokens)
+        self._covered_tokens = self.max_usage.output_tokens
+        if cost_bound.slices is not None:
+            self._covered_tokens = self._tokens_within(self._reserved_nanousd, 0, self._covered_tokens)
         self._deltas = 0
         self._tokens = 0
         self._retry_at_tokens = 0
@@ -142,32 +156,41 @@ class Meter:
         maximum = self.max_usage.output_tokens
         if self._deltas > maximum:
             return True
-        return shows_its_tokens(self._price.model) and self._tokens > maximum + max(8, maximum // 8)
+        return self._tokens > maximum + max(8, maximum // 8) and shows_its_tokens(self._price.model)
 
     @property
-    def max_unread_characters(self) -> int | None:
-        """How much may be buffered for a slow client; None: all is reserved, so the upstream waits for the client."""
-        return None if self._slices is None else _MAX_UNREAD_CHARACTERS
+    def is_growing(self) -> bool:
+        """Whether the reservation grows with the answer: then what is not read is neither counted nor reserved."""
+        return self._slices is not None
 
     @property
     def assumed_usage(self) -> Usage:
         """The usage that is reported where the real one is unknown: as much as is booked for it."""
         return Usage(self.max_usage.input_tokens, max(self._unknown_tokens, self._seen_tokens))
 
-    def count(self, piece: Piece) -> bool:
-        """Count a piece, and extend the reservation where it needs that.
+    def count(self, batch: Batch) -> bool:
+        """Count what one read gave, and extend the reservation where it needs that.
 
         Returns:
             False if the answer has to end: the upstream exceeds its maximum, or an extension was refused.
         """
-        self._deltas += piece.deltas
-        self._tokens += piece.tokens
+        self._deltas += sum([piece.deltas for piece in batch.pieces])
+        self._tokens += batch.tokens
         if self._slices is not None:
-            self._slices.observed_lead.note(piece.lead_tokens)
+            self._slices.observed_lead.note(batch.lead_tokens, len(batch.pieces))
         if self.is_exceeded or self._is_used_up:
             return False
         self._is_used_up = self._slices is not None and not self._cover(self._slices)
         return not self._is_used_up
+
+    def within_maximum(self, pieces: Sequence[Piece]) -> Sequence[Piece]:
+        """Of the pieces that were counted last, those within the maximum of steps."""
+        steps = self._deltas - self.max_usage.output_tokens
+        number = len(pieces)
+        while number and steps > 0:
+            number -= 1
+            steps -= pieces[number].deltas
+        return pieces[:number]
 
     def note_fully_read(self) -> None:
         """Note that every piece that came before the end, or before the hang-up, was counted.
@@ -220,9 +243,9 @@ class Meter:
             wanted = min(wished + slices.slice_tokens, maximum)
             extended = self._guard.extend(
                 reservation,
-                self._highest_cost_nanousd(wanted),
+                self._cost_bound.highest_cost_nanousd(wanted),
                 self._limits(),
-                at_least_nanousd=self._highest_cost_nanousd(at_least),
+                at_least_nanousd=self._cost_bound.highest_cost_nanousd(at_least),
             )
             if extended is None:
                 self._retry_at_tokens = self._tokens + slices.retry_tokens
@@ -235,7 +258,7 @@ class Meter:
         """The most output tokens that `reserved_nanousd` covers; a search, since prices may have steps."""
         while at_least < at_most:
             middle = (at_least + at_most + 1) // 2
-            if self._highest_cost_nanousd(middle) <= reserved_nanousd:
+            if self._cost_bound.highest_cost_nanousd(middle) <= reserved_nanousd:
                 at_least = middle
             else:
                 at_most = middle - 1
@@ -246,14 +269,14 @@ class Meter:
             return usage.cost_nanousd(self._price)
         cost_nanousd = self._reserved_nanousd
         if self._max_lead_tokens is not None:
-            cost_nanousd = min(cost_nanousd, self._highest_cost_nanousd(self._unknown_tokens))
-        return max(cost_nanousd, self._highest_cost_nanousd(self._seen_tokens))
+            cost_nanousd = min(cost_nanousd, self._cost_bound.highest_cost_nanousd(self._unknown_tokens))
+        return max(cost_nanousd, self._cost_bound.highest_cost_nanousd(self._seen_tokens))
 
     @property
     def _reserved_nanousd(self) -> int:
         """What is reserved; while cost throttling is off, what would be."""
         if self._reservation is None:
-            return self._highest_cost_nanousd(self.max_usage.output_tokens)
+            return self._cost_bound.highest_cost_nanousd(self.max_usage.output_tokens)
         return self._reservation.cost_nanousd
 
     @property
@@ -273,6 +296,3 @@ class Meter:
         maximum = self.max_usage.output_tokens
         is_more = self.is_exceeded or self._tokens > 2 * maximum
         return self._tokens if is_more else min(self._tokens, maximum)
-
-    def _highest_cost_nanousd(self, output_tokens: int) -> int:
-        return self._price.highest_cost_nanousd(self.max_usage.input_tokens, output_tokens)

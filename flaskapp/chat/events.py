@@ -1,6 +1,9 @@
 """Server-sent events of the chat endpoint."""
 
 import json
+from collections.abc import Sequence
+
+import orjson
 
 from backends.money import usd_text
 from flaskapp.llm import Piece, Usage
@@ -12,9 +15,9 @@ class ChatStreamFormat:
     def __init__(self, request_id: str) -> None:
         self._request_id = request_id
 
-    def piece(self, piece: Piece) -> bytes:
-        """The text, where the piece has one."""
-        return _event({"status": "streaming", "chunk": piece.text}) if piece.text else b""
+    def pieces(self, pieces: Sequence[Piece]) -> bytes:
+        """The texts, where the pieces have one."""
+        return b"".join([_event({"status": "streaming", "chunk": piece.text}) for piece in pieces if piece.text])
 
     def complete(self, usage: Usage, cost_nanousd: int, finish_reason: str, *, was_cut: bool) -> bytes:
         """The last event of an answer that ended by itself, or at its budget or maximum."""
@@ -48,6 +51,9 @@ def _usage(usage: Usage) -> dict[str, int]:
 
 
 def _event(body: dict[str, object]) -> bytes:
-    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
-    # A model may emit half a surrogate pair; the stream goes on without it.
-    return f"data: {text}\n\n".encode(errors="replace")
+    try:
+        text = orjson.dumps(body)
+    except orjson.JSONEncodeError:
+        # A model may emit half a surrogate pair; the stream goes on without it.
+        text = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
+    return b"data: %b\n\n" % text

@@ -1,19 +1,18 @@
-"""The chat endpoint: identify, bound the cost, reserve, answer, and settle when the answer is over."""
+"""The chat endpoint: identify, validate, price, reserve, then refuse or stream; the answer settles when it is over."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from flask import Blueprint, Request, Response, g, request
+from flask import Blueprint, Response, g, request
 
 from backends.clock import Clock
 from backends.contract import Event, Idempotency, Observer
 from backends.errors import StoreBusy, StoreError, ThrottleUnavailable
 from backends.pricing.prices import PriceBook
 from backends.pricing.token_bounds import InputTooLong, Message, bound_for
-from flaskapp.answers.admission import Admission, CostBound
-from flaskapp.answers.meter import Meter, slices_of
-from flaskapp.answers.stream import Stream, StreamContext, call_model
-from flaskapp.chat.body import read_chat_body
+from flaskapp.answers.admission import Admission
+from flaskapp.answers.meter import CostBound, slices_of
+from flaskapp.chat.body import ChatBody, read_chat_body
 from flaskapp.chat.events import ChatStreamFormat
 from flaskapp.http.challenges import ChallengeResult, Challenges
 from flaskapp.http.headers import read_idempotency
@@ -48,7 +47,6 @@ class ChatRoutes:
     default_model: str
     stream_deadline_seconds: int
     settings: Callable[[], LiveSettings]
-    context: StreamContext
     clock: Clock
     observer: Observer
 
@@ -56,32 +54,39 @@ class ChatRoutes:
         """``POST /api/v1/chat/stream``."""
         who = identify(request)
         settings = self.settings()
-        question = self._question(request, settings)
-        idempotency = read_idempotency(request, who.identifier, ROUTE, question.body_text)
-        refused = self._refused_early(idempotency, who, settings)
-        if refused is not None:
-            return refused
-        admitted = self.admission.reserve(who, question.cost_bound, settings, idempotency)
-        if isinstance(admitted, Response):
-            return admitted
-        return admitted.respond(lambda meter: self._answer(question, meter))
-
-    def _question(self, received: Request, settings: LiveSettings) -> "Question":
-        """The question in a request, and the most that its answer can cost."""
         body = read_chat_body(
-            received,
+            request,
             default_model=self.default_model,
             models=self.prices.models,
             max_tokens=settings.llm_max_tokens,
         )
-        limit = settings.llm_max_input_tokens
-        try:
-            messages, input_tokens = bound_for(body.model).fit(SYSTEM_PROMPT, body.history, body.query, limit)
-        except InputTooLong as error:
-            raise InvalidRequest(422, "query", f"is longer than the {limit} tokens that an input may have") from error
+        messages, input_tokens = self._fitting(body, settings.llm_max_input_tokens)
         price = self.prices.price(body.model, self.clock.now_us())
         cost_bound = CostBound(price, Usage(input_tokens, body.max_tokens), slices_of(settings, body.model))
-        return Question(messages, body.model, cost_bound, body.text)
+        idempotency = read_idempotency(request, who.identifier, ROUTE, body.text)
+        refused = self._refused_early(idempotency, who, settings)
+        if refused is not None:
+            return refused
+        upstream = self.model.ask(
+            ModelRequest(
+                model=body.model,
+                messages=[message.as_json() for message in messages],
+                max_tokens=body.max_tokens,
+                input_tokens=input_tokens,
+                deadline_seconds=self.stream_deadline_seconds,
+            )
+        )
+        answer = self.admission.admit(who, upstream, cost_bound, settings, idempotency)
+        return answer if isinstance(answer, Response) else answer.stream(ChatStreamFormat(g.request_id))
+
+    @staticmethod
+    def _fitting(body: ChatBody, max_tokens: int) -> tuple[tuple[Message, ...], int]:
+        """The messages for the model, the oldest left out where there are too many, and the bound of their tokens."""
+        try:
+            return bound_for(body.model).fit(SYSTEM_PROMPT, body.history, body.query, max_tokens)
+        except InputTooLong as error:
+            reason = f"is longer than the {max_tokens} tokens that an input may have"
+            raise InvalidRequest(422, "query", reason) from error
 
     def _refused_early(self, idempotency: Idempotency | None, who: Identity, settings: LiveSettings) -> Response | None:
         """The refusal for a used idempotency key, or else for the challenge; a used key uses up no challenge."""
@@ -110,34 +115,6 @@ class ChatRoutes:
         if result is ChallengeResult.GOOD:
             return None
         return problem(403, INVALID_CHALLENGE, result.name.lower(), _CHALLENGE_MESSAGES[result])
-
-    def _answer(self, question: "Question", meter: Meter) -> Response:
-        deadline_at_seconds = self.clock.monotonic_seconds() + self.stream_deadline_seconds
-        model_request = ModelRequest(
-            model=question.model,
-            messages=[message.as_json() for message in question.messages],
-            max_tokens=question.cost_bound.max_usage.output_tokens,
-            input_tokens=question.cost_bound.max_usage.input_tokens,
-            deadline_seconds=self.stream_deadline_seconds,
-        )
-        answer = call_model(
-            lambda: self.model.open(model_request), self.context.stopping, drop=lambda late: late.close()
-        )
-        stream_format = ChatStreamFormat(g.request_id)
-        return Stream(
-            g.request_id, answer, meter, stream_format, self.context, deadline_at_seconds=deadline_at_seconds
-        ).response()
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A question to a model, and the most that its answer can use."""
-
-    messages: tuple[Message, ...]
-    model: str
-    cost_bound: CostBound
-    body_text: str
-    """The body as the client sent it, in one spelling."""
 
 
 def make_chat(routes: ChatRoutes) -> Blueprint:

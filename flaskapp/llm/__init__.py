@@ -1,8 +1,8 @@
 """What the routes know of a model: a request goes in, pieces of an answer come out, and at the end there is a usage.
 
-`open` returns only when the model's server has accepted, so that a refusal becomes a status and not a broken stream.
-After the answer has ended, for whatever reason, `usage` is what was used; None means that it cannot be known, and that
-the whole reservation is booked.
+`Model.ask` makes an answer and sends nothing. `Answer.open` returns only when the model's server has accepted, so that
+a refusal becomes a status and not a broken stream. After the answer has ended, for whatever reason, `usage` is what was
+used; None means that it cannot be known, and that the whole reservation is booked.
 """
 
 from collections.abc import Mapping, Sequence
@@ -58,24 +58,39 @@ class Usage:
 
 @dataclass(slots=True)
 class Piece:
-    """One step of an answer."""
+    """One event of an answer."""
 
     text: str
-    """To show; empty where the step has none (reasoning, tool calls, another choice, the usage)."""
-    deltas: int
+    """To show; empty where the event has none (reasoning, tool calls, another choice, the usage)."""
+    deltas: int = 0
     """Steps of generation that it certainly stands for, at least one token each; 0 where nothing was generated."""
-    tokens: int
-    """Tokens that it stands for, counted with the model's tokenizer where that is known; never below `deltas`."""
     chunk: Mapping[str, Any] | None = None
     """The server's own event."""
-    data: str = ""
-    """The same as the server wrote it, to be passed on; empty where it has to be written anew."""
+    data: bytes = b""
+    """The same as the server wrote it, on one line; empty where it has to be written anew."""
+    is_plain: bool = False
+    """It has text of its one choice and nothing else, so that `data` can be passed on without a look at `chunk`."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one read gave."""
+
+    pieces: Sequence[Piece] = ()
+    tokens: int = 0
+    """Tokens that they stand for, counted with the model's tokenizer where that is known; never below their deltas."""
     lead_tokens: int = 0
-    """The upstream's lead: tokens that came, with this piece's, since the reader last had read all there was."""
+    """The upstream's lead: tokens that came, with these, since the reader last had read all there was."""
+    is_last: bool = False
+    """Nothing follows, and the usage is final: the next read returns None at once."""
+
+
+NOTHING = Batch()
+"""Nothing came in the time."""
 
 
 class Answer(Protocol):
-    """An answer under way. One thread at a time reads it; only `close` may be called from another meanwhile."""
+    """An answer, from its request to its end. One thread at a time uses it; only `close` may be called by another."""
 
     @property
     def usage(self) -> Usage | None:
@@ -85,8 +100,19 @@ class Answer(Protocol):
     def finish_reason(self) -> str:
         """Why it ended: `length` if `max_tokens` cut it."""
 
-    def read(self, wait_seconds: float) -> Sequence[Piece] | None:
-        """The pieces that came with one read; empty where nothing came in the time; None at the end.
+    def open(self) -> None:
+        """Ask for a stream; return when the answer has begun.
+
+        Raises:
+            UpstreamNotTaken: the request provably was not taken and costs nothing.
+            UpstreamBroken: it was sent and went wrong; what it costs cannot be known.
+        """
+
+    def whole(self) -> "Completed":
+        """Ask for a whole answer, in place of `open` and `read`. Raises as `open` does."""
+
+    def read(self, wait_seconds: float) -> Batch | None:
+        """What came with one read; `NOTHING` where nothing came in the time; None at the end.
 
         Raises:
             UpstreamBroken: the answer broke off, or its deadline has passed.
@@ -96,7 +122,7 @@ class Answer(Protocol):
         """Let the upstream generate no more. What has come by now can still be read."""
 
     def close(self) -> None:
-        """End it and drop the connection; may be called twice. A read that waits ends at once."""
+        """End it and drop the connection; may be called twice. Whatever waits for the server ends at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +131,6 @@ class Completed:
 
     body: dict[str, Any]
     """The server's own, in OpenAI's words."""
-    usage: Usage | None
-    """None where it cannot be known."""
     seen_tokens: int = 0
     """Tokens counted in the answer, where its usage is not known."""
 
@@ -117,21 +141,8 @@ class Model(Protocol):
     max_choices: int
     """How many choices a request may ask for."""
 
-    def open(self, request: ModelRequest) -> Answer:
-        """Ask for a stream; return when the answer has begun.
-
-        Raises:
-            UpstreamNotTaken: the request provably was not taken and costs nothing.
-            UpstreamBroken: it was sent and went wrong; what it costs cannot be known.
-        """
-
-    def complete(self, request: ModelRequest) -> Completed:
-        """Ask for a whole answer.
-
-        Raises:
-            UpstreamNotTaken: the request provably was not taken and costs nothing.
-            UpstreamBroken: it was sent and went wrong; what it costs cannot be known.
-        """
+    def ask(self, request: ModelRequest) -> Answer:
+        """The answer to a request. Nothing is sent yet."""
 
     def close(self) -> None:
         """Close its connections."""

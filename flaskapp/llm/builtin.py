@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from backends.clock import US_PER_SECOND, Clock
-from flaskapp.llm import Completed, ModelRequest, Piece, UpstreamBroken, Usage
+from flaskapp.llm import NOTHING, Batch, Completed, ModelRequest, Piece, UpstreamBroken, Usage
 
 _TOKEN = re.compile(r"\s*(?:\w+|[^\w\s])")
 _TOPIC_CHARACTERS = 60
@@ -70,43 +70,9 @@ class BuiltinModel:
         self._clock = clock
         self._wait = wait
 
-    def open(self, request: ModelRequest) -> "BuiltinAnswer":
-        """Never fails. The reader of the answer keeps the deadline: see `UpstreamReader`."""
-        return BuiltinAnswer(
-            _TOKEN.findall(reply(request.messages)),
-            request,
-            seconds_per_token=self._seconds_per_token,
-            clock=self._clock,
-            wait=self._wait,
-        )
-
-    def complete(self, request: ModelRequest) -> Completed:
-        """The same answer in one piece, as OpenAI's API writes it, after the time that it takes to stream."""
-        answer = self.open(request)
-        ends_seconds = self._clock.monotonic_seconds() + request.deadline_seconds
-        text = ""
-        while (pieces := answer.read(request.deadline_seconds)) is not None:
-            text += "".join(piece.text for piece in pieces)
-            if self._clock.monotonic_seconds() > ends_seconds:
-                raise UpstreamBroken("The model did not answer in time.", timed_out=True)
-        usage = answer.usage
-        body = {
-            **answer.envelope("chat.completion"),
-            "choices": [
-                {
-                    "index": 0,
-                    "message": {"role": "assistant", "content": text, "refusal": None},
-                    "logprobs": None,
-                    "finish_reason": answer.finish_reason,
-                }
-            ],
-            "usage": {
-                "prompt_tokens": usage.input_tokens,
-                "completion_tokens": usage.output_tokens,
-                "total_tokens": usage.input_tokens + usage.output_tokens,
-            },
-        }
-        return Completed(body, usage)
+    def ask(self, request: ModelRequest) -> "BuiltinAnswer":
+        """See `Model.ask`."""
+        return BuiltinAnswer(request, seconds_per_token=self._seconds_per_token, clock=self._clock, wait=self._wait)
 
     def close(self) -> None:
         """Nothing to give back."""
@@ -115,77 +81,99 @@ class BuiltinModel:
 class BuiltinAnswer:
     """An answer whose usage is what it has handed out, exactly, also when it is closed on the way."""
 
-    def __init__(
-        self,
-        tokens: Sequence[str],
-        request: ModelRequest,
-        *,
-        seconds_per_token: float,
-        clock: Clock,
-        wait: Wait,
-    ) -> None:
-        self._tokens = tokens[: request.max_tokens]
-        self._cut = len(tokens) > request.max_tokens
-        self._input_tokens = request.input_tokens
-        self._model = request.model
-        self._id = f"chatcmpl-{uuid.uuid4().hex}"
-        self._created_seconds = clock.now_us() // US_PER_SECOND
+    def __init__(self, request: ModelRequest, *, seconds_per_token: float, clock: Clock, wait: Wait) -> None:
+        self._request = request
+        self._tokens: Sequence[str] = ()
+        self._cut = False
         self._output_tokens = 0
         self._next = 0
         """How many tokens were handed out; one more than there are once the end was."""
-        self._started_seconds: float | None = None
+        self._started_seconds = 0.0
         self._seconds_per_token = seconds_per_token
         self._clock = clock
         self._wait = wait
         self._closing = threading.Event()
         self._lock = threading.Lock()
+        self._envelope: dict[str, Any] = {}
 
     @property
     def usage(self) -> Usage:
         """Known at any moment; it changes no more once the answer is closed."""
-        return Usage(self._input_tokens, self._output_tokens)
+        return Usage(self._request.input_tokens, self._output_tokens)
 
     @property
     def finish_reason(self) -> str:
         """`length` if the answer is longer than `max_tokens`."""
         return "length" if self._cut else "stop"
 
-    def read(self, wait_seconds: float) -> Sequence[Piece] | None:
+    def open(self) -> None:
+        """Never fails."""
+        tokens = _TOKEN.findall(reply(self._request.messages))
+        self._tokens = tokens[: self._request.max_tokens]
+        self._cut = len(tokens) > len(self._tokens)
+        self._started_seconds = self._clock.monotonic_seconds()
+        self._envelope = {
+            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "object": "chat.completion.chunk",
+            "created": self._clock.now_us() // US_PER_SECOND,
+            "model": self._request.model,
+        }
+
+    def whole(self) -> Completed:
+        """The same answer in one piece, as OpenAI's API writes it, after the time that it takes to stream.
+
+        Raises:
+            UpstreamBroken: it takes longer than it may, or was closed.
+        """
+        self.open()
+        ends_seconds = self._started_seconds + self._request.deadline_seconds
+        text = ""
+        while (batch := self.read(self._request.deadline_seconds)) is not None:
+            text += "".join(piece.text for piece in batch.pieces)
+            if self._clock.monotonic_seconds() > ends_seconds:
+                raise UpstreamBroken("The model did not answer in time.", timed_out=True)
+        if self._closing.is_set():
+            raise UpstreamBroken("The answer was broken off.")
+        message = {"role": "assistant", "content": text, "refusal": None}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self.finish_reason}
+        usage = {
+            "prompt_tokens": self._request.input_tokens,
+            "completion_tokens": self._output_tokens,
+            "total_tokens": self._request.input_tokens + self._output_tokens,
+        }
+        return Completed({**self._envelope, "object": "chat.completion", "choices": [choice], "usage": usage})
+
+    def read(self, wait_seconds: float) -> Batch | None:
         """The tokens that are due; each is due at its own moment since the start, so that the pace never drifts."""
         if self._next > len(self._tokens):
             return None
-        now = self._clock.monotonic_seconds()
-        if self._started_seconds is None:
-            self._started_seconds = now
-        early_seconds = self._started_seconds + (self._next + 1) * self._seconds_per_token - now
-        if self._seconds_per_token and self._next < len(self._tokens) and early_seconds > 0:
-            self._wait(self._closing, min(early_seconds, wait_seconds))
-            if early_seconds > wait_seconds:
-                return None if self._closing.is_set() else ()
+        if self._seconds_per_token and self._next < len(self._tokens):
+            due_seconds = self._started_seconds + (self._next + 1) * self._seconds_per_token
+            early_seconds = due_seconds - self._clock.monotonic_seconds()
+            if early_seconds > 0:
+                self._wait(self._closing, min(early_seconds, wait_seconds))
+                if early_seconds > wait_seconds:
+                    return None if self._closing.is_set() else NOTHING
         with self._lock:
             return None if self._closing.is_set() else self._due()
 
-    def _due(self) -> Sequence[Piece]:
-        pieces: list[Piece] = []
-        now = self._clock.monotonic_seconds()
-        for number, token in enumerate(self._tokens[self._next :], start=self._next + 1):
-            is_due = (self._started_seconds or now) + number * self._seconds_per_token <= now
-            if pieces and not is_due:
-                return pieces
-            self._next = self._output_tokens = number
-            role = {"role": "assistant"} if number == 1 else {}
-            pieces.append(Piece(token, deltas=1, tokens=1, chunk=self._chunk({**role, "content": token}, None)))
-        self._next = len(self._tokens) + 1
-        pieces.append(Piece("", deltas=0, tokens=0, chunk=self._chunk({}, self.finish_reason)))
-        return pieces
-
-    def envelope(self, kind: str) -> dict[str, Any]:
-        """The fields that every part of this answer has in OpenAI's API."""
-        return {"id": self._id, "object": kind, "created": self._created_seconds, "model": self._model}
+    def _due(self) -> Batch:
+        first, last = self._next, len(self._tokens)
+        if self._seconds_per_token:
+            passed_seconds = self._clock.monotonic_seconds() - self._started_seconds
+            last = min(last, max(first + 1, int(passed_seconds / self._seconds_per_token)))
+        self._next = self._output_tokens = last
+        pieces = [Piece(token, 1, self._chunk({"content": token}, None)) for token in self._tokens[first:last]]
+        if not first and pieces:
+            pieces[0].chunk = self._chunk({"role": "assistant", "content": pieces[0].text}, None)
+        if last == len(self._tokens):
+            self._next = last + 1
+            pieces.append(Piece("", chunk=self._chunk({}, self.finish_reason)))
+        return Batch(pieces, last - first, is_last=self._next > last)
 
     def _chunk(self, delta: dict[str, str], finish_reason: str | None) -> dict[str, Any]:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        return {**self.envelope("chat.completion.chunk"), "choices": [choice]}
+        return {**self._envelope, "choices": [choice]}
 
     def hang_up(self) -> None:
         """See `Answer.hang_up`: a token is generated only when it is read, so this is `close`."""

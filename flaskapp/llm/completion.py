@@ -5,6 +5,8 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
+import orjson
+
 from flaskapp.llm import Piece, Usage
 from flaskapp.llm.event_stream import ServerEvent
 
@@ -37,6 +39,8 @@ class Completion:
     def __init__(self, count_tokens: Callable[[str], int] = len, choices: int = 1) -> None:
         self._count_tokens = count_tokens
         self._choices = choices
+        self._uncounted: dict[int, list[str]] = {}
+        """What was generated since the last count, of each choice."""
         self._finished: set[int] = set()
         self._open: set[int] = set()
         self._was_summed_up = False
@@ -69,41 +73,52 @@ class Completion:
             ErrorEvent: the server reports an error.
             ValueError: the event is not part of a completion.
         """
-        if event.data == "[DONE]":
+        if event.data == b"[DONE]":
             self.done = True
             return None
-        chunk = _loads(event.data)
+        chunk, data = _loads(event.data)
         if event.name == "error" or _is_error(chunk):
-            raise ErrorEvent(event.data)
-        text, deltas, tokens = "", 0, 0
+            raise ErrorEvent(event.data.decode(errors="replace"))
         choices = _objects(chunk.get("choices"))
+        if len(choices) == 1 and (text := _plain_text(choices[0])) and chunk.get("usage") is None:
+            self._note_generated(0, text)
+            return Piece(text, 1, chunk, data, is_plain=True)
+        shown, deltas = "", 0
         for choice in choices:
-            shown, generated = self._read_choice(choice)
-            text += shown
-            if generated:
-                deltas += 1
-                tokens += max(1, self._count_tokens(generated))
+            text, is_step = self._read_choice(choice)
+            shown += text
+            deltas += is_step
         if chunk.get("usage") is not None:
             self._read_usage(chunk["usage"], is_summary=not choices)
-        return Piece(text, deltas, tokens, chunk, event.data)
+        return Piece(shown, deltas, chunk, data)
 
-    def _read_choice(self, choice: dict[str, Any]) -> tuple[str, str]:
-        """The text to show, and all that was generated."""
+    def count_tokens(self) -> int:
+        """The tokens generated since the last count. Parts have more than the whole, so they are counted together."""
+        tokens = sum([max(len(texts), self._count_tokens("".join(texts))) for texts in self._uncounted.values()])
+        self._uncounted.clear()
+        return tokens
+
+    def _note_generated(self, index: int, text: str) -> None:
+        self._is_generated = True
+        self._usage_is_last = False
+        self._open.add(index)
+        self._uncounted.setdefault(index, []).append(text)
+
+    def _read_choice(self, choice: dict[str, Any]) -> tuple[str, bool]:
+        """The text to show, and whether anything was generated."""
         delta, index = _object(choice.get("delta")), _index(choice)
         # All text was generated and is billed: content, reasoning, tool calls, and kinds yet to come; also in fields of
         # the older API, since those are passed on as they are.
         generated = "".join(_strings([delta, choice.get("text")]))
         if generated:
-            self._is_generated = True
-            self._usage_is_last = False
-            self._open.add(index)
+            self._note_generated(index, generated)
         # Some servers send "" or "null" for none.
         if _finish_reason(choice) not in {None, "", "null"}:
             self._open.discard(index)
             self._finished.add(index)
             self.finish_reason = "length" if _finish_reason(choice) in {"length", "max_tokens"} else "stop"
         text = _text_of(delta.get("content") or delta.get("refusal") or "")
-        return (text if index == 0 else ""), generated
+        return (text if index == 0 else ""), bool(generated)
 
     def _read_usage(self, raw: object, *, is_summary: bool) -> None:
         usage = _usage_of(raw)
@@ -121,7 +136,7 @@ def read_whole(received: bytes) -> dict[str, Any]:
         ErrorEvent: the server reports an error.
         ValueError: `received` is not a completion.
     """
-    body = _loads(received.decode())
+    body, _ = _loads(received)
     if _is_error(body):
         raise ErrorEvent(str(body.get("error") or body))
     if not isinstance(body.get("choices"), list):
@@ -222,17 +237,41 @@ def _strings(value: object) -> Iterator[str]:
             yield from _strings(item)
 
 
-def _loads(data: str) -> dict[str, Any]:
+def _loads(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """An object of JSON; and its bytes, where they can be passed on as they are."""
+    is_clean = True
     try:
-        loaded = _DECODER.decode(data)
-    except RecursionError as error:
-        raise NotACompletion("nested too deep") from error
+        loaded = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        # It takes no half of a surrogate pair, and no bytes that are no Unicode. Some models give both.
+        loaded, is_clean = _loads_leniently(data), False
     # Most events have fewer brackets than that.
-    if data.count("[") + data.count("{") > _MOST_DEPTH and _is_deep(loaded):
+    if data.count(b"[") + data.count(b"{") > _MOST_DEPTH and _is_deep(loaded):
         raise NotACompletion("nested too deep")
     if not isinstance(loaded, dict):
         raise NotACompletion("no JSON object")
-    return loaded
+    return loaded, data if is_clean and b"\n" not in data else b""
+
+
+def _loads_leniently(data: bytes) -> object:
+    try:
+        return _DECODER.decode(data.decode(errors="replace"))
+    except RecursionError as error:
+        raise NotACompletion("nested too deep") from error
+
+
+_PLAIN_FIELDS = {"content", "role"}
+
+
+def _plain_text(choice: dict[str, Any]) -> str:
+    """The text of a choice that is the first and has nothing else to read; empty where it has."""
+    delta = choice.get("delta")
+    if choice.get("index", 0) != 0 or choice.get("finish_reason") is not None or "text" in choice:
+        return ""
+    if not isinstance(delta, dict) or not delta.keys() <= _PLAIN_FIELDS:
+        return ""
+    text = delta.get("content")
+    return text if isinstance(text, str) else ""
 
 
 def _no_number(word: str) -> NoReturn:

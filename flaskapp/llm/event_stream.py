@@ -1,17 +1,17 @@
 """Server-sent events, read from bytes as they come, after the WHATWG specification. Their size is bounded."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import codecs
+from typing import NamedTuple
 
 MAX_EVENT_BYTES = 1_048_576
 
 
-@dataclass(frozen=True, slots=True)
-class ServerEvent:
+class ServerEvent(NamedTuple):
     """One event."""
 
     name: str
-    data: str
+    data: bytes
+    """Its lines, joined by line feeds."""
 
 
 class EventStream:
@@ -22,19 +22,30 @@ class EventStream:
         """The beginning of a line whose end is still to come."""
         self._has_begun = False
         self._after_carriage_return = False
-        self._name = ""
-        self._data: list[str] = []
+        self._name = b""
+        self._data: list[bytes] = []
         self._event_bytes = 0
 
-    def feed(self, received: bytes) -> Iterator[ServerEvent]:
+    def feed(self, received: bytes) -> list[ServerEvent]:
         """The events that `received` completes.
 
         Raises:
             ValueError: an event is larger than `MAX_EVENT_BYTES`.
         """
+        if not self._event_bytes and not self._after_carriage_return and (events := _whole_events(received)):
+            self._has_begun = True
+            return events
+        return self._read_lines(received)
+
+    def end(self) -> list[ServerEvent]:
+        """The last event, at the end of the stream: some servers leave out the empty line after it."""
+        return [event for event in (self._read_line(b""), self._dispatch()) if event is not None]
+
+    def _read_lines(self, received: bytes) -> list[ServerEvent]:
         if self._after_carriage_return:
             received = received.removeprefix(b"\n")
         self._after_carriage_return = received.endswith(b"\r")
+        events = []
         for part in received.splitlines(keepends=True):
             self._event_bytes += len(part)
             if self._event_bytes > MAX_EVENT_BYTES:
@@ -42,33 +53,40 @@ class EventStream:
             if not part.endswith((b"\n", b"\r")):
                 self._line += part
             elif (event := self._read_line(part)) is not None:
-                yield event
-
-    def end(self) -> Iterator[ServerEvent]:
-        """The last event, at the end of the stream: some servers leave out the empty line after it."""
-        yield from filter(None, (self._read_line(b""), self._dispatch()))
+                events.append(event)
+        return events
 
     def _read_line(self, rest: bytes) -> ServerEvent | None:
         """The event that a line completes; `rest` is the line's, after what has come of it before."""
         if self._line:
             rest = bytes(self._line) + rest
             self._line.clear()
-        line = rest.rstrip(b"\r\n").decode(errors="replace")
+        line = rest.rstrip(b"\r\n")
         if not self._has_begun:
             self._has_begun = True
-            line = line.removeprefix("\ufeff")
+            line = line.removeprefix(codecs.BOM_UTF8)
         if not line:
             return self._dispatch()
-        field, _, value = line.partition(":")
-        if field == "data":
-            self._data.append(value.removeprefix(" "))
-        elif field == "event":
-            self._name = value.removeprefix(" ")
+        field, _, value = line.partition(b":")
+        if field == b"data":
+            self._data.append(value.removeprefix(b" "))
+        elif field == b"event":
+            self._name = value.removeprefix(b" ")
         return None
 
     def _dispatch(self) -> ServerEvent | None:
-        event = ServerEvent(self._name, "\n".join(self._data)) if self._data else None
-        self._name = ""
+        event = ServerEvent(self._name.decode(errors="replace"), b"\n".join(self._data)) if self._data else None
+        self._name = b""
         self._data.clear()
         self._event_bytes = 0
         return event
+
+
+def _whole_events(received: bytes) -> list[ServerEvent]:
+    """The events of bytes that are whole events of one line each; none where they are anything else."""
+    if not received.endswith(b"\n\n") or b"\r" in received or len(received) > MAX_EVENT_BYTES:
+        return []
+    blocks = received[:-2].split(b"\n\n")
+    if not all(block.startswith(b"data: ") and b"\n" not in block for block in blocks):
+        return []
+    return [ServerEvent("", block[6:]) for block in blocks]

@@ -23,7 +23,7 @@ from backends.clock import Clock
 
 _CONNECT_SECONDS = 5.0
 _POOL_WAIT_SECONDS = 1.0
-_CONNECTIONS = 512
+_CONNECTIONS = 1_024
 _IDLE_CONNECTIONS = 64
 _IDLE_SECONDS = 4.0
 """Shorter than the five seconds after which usual servers hang up: a request must not meet a closing connection."""
@@ -292,15 +292,12 @@ class Exchange:
     """One request and its response. Only `break_off` may be called from another thread.
 
     An exchange that is dropped on the way hangs up.
-
-    Args:
-        deadline_at_seconds: a moment of the clock's monotonic time, which bounds every wait.
     """
 
-    def __init__(self, connections: Connections, clock: Clock, deadline_at_seconds: float) -> None:
+    def __init__(self, connections: Connections, clock: Clock) -> None:
         self._connections = connections
         self._clock = clock
-        self._deadline_at_seconds = deadline_at_seconds
+        self._deadline_at_seconds = 0.0
         self._response = _Response()
         self._connection: _Connection | None = None
         self._wake: _Wake | None = None
@@ -321,18 +318,26 @@ class Exchange:
         return self._response.final_status
 
     @property
+    def is_over(self) -> bool:
+        """Whether the response was read to its end."""
+        return self._response.is_over and not self._response.has_body
+
+    @property
     def media_type(self) -> str | None:
         """The response's content type without parameters; None without one."""
         return self._response.media_type
 
-    def send(self, request: bytes) -> None:
+    def send(self, request: bytes, deadline_at_seconds: float) -> None:
         """Send the request, and read the head of the response.
+
+        `deadline_at_seconds`, a moment of the clock's monotonic time, bounds every wait of this exchange.
 
         Raises:
             NotSent: there is no connection.
             ExchangeBroken: the connection failed, or what came is no response.
         """
-        self._connection = self._connections.take(self._deadline_at_seconds, self._note_wait)
+        self._deadline_at_seconds = deadline_at_seconds
+        self._connection = self._connections.take(deadline_at_seconds, self._note_wait)
         try:
             self._connection.send(request, self._left())
             self._is_sent = True

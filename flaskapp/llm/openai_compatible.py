@@ -9,17 +9,20 @@ import contextlib
 import re
 import ssl
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
+from decimal import Decimal
 from http import HTTPStatus
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
+import orjson
+
 from backends.clock import Clock
 from backends.errors import ConfigurationError
 from backends.pricing.token_bounds import counter_for
-from flaskapp.llm import MAX_CHOICES, Completed, ModelRequest, Piece, UpstreamBroken, UpstreamNotTaken, Usage
+from flaskapp.llm import MAX_CHOICES, NOTHING, Batch, Completed, ModelRequest, UpstreamBroken, UpstreamNotTaken, Usage
 from flaskapp.llm.completion import Completion, ErrorEvent, NotACompletion, read_whole, tokens_of_whole, usage_of_whole
-from flaskapp.llm.event_stream import EventStream, ServerEvent
+from flaskapp.llm.event_stream import EventStream
 from flaskapp.llm.exchange import Connections, Exchange, ExchangeBroken, ExchangeTimeout, NotSent
 from flaskapp.strict_json import dumps
 
@@ -58,85 +61,22 @@ class OpenAICompatibleModel:
         elif url_credentials:
             self._headers["Authorization"] = f"Basic {url_credentials}"
         self._secrets = [_any_spelling(secret) for secret in (api_key, url_credentials) if secret]
-        self._clock = clock
+        self.clock = clock
         tls = _tls_context() if server.is_encrypted else None
-        self._connections = Connections(server.host, server.port, tls, clock=clock)
+        self.connections = Connections(server.host, server.port, tls, clock=clock)
         lines = [f"POST {self._target} HTTP/1.1", *(f"{name}: {value}" for name, value in self._headers.items())]
-        self._head = "\r\n".join(lines).encode("latin-1")
+        self.head = "\r\n".join(lines).encode("latin-1")
+        """Of a request: the request line and the headers that are always the same."""
 
-    def open(self, request: ModelRequest) -> "StreamedAnswer":
-        """Send the request and wait for the head of the response. See `Model.open`."""
-        exchange = self._send(_body(request), request.deadline_seconds, _EVENT_STREAM)
-        completion = Completion(counter_for(request.model), request.choices)
-        return StreamedAnswer(exchange, self._clock, self._clean, completion)
-
-    def complete(self, request: ModelRequest) -> Completed:
-        """Send the request and wait for the whole answer. See `Model.complete`."""
-        exchange = self._send(_body(request, stream=False), request.deadline_seconds, _JSON)
-        try:
-            body = self._read_whole(exchange, request.deadline_seconds)
-        except (ErrorEvent, ValueError, ExchangeBroken) as error:
-            raise broken_answer(error, self._clean) from error
-        finally:
-            exchange.release()
-        usage = usage_of_whole(body)
-        return Completed(body, usage, 0 if usage else tokens_of_whole(body, counter_for(request.model)))
+    def ask(self, request: ModelRequest) -> "UpstreamAnswer":
+        """See `Model.ask`."""
+        return UpstreamAnswer(self, request)
 
     def close(self) -> None:
         """Close every connection."""
-        self._connections.close()
+        self.connections.close()
 
-    def _send(self, body: bytes, deadline_seconds: float, accept: str) -> Exchange:
-        exchange = Exchange(self._connections, self._clock, self._clock.monotonic_seconds() + deadline_seconds)
-        head = b"%b\r\nAccept: %b\r\nContent-Length: %d\r\n\r\n" % (self._head, accept.encode(), len(body))
-        try:
-            exchange.send(head + body)
-            self._check(exchange, accept)
-        except NotSent as error:
-            raise UpstreamNotTaken("The model could not be reached.", detail=self._clean(str(error))) from error
-        except ExchangeTimeout as error:
-            exchange.release()
-            detail = self._clean(str(error))
-            raise UpstreamBroken("The model did not answer in time.", detail=detail, timed_out=True) from error
-        except ExchangeBroken as error:
-            exchange.release()
-            raise UpstreamBroken("The model's server broke off.", detail=self._clean(str(error))) from error
-        except BaseException:
-            exchange.release()
-            raise
-        return exchange
-
-    def _check(self, exchange: Exchange, expected_kind: str) -> None:
-        if not HTTPStatus.OK <= exchange.status < HTTPStatus.MULTIPLE_CHOICES:
-            raise UpstreamNotTaken(
-                f"The model's server refused the request with status {exchange.status}.",
-                detail=self._clean(self._read_error_body(exchange)),
-                status=exchange.status,
-            )
-        if exchange.media_type not in {expected_kind, None}:
-            raise UpstreamBroken(
-                "The model's server sent something that is no answer.",
-                detail=self._clean(f"status {exchange.status}, content type {exchange.media_type}"),
-            )
-
-    @staticmethod
-    def _read_whole(exchange: Exchange, wait_seconds: float) -> dict[str, Any]:
-        received = bytearray()
-        while part := exchange.read(wait_seconds):
-            received += part
-            if len(received) > _MAX_ANSWER_BYTES:
-                raise NotACompletion("an answer that is too large")
-        return read_whole(bytes(received))
-
-    def _read_error_body(self, exchange: Exchange) -> str:
-        ends = self._clock.monotonic_seconds() + _ERROR_BODY_SECONDS
-        body = b""
-        with contextlib.suppress(ExchangeBroken):
-            while len(body) < _ERROR_BODY_BYTES and (part := exchange.read_until(ends)):
-                body += part
-        return body[:_ERROR_BODY_BYTES].decode(errors="replace")
-
-    def _clean(self, text: str) -> str:
+    def clean(self, text: str) -> str:
         """`text` for one line of the log: short, printable, without our secrets."""
         for secret in self._secrets:
             text = secret.sub("***", text)
@@ -144,54 +84,74 @@ class OpenAICompatibleModel:
         return " ".join(printable.split())[:_DETAIL_CHARACTERS]
 
 
-class StreamedAnswer:
-    """An answer that is streamed in. Its usage is known only if all of it was read."""
+class UpstreamAnswer:
+    """An answer of the server. Its usage is known only if all of it was read."""
 
-    def __init__(self, exchange: Exchange, clock: Clock, clean: Callable[[str], str], completion: Completion) -> None:
-        self._exchange = exchange
-        self._clock = clock
-        self._clean = clean
-        self._completion = completion
+    def __init__(self, model: OpenAICompatibleModel, request: ModelRequest) -> None:
+        self._model = model
+        self._request = request
+        self._clock = model.clock
+        self._exchange = Exchange(model.connections, model.clock)
+        self._count_tokens = counter_for(request.model)
+        self._completion = Completion(self._count_tokens, request.choices)
         self._events = EventStream()
         self._batch, self._lead_tokens = -1, 0
         self._failure: Exception | None = None
         self._is_whole = False
+        self._whole_usage: Usage | None = None
         self._lock = threading.Lock()
-        self._reading = False
+        self._in_use = False
         self._closed = False
         self._hung_up = False
 
     @property
     def usage(self) -> Usage | None:
         """The usage that the server sent; None without one, or if the answer was not read to its end."""
-        return self._completion.usage if self._is_whole else None
+        return self._completion.usage if self._is_whole else self._whole_usage
 
     @property
     def finish_reason(self) -> str:
         """Why the server stopped."""
         return self._completion.finish_reason
 
-    def read(self, wait_seconds: float) -> Sequence[Piece] | None:
-        """The pieces of one read. See `Answer.read`."""
+    def open(self) -> None:
+        """Send the request and wait for the head of the response. See `Answer.open`."""
+        self._begin()
+        try:
+            self._send(_body(self._request), _EVENT_STREAM)
+        except BaseException:
+            self._end(is_over=True)
+            raise
+        self._end()
+
+    def whole(self) -> Completed:
+        """Send the request and wait for the whole answer. See `Answer.whole`."""
+        self._begin()
+        try:
+            self._send(_body(self._request, stream=False), _JSON)
+            body = self._read_whole()
+        except (ErrorEvent, ValueError, ExchangeBroken) as error:
+            raise broken_answer(error, self._model.clean) from error
+        finally:
+            self._end(is_over=True)
+        self._whole_usage = usage_of_whole(body)
+        return Completed(body, 0 if self._whole_usage else tokens_of_whole(body, self._count_tokens))
+
+    def read(self, wait_seconds: float) -> Batch | None:
+        """What came with one read. See `Answer.read`."""
         with self._lock:
             if self._closed:
                 return None
-            self._reading = True
-        pieces: Sequence[Piece] | None = None
+            self._in_use = True
+        batch: Batch | None = None
         try:
-            pieces = self._read(wait_seconds)
+            batch = self._read(wait_seconds)
         except (ErrorEvent, ValueError, ExchangeBroken) as error:
             if not self._hung_up and not self._closed:
-                raise broken_answer(error, self._clean) from error
+                raise broken_answer(error, self._model.clean) from error
         finally:
-            with self._lock:
-                self._reading = False
-                if pieces is None:
-                    self._closed = True
-                closed = self._closed
-            if closed:
-                self._exchange.release()
-        return None if closed else pieces
+            was_closed = self._end(is_over=batch is None or batch.is_last)
+        return None if was_closed else batch
 
     def hang_up(self) -> None:
         """See `Answer.hang_up`: the upstream sees the end at once; what has come can still be read."""
@@ -201,59 +161,114 @@ class StreamedAnswer:
                 self._exchange.break_off()
 
     def close(self) -> None:
-        """Break the connection off, unless the answer has ended. A thread that reads it gives the connection back."""
+        """Break the connection off, unless the answer has ended. A thread that uses it gives the connection back."""
         with self._lock:
             if self._closed:
                 return
             self._closed = True
             # Inside the lock: once the connection is given back, it may serve another request.
             self._exchange.break_off()
-            reading = self._reading
-        if not reading:
+            in_use = self._in_use
+        if not in_use:
             self._exchange.release()
 
-    def _read(self, wait_seconds: float) -> Sequence[Piece] | None:
-        self._raise_failure()
+    def _begin(self) -> None:
+        with self._lock:
+            if self._closed:
+                raise UpstreamNotTaken("The answer was given up before it was asked for.")
+            self._in_use = True
+
+    def _end(self, *, is_over: bool = False) -> bool:
+        """End the use of the connection; whether the answer was closed meanwhile."""
+        with self._lock:
+            self._in_use = False
+            was_closed, self._closed = self._closed, self._closed or is_over
+        if self._closed:
+            self._exchange.release()
+        return was_closed
+
+    def _send(self, body: bytes, accept: str) -> None:
+        head = b"%b\r\nAccept: %b\r\nContent-Length: %d\r\n\r\n" % (self._model.head, accept.encode(), len(body))
+        clean = self._model.clean
+        try:
+            self._exchange.send(head + body, self._clock.monotonic_seconds() + self._request.deadline_seconds)
+            self._check(accept)
+        except NotSent as error:
+            raise UpstreamNotTaken("The model could not be reached.", detail=clean(str(error))) from error
+        except ExchangeTimeout as error:
+            detail = clean(str(error))
+            raise UpstreamBroken("The model did not answer in time.", detail=detail, timed_out=True) from error
+        except ExchangeBroken as error:
+            raise UpstreamBroken("The model's server broke off.", detail=clean(str(error))) from error
+
+    def _check(self, expected_kind: str) -> None:
+        status, kind = self._exchange.status, self._exchange.media_type
+        if not HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
+            raise UpstreamNotTaken(
+                f"The model's server refused the request with status {status}.",
+                detail=self._model.clean(self._read_error_body()),
+                status=status,
+            )
+        if kind not in {expected_kind, None}:
+            raise UpstreamBroken(
+                "The model's server sent something that is no answer.",
+                detail=self._model.clean(f"status {status}, content type {kind}"),
+            )
+
+    def _read_whole(self) -> dict[str, Any]:
+        received = bytearray()
+        while part := self._exchange.read(self._request.deadline_seconds):
+            received += part
+            if len(received) > _MAX_ANSWER_BYTES:
+                raise NotACompletion("an answer that is too large")
+        return read_whole(bytes(received))
+
+    def _read_error_body(self) -> str:
+        ends = self._clock.monotonic_seconds() + _ERROR_BODY_SECONDS
+        body = b""
+        with contextlib.suppress(ExchangeBroken):
+            while len(body) < _ERROR_BODY_BYTES and (part := self._exchange.read_until(ends)):
+                body += part
+        return body[:_ERROR_BODY_BYTES].decode(errors="replace")
+
+    def _read(self, wait_seconds: float) -> Batch | None:
+        if self._failure is not None:
+            raise self._failure
         if self._is_whole:
             self._read_tail()
             return None
         received = self._exchange.read(wait_seconds)
         if received is None:
-            return ()
-        pieces = self._parsed(self._events.feed(received) if received else self._events.end())
+            return NOTHING
+        batch = self._parsed(received)
         if self._completion.done:
             self._is_whole = True
+            batch.is_last = self._exchange.is_over
         elif not received and self._failure is None:
             if not self._completion.ended:
                 raise ExchangeBroken("the stream ended before the answer did")
             # In a body without a length, an end by our own hang-up looks like one by the server.
             self._is_whole = not (self._hung_up or self._closed)
-            return pieces or None
-        return pieces
+            batch.is_last = self._is_whole
+            return batch if batch.pieces else None
+        return batch
 
-    def _raise_failure(self) -> None:
-        if self._failure is not None:
-            raise self._failure
-
-    def _parsed(self, events: Iterator[ServerEvent]) -> list[Piece]:
-        pieces: list[Piece] = []
+    def _parsed(self, received: bytes) -> Batch:
+        """The pieces in the bytes of one read; at the end of the stream, where these are none, in what is left."""
+        completion, pieces = self._completion, []
         try:
-            for event in events:
-                if (piece := self._completion.read(event)) is not None:
-                    pieces.append(self._with_lead(piece))
-                if self._completion.done:
+            for event in self._events.feed(received) if received else self._events.end():
+                if (piece := completion.read(event)) is None:
                     break
+                pieces.append(piece)
         except (ErrorEvent, ValueError) as error:
             # What came before it is an answer still; the next read raises it. (With its traceback it would hold us.)
             self._failure = error.with_traceback(None)
-        return pieces
-
-    def _with_lead(self, piece: Piece) -> Piece:
+        tokens = completion.count_tokens()
         if self._exchange.batches != self._batch:
             self._batch, self._lead_tokens = self._exchange.batches, 0
-        self._lead_tokens += piece.tokens
-        piece.lead_tokens = self._lead_tokens
-        return piece
+        self._lead_tokens += tokens
+        return Batch(pieces, tokens, self._lead_tokens)
 
     def _read_tail(self) -> None:
         ends = self._clock.monotonic_seconds() + _TAIL_SECONDS
@@ -289,8 +304,12 @@ def _body(request: ModelRequest, *, stream: bool = True) -> bytes:
         "messages": [dict(message) for message in request.messages],
         "max_completion_tokens" if newer else "max_tokens": request.max_tokens,
     }
-    # Numbers with a fraction are `Decimal`: they pass with every digit.
-    return dumps(body).encode()
+    return orjson.dumps(body, default=_number)
+
+
+def _number(number: Decimal) -> orjson.Fragment:
+    """A number with a fraction: it passes with every digit."""
+    return orjson.Fragment(dumps(number))
 
 
 class _Server(NamedTuple):

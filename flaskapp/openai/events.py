@@ -1,7 +1,7 @@
 """Server-sent events of ``/v1``: the upstream's own chunks, passed on, and ours where we end the answer."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from backends.money import usd_text
@@ -12,7 +12,7 @@ _ENVELOPE = ("id", "object", "created", "model", "system_fingerprint", "service_
 _BROKEN_STATUS = 502
 """The status that it would have if the answer had not begun."""
 _DONE = b"data: [DONE]\n\n"
-_NO_USAGE = ',"usage":null'
+_NO_USAGE = b',"usage":null'
 
 
 class CompletionStreamFormat:
@@ -34,8 +34,22 @@ class CompletionStreamFormat:
         self._finished_choices: set[int] = set()
         self._usage: Mapping[str, Any] | None = None
 
-    def piece(self, piece: Piece) -> bytes:
-        """The upstream's chunk, as it wrote it where we change nothing; its usage is kept for the end."""
+    def pieces(self, pieces: Sequence[Piece]) -> bytes:
+        """The upstream's chunks, as it wrote them where we change nothing; its usage is kept for the end."""
+        parts: list[bytes] = []
+        for piece in pieces:
+            if (
+                piece.is_plain
+                and piece.data
+                and self._open_choices
+                and ("usage" in (piece.chunk or ())) == self._include_usage
+            ):
+                parts += (b"data: ", piece.data, b"\n\n")
+            else:
+                parts.append(self._piece(piece))
+        return b"".join(parts)
+
+    def _piece(self, piece: Piece) -> bytes:
         chunk = piece.chunk or {}
         self._envelope.update({name: chunk[name] for name in _ENVELOPE if name in chunk})
         choices = chunk.get("choices")
@@ -46,16 +60,16 @@ class CompletionStreamFormat:
         if len(chunk) == has_usage or (usage is not None and not choices):
             return b""
         if usage is None and (data := self._as_it_came(piece.data, has_usage=has_usage)):
-            return b"data: %b\n\n" % data.encode()
+            return b"data: %b\n\n" % data
         return self._event({name: value for name, value in chunk.items() if name != "usage"} if has_usage else chunk)
 
-    def _as_it_came(self, data: str, *, has_usage: bool) -> str:
+    def _as_it_came(self, data: bytes, *, has_usage: bool) -> bytes:
         """The event in the upstream's own words, where they have no usage; empty where it has to be written anew."""
-        if "\n" in data or (self._include_usage and not has_usage):
-            return ""
+        if self._include_usage and not has_usage:
+            return b""
         if has_usage and not self._include_usage:
             # OpenAI says with each event that it has none. The quotes of a text are escaped, so this is none of it.
-            return data.replace(_NO_USAGE, "") if data.count('"usage"') == data.count(_NO_USAGE) == 1 else ""
+            return data.replace(_NO_USAGE, b"") if data.count(b'"usage"') == data.count(_NO_USAGE) == 1 else b""
         return data
 
     def complete(self, usage: Usage, cost_nanousd: int, finish_reason: str, *, was_cut: bool) -> bytes:

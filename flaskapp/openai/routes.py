@@ -1,4 +1,7 @@
-"""The routes for OpenAI's clients: the same guard in front of the same model, in OpenAI's words."""
+"""The routes for OpenAI's clients: the same guard in front of the same model, in OpenAI's words.
+
+A completion goes the same way as a chat: identify, validate, price, reserve, then refuse or answer.
+"""
 
 import json
 from collections.abc import Callable
@@ -8,15 +11,14 @@ from flask import Blueprint, Response, g, request
 
 from backends.clock import US_PER_SECOND, Clock
 from backends.pricing.prices import PriceBook
-from flaskapp.answers.admission import Admission, CostBound
-from flaskapp.answers.meter import Meter, slices_of
-from flaskapp.answers.stream import Stream, StreamContext, call_model
+from flaskapp.answers.admission import Admission
+from flaskapp.answers.meter import CostBound, slices_of
 from flaskapp.http.api_keys import ApiKeys
 from flaskapp.http.headers import read_idempotency
 from flaskapp.http.openai_errors import PREFIX
 from flaskapp.http.refusals import problem
-from flaskapp.llm import Model, ModelRequest, Piece, Usage
-from flaskapp.openai.body import Bounds, CompletionBody, read_completion_body
+from flaskapp.llm import Completed, Model, ModelRequest, Usage
+from flaskapp.openai.body import Bounds, read_completion_body
 from flaskapp.openai.events import CompletionStreamFormat
 from flaskapp.settings import LiveSettings
 
@@ -35,7 +37,6 @@ class OpenAIRoutes:
     owner: str
     stream_deadline_seconds: int
     settings: Callable[[], LiveSettings]
-    context: StreamContext
     clock: Clock
 
     def complete(self) -> Response:
@@ -43,11 +44,31 @@ class OpenAIRoutes:
         who = self.keys.identify(request)
         settings = self.settings()
         body = read_completion_body(request, self._bounds(settings))
+        price = self.prices.price(body.model, self.clock.now_us())
+        # What is not streamed can be neither counted nor cut while it runs.
+        slices = slices_of(settings, body.model, body.choices) if body.stream else None
+        cost_bound = CostBound(price, Usage(body.input_tokens, body.choices * body.max_tokens), slices)
         idempotency = read_idempotency(request, who.identifier, ROUTE, body.text)
-        admitted = self.admission.reserve(who, self._cost_bound(body, settings), settings, idempotency)
-        if isinstance(admitted, Response):
-            return admitted
-        return admitted.respond(lambda meter: (self._stream if body.stream else self._whole)(body, meter))
+        upstream = self.model.ask(
+            ModelRequest(
+                model=body.model,
+                messages=body.messages,
+                max_tokens=body.max_tokens,
+                input_tokens=body.input_tokens,
+                deadline_seconds=self.stream_deadline_seconds,
+                choices=body.choices,
+                options=body.options,
+            )
+        )
+        answer = self.admission.admit(who, upstream, cost_bound, settings, idempotency)
+        if isinstance(answer, Response):
+            return answer
+        if not body.stream:
+            return answer.whole(_completed)
+        created_seconds = self.clock.now_us() // US_PER_SECOND
+        return answer.stream(
+            CompletionStreamFormat(g.request_id, body.model, created_seconds, include_usage=body.include_usage)
+        )
 
     def models(self) -> Response:
         """``GET /v1/models``."""
@@ -71,49 +92,13 @@ class OpenAIRoutes:
             max_choices=self.model.max_choices,
         )
 
-    def _cost_bound(self, body: CompletionBody, settings: LiveSettings) -> CostBound:
-        """The most that it can cost: the input once, and every choice as long as it may be."""
-        price = self.prices.price(body.model, self.clock.now_us())
-        max_usage = Usage(body.input_tokens, body.choices * body.max_tokens)
-        # What is not streamed can be neither counted nor cut while it runs.
-        return CostBound(price, max_usage, slices_of(settings, body.model, body.choices) if body.stream else None)
-
-    def _stream(self, body: CompletionBody, meter: Meter) -> Response:
-        deadline_at_seconds = self.clock.monotonic_seconds() + self.stream_deadline_seconds
-        model_request = self._model_request(body)
-        answer = call_model(
-            lambda: self.model.open(model_request), self.context.stopping, drop=lambda late: late.close()
-        )
-        created_seconds = self.clock.now_us() // US_PER_SECOND
-        stream_format = CompletionStreamFormat(
-            g.request_id, body.model, created_seconds, include_usage=body.include_usage
-        )
-        return Stream(
-            g.request_id, answer, meter, stream_format, self.context, deadline_at_seconds=deadline_at_seconds
-        ).response()
-
-    def _whole(self, body: CompletionBody, meter: Meter) -> Response:
-        model_request = self._model_request(body)
-        completed = call_model(lambda: self.model.complete(model_request), self.context.stopping)
-        # What exceeds the maximum can no longer be cut, but it is counted.
-        meter.count(Piece("", 0, completed.seen_tokens))
-        meter.settle(completed.usage)
-        return _json(completed.body)
-
-    def _model_request(self, body: CompletionBody) -> ModelRequest:
-        return ModelRequest(
-            model=body.model,
-            messages=body.messages,
-            max_tokens=body.max_tokens,
-            input_tokens=body.input_tokens,
-            deadline_seconds=self.stream_deadline_seconds,
-            choices=body.choices,
-            options=body.options,
-        )
-
     def _card(self, model: str) -> dict[str, object]:
         # When a model was made is not known here; the official client needs a number.
         return {"id": model, "object": "model", "created": 0, "owned_by": self.owner}
+
+
+def _completed(completed: Completed) -> Response:
+    return _json(completed.body)
 
 
 def _json(body: dict[str, object]) -> Response:

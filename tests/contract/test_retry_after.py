@@ -72,7 +72,9 @@ def harness(request, redis_url):
     harness.close()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(st.sampled_from([0, HOUR_US // 2, 13 * HOUR_US + HOUR_US // 2]), LIMITS, STEPS, AMOUNTS)
 @example(0, replace(ROOMY, window_nanousd=700, global_hour_nanousd=700, throttle_seconds=1), [(0, "me", 700)], 1)
 @example(0, replace(ROOMY, network_window_nanousd=700, throttle_seconds=1), [(0, "neighbour", 700)], 1)

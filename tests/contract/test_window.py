@@ -29,7 +29,9 @@ def harness(request, redis_url):
 
 
 @pytest.mark.parametrize("limit", [WINDOW, NETWORK_WINDOW], ids=["identifier", "network"])
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(steps=STEPS)
 @example(steps=[(0, 500), (0, 500), (0, 1), (WINDOW_SECONDS * US, 1), (BUCKET_SECONDS * US, LIMIT)])
 @example(steps=[(9_999_999, LIMIT), (WINDOW_SECONDS * US - 1, 1), (1, 1)])

@@ -3,7 +3,7 @@
 import pytest
 from werkzeug.test import EnvironBuilder
 
-from flaskapp.llm import Piece, UpstreamBroken, UpstreamNotTaken, Usage
+from flaskapp.llm import Batch, Piece, UpstreamBroken, UpstreamNotTaken, Usage
 from flaskapp.llm.builtin import BuiltinModel
 from tests.servers import CHAT, LITECOIN, events, nanousd, parse_events
 
@@ -21,9 +21,12 @@ class ScriptedAnswer:
     def __init__(self, pieces, usage, failure=None):
         self.pieces, self.usage, self.failure, self.closed = list(pieces), usage, failure, 0
 
+    def open(self):
+        pass
+
     def read(self, wait_seconds):
         if self.pieces:
-            return [Piece(self.pieces.pop(0), deltas=1, tokens=1)]
+            return Batch([Piece(self.pieces.pop(0), deltas=1)], tokens=1)
         if self.failure is not None:
             raise self.failure
         return None
@@ -35,19 +38,27 @@ class ScriptedAnswer:
         self.closed += 1
 
 
+class Failing(ScriptedAnswer):
+    """Fails before it begins."""
+
+    def __init__(self, failure):
+        super().__init__((), None, failure)
+
+    def open(self):
+        raise self.failure
+
+
 @pytest.fixture
 def script(monkeypatch):
     """`script(answer or failure)`: what the model does in place of its own answer."""
 
     def set_script(what):
-        def open_it(self, request):
+        def ask(self, request):
             asked.append(request)
-            if isinstance(what, Exception):
-                raise what
-            return what
+            return Failing(what) if isinstance(what, Exception) else what
 
         asked = []
-        monkeypatch.setattr(BuiltinModel, "open", open_it)
+        monkeypatch.setattr(BuiltinModel, "ask", ask)
         return asked
 
     return set_script

@@ -6,7 +6,7 @@ import pytest
 from backends.pricing.token_bounds import Message
 from flaskapp.llm import Usage
 from flaskapp.llm.builtin import _ON_LITECOIN, _OVERVIEW, _TOKEN, BuiltinModel, reply
-from tests.models import Texts, model_request
+from tests.models import Texts, model_request, opened
 
 
 class HandClock:
@@ -31,7 +31,7 @@ def open_answer(query="What is Litecoin?", *, rate=0, clock=None, max_tokens=400
     clock = clock or HandClock()
     model = BuiltinModel(rate, clock=clock, wait=clock.wait)
     turns = [Message("system", "Be brief."), *history, Message("user", query)]
-    return Texts(model.open(model_request(turns, max_tokens=max_tokens, input_tokens=77)))
+    return Texts(opened(model, model_request(turns, max_tokens=max_tokens, input_tokens=77)))
 
 
 QUERIES = [
@@ -107,9 +107,10 @@ def test_the_usage_is_exact_at_every_moment_and_after_a_close():
 
 def test_at_rate_zero_one_read_gives_all_and_it_is_all_used():
     answer = open_answer()
-    pieces = answer.read(0)
-    assert len(pieces) > 40
-    assert answer.usage == Usage(77, sum(piece.tokens for piece in pieces))
+    batch = answer.read(0)
+    assert len(batch.pieces) > 40
+    assert batch.is_last
+    assert answer.usage == Usage(77, batch.tokens) == Usage(77, sum(piece.deltas for piece in batch.pieces))
     assert answer.read(0) is None
 
 

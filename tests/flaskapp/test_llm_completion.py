@@ -9,7 +9,7 @@ from flaskapp.llm import UpstreamBroken, Usage
 from flaskapp.llm.completion import Completion, ErrorEvent, read_whole, tokens_of_whole, usage_of_whole
 from flaskapp.llm.event_stream import ServerEvent
 from flaskapp.llm.openai_compatible import OpenAICompatibleModel
-from tests.models import model_request, pieces_of
+from tests.models import model_request, opened, pieces_of
 
 
 def said(text="", *, index=0, finish=None, output=None, **others):
@@ -18,12 +18,16 @@ def said(text="", *, index=0, finish=None, output=None, **others):
     return {"choices": [choice], "usage": usage}
 
 
+def event_of(chunk):
+    return ServerEvent("", json.dumps(chunk).encode())
+
+
 def taken(*chunks, choices=1, done=False):
     completion = Completion(choices=choices)
     for chunk in chunks:
-        completion.read(ServerEvent("", json.dumps(chunk)))
+        completion.read(event_of(chunk))
     if done:
-        completion.read(ServerEvent("", "[DONE]"))
+        completion.read(ServerEvent("", b"[DONE]"))
     return completion
 
 
@@ -130,22 +134,66 @@ def test_a_usage_that_says_nothing_takes_nothing_back():
 )
 def test_what_is_no_text_was_not_generated(delta):
     completion = taken(said("a"), said(finish="stop", output=1))
-    piece = completion.read(ServerEvent("", json.dumps({"choices": [{"index": 0, "delta": delta}]})))
-    assert (piece.deltas, piece.tokens) == (0, 0)
+    assert completion.count_tokens() == 1
+    piece = completion.read(event_of({"choices": [{"index": 0, "delta": delta}]}))
+    assert (piece.deltas, completion.count_tokens()) == (0, 0)
     assert completion.usage == Usage(7, 1)
+
+
+def test_what_was_generated_is_counted_together_and_choice_by_choice():
+    words = Completion(lambda text: len(text.split()), choices=2)
+    for text, index in (("to", 0), ("one ", 1), ("get", 0), ("two", 1), ("her", 0)):
+        words.read(event_of(said(text, index=index)))
+    assert words.count_tokens() == 3 + 2, "never fewer than its steps, and two words of the second"
+    assert words.count_tokens() == 0
+
+
+@pytest.mark.parametrize(
+    ("choice", "is_plain"),
+    [
+        ({"index": 0, "delta": {"content": "x"}}, True),
+        ({"delta": {"role": "assistant", "content": "x"}, "logprobs": None, "finish_reason": None}, True),
+        ({"index": 1, "delta": {"content": "x"}}, False),
+        ({"index": 0, "delta": {"content": "x"}, "finish_reason": "stop"}, False),
+        ({"index": 0, "delta": {"content": "x"}, "text": "y"}, False),
+        ({"index": 0, "delta": {"content": "x", "reasoning": "y"}}, False),
+        ({"index": 0, "delta": {"content": ["x"]}}, False),
+        ({"index": 0, "delta": {"content": ""}}, False),
+    ],
+)
+def test_the_short_way_of_an_event_reads_the_same_as_the_long_one(choice, is_plain, monkeypatch):
+    short, long = Completion(), Completion()
+    piece = short.read(event_of({"choices": [choice]}))
+    monkeypatch.setattr("flaskapp.llm.completion._plain_text", lambda _: "")
+    other = long.read(event_of({"choices": [choice]}))
+    assert (piece.is_plain, other.is_plain) == (is_plain, False)
+    assert (piece.text, piece.deltas, piece.data) == (other.text, other.deltas, other.data)
+    assert short.count_tokens() == long.count_tokens()
+    assert (short._open, short._finished, short.ended) == (long._open, long._finished, long.ended)
+
+
+@pytest.mark.parametrize(
+    ("data", "is_passed_on"),
+    [(b'{"a":1}', True), (b'{"a":\n1}', False), (b'{"a":"\\ud800"}', False), (b'{"a":"\xff"}', False)],
+)
+def test_only_clean_json_of_one_line_is_passed_on_as_it_came(data, is_passed_on):
+    piece = Completion().read(ServerEvent("", data))
+    assert piece.data == (data if is_passed_on else b"")
+    assert list(piece.chunk) == ["a"]
 
 
 def test_a_content_in_parts_shows_its_texts():
     content = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "Yes"}]
-    piece = Completion().read(ServerEvent("", json.dumps({"choices": [{"index": 0, "delta": {"content": content}}]})))
-    assert (piece.text, piece.tokens) == ("Yes", len("hmYes"))
+    completion = Completion()
+    piece = completion.read(event_of({"choices": [{"index": 0, "delta": {"content": content}}]}))
+    assert (piece.text, completion.count_tokens()) == ("Yes", len("hmYes"))
 
 
 def test_the_words_of_the_older_api_are_generated_too():
     completion = Completion(lambda text: len(text.split()))
     old = {"choices": [{"index": 0, "text": "three more words"}]}
-    piece = completion.read(ServerEvent("", json.dumps(old)))
-    assert (piece.deltas, piece.tokens, piece.text) == (1, 3, "")
+    piece = completion.read(event_of(old))
+    assert (piece.deltas, completion.count_tokens(), piece.text) == (1, 3, "")
 
 
 @pytest.mark.parametrize("error", [{"error": {"message": "no"}}, {"object": "error", "message": "no", "code": 500}])
@@ -194,7 +242,7 @@ def test_a_stream_that_closes_before_its_second_choice_has_ended_broke_off(witho
     model, events, may_close = without_a_length
     events += ONE_OF_TWO
     may_close.set()
-    answer = model.open(model_request((), choices=2))
+    answer = opened(model, model_request((), choices=2))
     with pytest.raises(UpstreamBroken, match="broke off"):
         list(pieces_of(answer))
     assert answer.usage is None
@@ -207,7 +255,7 @@ HARDLY_ENDED = (*ONE_OF_TWO, said(index=1, finish="stop", output=3))
 def test_our_closing_is_not_taken_for_the_end_of_the_answer_either(without_a_length):
     model, events, _ = without_a_length
     events += HARDLY_ENDED
-    answer = model.open(model_request((), choices=2))
+    answer = opened(model, model_request((), choices=2))
     pieces, has_all = [], threading.Event()
 
     def read():
@@ -228,7 +276,7 @@ def test_our_closing_is_not_taken_for_the_end_of_the_answer_either(without_a_len
 def test_our_hanging_up_is_not_taken_for_the_end_of_the_answer(without_a_length):
     model, events, _ = without_a_length
     events += HARDLY_ENDED
-    answer = model.open(model_request((), choices=2))
+    answer = opened(model, model_request((), choices=2))
     pieces = pieces_of(answer)
     for _ in events:
         next(pieces)

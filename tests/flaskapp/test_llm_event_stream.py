@@ -15,26 +15,26 @@ def events_of(sent, cuts=()):
 @pytest.mark.parametrize(
     ("sent", "expected"),
     [
-        (b"data: a\n\n", [("", "a")]),
-        (b"data:a\n\ndata:  b\n\n", [("", "a"), ("", " b")]),
-        (b"data: a\r\n\r\ndata: b\r\rdata: c\n\n", [("", "a"), ("", "b"), ("", "c")]),
-        (b"data: a\r\ndata: b\r\n\r\n", [("", "a\nb")]),
-        (b"data: a\ndata: b\ndata\n\n", [("", "a\nb\n")]),
-        (b": ping\n\n:\n\ndata: a\n: in between\n\n", [("", "a")]),
-        (b"event: error\ndata: a\n\ndata: b\n\n", [("error", "a"), ("", "b")]),
-        (b"event: nothing\n\ndata: b\n\n", [("", "b")]),
-        (b"id: 1\nretry: 5\nother: x\ndata: a\n\n", [("", "a")]),
-        (b"\xef\xbb\xbfdata: a\n\n", [("", "a")]),
-        (b"data: a\n\n\n\n\r\n\r\ndata: b\n\n", [("", "a"), ("", "b")]),
-        (b"data: a", [("", "a")]),
-        (b"data: a\n", [("", "a")]),
-        (b"data: \xff\n\n", [("", "\ufffd")]),
-        (b"data: a\x85b\xe2\x80\xa8c\x0bd\n\n", [("", "a\ufffdb\u2028c\x0bd")]),
+        (b"data: a\n\n", [("", b"a")]),
+        (b"data:a\n\ndata:  b\n\n", [("", b"a"), ("", b" b")]),
+        (b"data: a\r\n\r\ndata: b\r\rdata: c\n\n", [("", b"a"), ("", b"b"), ("", b"c")]),
+        (b"data: a\r\ndata: b\r\n\r\n", [("", b"a\nb")]),
+        (b"data: a\ndata: b\ndata\n\n", [("", b"a\nb\n")]),
+        (b": ping\n\n:\n\ndata: a\n: in between\n\n", [("", b"a")]),
+        (b"event: error\ndata: a\n\ndata: b\n\n", [("error", b"a"), ("", b"b")]),
+        (b"event: nothing\n\ndata: b\n\n", [("", b"b")]),
+        (b"id: 1\nretry: 5\nother: x\ndata: a\n\n", [("", b"a")]),
+        (b"\xef\xbb\xbfdata: a\n\n", [("", b"a")]),
+        (b"data: a\n\n\n\n\r\n\r\ndata: b\n\n", [("", b"a"), ("", b"b")]),
+        (b"data: a", [("", b"a")]),
+        (b"data: a\n", [("", b"a")]),
+        (b"data: \xff\n\n", [("", b"\xff")]),
+        (b"data: a\x85b\xe2\x80\xa8c\x0bd\n\n", [("", b"a\x85b\xe2\x80\xa8c\x0bd")]),
         (b"", []),
     ],
 )
 def test_what_comes_out(sent, expected):
-    assert events_of(sent) == [ServerEvent(*event) for event in expected]
+    assert events_of(sent) == [ServerEvent(name, data) for name, data in expected]
     assert events_of(sent, range(1, len(sent))) == events_of(sent)
 
 

@@ -116,8 +116,17 @@ def hold(connection):
         pass
 
 
+class Begun(Exchange):
+    def __init__(self, pool, ends_seconds):
+        super().__init__(pool, CLOCK)
+        self.ends_seconds = ends_seconds
+
+    def send(self, request):
+        super().send(request, self.ends_seconds)
+
+
 def begin(pool, deadline_seconds=10.0):
-    return Exchange(pool, CLOCK, CLOCK.monotonic_seconds() + deadline_seconds)
+    return Begun(pool, CLOCK.monotonic_seconds() + deadline_seconds)
 
 
 def body_of(one):
@@ -476,9 +485,9 @@ def test_a_connection_that_was_idle_for_long_is_not_used_again_and_is_closed(sta
     server = start(answering(WHOLE))
     clock = HandClock()
     pool = Connections("127.0.0.1", server.port, None, clock=clock)
-    first, second = (Exchange(pool, clock, 60) for _ in range(2))
+    first, second = (Exchange(pool, clock) for _ in range(2))
     for one in (first, second):
-        one.send(REQUEST)
+        one.send(REQUEST, 60)
         assert body_of(one) == b"ab"
     first.release()
     assert pool.idle == 1
@@ -486,8 +495,8 @@ def test_a_connection_that_was_idle_for_long_is_not_used_again_and_is_closed(sta
     second.release()
     assert pool.idle == 1, "what nobody takes is closed when the next is given back"
     clock.seconds = 9.0
-    third = Exchange(pool, clock, 60)
-    third.send(REQUEST)
+    third = Exchange(pool, clock)
+    third.send(REQUEST, 60)
     third.release()
     assert len(server.threads) == 4
     pool.close()
@@ -650,7 +659,7 @@ def test_twelve_threads_share_the_connections(start):
     assert results == [(200, b"ab")] * 300
     assert server.pool.in_use == 0
     assert server.pool.idle <= 12
-    assert server.pool._places.qsize() == 512
+    assert server.pool._places.qsize() == 1_024
 
 
 # --- TLS
@@ -752,7 +761,7 @@ def test_a_model_over_tls(start, server_tls, certificate, monkeypatch):
             monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
         model = OpenAICompatibleModel(f"https://localhost:{server.port}/v1", clock=CLOCK)
         with contextlib.nullcontext() if is_trusted else pytest.raises(UpstreamNotTaken, match="not be reached"):
-            assert model.complete(model_request()).body["choices"]
+            assert model.ask(model_request()).whole().body["choices"]
         model.close()
 
 

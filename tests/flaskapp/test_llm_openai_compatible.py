@@ -4,7 +4,6 @@ import subprocess
 import sys
 import threading
 import time
-from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from backends.pricing.token_bounds import Message, counter_for
 from flaskapp.llm import UpstreamBroken, UpstreamNotTaken, Usage
 from flaskapp.llm.exchange import _is_readable
 from flaskapp.llm.openai_compatible import OpenAICompatibleModel
-from tests.models import Texts, model_request, pieces_of
+from tests.models import Texts, batches_of, model_request, opened
 from tests.upstream import WORDS, Script, Upstream
 
 TURNS = (Message("system", "Be brief."), Message("user", "What is Litecoin?"))
@@ -36,12 +35,14 @@ def model(upstream):
 
 
 def open_answer(model, *, name="gpt-4o", max_tokens=400, deadline_seconds=10.0):
-    return Texts(model.open(model_request(TURNS, model=name, max_tokens=max_tokens, deadline_seconds=deadline_seconds)))
+    return Texts(
+        opened(model, model_request(TURNS, model=name, max_tokens=max_tokens, deadline_seconds=deadline_seconds))
+    )
 
 
 def connections(model):
     """How many are in use, and how many wait for their next use."""
-    return model._connections.in_use, model._connections.idle
+    return model.connections.in_use, model.connections.idle
 
 
 def billed(exchange):
@@ -402,11 +403,9 @@ def test_hung_up_on_it_gives_what_had_come_and_the_upstream_generates_no_more(up
 
 def test_hung_up_on_after_all_had_come_it_has_its_usage_and_its_connection_is_not_used_again(upstream, model):
     answer = open_answer(model)
-    pieces = iter(answer)
-    assert next(pieces) == WORDS[0]
     assert upstream.ledger[0].over.wait(5)
     answer.hang_up()
-    assert "".join(pieces) == "".join(WORDS[1:])
+    assert "".join(answer) == "".join(WORDS)
     assert answer.usage == billed(upstream.ledger[0])
     assert "".join(open_answer(model)) == "".join(WORDS)
     first, second = upstream.ledger
@@ -426,14 +425,13 @@ def test_what_comes_in_one_read_is_ahead_of_its_reader_and_the_next_read_begins_
     go_on = threading.Event()
     upstream.behave(wait_for=go_on, wait_at="first", words=("x",), raw="\n\ndata: ".join(events))
     leads = []
-    for piece in pieces_of(model.open(model_request(TURNS))):
-        if piece.tokens:
-            leads.append(piece.lead_tokens)
-        if len(leads) == 10:
+    for batch in batches_of(opened(model, model_request(TURNS))):
+        if batch.tokens:
+            leads.append((batch.tokens, batch.lead_tokens))
             go_on.set()
-    tokens = [counter_for("gpt-4o")(word) for word in WORDS[:10]]
+    tokens = counter_for("gpt-4o")("".join(WORDS[:10]))
     model.close()
-    assert leads == [*accumulate(tokens), 1]
+    assert leads == [(tokens, tokens), (1, 1)]
 
 
 def test_a_refusal_leaves_no_connection_behind_that_is_in_use(upstream, model):
@@ -447,7 +445,7 @@ def test_a_refusal_leaves_no_connection_behind_that_is_in_use(upstream, model):
 
 def test_a_connection_that_the_server_has_closed_meanwhile_is_not_used(upstream, model):
     list(open_answer(model))
-    (idle,) = model._connections._idle
+    (idle,) = model.connections._idle
     upstream._server.drop_connections()
     deadline = time.perf_counter() + 5
     while not _is_readable(idle.plain):
@@ -476,31 +474,28 @@ import gevent, json, sys
 from backends.clock import SystemClock
 from backends.pricing.token_bounds import Message
 from flaskapp.llm.openai_compatible import OpenAICompatibleModel
-from flaskapp.answers.upstream_reader import UpstreamReader
 from backends.pricing.token_bounds import counter_for
-from tests.models import model_request
+from tests.models import batches_of, model_request, opened
 counter_for("gpt-4o")  # as the factory does: a vocabulary takes a while to load
 clock = SystemClock()
 model = OpenAICompatibleModel(sys.argv[1], clock=clock)
 def one(number):
-    answer = model.open(model_request([Message("user", "hi")]))
-    reader = UpstreamReader(answer, clock=clock, deadline_at_seconds=clock.monotonic_seconds() + 20)
+    answer = opened(model, model_request([Message("user", "hi")]))
     texts = 0
-    for pieces in reader:
-        texts += sum(bool(piece.text) for piece in pieces)
+    for batch in batches_of(answer):
+        texts += sum(bool(piece.text) for piece in batch.pieces)
         order.append((number, texts))
     return texts, answer.usage.output_tokens
 def leave(number):
-    answer = model.open(model_request([Message("user", "hi")]))
-    reader = UpstreamReader(answer, clock=clock, deadline_at_seconds=clock.monotonic_seconds() + 20)
-    next(iter(reader))
-    reader.close()
-    return not reader.is_over
+    answer = opened(model, model_request([Message("user", "hi")]))
+    next(batches_of(answer))
+    answer.close()
+    return answer.read(0) is not None
 order = []
 jobs = [gevent.spawn(one, number) for number in range(40)]
 left = [gevent.spawn(leave, number) for number in range(10)]
 results = [job.get() for job in jobs]
-print(json.dumps([results, [job.get() for job in left], order, model._connections.in_use]))
+print(json.dumps([results, [job.get() for job in left], order, model.connections.in_use]))
 """
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program, upstream.base_url],
@@ -550,11 +545,11 @@ def test_the_key_is_shown_in_no_spelling(upstream, spell):
     details = []
     upstream.behave(status=401, body=told)
     with pytest.raises(UpstreamNotTaken) as refused:
-        client.complete(model_request(TURNS))
+        client.ask(model_request(TURNS)).whole()
     details.append(refused.value.detail)
     upstream.behave(raw=json.dumps({"error": told}))
     with pytest.raises(UpstreamBroken) as whole:
-        client.complete(model_request(TURNS))
+        client.ask(model_request(TURNS)).whole()
     details.append(whole.value.detail)
     with pytest.raises(UpstreamBroken) as streamed:
         list(open_answer(client))
@@ -566,5 +561,5 @@ def test_the_key_is_shown_in_no_spelling(upstream, spell):
 def test_a_key_after_many_backslashes_is_found_in_no_time(upstream, model):
     upstream.behave(raw=json.dumps({"error": "\\" * 500_000 + "sk-secret"}))
     with pytest.raises(UpstreamBroken) as caught:
-        model.complete(model_request(TURNS))
+        model.ask(model_request(TURNS)).whole()
     assert "***" in caught.value.detail

@@ -11,8 +11,8 @@ from backends.conformance.harness import MemoryHarness
 from backends.contract import Reservation
 from backends.guard import EmergencyBudget, FailurePolicy, Guard
 from backends.pricing.prices import Price
-from flaskapp.answers.meter import Meter, ObservedLead, Slices, slices_of
-from flaskapp.llm import Piece, Usage
+from flaskapp.answers.meter import CostBound, Meter, ObservedLead, Slices, slices_of
+from flaskapp.llm import Batch, Piece, Usage
 from flaskapp.settings import LiveSettings
 
 PRICE = Price.flat("m", Decimal(1), Decimal(10))  # 1,000 and 10,000 nano-dollars a token
@@ -23,7 +23,7 @@ TOKEN = 10_000
 
 
 def piece(tokens=1, deltas=1):
-    return Piece("x" * tokens, deltas, tokens)
+    return Batch([Piece("x" * tokens, deltas)], tokens)
 
 
 @pytest.fixture
@@ -51,11 +51,11 @@ def meter_of(guard):
 
     def make(limit_tokens=10**6, slices=SLICES, most=MOST, price=PRICE):
         limits = replace(ROOMY, day_nanousd=INPUT + limit_tokens * TOKEN)
-        first = slices.first_usage(most) if slices else most
-        cost = PRICE.highest_cost_nanousd(first.input_tokens, first.output_tokens)
+        first_tokens = slices.first_tokens(most.output_tokens) if slices else most.output_tokens
+        cost = PRICE.highest_cost_nanousd(most.input_tokens, first_tokens)
         made = guard.reserve(make_ask("r0", cost, limits))
         assert isinstance(made, Reservation)
-        return Meter(guard, made, price, most, slices=slices, limits=lambda: limits)
+        return Meter(guard, made, CostBound(price, most, slices), lambda: limits)
 
     return make
 
@@ -97,7 +97,7 @@ def test_where_no_more_can_be_reserved_the_answer_ends_within_its_reservation(me
 def test_where_all_that_came_was_read_only_the_cushion_is_unknown(meter_of, books):
     """The first answer that is cut gives back what its upstream cannot have generated, for the others."""
     lead = ObservedLead()
-    lead.note(40)
+    lead.note(40, 1)
     meter = meter_of(limit_tokens=210, slices=Slices(200, 10, lead))
     while meter.count(piece()):
         pass
@@ -112,7 +112,7 @@ def test_where_all_that_came_was_read_only_the_cushion_is_unknown(meter_of, book
 @pytest.mark.parametrize(("late", "booked"), [(34, 210), (39, 210), (45, 216)])
 def test_what_had_come_beyond_the_reservation_is_booked_as_it_is(meter_of, books, late, booked):
     lead = ObservedLead()
-    lead.note(40)
+    lead.note(40, 1)
     meter = meter_of(limit_tokens=210, slices=Slices(200, 10, lead))
     while meter.count(piece()):
         pass
@@ -170,6 +170,14 @@ def test_an_upstream_that_exceeds_its_maximum_is_cut_and_booked_as_it_is(meter_o
     assert meter.settle(None) == INPUT + 25 * TOKEN == day(books)
 
 
+def test_of_a_batch_that_exceeds_the_maximum_only_what_is_within_it_is_shown(meter_of):
+    meter = meter_of(slices=None, most=Usage(100, 4))
+    assert meter.count(piece())
+    batch = Batch([Piece(text, 1) for text in "abcde"], 5)
+    assert not meter.count(batch)
+    assert [each.text for each in meter.within_maximum(batch.pieces)] == list("abc")
+
+
 def test_a_batch_that_jumps_over_the_cushion_is_covered_at_once(meter_of, books):
     meter = meter_of()
     assert meter.count(piece(tokens=200))
@@ -187,14 +195,14 @@ def test_a_batch_that_cannot_be_covered_ends_the_answer(meter_of, books):
 def test_the_cushion_grows_with_the_observed_lead(meter_of, books):
     lead = ObservedLead()
     meter = meter_of(slices=Slices(50, 10, lead))
-    assert meter.count(Piece("x", 1, 1, lead_tokens=30))
+    assert meter.count(Batch([Piece("x", 1)], 1, lead_tokens=30))
     assert (day(books) - INPUT) // TOKEN >= 1 + 2 * 30
 
 
 def test_the_lead_of_other_answers_raises_no_first_slice_and_no_cushion_beyond_its_cap():
     lead = ObservedLead()
-    lead.note(4_000)
-    assert Slices(50, 10, lead).first_usage(MOST).output_tokens == 50 + 10
+    lead.note(4_000, 1)
+    assert Slices(50, 10, lead).first_tokens(400) == 50 + 10
     assert Slices(50, 10, lead).cushion_tokens == 80
     assert Slices(256, 16, lead).cushion_tokens == 256
 
@@ -221,12 +229,12 @@ def test_an_honest_answer_that_is_counted_a_little_too_high_is_neither_cut_nor_a
 
 def test_a_lead_is_forgotten_after_a_while():
     lead = ObservedLead()
-    lead.note(30)
+    lead.note(30, 1)
     for _ in range(ObservedLead.MEMORY_PIECES):
-        lead.note(1)
+        lead.note(1, 1)
     assert lead.tokens == 30
     for _ in range(ObservedLead.MEMORY_PIECES):
-        lead.note(2)
+        lead.note(2, 1)
     assert lead.tokens == 2
 
 
@@ -237,7 +245,7 @@ def test_released_books_nothing(meter_of, books):
 
 
 def test_without_a_reservation_everything_is_covered(guard):
-    meter = Meter(guard, None, PRICE, MOST, slices=SLICES, limits=lambda: ROOMY)
+    meter = Meter(guard, None, CostBound(PRICE, MOST, SLICES), lambda: ROOMY)
     assert all(meter.count(piece()) for _ in range(400))
     assert meter.settle(None) == INPUT + 400 * TOKEN
 
@@ -265,7 +273,7 @@ def test_models_that_think_unseen_are_never_sliced(policy, model, expected):
 def test_a_cushion_that_is_only_wished_for_is_no_reason_to_end_an_answer(meter_of, books):
     """A full budget, and a large observed lead: it goes on while its reservation covers a quarter of a slice more."""
     lead = ObservedLead()
-    lead.note(4_000)
+    lead.note(4_000, 1)
     meter = meter_of(limit_tokens=60, slices=Slices(50, 10, lead))
     # 60 are reserved; a quarter of a slice is the last cushion.
     assert [meter.count(piece()) for _ in range(49)] == [True] * 48 + [False]

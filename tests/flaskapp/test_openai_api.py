@@ -10,6 +10,8 @@ import pytest
 
 from flaskapp.answers.meter import OBSERVED_LEAD
 from flaskapp.llm import Piece, Usage
+from flaskapp.llm.completion import Completion
+from flaskapp.llm.event_stream import ServerEvent
 from flaskapp.openai.events import CompletionStreamFormat
 from tests.apps import NETWORK
 from tests.servers import nanousd, wait_until
@@ -401,12 +403,12 @@ def test_flasks_own_errors_have_the_shape_too(service):
 
 
 def test_a_bug_is_a_500_without_a_traceback_and_the_whole_reservation(service, monkeypatch):
-    from flaskapp.llm.openai_compatible import OpenAICompatibleModel
+    from flaskapp.llm.openai_compatible import UpstreamAnswer
 
     def fail(*_):
         raise RuntimeError("inner words")
 
-    monkeypatch.setattr(OpenAICompatibleModel, "complete", fail)
+    monkeypatch.setattr(UpstreamAnswer, "whole", fail)
     answer = ask(service)
     error = error_of(answer, 500)
     assert (error["type"], error["code"]) == ("server_error", "internal_error")
@@ -612,7 +614,7 @@ def test_a_choice_that_has_ended_is_not_ended_again():
     stream_format = CompletionStreamFormat("r", "gpt-4o", 1, include_usage=False)
     for index, reason in ((0, "stop"), (1, None), (2, None)):
         choice = {"index": index, "delta": {"content": "x"}, "finish_reason": reason}
-        stream_format.piece(Piece("x", 1, 1, chunk={"id": "theirs", "choices": [choice]}))
+        stream_format.pieces([Piece("x", 1, chunk={"id": "theirs", "choices": [choice]})])
     *ends, done, rest = stream_format.complete(Usage(1, 3), 0, "length", was_cut=True).decode().split("\n\n")
     assert (done, rest) == ("data: [DONE]", "")
     choices = [json.loads(end.removeprefix("data: "))["choices"] for end in ends]
@@ -633,15 +635,18 @@ def test_a_choice_that_has_ended_is_not_ended_again():
         '{"choices":[{"x":1,"usage":null}]}',
         '{"choices":[{"x":1}],"usage":{"prompt_tokens":1}}',
         '{"choices":[],"us\\u0061ge":null,"x":{"y":1,"usage":null}}',
-        '{"choices":\n[]}',
+        '{"choices":[{"index":0,"delta":{"content":"x"}}]}',
+        '{"choices":[{"index":0,"delta":{"content":"x"}}],"usage":null}',
+        '{"choices":[{"index":0,"delta":{"content":"x"}}], "usage":null}',
     ],
 )
 def test_an_event_says_the_same_whether_it_is_passed_on_or_written_anew(data, include_usage):
     chunk = json.loads(data)
-    passed_on, anew = (
-        CompletionStreamFormat("r", "gpt-4o", 1, include_usage=include_usage).piece(Piece("", 0, 0, chunk, each))
-        for each in (data, "")
-    )
+    stream_format = CompletionStreamFormat("r", "gpt-4o", 1, include_usage=include_usage)
+    first = Piece("", chunk={"choices": [{"index": 0, "delta": {}}]})
+    stream_format.pieces([first])
+    passed_on = stream_format.pieces([Completion().read(ServerEvent("", data.encode()))])
+    anew = stream_format.pieces([Piece("", chunk=chunk)])
     usage = {"usage": None} if include_usage else {}
     expected = {**{name: value for name, value in chunk.items() if name != "usage"}, **usage}
     assert json.loads(anew.removeprefix(b"data: ")) == expected
@@ -655,19 +660,20 @@ def test_an_event_says_the_same_whether_it_is_passed_on_or_written_anew(data, in
 def test_an_event_that_says_nothing_or_only_the_usage_is_not_passed_on(data):
     for include_usage in (False, True):
         stream_format = CompletionStreamFormat("r", "gpt-4o", 1, include_usage=include_usage)
-        assert stream_format.piece(Piece("", 0, 0, json.loads(data), data)) == b""
+        assert stream_format.pieces([Piece("", chunk=json.loads(data), data=data.encode())]) == b""
 
 
 def test_what_need_not_be_changed_is_passed_on_to_the_letter():
     data = '{"choices": [{"index": 0, "delta": {"content": "\u00fc"}}], "x": 1.00, "big": 12345678901234567890}'
-    piece = Piece("ü", 1, 1, json.loads(data), data)
-    sent = CompletionStreamFormat("r", "gpt-4o", 1, include_usage=False).piece(piece)
-    assert sent == f"data: {data}\n\n".encode()
+    piece = Completion().read(ServerEvent("", data.encode()))
+    sent = CompletionStreamFormat("r", "gpt-4o", 1, include_usage=False).pieces([piece, piece])
+    assert sent == f"data: {data}\n\n".encode() * 2
     openai = data[:-1] + ',"usage":null,"obfuscation":"x"}'
-    piece = Piece("ü", 1, 1, json.loads(openai), openai)
-    assert CompletionStreamFormat("r", "gpt-4o", 1, include_usage=True).piece(piece) == f"data: {openai}\n\n".encode()
-    sent = CompletionStreamFormat("r", "gpt-4o", 1, include_usage=False).piece(piece)
-    assert sent == f"data: {openai}\n\n".replace(',"usage":null', "").encode()
+    piece = Completion().read(ServerEvent("", openai.encode()))
+    sent = CompletionStreamFormat("r", "gpt-4o", 1, include_usage=True).pieces([piece, piece])
+    assert sent == f"data: {openai}\n\n".encode() * 2
+    sent = CompletionStreamFormat("r", "gpt-4o", 1, include_usage=False).pieces([piece, piece])
+    assert sent == f"data: {openai}\n\n".replace(',"usage":null', "").encode() * 2
 
 
 def test_a_client_that_leaves_is_settled(service, upstream):
@@ -769,7 +775,7 @@ def test_a_server_that_stops_ends_whole_answers_too(service, upstream):
     thread = threading.Thread(target=lambda: answers.append(ask(service)))
     thread.start()
     wait_until(lambda: len(upstream.ledger) == 1, 5, "the upstream was asked")
-    service.tollgate.stopping.begin()
+    service.tollgate.answers.stop()
     thread.join()
     (answer,) = answers
     error = error_of(answer, 502)
@@ -933,8 +939,11 @@ def test_the_builtin_model_streams(builtin):
 def test_the_builtin_model_has_a_deadline_too(make_app):
     service = make_app(API_KEYS=KEY, **PLENTY, STREAM_DEADLINE_SECONDS="1", DEMO_TOKENS_PER_SECOND="20")
     answer = ask(service)
-    assert error_of(answer, 504)["reason"] == "timeout"
-    assert service.daily(IDENTIFIER) == reserved(answer)
+    error = error_of(answer, 504)
+    assert error["reason"] == "timeout"
+    # What it generated by then is known, so no more than that is booked.
+    assert nanousd(error["cost_usd"]) == service.daily(IDENTIFIER)
+    assert 15 * 10_000 < service.daily(IDENTIFIER) < 25 * 10_000 + 100 * 2_500 < reserved(answer)
 
 
 # --- models

@@ -60,7 +60,7 @@ def test_no_route_goes_round_the_guard(service, upstream):
 def test_a_route_that_goes_round_the_guard_is_found(service, upstream):
     def planted():
         asked = ModelRequest("gpt-4o", ASKED["messages"], 5, 9, deadline_seconds=5)
-        return service.tollgate.model.complete(asked).body
+        return service.tollgate.model.ask(asked).whole().body
 
     service.app.add_url_rule("/planted", view_func=planted)
     assert reaching(service, upstream)[1] == {"/planted"}

@@ -205,16 +205,24 @@ def value(line, name):
     return line.partition(f" {name}=")[2].split()[0]
 
 
+@pytest.fixture(scope="module", params=["gunicorn.conf.py", "tests/http/gthread.conf.py"], ids=["gevent", "gthread"])
+def config(request):
+    """With greenlets, and with native threads."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def upstream():
+def upstream(config):
     with Upstream() as upstream:
         yield upstream
 
 
 @pytest.fixture(scope="module")
-def service_at(redis_of, tmp_path_factory):
+def service_at(redis_of, tmp_path_factory, config):
     """`service_at(upstream's URL)`."""
     services = []
+    with client_of(redis_of("table")) as client:
+        client.flushall()
 
     def start(base_url, **environment):
         service = Service(
@@ -233,6 +241,7 @@ def service_at(redis_of, tmp_path_factory):
             CHAT_RATE_LIMIT="1000 per minute",
             **environment,
         )
+        service.config = config
         services.append(service)
         service.start()
         return service

@@ -1,0 +1,371 @@
+"""One admitted answer: asked for, read, counted, written to its client, and settled in one place.
+
+The thread of the request does all of it: it reads the upstream, and writes what one read gave. Where the client does
+not read, that thread waits in a write; then `AnswersUnderWay` looks after the answer. Where the client leaves, it reads
+on for a while, since what was generated and not read cannot be known.
+"""
+
+import queue
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from flask import Response, has_request_context, request
+
+from backends.clock import Clock
+from backends.contract import Event, Observer
+from backends.money import usd_text
+from flaskapp.answers.meter import Meter
+from flaskapp.answers.under_way import WATCH_SECONDS, AnswersUnderWay
+from flaskapp.http.refusals import INTERNAL_ERROR, UPSTREAM_ERROR, problem
+from flaskapp.llm import Answer, Batch, Completed, Piece, UpstreamBroken, UpstreamError, Usage
+
+STREAM_DEADLINE, SERVER_STOPPING = "stream_deadline", "server_stopping"
+HEARTBEAT = b": still here\n\n"
+"""A comment, so that a client that has left is noticed while the model is silent."""
+HEARTBEAT_SECONDS = 1.0
+HANG_UP_SECONDS = 2.0
+"""How long after the deadline a client may still read what was sent."""
+_MAX_UNREAD_BYTES = 1_048_576
+"""Under `slices`: what is kept for a client that does not read. Beyond that the answer is cut."""
+_NOT_ANSWERED = "The server is stopping, and the model had not answered yet."
+_MESSAGES = {
+    STREAM_DEADLINE: "The answer took longer than it may, and was cut.",
+    SERVER_STOPPING: "The server is stopping, and the answer was cut.",
+    INTERNAL_ERROR: "Something went wrong on our side.",
+}
+
+
+_T = TypeVar("_T")
+
+
+class StreamFormat(Protocol):
+    """How an answer is written for one kind of client: bytes of server-sent events. Empty bytes are not sent."""
+
+    def pieces(self, pieces: Sequence[Piece]) -> bytes:
+        """Pieces of the answer."""
+
+    def complete(self, usage: Usage, cost_nanousd: int, finish_reason: str, *, was_cut: bool) -> bytes:
+        """The last event of an answer that ended well; `was_cut`: we ended it, so the upstream gave no reason."""
+
+    def broken(self, error: str, message: str, usage: Usage, cost_nanousd: int) -> bytes:
+        """The last event of an answer that broke after it had begun."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerContext:
+    """What all answers of a server share."""
+
+    clock: Clock
+    observer: Observer
+    under_way: AnswersUnderWay
+    drain_seconds: Callable[[], float]
+
+
+class AdmittedAnswer:
+    """`stream` or `whole` makes its response. It is the body of a stream: the server iterates it, and closes it.
+
+    Args:
+        headers: of its response.
+        deadline_at_seconds: a moment of the clock's monotonic time; then the answer is cut and settled.
+    """
+
+    def __init__(
+        self,
+        request_id: str,
+        upstream: Answer,
+        meter: Meter,
+        context: AnswerContext,
+        headers: dict[str, str],
+        *,
+        deadline_at_seconds: float,
+    ) -> None:
+        self._request_id = request_id
+        self._upstream = upstream
+        self._meter = meter
+        self._context = context
+        self._clock = context.clock
+        self._headers = headers
+        self._deadline_at_seconds = self._read_until_seconds = deadline_at_seconds
+        self._format: StreamFormat
+        self._is_stopped = self._is_over = self._is_delivered = self._has_left = False
+        self._cause_of_cut = ""
+        """`maximum`, `budget` or `unread`, where we ended the answer; empty where we did not."""
+        self._written_at_seconds = 0.0
+        self._lock = threading.Lock()
+        # Guarded by the lock: who reads the upstream, this answer's own thread or another one.
+        self._waits_since_seconds: float | None = None
+        """Since when the client, or the server, has not asked for more; None while the upstream is read for it."""
+        self._reader: _ReadAhead | None = None
+        # Gunicorn's name for the client's connection.
+        self._connection = request.environ.get("gunicorn.socket") if has_request_context() else None
+
+    def stream(self, stream_format: StreamFormat) -> Response:
+        """The stream, once the model has begun to answer; or the problem where it failed."""
+        self._format = stream_format
+        failed = self._ask(self._upstream.open)
+        if isinstance(failed, Response):
+            return failed
+        self._written_at_seconds = self._waits_since_seconds = self._clock.monotonic_seconds()
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", **self._headers}
+        # Passed through: the server iterates and closes this object itself.
+        return Response(self, mimetype="text/event-stream", headers=headers, direct_passthrough=True)
+
+    def whole(self, write: Callable[[Completed], Response]) -> Response:
+        """The whole answer, as `write` makes it; or the problem where the model failed."""
+        completed = self._ask(self._completed)
+        if isinstance(completed, Response):
+            return completed
+        self._settle()
+        self._context.under_way.remove(self)
+        response = write(completed)
+        response.headers.extend(self._headers)
+        return response
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The events, as the client gets them; what one read of the upstream gave in one go."""
+        while (sent := self._next()) is not None:
+            if not sent:
+                continue
+            with self._lock:
+                self._waits_since_seconds = self._clock.monotonic_seconds()
+            yield sent
+        # The server asks for more only when it has sent the last one.
+        self._is_delivered = True
+
+    def close(self) -> None:
+        """The response is over; may be called twice. Returns when the answer is settled."""
+        try:
+            if not self._is_delivered:
+                self._is_delivered = True
+                self._read_on()
+        finally:
+            # Also where this very wait is killed.
+            self._settle()
+            self._context.under_way.remove(self)
+
+    def stop(self) -> None:
+        """The server is stopping: the client gets a last event in place of the rest."""
+        self._is_stopped = True
+        self._upstream.close()
+
+    def look_after(self) -> None:
+        """Where the client does not read: read on for it where that may not wait, and hang up on it in the end."""
+        now = self._clock.monotonic_seconds()
+        with self._lock:
+            since = self._waits_since_seconds
+            if since is None or now - since < WATCH_SECONDS:
+                return
+            is_due = self._is_stopped or now >= self._deadline_at_seconds
+            if self._reader is None and not self._is_over and (is_due or self._meter.is_growing):
+                self._reader = _ReadAhead(self._step, lambda: self._is_over, self._cut_unread)
+        if now >= self._deadline_at_seconds + HANG_UP_SECONDS:
+            self._hang_up_on_client()
+
+    def _ask(self, ask: Callable[[], _T]) -> _T | Response:
+        """What the model gives; or the problem where it failed."""
+        try:
+            self._context.under_way.add(self)
+            return ask()
+        except UpstreamError as error:
+            return self._failed(error)
+        except BaseException:
+            self._settle()
+            self._context.under_way.remove(self)
+            raise
+
+    def _completed(self) -> Completed:
+        completed = self._upstream.whole()
+        # What exceeds the maximum can no longer be cut, but it is counted.
+        self._meter.count(Batch(tokens=completed.seen_tokens))
+        return completed
+
+    def _failed(self, error: UpstreamError) -> Response:
+        is_broken, timed_out = isinstance(error, UpstreamBroken), getattr(error, "timed_out", False)
+        message = _NOT_ANSWERED if self._is_stopped else str(error)
+        cost_nanousd = self._settle(is_free=not is_broken)
+        self._context.under_way.remove(self)
+        self._emit("upstream_failed", error=message, detail=error.detail)
+        reason = "timeout" if timed_out else "broken" if is_broken else "not_taken"
+        extra: dict[str, object] = {"cost_usd": usd_text(cost_nanousd)}
+        if error.status is not None:
+            extra["upstream_status"] = error.status
+        return problem(504 if timed_out else 502, UPSTREAM_ERROR, reason, message, headers=self._headers, extra=extra)
+
+    def _settle(self, *, is_free: bool = False) -> int:
+        """The one place where an answer is settled. A second call changes nothing; each returns the amount booked."""
+        try:
+            self._upstream.close()
+        finally:
+            cost_nanousd = self._meter.release() if is_free else self._meter.settle(self._upstream.usage)
+            self._is_over = True
+        return cost_nanousd
+
+    def _next(self) -> bytes | None:
+        """What is to be written next; None after the last event."""
+        with self._lock:
+            self._waits_since_seconds, reader = None, self._reader
+        if reader is not None:
+            return reader.take(HEARTBEAT_SECONDS)
+        return None if self._is_over else self._step()
+
+    def _step(self) -> bytes:
+        """Read the upstream once: what the client gets of it, with the last event where the answer has ended."""
+        try:
+            return self._read_once()
+        except UpstreamBroken as error:
+            if self._cause_of_cut:
+                return self._complete()
+            if error.timed_out:
+                return self._cut_off(STREAM_DEADLINE)
+            if not self._has_left:
+                self._emit("upstream_failed", error=str(error), detail=error.detail)
+            return self._broken(UPSTREAM_ERROR, str(error))
+        except Exception as error:  # noqa: BLE001 - a bug: it is logged, and the client learns the cost
+            self._emit("unexpected_error", exception=error)
+            return self._broken(INTERNAL_ERROR, _MESSAGES[INTERNAL_ERROR])
+        except BaseException:
+            self._settle()
+            raise
+
+    def _read_once(self) -> bytes:
+        now = self._clock.monotonic_seconds()
+        has_time = now < self._read_until_seconds
+        batch = self._upstream.read(min(HEARTBEAT_SECONDS, self._read_until_seconds - now)) if has_time else None
+        if self._is_stopped:
+            return self._cut_off(SERVER_STOPPING)
+        if batch is None:
+            if not has_time and not self._cause_of_cut:
+                return self._cut_off(STREAM_DEADLINE)
+            return self._complete(is_fully_read=has_time)
+        sent = self._shown(batch)
+        if batch.is_last:
+            return sent + self._complete(is_fully_read=True)
+        if sent:
+            self._written_at_seconds = now
+        elif not batch.pieces or self._clock.monotonic_seconds() - self._written_at_seconds >= HEARTBEAT_SECONDS:
+            # Thoughts are not shown: then too the client gets nothing for a while.
+            self._written_at_seconds = self._clock.monotonic_seconds()
+            return HEARTBEAT
+        return sent
+
+    def _shown(self, batch: Batch) -> bytes:
+        """Count a batch: what the client gets of it."""
+        pieces, is_shown = batch.pieces, not (self._cause_of_cut or self._has_left)
+        if not self._meter.count(batch) and not self._cause_of_cut:
+            if self._meter.is_exceeded:
+                pieces = self._meter.within_maximum(pieces)
+                self._cause_of_cut = "maximum"
+                # The upstream is read on, for the usage that it bills.
+                self._limit_reading(self._context.drain_seconds())
+            else:
+                self._cause_of_cut = "budget"
+                # Each further token would be spent without a reservation. What has come by now can still be read.
+                self._upstream.hang_up()
+        return self._format.pieces(pieces) if is_shown else b""
+
+    def _limit_reading(self, seconds: float) -> None:
+        self._read_until_seconds = min(self._read_until_seconds, self._clock.monotonic_seconds() + seconds)
+
+    def _cut_unread(self) -> None:
+        self._cause_of_cut = self._cause_of_cut or "unread"
+
+    def _complete(self, *, is_fully_read: bool = False) -> bytes:
+        if is_fully_read:
+            self._meter.note_fully_read()
+        cost_nanousd = self._settle()
+        if self._has_left:
+            return b""
+        if self._cause_of_cut:
+            self._emit("answer_cut", cause=self._cause_of_cut)
+        reason = "length" if self._cause_of_cut else self._upstream.finish_reason
+        return self._format.complete(self._usage, cost_nanousd, reason, was_cut=bool(self._cause_of_cut))
+
+    def _cut_off(self, cause: str) -> bytes:
+        if not self._has_left:
+            self._emit("answer_cut", cause=cause)
+        return self._broken(cause, _MESSAGES[cause])
+
+    def _broken(self, error: str, message: str) -> bytes:
+        cost_nanousd = self._settle()
+        return b"" if self._has_left else self._format.broken(error, message, self._usage, cost_nanousd)
+
+    @property
+    def _usage(self) -> Usage:
+        return self._upstream.usage or self._meter.assumed_usage
+
+    def _read_on(self) -> None:
+        """The client has left: read on for the usage at the end."""
+        with self._lock:
+            self._has_left, self._waits_since_seconds, reader = True, None, self._reader
+        # The built-in model's usage is known at any moment: there is nothing to read on for.
+        self._limit_reading(0 if self._upstream.usage is not None else self._context.drain_seconds())
+        if reader is not None:
+            reader.join()
+        while not self._is_over:
+            self._step()
+        self._emit("client_left", is_usage_known=self._upstream.usage is not None)
+
+    def _hang_up_on_client(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        self._emit("client_stuck")
+        # Not `close`: a shutdown wakes the thread that waits to send. Through a second handle, since gevent would end
+        # that wait with an error that gunicorn takes for an accident; so it finds a broken pipe, as ever.
+        with suppress(OSError), connection.dup() as handle:
+            handle.shutdown(socket.SHUT_RDWR)
+
+    def _emit(self, name: str, **fields: object) -> None:
+        self._context.observer(Event(name, {"request_id": self._request_id, **fields}))
+
+
+class _ReadAhead:
+    """Reads an answer to its end in a thread of its own, and keeps what its client gets of it.
+
+    Args:
+        step: reads once, and gives what the client gets.
+        on_overflow: called where more is kept than may be.
+    """
+
+    def __init__(self, step: Callable[[], bytes], is_over: Callable[[], bool], on_overflow: Callable[[], None]) -> None:
+        self._step, self._is_over, self._on_overflow = step, is_over, on_overflow
+        self._unread: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._unread_bytes = 0
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._read, name="tollgate-answer", daemon=True)
+        self._thread.start()
+
+    def take(self, wait_seconds: float) -> bytes | None:
+        """What comes next for the client; a heartbeat where nothing comes in the time; None at the end."""
+        try:
+            sent = self._unread.get(timeout=wait_seconds)
+        except queue.Empty:
+            return HEARTBEAT
+        with self._lock:
+            self._unread_bytes -= len(sent or b"")
+        return sent
+
+    def join(self) -> None:
+        """Wait for the answer's end."""
+        self._thread.join()
+
+    def _read(self) -> None:
+        try:
+            while not self._is_over():
+                sent = self._step()
+                if sent and sent is not HEARTBEAT:
+                    self._keep(sent)
+        finally:
+            self._unread.put(None)
+
+    def _keep(self, sent: bytes) -> None:
+        self._unread.put(sent)
+        with self._lock:
+            self._unread_bytes += len(sent)
+            has_too_much = self._unread_bytes > _MAX_UNREAD_BYTES
+        if has_too_much:
+            self._on_overflow()
