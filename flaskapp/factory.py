@@ -7,7 +7,6 @@ from time import sleep
 from typing import TYPE_CHECKING
 
 from flask import Blueprint, Flask, Response, g, request
-from flask_limiter import Limiter
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from backends import open_backend
@@ -29,7 +28,8 @@ from flaskapp.config import Config, load_config, metrics_directory
 from flaskapp.http.api_keys import ApiKeys
 from flaskapp.http.bounded_request import BoundedRequest
 from flaskapp.http.challenges import Challenges
-from flaskapp.http.limiter import ADMIN_RATE_LIMIT, make_limiter, network_key, network_rate
+from flaskapp.http.identity import rate_key
+from flaskapp.http.limiter import ADMIN_RATE_LIMIT, LinkLimiter, make_limiter, network_key, network_rate
 from flaskapp.http.refusals import register_error_handlers
 from flaskapp.llm import Model
 from flaskapp.llm.builtin import BuiltinModel
@@ -174,13 +174,13 @@ def _refuse_old_server(link: Link) -> None:
 
 def _register_requests(app: Flask, tollgate: Tollgate) -> None:
     register_error_handlers(app)
-    warning = FirstOfWorkers("forwarded-ignored")
+    warning, trusts_proxies = FirstOfWorkers("forwarded-ignored"), bool(tollgate.config.trusted_proxy_hops)
 
     @app.before_request
     def begin() -> None:
         tollgate.start()
         g.request_id = uuid.uuid4().hex
-        if not tollgate.config.trusted_proxy_hops and "X-Forwarded-For" in request.headers and warning.is_first():
+        if not trusts_proxies and "HTTP_X_FORWARDED_FOR" in request.environ and warning.is_first():
             tollgate.emit("forwarded_ignored")
 
     @app.after_request
@@ -261,14 +261,16 @@ def _make_admin(tollgate: Tollgate, clock: Clock) -> Blueprint:
     return make_admin(panel, token, config.data_dir if config.mode == "development" else None)
 
 
-def _limit_rates(limiter: Limiter, blueprints: Mapping[str, Blueprint], settings: SettingsStore, keys: ApiKeys) -> None:
+def _limit_rates(
+    limiter: LinkLimiter, blueprints: Mapping[str, Blueprint], settings: SettingsStore, keys: ApiKeys
+) -> None:
     def rate() -> str:
         return settings.current.values.chat_rate_limit
 
-    limiter.limit(rate)(blueprints["chat"])
-    limiter.limit(rate)(blueprints["challenges"])
-    limiter.limit(rate, key_func=lambda: keys.rate_key(request))(blueprints["openai"])
-    limiter.limit(rate, key_func=lambda: usage_rate_key(request, keys))(blueprints["usage"])
+    limiter.limit_blueprint(blueprints["chat"], rate, lambda: rate_key(request))
+    limiter.limit_blueprint(blueprints["challenges"], rate, lambda: rate_key(request))
+    limiter.limit_blueprint(blueprints["openai"], rate, lambda: keys.rate_key(request))
+    limiter.limit_blueprint(blueprints["usage"], rate, lambda: usage_rate_key(request, keys))
     # Each challenge is a key that is kept for minutes, and a fresh hash costs nothing.
-    limiter.limit(lambda: network_rate(rate()), key_func=network_key)(blueprints["challenges"])
-    limiter.limit(ADMIN_RATE_LIMIT, key_func=network_key)(blueprints["admin"])
+    limiter.limit_blueprint(blueprints["challenges"], lambda: network_rate(rate()), network_key)
+    limiter.limit_blueprint(blueprints["admin"], lambda: ADMIN_RATE_LIMIT, network_key)

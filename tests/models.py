@@ -1,6 +1,9 @@
 """Model requests of the tests, and answers whose pieces are the texts that they show."""
 
+import json
+
 from flaskapp.llm import ModelRequest
+from flaskapp.llm.event_stream import ServerEvent
 
 
 def model_request(turns=(), *, model="gpt-4o", max_tokens=400, input_tokens=9, deadline_seconds=60.0, **more):
@@ -23,6 +26,20 @@ def batches_of(answer, wait_seconds=30):
 def pieces_of(answer, wait_seconds=30):
     """All pieces, to the end."""
     return (piece for batch in batches_of(answer, wait_seconds) for piece in batch.pieces)
+
+
+def pieces_in(completion, *datas):
+    """The pieces in events of one read; dictionaries are written as JSON."""
+    events = [ServerEvent("", json.dumps(data).encode() if isinstance(data, dict) else data) for data in datas]
+    pieces = []
+    completion.read(events, pieces)
+    return pieces
+
+
+def piece_in(completion, data):
+    """The piece in one event."""
+    (piece,) = pieces_in(completion, data)
+    return piece
 
 
 class Texts:

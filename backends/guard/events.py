@@ -31,7 +31,8 @@ class GuardEvents:
             first = {"first_request_id": verdict.reservation_id, "state": verdict.state.value}
             self._emit("duplicate", **_of(ask), **first, **decision._asdict())
             return
-        self._expired(verdict.expired_nanousd)
+        if verdict.expired_nanousd:
+            self._emit("expired", expired_nanousd=verdict.expired_nanousd)
         spent = {"window_nanousd": verdict.window_spent_nanousd, "day_nanousd": verdict.day_spent_nanousd}
         self._emit("reserved", **{**_of(ask), "cost_nanousd": verdict.cost_nanousd}, **spent, **decision._asdict())
 
@@ -65,7 +66,8 @@ class GuardEvents:
             outcome=settlement.outcome.value,
             backend=reservation.backend,
         )
-        self._expired(settlement.expired_nanousd)
+        if settlement.expired_nanousd:
+            self._emit("expired", expired_nanousd=settlement.expired_nanousd)
 
     def failed(self, name: str, reservation: Reservation, error: Exception, **fields: object) -> None:
         """Sends ``extension_failed``, ``settle_postponed`` or ``settle_refused``."""
@@ -74,10 +76,6 @@ class GuardEvents:
     def postponed_job_failed(self, error: Exception) -> None:
         """Sends ``settle_refused``: only a bug raises `error`, and the reservation stays booked in full."""
         self._emit("settle_refused", error=repr(error)[:200])
-
-    def _expired(self, expired_nanousd: int) -> None:
-        if expired_nanousd:
-            self._emit("expired", expired_nanousd=expired_nanousd)
 
     def _emit(self, name: str, **fields: object) -> None:
         self._observer(Event(name, fields))

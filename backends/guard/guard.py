@@ -5,7 +5,7 @@ budget pays until it is used up) or `closed` (`ThrottleUnavailable`). `settle` a
 booked now is booked when Redis is back.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -70,6 +70,8 @@ class Guard:
         observer: Observer,
         policy: Callable[[], FailurePolicy],
     ) -> None:
+        self.backend_name = primary.name
+        """The strategy that decides while the store works."""
         self._primary = primary
         self._link = link
         self._clock = clock
@@ -78,11 +80,6 @@ class Guard:
         self._lending = EmergencyLending(emergency, fallback)
         self._postponed = PostponedJobs(self._events.postponed_job_failed)
         self._failing_until_seconds = float("-inf")
-
-    @property
-    def backend_name(self) -> str:
-        """The strategy that decides while the store works."""
-        return self._primary.name
 
     def reserve(self, ask: Ask) -> Verdict:
         """Charge the highest possible cost, or refuse.
@@ -220,32 +217,32 @@ class Guard:
                 settlement = contract.Settlement(reservation.reservation_id, outcome, actual_nanousd, 0)
                 self._events.settled(reservation, settlement)
             return
-        loan = self._lending.remove_loan(reservation)
-
-        def end_and_give_back() -> None:
-            with self._time_to_book():
-                self._end_now(reservation, end)
-            self._lending.give_back(loan)
-
+        loan = self._lending.remove_loan(reservation) if self._lending.loans else {}
+        end_now = partial(self._end_now, reservation, end, loan)
         try:
-            end_and_give_back()
+            end_now()
         except StoreError as error:
             self._events.failed("settle_postponed", reservation, error)
-            self._postponed.add(end_and_give_back)
+            self._postponed.add(end_now)
 
-    def _end_now(self, reservation: Reservation, end: Callable[[], contract.Settlement]) -> None:
+    def _end_now(
+        self, reservation: Reservation, end: Callable[[], contract.Settlement], loan: Mapping[int, int]
+    ) -> None:
         try:
-            settlement = end()
+            with self._time_to_book():
+                settlement = end()
         except ReservationConflict as error:
             self._events.failed("settle_refused", reservation, error)
         else:
             self._events.settled(reservation, settlement)
+        if loan:
+            self._lending.give_back(loan)
 
     def _undo(self, ask: Ask) -> None:
         """Undo a reserve whose reply was lost."""
         reservation = self._primary.find(ask)
         if reservation is not None:
-            self._end_now(reservation, partial(self._primary.release, reservation))
+            self._end_now(reservation, partial(self._primary.release, reservation), {})
 
     def _time_to_book(self) -> AbstractContextManager[None]:
         """Give the store its whole time-out, even where the request has used up its own time: the answer has run."""

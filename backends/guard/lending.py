@@ -24,8 +24,8 @@ class EmergencyLending:
         self.budget = budget
         self.reserve_script = fallback.reserve_script
         self._fallback = fallback
-        self._loans: dict[tuple[str, str], dict[int, int]] = {}
-        """Reservation id and backend -> UTC hour -> nano-dollars lent in it."""
+        self.loans: dict[tuple[str, str], dict[int, int]] = {}
+        """Reservation id and backend -> UTC hour -> nano-dollars lent in it; empty while nothing is lent."""
 
     def reserve(self, ask: Ask, budget_nanousd: int) -> Verdict | None:
         """Lend a whole reservation, once an id; None where too little of the budget is left."""
@@ -39,7 +39,7 @@ class EmergencyLending:
         if hour is None:
             self._fallback.release(verdict)
             return None
-        self._loans[_key(reservation)] = {hour: verdict.cost_nanousd}
+        self.loans[_key(reservation)] = {hour: verdict.cost_nanousd}
         return reservation
 
     def extend(
@@ -53,7 +53,7 @@ class EmergencyLending:
             more_nanousd = amount_nanousd - reservation.cost_nanousd
             hour = self.budget.take(more_nanousd, budget_nanousd) if more_nanousd > 0 else None
             if hour is not None:
-                loan = self._loans.setdefault(_key(reservation), {})
+                loan = self.loans.setdefault(_key(reservation), {})
                 loan[hour] = loan.get(hour, 0) + more_nanousd
                 return replace(reservation, cost_nanousd=amount_nanousd)
         return None
@@ -69,11 +69,11 @@ class EmergencyLending:
 
     def has_lent_to(self, reservation: Reservation) -> bool:
         """Whether anything is lent to it now."""
-        return _key(reservation) in self._loans
+        return _key(reservation) in self.loans
 
     def remove_loan(self, reservation: Reservation) -> Mapping[int, int]:
         """What was lent to it, in nano-dollars by UTC hour: the caller has to give it back, or leaves it spent."""
-        return self._loans.pop(_key(reservation), {})
+        return self.loans.pop(_key(reservation), {})
 
     def give_back(self, loan: Mapping[int, int]) -> None:
         """Free a whole loan, since the store has booked the reservation with its extensions."""

@@ -146,12 +146,18 @@ class Link:
             raise StoreBusy("there was no time left to ask Redis", maybe_done=True)
         if self._breaker.is_resting:
             self._breaker.let_one_through()
+        # Not a context manager of its own, which takes as long as all else here: each decision passes.
+        time_left = self._time_left
+        time_left.waiting_since_seconds = since = self._clock.monotonic_seconds()
         try:
-            answer = self._run_timed(command)
+            answer = self._run_with_one_repeat(command)
         except OSError as error:
             raise self._failure(redis.ConnectionError(str(error))) from error
         except failures.CLIENT_ERRORS as error:
             raise self._failure(error) from error
+        finally:
+            time_left.waiting_since_seconds = None
+            time_left.seconds -= self._clock.monotonic_seconds() - since
         self._breaker.succeeded()
         return answer
 
@@ -194,16 +200,6 @@ class Link:
         """Give back every connection."""
         self._client.close()
         self._client.connection_pool.disconnect()
-
-    def _run_timed(self, command: Callable[[Client], T]) -> T:
-        # Not a context manager of its own, which takes as long as all else here: each decision passes.
-        time_left = self._time_left
-        time_left.waiting_since_seconds = since = self._clock.monotonic_seconds()
-        try:
-            return self._run_with_one_repeat(command)
-        finally:
-            time_left.waiting_since_seconds = None
-            time_left.seconds -= self._clock.monotonic_seconds() - since
 
     def _run_with_one_repeat(self, command: Callable[[Client], T]) -> T:
         try:

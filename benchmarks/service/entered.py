@@ -24,10 +24,14 @@ def functions_entered() -> list[str]:
     """By file, name and line. Made in this process, with a Redis that is a dictionary."""
     entered: set[str] = set()
     is_watching = False
+    others: set[int | None] = set()
+    """Threads of the process that serve no single request: the settings' and the watcher's."""
 
     def watch(frame: FrameType, event: str, _argument: object) -> None:
         code = frame.f_code
-        if is_watching and event == "call" and code.co_filename.startswith(_OURS) and not code.co_name.startswith("<"):
+        if not is_watching or event != "call" or threading.get_ident() in others:
+            return
+        if code.co_filename.startswith(_OURS) and not code.co_name.startswith("<"):
             entered.add(f"{os.path.relpath(code.co_filename, ROOT)}:{code.co_firstlineno} {code.co_qualname}")
 
     # Before there is any thread: those of a pool are watched too.
@@ -36,6 +40,7 @@ def functions_entered() -> list[str]:
     try:
         client = _client()
         _chat(client)
+        others = {thread.ident for thread in threading.enumerate()} - {threading.get_ident()}
         is_watching = True
         _chat(client)
     finally:

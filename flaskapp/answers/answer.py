@@ -29,6 +29,7 @@ HEARTBEAT = b": still here\n\n"
 HEARTBEAT_SECONDS = 1.0
 HANG_UP_SECONDS = 2.0
 """How long after the deadline a client may still read what was sent."""
+_EVENT_STREAM = "text/event-stream; charset=utf-8"
 _MAX_UNREAD_BYTES = 1_048_576
 """Under `slices`: what is kept for a client that does not read. Beyond that the answer is cut."""
 _NOT_ANSWERED = "The server is stopping, and the model had not answered yet."
@@ -110,9 +111,9 @@ class AdmittedAnswer:
         if isinstance(failed, Response):
             return failed
         self._written_at_seconds = self._waits_since_seconds = self._clock.monotonic_seconds()
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", **self._headers}
+        headers = [("Cache-Control", "no-store"), ("X-Accel-Buffering", "no"), *self._headers.items()]
         # Passed through: the server iterates and closes this object itself.
-        return Response(self, mimetype="text/event-stream", headers=headers, direct_passthrough=True)
+        return Response(self, 200, headers, content_type=_EVENT_STREAM, direct_passthrough=True)
 
     def whole(self, write: Callable[[Completed], Response]) -> Response:
         """The whole answer, as `write` makes it; or the problem where the model failed."""

@@ -33,12 +33,13 @@ class ChatBody(BaseModel):
     model: str = ""
     max_tokens: Annotated[int, Field(ge=1)] = 0
 
-    _sent: str = PrivateAttr("")
-
-    @property
     def text(self) -> str:
         """The body as the client sent it, without our defaults, in one spelling."""
-        return self._sent
+        sent = self.model_dump(exclude_unset=True, exclude=self._defaults)
+        return json.dumps(sent, sort_keys=True)
+
+    _defaults: set[str] = PrivateAttr(default_factory=set)
+    """The fields that the client did not send."""
 
     @property
     def history(self) -> list[Message]:
@@ -63,6 +64,7 @@ def read_chat_body(request: Request, *, default_model: str, models: tuple[str, .
     if "max_tokens" in given and body.max_tokens > max_tokens:
         raise InvalidRequest(422, "max_tokens", f"may be at most {max_tokens}")
     defaults: dict[str, object] = {"model": default_model, "max_tokens": max_tokens}
-    filled = body.model_copy(update={name: value for name, value in defaults.items() if name not in given})
-    filled._sent = json.dumps(body.model_dump(exclude_unset=True), sort_keys=True)  # noqa: SLF001 (its own module)
+    missing = {name: value for name, value in defaults.items() if name not in given}
+    filled = body.model_copy(update=missing)
+    filled._defaults = set(missing)  # noqa: SLF001 (its own module)
     return filled

@@ -16,8 +16,9 @@ class ChatStreamFormat:
         self._request_id = request_id
 
     def pieces(self, pieces: Sequence[Piece]) -> bytes:
-        """The texts, where the pieces have one."""
-        return b"".join([_event({"status": "streaming", "chunk": piece.text}) for piece in pieces if piece.text])
+        """An event for each text, where the pieces have one."""
+        texts = [text for piece in pieces for text in piece.texts or (piece.text,) if text]
+        return b"".join([_event({"status": "streaming", "chunk": text}) for text in texts])
 
     def complete(self, usage: Usage, cost_nanousd: int, finish_reason: str, *, was_cut: bool) -> bytes:
         """The last event of an answer that ended by itself, or at its budget or maximum."""

@@ -64,9 +64,10 @@ class ChatRoutes:
         price = self.prices.price(body.model, self.clock.now_us())
         cost_bound = CostBound(price, Usage(input_tokens, body.max_tokens), slices_of(settings, body.model))
         idempotency = read_idempotency(request, who.identifier, ROUTE, body.text)
-        refused = self._refused_early(idempotency, who, settings)
-        if refused is not None:
-            return refused
+        if idempotency is not None or settings.enable_challenge_response:
+            refused = self._refused_early(idempotency, who, settings)
+            if refused is not None:
+                return refused
         upstream = self.model.ask(
             ModelRequest(
                 model=body.model,

@@ -8,6 +8,8 @@ from werkzeug.utils import cached_property
 
 from flaskapp.http.refusals import InvalidRequest
 
+_BROKEN = "broke off, or is not encoded as announced"
+
 
 class BoundedRequest(Request):
     """`get_data` raises where the library's would silently cut the body off at the maximum."""
@@ -24,10 +26,21 @@ class BoundedRequest(Request):
             RequestEntityTooLarge: it has more than `max_content_length` bytes.
             InvalidRequest: it broke off, or its chunks cannot be read.
         """
-        body = super().get_data(*args, **options)
-        ended_by_maximum = self.content_length is None and len(body) == self.max_content_length
-        if ended_by_maximum and _Body(self.environ["wsgi.input"]).read(1):
+        length, most = self.content_length, self.max_content_length
+        if length is None or most is None:
+            body = super().get_data(*args, **options)
+            if len(body) == most and _Body(self.environ["wsgi.input"]).read(1):
+                raise RequestEntityTooLarge
+            return body
+        # Straight from the server, without the library's four layers around it.
+        if length > most:
             raise RequestEntityTooLarge
+        try:
+            body = self.environ["wsgi.input"].read(length)
+        except Exception as error:
+            raise InvalidRequest(400, "body", _BROKEN) from error
+        if len(body) < length:
+            raise InvalidRequest(400, "body", _BROKEN)
         return body
 
 
@@ -43,4 +56,4 @@ class _Body:
         except RequestEntityTooLarge:
             raise
         except Exception as error:
-            raise InvalidRequest(400, "body", "broke off, or is not encoded as announced") from error
+            raise InvalidRequest(400, "body", _BROKEN) from error

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Callable
 
 from flask import Request
 
@@ -18,8 +19,10 @@ _NANOUSD_PER_MICROUSD = 1_000
 _UNIT = "tollgate-microusd"
 
 
-def read_idempotency(request: Request, identifier: str, route: str, body_text: str) -> Idempotency | None:
+def read_idempotency(request: Request, identifier: str, route: str, body_text: Callable[[], str]) -> Idempotency | None:
     """The idempotency key of `request`, for its identifier and route alone; None without the header.
+
+    `body_text` gives the body as the client sent it, in one spelling.
 
     Raises:
         InvalidRequest: the header is not 1 to 128 visible ASCII characters.
@@ -30,7 +33,7 @@ def read_idempotency(request: Request, identifier: str, route: str, body_text: s
     if not _KEY.fullmatch(key):
         raise InvalidRequest(400, IDEMPOTENCY_HEADER, "has to be 1 to 128 visible ASCII characters")
     scoped = hashlib.sha256(f"{identifier}\n{route}\n{key}".encode()).hexdigest()
-    return Idempotency(scoped[:32], hashlib.sha256(body_text.encode()).hexdigest()[:16])
+    return Idempotency(scoped[:32], hashlib.sha256(body_text().encode()).hexdigest()[:16])
 
 
 def timing(seconds: float) -> str:

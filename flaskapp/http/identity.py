@@ -3,6 +3,7 @@
 import ipaddress
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from flask import Request
 
@@ -50,6 +51,7 @@ def rate_key(request: Request) -> str:
         return f"ip:{network_of(request.remote_addr)}"
 
 
+@lru_cache(maxsize=1_024)
 def network_of(address: str | None) -> str:
     """The IPv4 address, or the /64 of an IPv6 one."""
     try:

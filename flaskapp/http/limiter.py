@@ -5,8 +5,12 @@ cannot be counted are refused: otherwise a flood would give every caller a secon
 """
 
 import math
+from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache
+from typing import Any, cast
 
-from flask import Flask, Response, g, request
+from flask import Blueprint, Flask, Response, g, request
 from flask_limiter import Limiter, RateLimitExceeded, RequestLimit
 from limits import RateLimitItem, parse_many
 from limits.storage.base import Storage
@@ -40,6 +44,11 @@ class LinkStorage(Storage):
         return StoreError
 
     def incr(self, key: str, expiry: int, amount: int = 1) -> int:
+        """The library's word for `count`; what was counted already for this request is not counted again."""
+        counted_key, counted = g.pop("counted", ("", 0))
+        return counted if counted_key == key else self.count(key, expiry, amount)
+
+    def count(self, key: str, expiry: int, amount: int = 1) -> int:
         """Count, and give a new counter its TTL, in one transaction."""
         commands = (("SET", _key(key), 0, "EX", expiry, "NX"), ("INCRBY", _key(key), amount))
 
@@ -80,23 +89,63 @@ class LinkStorage(Storage):
         self._link.run(lambda client: client.delete(_key(key)))
 
 
+class LinkLimiter(Limiter):
+    """flask-limiter, with a short way for a request that passes.
+
+    The library resolves the limits of a route anew for each request, which takes longer than the count itself. What is
+    refused, what has several limits, and all while Redis is away goes the library's own way.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._limits_of: dict[str, list[tuple[Callable[[], str], Callable[[], str]]]] = {}
+
+    def limit_blueprint(self, blueprint: Blueprint, rate: Callable[[], str], key: Callable[[], str]) -> None:
+        """Let `rate` hold for each of the blueprint's routes by itself, and for each `key` of a request."""
+        self.limit(rate, key_func=key)(blueprint)
+        self._limits_of.setdefault(blueprint.name, []).append((rate, key))
+
+    def _check_request_limit(self, callable_name: str | None = None, in_middleware: bool = True) -> None:  # noqa: FBT001, FBT002 (theirs)
+        limits = self._limits_of.get(request.blueprint or "", ())
+        if len(limits) == 1 and self.enabled and not self._storage_dead:
+            rate, key = limits[0]
+            items = _items_of(rate())
+            if len(items) == 1:
+                counter = items[0].key_for(key(), request.endpoint or "")
+                with suppress(StoreError):
+                    counted = cast("LinkStorage", self.storage).count(counter, items[0].get_expiry())
+                    if counted <= items[0].amount:
+                        return
+                    g.counted = counter, counted
+        super()._check_request_limit(callable_name, in_middleware)
+
+
+@lru_cache(maxsize=16)
+def _items_of(rate: str) -> list[RateLimitItem]:
+    return parse_many(rate)
+
+
 def _key(key: str) -> str:
     return f"{RATE_PREFIX}:{key}"
 
 
-def make_limiter(app: Flask, link: Link, clock: Clock) -> Limiter:
+def make_limiter(app: Flask, link: Link, clock: Clock) -> LinkLimiter:
     """The limiter of `app`; registers its refusals."""
-    limiter = Limiter(
+    limiter = LinkLimiter(
         lambda: rate_key(request),
-        app=app,
         storage_uri="tollgate://",
-        storage_options={"link": link, "clock": clock},  # type: ignore[dict-item] # handed through to LinkStorage
+        storage_options={"link": link, "clock": clock},
         strategy="fixed-window",
         swallow_errors=True,
         in_memory_fallback_enabled=True,
         headers_enabled=False,
         key_prefix="",
     )
+    # Before `init_app`, which so adds none of its own hooks: what they do after a request serves headers and limits
+    # that are not used here.
+    app.extensions["limiter"] = {limiter}
+    limiter.init_app(app)
+    app.before_request(limiter._check_request_limit)  # noqa: SLF001 (as the library itself does)
 
     @app.before_request
     def refuse_uncounted() -> Response | None:

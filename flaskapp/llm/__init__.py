@@ -56,20 +56,31 @@ class Usage:
         )
 
 
+BETWEEN = b"\n\ndata: "
+"""What stands between the data of two server-sent events."""
+
+
 @dataclass(slots=True)
 class Piece:
-    """One event of an answer."""
+    """One event of an answer; or several that came together and are plain."""
 
     text: str
-    """To show; empty where the event has none (reasoning, tool calls, another choice, the usage)."""
+    """To show; empty where it has none (reasoning, tool calls, another choice, the usage)."""
     deltas: int = 0
     """Steps of generation that it certainly stands for, at least one token each; 0 where nothing was generated."""
     chunk: Mapping[str, Any] | None = None
-    """The server's own event."""
+    """The server's own event; None where `is_plain`."""
     data: bytes = b""
-    """The same as the server wrote it, on one line; empty where it has to be written anew."""
+    """The same as the server wrote it, on one line; empty where it has to be written anew.
+
+    Of several events there is `BETWEEN` between two.
+    """
+    texts: Sequence[str] = ()
+    """Of plain events, the text of each."""
     is_plain: bool = False
-    """It has text of its one choice and nothing else, so that `data` can be passed on without a look at `chunk`."""
+    """Each of its events is one step, with text of the one choice and nothing else: `data` need not be read."""
+    has_usage: bool = False
+    """Each of its plain events says that it has no usage: ``"usage": null``."""
 
 
 @dataclass(slots=True)

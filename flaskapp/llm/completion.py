@@ -2,12 +2,13 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import orjson
 
-from flaskapp.llm import Piece, Usage
+from flaskapp.llm import BETWEEN, Piece, Usage
 from flaskapp.llm.event_stream import ServerEvent
 
 _MOST_TOKENS = 10**9
@@ -44,6 +45,7 @@ class Completion:
         self._finished: set[int] = set()
         self._open: set[int] = set()
         self._was_summed_up = False
+        self._pattern = _Pattern()
         self.done = False
         """The server sent ``[DONE]``: nothing follows."""
         self.finish_reason = "stop"
@@ -66,23 +68,36 @@ class Completion:
         usage = self._usage if self.ended and self._usage_is_last else None
         return _credible(usage, is_generated=self._is_generated)
 
-    def read(self, event: ServerEvent) -> Piece | None:
-        """The piece in an event; None for ``[DONE]``.
+    def read(self, events: Sequence[ServerEvent], pieces: list[Piece]) -> None:
+        """Add the pieces in `events` to `pieces`, to the last one or to ``[DONE]``.
 
         Raises:
             ErrorEvent: the server reports an error.
-            ValueError: the event is not part of a completion.
+            ValueError: an event is not part of a completion.
         """
+        number = 0
+        while number < len(events) and not self.done:
+            alike = self._pattern.texts_in(events, number)
+            if alike:
+                data = BETWEEN.join([event.data for event in events[number : number + len(alike)]])
+                pieces.append(self._plain(alike, data, has_usage=self._pattern.has_usage))
+                number += len(alike)
+            elif (piece := self._read_event(events[number])) is not None:
+                pieces.append(piece)
+                number += 1
+
+    def _read_event(self, event: ServerEvent) -> Piece | None:
+        """The piece in an event; None for ``[DONE]``."""
         if event.data == b"[DONE]":
             self.done = True
             return None
         chunk, data = _loads(event.data)
+        if not event.name and data and (text := _plain_text(chunk)):
+            self._pattern.learn(data, chunk)
+            return self._plain([text], data, has_usage="usage" in chunk)
         if event.name == "error" or _is_error(chunk):
             raise ErrorEvent(event.data.decode(errors="replace"))
         choices = _objects(chunk.get("choices"))
-        if len(choices) == 1 and (text := _plain_text(choices[0])) and chunk.get("usage") is None:
-            self._note_generated(0, text)
-            return Piece(text, 1, chunk, data, is_plain=True)
         shown, deltas = "", 0
         for choice in choices:
             text, is_step = self._read_choice(choice)
@@ -98,11 +113,11 @@ class Completion:
         self._uncounted.clear()
         return tokens
 
-    def _note_generated(self, index: int, text: str) -> None:
-        self._is_generated = True
-        self._usage_is_last = False
-        self._open.add(index)
-        self._uncounted.setdefault(index, []).append(text)
+    def _plain(self, texts: list[str], data: bytes, *, has_usage: bool) -> Piece:
+        self._is_generated, self._usage_is_last = True, False
+        self._open.add(0)
+        self._uncounted.setdefault(0, []).extend(texts)
+        return Piece("".join(texts), len(texts), data=data, texts=texts, is_plain=True, has_usage=has_usage)
 
     def _read_choice(self, choice: dict[str, Any]) -> tuple[str, bool]:
         """The text to show, and whether anything was generated."""
@@ -111,7 +126,9 @@ class Completion:
         # the older API, since those are passed on as they are.
         generated = "".join(_strings([delta, choice.get("text")]))
         if generated:
-            self._note_generated(index, generated)
+            self._is_generated, self._usage_is_last = True, False
+            self._open.add(index)
+            self._uncounted.setdefault(index, []).append(generated)
         # Some servers send "" or "null" for none.
         if _finish_reason(choice) not in {None, "", "null"}:
             self._open.discard(index)
@@ -127,6 +144,67 @@ class Completion:
             self._usage_is_last = True
             self._was_summed_up |= is_summary and bool(self._finished) and not self._open
             self._usage = usage if self._usage is None else _later(self._usage, usage)
+
+
+_EMPTY = b'""'
+_CONTENT = re.compile(rb'"content":\s*("(?:[^"\\]|\\.)*+")')
+
+
+class _Pattern:
+    """What most events of an answer have in common: they differ in their text alone.
+
+    An event that begins and ends like one that was read, with a string of JSON between, says the same but for that
+    string. So nothing but the string has to be read.
+    """
+
+    _PROBE = "\x01 probe"
+
+    def __init__(self) -> None:
+        self.has_usage = False
+        self._before = self._after = b""
+        # The first may have a role beside its text. Where each has a field of its own that differs, there is none.
+        self._tries_left = 2
+
+    def texts_in(self, events: Sequence[ServerEvent], first: int) -> list[str]:
+        """The texts of the events from the first on that are like the one that was learnt; none where it is not."""
+        before, after, strings = self._before, self._after, []
+        if not before:
+            return []
+        for name, data in events[first:] if first else events:
+            if name or not data.startswith(before) or not data.endswith(after):
+                break
+            string = data[len(before) : -len(after)]
+            if string == _EMPTY:
+                break
+            strings.append(string)
+        return self._read_strings(strings) if strings else []
+
+    def _read_strings(self, strings: Sequence[bytes]) -> list[str]:
+        try:
+            # No string of JSON has a line feed in it, so nothing can reach from one of them into the next.
+            texts: list[Any] = orjson.loads(b"[%b]" % b",\n".join(strings))
+        except orjson.JSONDecodeError:
+            texts = []
+        if len(texts) == len(strings) and all(isinstance(text, str) for text in texts):
+            return texts
+        # There is something else in place of a text, so the pattern is none.
+        self._before = b""
+        return []
+
+    def learn(self, data: bytes, chunk: dict[str, Any]) -> None:
+        """Take a plain event as the pattern, if the place of its text is certain."""
+        found = _CONTENT.search(data) if self._tries_left else None
+        if found is None:
+            return
+        self._tries_left -= 1
+        before, after = data[: found.start(1)], data[found.end(1) :]
+        probed = orjson.loads(before + orjson.dumps(self._PROBE) + after)
+        delta = probed["choices"][0]["delta"]
+        # It was the text of the choice, and no other of that name, if the probe is there now and all else is the same.
+        if delta["content"] == self._PROBE:
+            delta["content"] = chunk["choices"][0]["delta"]["content"]
+            if probed == chunk:
+                self._before, self._after, self.has_usage = before, after, "usage" in chunk
 
 
 def read_whole(received: bytes) -> dict[str, Any]:
@@ -263,12 +341,16 @@ def _loads_leniently(data: bytes) -> object:
 _PLAIN_FIELDS = {"content", "role"}
 
 
-def _plain_text(choice: dict[str, Any]) -> str:
-    """The text of a choice that is the first and has nothing else to read; empty where it has."""
-    delta = choice.get("delta")
-    if choice.get("index", 0) != 0 or choice.get("finish_reason") is not None or "text" in choice:
+def _plain_text(chunk: dict[str, Any]) -> str:
+    """The text of a chunk that has one choice, the first, and nothing else to read; empty where it has."""
+    choices = chunk.get("choices")
+    if not isinstance(choices, list) or len(choices) != 1 or chunk.get("usage") is not None or _is_error(chunk):
         return ""
-    if not isinstance(delta, dict) or not delta.keys() <= _PLAIN_FIELDS:
+    choice = choices[0]
+    if not isinstance(choice, dict) or choice.get("index", 0) != 0 or "text" in choice:
+        return ""
+    delta = choice.get("delta")
+    if choice.get("finish_reason") is not None or not isinstance(delta, dict) or not delta.keys() <= _PLAIN_FIELDS:
         return ""
     text = delta.get("content")
     return text if isinstance(text, str) else ""

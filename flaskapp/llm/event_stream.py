@@ -84,9 +84,9 @@ class EventStream:
 
 def _whole_events(received: bytes) -> list[ServerEvent]:
     """The events of bytes that are whole events of one line each; none where they are anything else."""
-    if not received.endswith(b"\n\n") or b"\r" in received or len(received) > MAX_EVENT_BYTES:
+    if not received.startswith(b"data: ") or not received.endswith(b"\n\n") or b"\r" in received:
         return []
-    blocks = received[:-2].split(b"\n\n")
-    if not all(block.startswith(b"data: ") and b"\n" not in block for block in blocks):
+    # Each event has two line feeds, its own and that of the empty line; else it has more than one line.
+    if received.count(b"\n") != 2 * received.count(b"\n\ndata: ") + 2 or len(received) > MAX_EVENT_BYTES:
         return []
-    return [ServerEvent("", block[6:]) for block in blocks]
+    return [ServerEvent("", data) for data in received[6:-2].split(b"\n\ndata: ")]

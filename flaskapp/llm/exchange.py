@@ -67,7 +67,10 @@ class _Connection:
     def send(self, data: bytes, wait_seconds: float) -> None:
         """Send all of it."""
         self.plain.settimeout(max(wait_seconds, _LEAST_SECONDS))
-        self.plain.sendall(data)
+        # All of it nearly always, and for half the price of `sendall` under gevent.
+        sent = self.plain.send(data)
+        if sent < len(data):
+            self.plain.sendall(memoryview(data)[sent:])
 
     def receive(self, wait_seconds: float) -> bytes | None:
         """What has come; empty at the end; None where what came says nothing yet."""

@@ -20,7 +20,17 @@ import orjson
 from backends.clock import Clock
 from backends.errors import ConfigurationError
 from backends.pricing.token_bounds import counter_for
-from flaskapp.llm import MAX_CHOICES, NOTHING, Batch, Completed, ModelRequest, UpstreamBroken, UpstreamNotTaken, Usage
+from flaskapp.llm import (
+    MAX_CHOICES,
+    NOTHING,
+    Batch,
+    Completed,
+    ModelRequest,
+    Piece,
+    UpstreamBroken,
+    UpstreamNotTaken,
+    Usage,
+)
 from flaskapp.llm.completion import Completion, ErrorEvent, NotACompletion, read_whole, tokens_of_whole, usage_of_whole
 from flaskapp.llm.event_stream import EventStream
 from flaskapp.llm.exchange import Connections, Exchange, ExchangeBroken, ExchangeTimeout, NotSent
@@ -255,12 +265,9 @@ class UpstreamAnswer:
 
     def _parsed(self, received: bytes) -> Batch:
         """The pieces in the bytes of one read; at the end of the stream, where these are none, in what is left."""
-        completion, pieces = self._completion, []
+        completion, pieces = self._completion, list[Piece]()
         try:
-            for event in self._events.feed(received) if received else self._events.end():
-                if (piece := completion.read(event)) is None:
-                    break
-                pieces.append(piece)
+            completion.read(self._events.feed(received) if received else self._events.end(), pieces)
         except (ErrorEvent, ValueError) as error:
             # What came before it is an answer still; the next read raises it. (With its traceback it would hold us.)
             self._failure = error.with_traceback(None)

@@ -331,8 +331,12 @@ class CompletionBody:
     """The bound of the input."""
     stream: bool
     include_usage: bool
-    text: str
-    """The body as the client sent it, in one spelling."""
+    content: Mapping[str, object]
+    """The body as the client sent it."""
+
+    def text(self) -> str:
+        """The body as the client sent it, in one spelling."""
+        return json.dumps(self.content, sort_keys=True, default=lambda number: {"number": str(number)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,7 +376,7 @@ def read_completion_body(request: Request, bounds: Bounds) -> CompletionBody:
         input_tokens=_input_tokens(model, messages, options, bounds.max_input_tokens),
         stream=bool(body.stream),
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
-        text=json.dumps(content, sort_keys=True, default=lambda number: {"number": str(number)}),
+        content=content,
     )
 
 

@@ -4,9 +4,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import orjson
+
 from backends.money import usd_text
 from flaskapp.http.openai_errors import error_object
-from flaskapp.llm import Piece, Usage
+from flaskapp.llm import BETWEEN, Piece, Usage
 
 _ENVELOPE = ("id", "object", "created", "model", "system_fingerprint", "service_tier")
 _BROKEN_STATUS = 502
@@ -36,41 +38,31 @@ class CompletionStreamFormat:
 
     def pieces(self, pieces: Sequence[Piece]) -> bytes:
         """The upstream's chunks, as it wrote them where we change nothing; its usage is kept for the end."""
-        parts: list[bytes] = []
-        for piece in pieces:
-            if (
-                piece.is_plain
-                and piece.data
-                and self._open_choices
-                and ("usage" in (piece.chunk or ())) == self._include_usage
-            ):
-                parts += (b"data: ", piece.data, b"\n\n")
-            else:
-                parts.append(self._piece(piece))
-        return b"".join(parts)
+        return b"".join([self._plain(piece) if piece.is_plain else self._piece(piece) for piece in pieces])
+
+    def _plain(self, piece: Piece) -> bytes:
+        data = piece.data
+        if not self._open_choices:
+            # Later ones say the same of the answer and of its choice.
+            self._follow(orjson.loads(data.partition(BETWEEN)[0]))
+        if piece.has_usage == self._include_usage:
+            return b"data: %b\n\n" % data
+        if piece.has_usage and data.count(b'"usage"') == data.count(_NO_USAGE) == piece.deltas:
+            # OpenAI says with each event that it has none. The quotes of a text are escaped, so this is none of it.
+            return b"data: %b\n\n" % data.replace(_NO_USAGE, b"")
+        return b"".join([self._piece(Piece("", chunk=orjson.loads(each))) for each in data.split(BETWEEN)])
 
     def _piece(self, piece: Piece) -> bytes:
         chunk = piece.chunk or {}
-        self._envelope.update({name: chunk[name] for name in _ENVELOPE if name in chunk})
-        choices = chunk.get("choices")
-        self._follow(choices)
+        self._follow(chunk)
         usage, has_usage = chunk.get("usage"), "usage" in chunk
         if isinstance(usage, dict):
             self._usage = usage
-        if len(chunk) == has_usage or (usage is not None and not choices):
+        if len(chunk) == has_usage or (usage is not None and not chunk.get("choices")):
             return b""
-        if usage is None and (data := self._as_it_came(piece.data, has_usage=has_usage)):
-            return b"data: %b\n\n" % data
-        return self._event({name: value for name, value in chunk.items() if name != "usage"} if has_usage else chunk)
-
-    def _as_it_came(self, data: bytes, *, has_usage: bool) -> bytes:
-        """The event in the upstream's own words, where they have no usage; empty where it has to be written anew."""
-        if self._include_usage and not has_usage:
-            return b""
-        if has_usage and not self._include_usage:
-            # OpenAI says with each event that it has none. The quotes of a text are escaped, so this is none of it.
-            return data.replace(_NO_USAGE, b"") if data.count(b'"usage"') == data.count(_NO_USAGE) == 1 else b""
-        return data
+        if piece.data and usage is None and has_usage == self._include_usage:
+            return b"data: %b\n\n" % piece.data
+        return self._event({name: value for name, value in chunk.items() if name != "usage"})
 
     def complete(self, usage: Usage, cost_nanousd: int, finish_reason: str, *, was_cut: bool) -> bytes:
         """What a whole answer lacks: finish reasons where we cut it, the usage with `include_usage`, and ``[DONE]``."""
@@ -84,7 +76,10 @@ class CompletionStreamFormat:
         content = error_object(_BROKEN_STATUS, error, message, request_id=self._request_id, details=details)
         return _data({"error": content})
 
-    def _follow(self, choices: object) -> None:
+    def _follow(self, chunk: Mapping[str, Any]) -> None:
+        """Note what is said of the answer, and which choices have begun and ended."""
+        self._envelope.update({name: chunk[name] for name in _ENVELOPE if name in chunk})
+        choices = chunk.get("choices")
         for choice in choices if isinstance(choices, list) else ():
             if isinstance(choice, dict) and isinstance(choice.get("index", 0), int):
                 index = choice.get("index", 0)

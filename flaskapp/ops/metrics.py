@@ -1,6 +1,7 @@
 """Events of the guard as numbers for Prometheus; amounts in nano-dollars."""
 
 from collections.abc import Callable
+from functools import cache
 
 from flask import Blueprint, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
@@ -25,21 +26,23 @@ class Metrics:
         self._directory = directory
         self._registry = CollectorRegistry()
         self.checks = self._counter("checks", "Requests that the guard decided", "backend", "outcome")
-        self.check_seconds = Histogram(
+        check_seconds = Histogram(
             "tollgate_check_seconds",
             "Time of the check alone",
             ["backend"],
             buckets=_CHECK_BUCKETS,
             registry=self._registry,
         )
+        # The labels are words of ours, and few; the library looks for them each time.
+        self.check_seconds: Callable[[str], Histogram] = cache(check_seconds.labels)
         self.reserved = self._counter("reserved_nanousd", "Nano-dollars reserved", "backend")
         self.booked = self._counter("booked_nanousd", "Nano-dollars booked at settlement", "backend", "outcome")
         self.overrun = self._counter("overrun_nanousd", "Nano-dollars used above what was reserved", "backend")
         self.expired = self._counter(
             "expired_nanousd", "Nano-dollars of reservations that nobody ended, booked in full"
-        )
+        )()
         self.extensions = self._counter("extensions", "Extensions of running answers", "backend", "outcome")
-        self.emergency = self._counter("emergency_nanousd", "Nano-dollars admitted while failing open")
+        self.emergency = self._counter("emergency_nanousd", "Nano-dollars admitted while failing open")()
         self.failures = self._counter("store_failures", "Checks that the store failed", "is_bug")
         self.events = self._counter("events", "Everything else that was told", "name")
         self._counts: dict[str, _Count] = {
@@ -49,15 +52,15 @@ class Metrics:
             "settled": self._settled,
             "expired": lambda fields, _: self.expired.inc(_amount(fields, "expired_nanousd")),
             "extended": self._extended,
-            "extension_refused": lambda _, backend: self.extensions.labels(backend, "refused").inc(),
-            "check_failed": lambda fields, _: self.failures.labels(str(fields["is_bug"]).lower()).inc(),
+            "extension_refused": lambda _, backend: self.extensions(backend, "refused").inc(),
+            "check_failed": lambda fields, _: self.failures(str(fields["is_bug"]).lower()).inc(),
         }
 
     def observe(self, event: Event) -> None:
         """Count one event."""
         count = self._counts.get(event.name)
         if count is None:
-            self.events.labels(event.name).inc()
+            self.events(event.name).inc()
         else:
             count(event.fields, str(event.fields.get("backend", "")))
 
@@ -71,12 +74,12 @@ class Metrics:
 
     def _reserved(self, fields: dict[str, object], backend: str) -> None:
         self._decided(fields, backend, "admitted")
-        self.reserved.labels(backend).inc(_amount(fields, "cost_nanousd"))
+        self.reserved(backend).inc(_amount(fields, "cost_nanousd"))
         if backend == EMERGENCY:
             self.emergency.inc(_amount(fields, "cost_nanousd"))
 
     def _extended(self, fields: dict[str, object], backend: str) -> None:
-        self.extensions.labels(backend, "granted").inc()
+        self.extensions(backend, "granted").inc()
         if backend == EMERGENCY:
             self.emergency.inc(_amount(fields, "more_nanousd"))
 
@@ -85,17 +88,21 @@ class Metrics:
         self._decided(fields, backend, refusal.reason.value if isinstance(refusal, Refusal) else "refused")
 
     def _settled(self, fields: dict[str, object], backend: str) -> None:
-        self.booked.labels(backend, str(fields["outcome"])).inc(_amount(fields, "booked_nanousd"))
-        self.overrun.labels(backend).inc(_amount(fields, "overrun_nanousd"))
+        self.booked(backend, str(fields["outcome"])).inc(_amount(fields, "booked_nanousd"))
+        overrun = self.overrun(backend)
+        if fields["overrun_nanousd"]:
+            overrun.inc(_amount(fields, "overrun_nanousd"))
 
     def _decided(self, fields: dict[str, object], backend: str, outcome: str) -> None:
-        self.checks.labels(backend, outcome).inc()
+        self.checks(backend, outcome).inc()
         check_ms = fields["check_ms"]
         if isinstance(check_ms, float):
-            self.check_seconds.labels(backend).observe(check_ms / 1_000)
+            self.check_seconds(backend).observe(check_ms / 1_000)
 
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"tollgate_{name}", text, labels, registry=self._registry)
+    def _counter(self, name: str, text: str, *labels: str) -> Callable[..., Counter]:
+        """The counter of each set of labels."""
+        counter = Counter(f"tollgate_{name}", text, labels, registry=self._registry)
+        return cache(counter.labels) if labels else lambda: counter
 
 
 def _amount(fields: dict[str, object], name: str) -> int:

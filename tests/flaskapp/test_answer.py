@@ -170,6 +170,11 @@ def test_what_one_read_gave_is_one_write_with_the_last_event_where_nothing_follo
     assert upstream.reads == 3
 
 
+def test_events_that_came_together_stay_events_of_their_own():
+    upstream = Upstream(Batch([Piece("abc", 3, data=b"{}", texts=["a", "b", "c"], is_plain=True)], 3))
+    assert texts(Stage(upstream).open().events()) == ["a", "b", "c"]
+
+
 def test_closing_twice_is_closing_once():
     stage = opened(said(), usage=Usage(10, 1))
     stage.read()

@@ -3,11 +3,12 @@
 from types import SimpleNamespace
 
 import pytest
+from flask_limiter import Limiter
 
 from backends.clock import SystemClock
 from backends.errors import StoreUnavailable
 from backends.store.link import Link
-from flaskapp.http.limiter import LinkStorage
+from flaskapp.http.limiter import LinkLimiter, LinkStorage
 from tests.servers import BEARER, SETTINGS
 
 CHALLENGE = "/api/v1/auth/challenge"
@@ -26,10 +27,10 @@ def test_a_counter_gets_its_life_with_its_first_count_and_keeps_it(storage):
         return storage._link.run(lambda client: client.pttl("llm:rate:x"))
 
     assert storage.get("x") == 0
-    assert storage.incr("x", 60) == 1
+    assert storage.count("x", 60) == 1
     first_ms = life_ms()
     assert 59_000 < first_ms <= 60_000
-    assert storage.incr("x", 90, amount=2) == 3
+    assert storage.count("x", 90, amount=2) == 3
     assert life_ms() <= first_ms
     assert storage.get("x") == 3
     left_seconds = storage.get_expiry("x") - SystemClock().now_us() / 1_000_000
@@ -47,9 +48,40 @@ def test_while_redis_is_away_it_says_so_and_nothing_worse(own_server):
     own_server.kill()
     assert storage.check() is False
     with pytest.raises(storage.base_exceptions):
-        storage.incr("x", 60)
+        storage.count("x", 60)
     assert issubclass(StoreUnavailable, storage.base_exceptions)
     link.close()
+
+
+def commands_of(service, ask):
+    """What is sent to Redis for the counters, and what came of it."""
+    service.redis.flushall()
+    counted, (limiter,) = [], service.app.extensions["limiter"]
+    count = limiter.storage.count
+    limiter.storage.count = lambda key, expiry, amount=1: (
+        counted.append((key, expiry, amount)) or count(key, expiry, amount)
+    )
+    try:
+        return [ask() for _ in range(4)], counted, service.redis.keys("llm:rate:*")
+    finally:
+        limiter.storage.count = count
+
+
+@pytest.mark.parametrize("rate", ["3 per hour", "3 per 2 hour", "100 per day; 3 per hour"])
+@pytest.mark.parametrize("route", ["chat", "challenge", "usage"])
+def test_the_short_way_counts_and_refuses_as_the_library_does(make_app, monkeypatch, rate, route):
+    def statuses():
+        headers = {"X-Fingerprint": "hash456"}
+        if route == "chat":
+            return service.chat(max_tokens=1).status_code
+        return service.client.get(paths[route], headers=headers).status_code
+
+    paths = {"challenge": "/api/v1/auth/challenge", "usage": "/api/v1/usage"}
+    service = make_app(CHAT_RATE_LIMIT=rate, ENABLE_COST_THROTTLING="false")
+    short = commands_of(service, statuses)
+    monkeypatch.setattr(LinkLimiter, "_check_request_limit", Limiter._check_request_limit)
+    assert short == commands_of(service, statuses)
+    assert short[0] == [200, 200, 200, 429]
 
 
 def test_the_61st_request_of_a_minute_is_refused(make_app):

@@ -3,13 +3,15 @@ import socket
 import threading
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from backends.clock import SystemClock
 from flaskapp.llm import UpstreamBroken, Usage
 from flaskapp.llm.completion import Completion, ErrorEvent, read_whole, tokens_of_whole, usage_of_whole
 from flaskapp.llm.event_stream import ServerEvent
 from flaskapp.llm.openai_compatible import OpenAICompatibleModel
-from tests.models import model_request, opened, pieces_of
+from tests.models import model_request, opened, piece_in, pieces_in, pieces_of
 
 
 def said(text="", *, index=0, finish=None, output=None, **others):
@@ -18,16 +20,12 @@ def said(text="", *, index=0, finish=None, output=None, **others):
     return {"choices": [choice], "usage": usage}
 
 
-def event_of(chunk):
-    return ServerEvent("", json.dumps(chunk).encode())
-
-
 def taken(*chunks, choices=1, done=False):
     completion = Completion(choices=choices)
     for chunk in chunks:
-        completion.read(event_of(chunk))
+        pieces_in(completion, chunk)
     if done:
-        completion.read(ServerEvent("", b"[DONE]"))
+        pieces_in(completion, b"[DONE]")
     return completion
 
 
@@ -135,7 +133,7 @@ def test_a_usage_that_says_nothing_takes_nothing_back():
 def test_what_is_no_text_was_not_generated(delta):
     completion = taken(said("a"), said(finish="stop", output=1))
     assert completion.count_tokens() == 1
-    piece = completion.read(event_of({"choices": [{"index": 0, "delta": delta}]}))
+    piece = piece_in(completion, {"choices": [{"index": 0, "delta": delta}]})
     assert (piece.deltas, completion.count_tokens()) == (0, 0)
     assert completion.usage == Usage(7, 1)
 
@@ -143,7 +141,7 @@ def test_what_is_no_text_was_not_generated(delta):
 def test_what_was_generated_is_counted_together_and_choice_by_choice():
     words = Completion(lambda text: len(text.split()), choices=2)
     for text, index in (("to", 0), ("one ", 1), ("get", 0), ("two", 1), ("her", 0)):
-        words.read(event_of(said(text, index=index)))
+        piece_in(words, said(text, index=index))
     assert words.count_tokens() == 3 + 2, "never fewer than its steps, and two words of the second"
     assert words.count_tokens() == 0
 
@@ -163,13 +161,101 @@ def test_what_was_generated_is_counted_together_and_choice_by_choice():
 )
 def test_the_short_way_of_an_event_reads_the_same_as_the_long_one(choice, is_plain, monkeypatch):
     short, long = Completion(), Completion()
-    piece = short.read(event_of({"choices": [choice]}))
+    piece = piece_in(short, {"choices": [choice]})
     monkeypatch.setattr("flaskapp.llm.completion._plain_text", lambda _: "")
-    other = long.read(event_of({"choices": [choice]}))
+    other = piece_in(long, {"choices": [choice]})
     assert (piece.is_plain, other.is_plain) == (is_plain, False)
     assert (piece.text, piece.deltas, piece.data) == (other.text, other.deltas, other.data)
     assert short.count_tokens() == long.count_tokens()
     assert (short._open, short._finished, short.ended) == (long._open, long._finished, long.ended)
+
+
+PLAIN = b'{"id":"x","choices":[{"index":0,"delta":{"content":%b},"logprobs":null,"finish_reason":null}]}'
+
+
+@pytest.mark.parametrize(
+    "middle",
+    [
+        b'"a"', b'"\\""', b'"\\\\"', b' "a" ', b'"\xc3\xa9"', b'""', b'"a","content":"b"', b'"a"},"usage":{"x":"y"',
+        b"7", b"null", b'"a', b'"\\ud800"', b'"\xff"', b"",
+    ],
+)  # fmt: skip
+def test_an_event_like_the_one_before_is_read_as_if_there_had_been_none(middle):
+    """Whatever stands where the text was."""
+    data = PLAIN % middle
+    after_others, alone = Completion(), Completion()
+    for _ in range(3):
+        piece_in(after_others, PLAIN % b'"before"')
+    after_others.count_tokens()
+    assert after_others._pattern._before
+    outcomes = []
+    for completion in (after_others, alone):
+        try:
+            piece = piece_in(completion, data)
+        except ValueError as error:
+            outcomes.append(type(error))
+        else:
+            outcomes.append((piece, completion.count_tokens()))
+    assert outcomes[0] == outcomes[1]
+
+
+@pytest.mark.parametrize(
+    ("events", "is_learnt"),
+    [
+        ([{"content": "a"}], True),
+        ([{"role": "assistant", "content": "a"}, {"content": "b"}], True),
+        ([{"role": "a", "content": "a"}, {"role": "b", "content": "b"}, {"content": "c"}], False),
+    ],
+)
+def test_the_pattern_is_looked_for_at_most_twice(events, is_learnt):
+    completion = Completion()
+    for delta in events:
+        piece_in(completion, {"choices": [{"index": 0, "delta": delta}]})
+    following = ServerEvent("", json.dumps({"choices": [{"index": 0, "delta": {"content": "x"}}]}).encode())
+    assert (completion._pattern.texts_in([following], 0) == ["x"]) == is_learnt
+
+
+def test_events_that_are_alike_are_one_piece_and_what_is_between_stays_in_its_place():
+    completion = Completion(lambda text: len(text.split()))
+    events = [PLAIN % b'"%b "' % word for word in (b"one", b"two", b"three", b"four", b"five")]
+    finish = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+    pieces = pieces_in(completion, *events[:3], PLAIN % b'""', events[3], finish, events[4], b"[DONE]", events[0])
+    assert [(piece.text, piece.deltas) for piece in pieces] == [
+        ("one ", 1), ("two three ", 2), ("", 0), ("four ", 1), ("", 0), ("five ", 1),
+    ]  # fmt: skip
+    assert pieces[1].data == events[1] + b"\n\ndata: " + events[2]
+    assert [piece.is_plain for piece in pieces] == [True, True, False, True, False, True]
+    assert completion.count_tokens() == 5
+    assert completion.done
+
+
+@given(st.lists(st.sampled_from([b'"a"', b'"', b'","', b'"a","b"', b"", b'"\\""', b"1", b'"a'])))
+def test_whatever_stands_where_texts_were_is_read_as_if_each_had_come_alone(middles):
+    together, alone = Completion(), Completion()
+    for completion in (together, alone):
+        pieces_in(completion, PLAIN % b'"first"')
+    whole, parts, failed = [], [], []
+    for completion, batches, into in (
+        (together, [middles], whole),
+        (alone, [[middle] for middle in middles], parts),
+    ):
+        try:
+            for batch in batches:
+                completion.read([ServerEvent("", PLAIN % middle) for middle in batch], into)
+        except ValueError as error:
+            failed.append(type(error))
+    assert len(failed) in {0, 2}
+    assert "".join(piece.text for piece in whole) == "".join(piece.text for piece in parts)
+    assert sum(piece.deltas for piece in whole) == sum(piece.deltas for piece in parts)
+    assert together.count_tokens() == alone.count_tokens()
+
+
+def test_a_content_elsewhere_is_not_taken_for_the_text():
+    completion = Completion()
+    chunk = b'{"note":{"content":"%b"},"choices":[{"index":0,"delta":{"content":"%b"}}]}'
+    for note, text in ((b"a", b"b"), (b"c", b"b"), (b"d", b"e")):
+        assert piece_in(completion, chunk % (note, text)).text == text.decode()
+    assert completion._pattern._before == b""
 
 
 @pytest.mark.parametrize(
@@ -177,7 +263,7 @@ def test_the_short_way_of_an_event_reads_the_same_as_the_long_one(choice, is_pla
     [(b'{"a":1}', True), (b'{"a":\n1}', False), (b'{"a":"\\ud800"}', False), (b'{"a":"\xff"}', False)],
 )
 def test_only_clean_json_of_one_line_is_passed_on_as_it_came(data, is_passed_on):
-    piece = Completion().read(ServerEvent("", data))
+    piece = piece_in(Completion(), data)
     assert piece.data == (data if is_passed_on else b"")
     assert list(piece.chunk) == ["a"]
 
@@ -185,14 +271,14 @@ def test_only_clean_json_of_one_line_is_passed_on_as_it_came(data, is_passed_on)
 def test_a_content_in_parts_shows_its_texts():
     content = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "Yes"}]
     completion = Completion()
-    piece = completion.read(event_of({"choices": [{"index": 0, "delta": {"content": content}}]}))
+    piece = piece_in(completion, {"choices": [{"index": 0, "delta": {"content": content}}]})
     assert (piece.text, completion.count_tokens()) == ("Yes", len("hmYes"))
 
 
 def test_the_words_of_the_older_api_are_generated_too():
     completion = Completion(lambda text: len(text.split()))
     old = {"choices": [{"index": 0, "text": "three more words"}]}
-    piece = completion.read(event_of(old))
+    piece = piece_in(completion, old)
     assert (piece.deltas, completion.count_tokens(), piece.text) == (1, 3, "")
 
 

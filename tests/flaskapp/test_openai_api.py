@@ -11,9 +11,9 @@ import pytest
 from flaskapp.answers.meter import OBSERVED_LEAD
 from flaskapp.llm import Piece, Usage
 from flaskapp.llm.completion import Completion
-from flaskapp.llm.event_stream import ServerEvent
 from flaskapp.openai.events import CompletionStreamFormat
 from tests.apps import NETWORK
+from tests.models import piece_in, pieces_in
 from tests.servers import nanousd, wait_until
 from tests.upstream import WORDS, Upstream, bill_nanousd
 
@@ -645,7 +645,7 @@ def test_an_event_says_the_same_whether_it_is_passed_on_or_written_anew(data, in
     stream_format = CompletionStreamFormat("r", "gpt-4o", 1, include_usage=include_usage)
     first = Piece("", chunk={"choices": [{"index": 0, "delta": {}}]})
     stream_format.pieces([first])
-    passed_on = stream_format.pieces([Completion().read(ServerEvent("", data.encode()))])
+    passed_on = stream_format.pieces([piece_in(Completion(), data.encode())])
     anew = stream_format.pieces([Piece("", chunk=chunk)])
     usage = {"usage": None} if include_usage else {}
     expected = {**{name: value for name, value in chunk.items() if name != "usage"}, **usage}
@@ -665,15 +665,27 @@ def test_an_event_that_says_nothing_or_only_the_usage_is_not_passed_on(data):
 
 def test_what_need_not_be_changed_is_passed_on_to_the_letter():
     data = '{"choices": [{"index": 0, "delta": {"content": "\u00fc"}}], "x": 1.00, "big": 12345678901234567890}'
-    piece = Completion().read(ServerEvent("", data.encode()))
+    piece = piece_in(Completion(), data.encode())
     sent = CompletionStreamFormat("r", "gpt-4o", 1, include_usage=False).pieces([piece, piece])
     assert sent == f"data: {data}\n\n".encode() * 2
     openai = data[:-1] + ',"usage":null,"obfuscation":"x"}'
-    piece = Completion().read(ServerEvent("", openai.encode()))
+    piece = piece_in(Completion(), openai.encode())
     sent = CompletionStreamFormat("r", "gpt-4o", 1, include_usage=True).pieces([piece, piece])
     assert sent == f"data: {openai}\n\n".encode() * 2
     sent = CompletionStreamFormat("r", "gpt-4o", 1, include_usage=False).pieces([piece, piece])
     assert sent == f"data: {openai}\n\n".replace(',"usage":null', "").encode() * 2
+
+
+@pytest.mark.parametrize("include_usage", [False, True])
+@pytest.mark.parametrize("usage", ["", ',"usage":null', ', "usage": null', ',"x":{"usage":null},"usage":null'])
+def test_events_that_come_together_are_sent_as_each_would_be_alone(usage, include_usage):
+    datas = [f'{{"choices":[{{"index":0,"delta":{{"content":"{text}"}}}}]{usage}}}'.encode() for text in "abcd"]
+    together, alone = (CompletionStreamFormat("r", "gpt-4o", 1, include_usage=include_usage) for _ in range(2))
+    completion = Completion()
+    first, rest = pieces_in(completion, *datas)
+    assert rest.deltas == 3
+    sent = together.pieces([first]) + together.pieces([rest])
+    assert sent == b"".join(alone.pieces([piece_in(Completion(), data)]) for data in datas)
 
 
 def test_a_client_that_leaves_is_settled(service, upstream):

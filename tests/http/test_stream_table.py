@@ -137,7 +137,9 @@ def read(case, answer):
     while case.moment == "after" and not any(word in case.received for word in (b'"complete"', b'"error"')):
         case.received += answer.readline()
     while case.received.count(b'"streaming"') < case.chunks_before_leaving:
-        case.received += answer.readline()
+        line = answer.readline()
+        assert line, f"the answer ended early: {case.received}"
+        case.received += line
 
 
 # --- what became of them
