@@ -20,11 +20,12 @@ IN_ONE_PROCESS = (
 STARTS_OF_A_CLONE = ("tests/setup",)
 """They start processes, in which nothing is measured, one after the other, beside all others that do."""
 QUICK = (
-    ("tests/flaskapp", "tests/house", "tests/test_abuse_prevention.py", "tests/test_admin_settings_integration.py"),
+    ("tests/flaskapp", "tests/test_abuse_prevention.py", "tests/test_admin_settings_integration.py"),
     (
         "tests/backends",
         "tests/contract",
         "tests/docs",
+        "tests/house",
         "tests/http/test_seed.py::test_of_ten_at_once_atomic_admits_exactly_four",
         "tests/http/test_seed.py::test_both_on_one_redis_keep_one_set_of_books",
         "tests/lua",

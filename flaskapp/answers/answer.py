@@ -128,12 +128,18 @@ class AdmittedAnswer:
 
     def __iter__(self) -> Iterator[bytes]:
         """The events, as the client gets them; what one read of the upstream gave in one go."""
-        while (sent := self._next()) is not None:
-            if not sent:
-                continue
+        while True:
             with self._lock:
-                self._waits_since_seconds = self._clock.monotonic_seconds()
-            yield sent
+                self._waits_since_seconds, reader = None, self._reader
+            if reader is None and self._is_over:
+                break
+            sent = self._step() if reader is None else reader.take(HEARTBEAT_SECONDS)
+            if sent is None:
+                break
+            if sent:
+                with self._lock:
+                    self._waits_since_seconds = self._clock.monotonic_seconds()
+                yield sent
         # The server asks for more only when it has sent the last one.
         self._is_delivered = True
 
@@ -187,7 +193,7 @@ class AdmittedAnswer:
     def _failed(self, error: UpstreamError) -> Response:
         is_broken, timed_out = isinstance(error, UpstreamBroken), getattr(error, "timed_out", False)
         message = _NOT_ANSWERED if self._is_stopped else str(error)
-        cost_nanousd = self._settle(is_free=not is_broken)
+        _, cost_nanousd = self._settle(is_free=not is_broken)
         self._context.under_way.remove(self)
         self._emit("upstream_failed", error=message, detail=error.detail)
         reason = "timeout" if timed_out else "broken" if is_broken else "not_taken"
@@ -196,22 +202,19 @@ class AdmittedAnswer:
             extra["upstream_status"] = error.status
         return problem(504 if timed_out else 502, UPSTREAM_ERROR, reason, message, headers=self._headers, extra=extra)
 
-    def _settle(self, *, is_free: bool = False) -> int:
-        """The one place where an answer is settled. A second call changes nothing; each returns the amount booked."""
+    def _settle(self, *, is_free: bool = False, is_fully_read: bool = False) -> tuple[Usage, int]:
+        """The one place where an answer is settled: what was used as far as we know, and the amount booked.
+
+        A second call changes nothing.
+        """
+        meter = self._meter
         try:
             self._upstream.close()
         finally:
-            cost_nanousd = self._meter.release() if is_free else self._meter.settle(self._upstream.usage)
+            usage = self._upstream.usage
+            cost_nanousd = meter.release() if is_free else meter.settle(usage, is_fully_read=is_fully_read)
             self._is_over = True
-        return cost_nanousd
-
-    def _next(self) -> bytes | None:
-        """What is to be written next; None after the last event."""
-        with self._lock:
-            self._waits_since_seconds, reader = None, self._reader
-        if reader is not None:
-            return reader.take(HEARTBEAT_SECONDS)
-        return None if self._is_over else self._step()
+        return usage or meter.assumed_usage, cost_nanousd
 
     def _step(self) -> bytes:
         """Read the upstream once: what the client gets of it, with the last event where the answer has ended."""
@@ -236,13 +239,14 @@ class AdmittedAnswer:
         now = self._clock.monotonic_seconds()
         has_time = now < self._read_until_seconds
         batch = self._upstream.read(min(HEARTBEAT_SECONDS, self._read_until_seconds - now)) if has_time else None
+        # Also what comes with a stop is counted.
+        sent = b"" if batch is None else self._shown(batch)
         if self._is_stopped:
             return self._cut_off(SERVER_STOPPING)
         if batch is None:
             if not has_time and not self._cause_of_cut:
                 return self._cut_off(STREAM_DEADLINE)
             return self._complete(is_fully_read=has_time)
-        sent = self._shown(batch)
         if batch.is_last:
             return sent + self._complete(is_fully_read=True)
         if sent:
@@ -275,15 +279,13 @@ class AdmittedAnswer:
         self._cause_of_cut = self._cause_of_cut or "unread"
 
     def _complete(self, *, is_fully_read: bool = False) -> bytes:
-        if is_fully_read:
-            self._meter.note_fully_read()
-        cost_nanousd = self._settle()
+        usage, cost_nanousd = self._settle(is_fully_read=is_fully_read)
         if self._has_left:
             return b""
         if self._cause_of_cut:
             self._emit("answer_cut", cause=self._cause_of_cut)
         reason = "length" if self._cause_of_cut else self._upstream.finish_reason
-        return self._format.complete(self._usage, cost_nanousd, reason, was_cut=bool(self._cause_of_cut))
+        return self._format.complete(usage, cost_nanousd, reason, was_cut=bool(self._cause_of_cut))
 
     def _cut_off(self, cause: str) -> bytes:
         if not self._has_left:
@@ -291,12 +293,8 @@ class AdmittedAnswer:
         return self._broken(cause, _MESSAGES[cause])
 
     def _broken(self, error: str, message: str) -> bytes:
-        cost_nanousd = self._settle()
-        return b"" if self._has_left else self._format.broken(error, message, self._usage, cost_nanousd)
-
-    @property
-    def _usage(self) -> Usage:
-        return self._upstream.usage or self._meter.assumed_usage
+        usage, cost_nanousd = self._settle()
+        return b"" if self._has_left else self._format.broken(error, message, usage, cost_nanousd)
 
     def _read_on(self) -> None:
         """The client has left: read on for the usage at the end."""

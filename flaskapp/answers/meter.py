@@ -108,7 +108,8 @@ class CostBound:
         The second is the part of it with which an answer begins on the last of a budget; None: it needs all of it.
         """
         if self.slices is None:
-            return self.highest_cost_nanousd(self.max_usage.output_tokens), None
+            max_usage = self.max_usage
+            return self.price.highest_cost_nanousd(max_usage.input_tokens, max_usage.output_tokens), None
         tokens = self.slices.first_tokens(self.max_usage.output_tokens)
         at_least = min(self.slices.least_first_tokens, tokens)
         return self.highest_cost_nanousd(tokens), self.highest_cost_nanousd(at_least)
@@ -139,6 +140,8 @@ class Meter:
         self._covered_tokens = self.max_usage.output_tokens
         if cost_bound.slices is not None:
             self._covered_tokens = self._tokens_within(self._reserved_nanousd, 0, self._covered_tokens)
+        self.is_exceeded = False
+        """The upstream gave more than its maximum, by steps, or by tokens where they can be counted."""
         self._deltas = 0
         self._tokens = 0
         self._retry_at_tokens = 0
@@ -146,17 +149,6 @@ class Meter:
         self._max_lead_tokens: int | None = None
         self._lock = threading.Lock()
         self._cost_nanousd: int | None = None
-
-    @property
-    def is_exceeded(self) -> bool:
-        """Whether the upstream gave more than its maximum, by steps, or by tokens where they can be counted.
-
-        Parts of a text may have a few tokens more than the whole has: an eighth of the maximum, at least eight, passes.
-        """
-        maximum = self.max_usage.output_tokens
-        if self._deltas > maximum:
-            return True
-        return self._tokens > maximum + max(8, maximum // 8) and shows_its_tokens(self._price.model)
 
     @property
     def is_growing(self) -> bool:
@@ -174,10 +166,15 @@ class Meter:
         Returns:
             False if the answer has to end: the upstream exceeds its maximum, or an extension was refused.
         """
-        self._deltas += sum([piece.deltas for piece in batch.pieces])
+        deltas = sum([piece.deltas for piece in batch.pieces])
+        self._deltas += deltas
         self._tokens += batch.tokens
+        maximum = self.max_usage.output_tokens
+        # Parts of a text may have a few tokens more than the whole: an eighth of the maximum, at least eight, passes.
+        has_more_tokens = self._tokens > maximum + max(8, maximum // 8) and shows_its_tokens(self._price.model)
+        self.is_exceeded = self._deltas > maximum or has_more_tokens
         if self._slices is not None:
-            self._slices.observed_lead.note(batch.lead_tokens, len(batch.pieces))
+            self._slices.observed_lead.note(batch.lead_tokens, deltas)
         if self.is_exceeded or self._is_used_up:
             return False
         self._is_used_up = self._slices is not None and not self._cover(self._slices)
@@ -192,16 +189,11 @@ class Meter:
             steps -= pieces[number].deltas
         return pieces[:number]
 
-    def note_fully_read(self) -> None:
-        """Note that every piece that came before the end, or before the hang-up, was counted.
-
-        Where a refused extension ended the answer, only the upstream's lead is then unknown.
-        """
-        if self._slices is not None and self._is_used_up:
-            self._max_lead_tokens = self._slices.least_cushion_tokens
-
-    def settle(self, usage: Usage | None) -> int:
+    def settle(self, usage: Usage | None, *, is_fully_read: bool = False) -> int:
         """Book `usage`, or all that is reserved where it is unknown (None).
+
+        Where a refused extension ended the answer, only the upstream's lead is unknown if it `is_fully_read`: every
+        piece that came before the end, or before the hang-up, was counted.
 
         Returns:
             The amount booked, in nano-dollars; a second call books nothing and returns the first one's amount.
@@ -209,7 +201,10 @@ class Meter:
         with self._lock:
             if self._cost_nanousd is not None:
                 return self._cost_nanousd
-            self._cost_nanousd = cost_nanousd = self._cost_of(usage)
+            if is_fully_read and self._is_used_up and self._slices is not None:
+                self._max_lead_tokens = self._slices.least_cushion_tokens
+            cost_nanousd = self._unknown_cost_nanousd if usage is None else usage.cost_nanousd(self._price)
+            self._cost_nanousd = cost_nanousd
             reservation = self._reservation
         if reservation is not None:
             self._guard.settle(reservation, cost_nanousd)
@@ -264,9 +259,8 @@ class Meter:
                 at_most = middle - 1
         return at_least
 
-    def _cost_of(self, usage: Usage | None) -> int:
-        if usage is not None:
-            return usage.cost_nanousd(self._price)
+    @property
+    def _unknown_cost_nanousd(self) -> int:
         cost_nanousd = self._reserved_nanousd
         if self._max_lead_tokens is not None:
             cost_nanousd = min(cost_nanousd, self._cost_bound.highest_cost_nanousd(self._unknown_tokens))

@@ -27,7 +27,7 @@ class ChatStreamFormat:
             {
                 "status": "complete",
                 "request_id": self._request_id,
-                "usage": _usage(usage),
+                "usage": {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens},
                 "cost_usd": usd_text(cost_nanousd),
                 "finish_reason": finish_reason,
             }
@@ -41,14 +41,10 @@ class ChatStreamFormat:
                 "request_id": self._request_id,
                 "error": error,
                 "message": message,
-                "usage": _usage(usage),
+                "usage": {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens},
                 "cost_usd": usd_text(cost_nanousd),
             }
         )
-
-
-def _usage(usage: Usage) -> dict[str, int]:
-    return {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
 
 
 def _event(body: dict[str, object]) -> bytes:

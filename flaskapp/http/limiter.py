@@ -6,7 +6,6 @@ cannot be counted are refused: otherwise a flood would give every caller a secon
 
 import math
 from collections.abc import Callable
-from contextlib import suppress
 from functools import lru_cache
 from typing import Any, cast
 
@@ -50,7 +49,7 @@ class LinkStorage(Storage):
 
     def count(self, key: str, expiry: int, amount: int = 1) -> int:
         """Count, and give a new counter its TTL, in one transaction."""
-        commands = (("SET", _key(key), 0, "EX", expiry, "NX"), ("INCRBY", _key(key), amount))
+        commands = (("SET", f"{RATE_PREFIX}:{key}", 0, "EX", expiry, "NX"), ("INCRBY", f"{RATE_PREFIX}:{key}", amount))
 
         def count(client: Client) -> int:
             # Not the client library's pipeline, which takes twice as long: every request passes here.
@@ -66,11 +65,11 @@ class LinkStorage(Storage):
 
     def get(self, key: str) -> int:
         """The counter; 0 without one."""
-        return int(self._link.run(lambda client: client.get(_key(key))) or 0)
+        return int(self._link.run(lambda client: client.get(f"{RATE_PREFIX}:{key}")) or 0)
 
     def get_expiry(self, key: str) -> float:
         """The Unix time, in seconds, at which the counter begins anew."""
-        left_ms = max(0, int(self._link.run(lambda client: client.pttl(_key(key)))))
+        left_ms = max(0, int(self._link.run(lambda client: client.pttl(f"{RATE_PREFIX}:{key}"))))
         return self._clock.now_us() / US_PER_SECOND + left_ms / 1_000
 
     def check(self) -> bool:
@@ -86,7 +85,7 @@ class LinkStorage(Storage):
 
     def clear(self, key: str) -> None:
         """Forget one counter."""
-        self._link.run(lambda client: client.delete(_key(key)))
+        self._link.run(lambda client: client.delete(f"{RATE_PREFIX}:{key}"))
 
 
 class LinkLimiter(Limiter):
@@ -105,28 +104,40 @@ class LinkLimiter(Limiter):
         self.limit(rate, key_func=key)(blueprint)
         self._limits_of.setdefault(blueprint.name, []).append((rate, key))
 
-    def _check_request_limit(self, callable_name: str | None = None, in_middleware: bool = True) -> None:  # noqa: FBT001, FBT002 (theirs)
-        limits = self._limits_of.get(request.blueprint or "", ())
-        if len(limits) == 1 and self.enabled and not self._storage_dead:
-            rate, key = limits[0]
-            items = _items_of(rate())
-            if len(items) == 1:
-                counter = items[0].key_for(key(), request.endpoint or "")
-                with suppress(StoreError):
-                    counted = cast("LinkStorage", self.storage).count(counter, items[0].get_expiry())
-                    if counted <= items[0].amount:
-                        return
-                    g.counted = counter, counted
-        super()._check_request_limit(callable_name, in_middleware)
+    def check_request(self) -> Response | None:
+        """To be called before each request: count it.
+
+        Returns:
+            None for one that passes; 503 for one that could not be counted.
+
+        Raises:
+            RateLimitExceeded: there were too many.
+        """
+        limits = self._limits_of.get(request.blueprint or "", [])
+        if len(limits) != 1 or not self.enabled or self._storage_dead or not self._passes(*limits[0]):
+            self._check_request_limit()
+        if g.get("was_not_counted"):
+            message = "This service is too busy to count requests. Please try again."
+            return problem(503, THROTTLE_UNAVAILABLE, "busy", message, retry_after_seconds=1)
+        return None
+
+    def _passes(self, rate: Callable[[], str], key: Callable[[], str]) -> bool:
+        """Count the request; False where the library has to decide."""
+        items = _items_of(rate())
+        if len(items) != 1:
+            return False
+        counter = items[0].key_for(key(), request.endpoint or "")
+        try:
+            counted = cast("LinkStorage", self.storage).count(counter, items[0].get_expiry())
+        except StoreError:
+            return False
+        g.counted = counter, counted
+        return counted <= items[0].amount
 
 
 @lru_cache(maxsize=16)
 def _items_of(rate: str) -> list[RateLimitItem]:
     return parse_many(rate)
-
-
-def _key(key: str) -> str:
-    return f"{RATE_PREFIX}:{key}"
 
 
 def make_limiter(app: Flask, link: Link, clock: Clock) -> LinkLimiter:
@@ -145,14 +156,7 @@ def make_limiter(app: Flask, link: Link, clock: Clock) -> LinkLimiter:
     # that are not used here.
     app.extensions["limiter"] = {limiter}
     limiter.init_app(app)
-    app.before_request(limiter._check_request_limit)  # noqa: SLF001 (as the library itself does)
-
-    @app.before_request
-    def refuse_uncounted() -> Response | None:
-        if not g.get("was_not_counted"):
-            return None
-        message = "This service is too busy to count requests. Please try again."
-        return problem(503, THROTTLE_UNAVAILABLE, "busy", message, retry_after_seconds=1)
+    app.before_request(limiter.check_request)
 
     @app.errorhandler(RateLimitExceeded)
     def refused(error: RateLimitExceeded) -> Response:

@@ -84,7 +84,8 @@ class BuiltinAnswer:
     def __init__(self, request: ModelRequest, *, seconds_per_token: float, clock: Clock, wait: Wait) -> None:
         self._request = request
         self._tokens: Sequence[str] = ()
-        self._cut = False
+        self.finish_reason = "stop"
+        """`length` if the answer is longer than `max_tokens`."""
         self._output_tokens = 0
         self._next = 0
         """How many tokens were handed out; one more than there are once the end was."""
@@ -101,16 +102,12 @@ class BuiltinAnswer:
         """Known at any moment; it changes no more once the answer is closed."""
         return Usage(self._request.input_tokens, self._output_tokens)
 
-    @property
-    def finish_reason(self) -> str:
-        """`length` if the answer is longer than `max_tokens`."""
-        return "length" if self._cut else "stop"
-
     def open(self) -> None:
         """Never fails."""
         tokens = _TOKEN.findall(reply(self._request.messages))
         self._tokens = tokens[: self._request.max_tokens]
-        self._cut = len(tokens) > len(self._tokens)
+        if len(tokens) > len(self._tokens):
+            self.finish_reason = "length"
         self._started_seconds = self._clock.monotonic_seconds()
         self._envelope = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",

@@ -306,7 +306,14 @@ class Refusing:
             return not self.is_over
 
         monkeypatch.setattr(Meter, "count", count)
-        monkeypatch.setattr(Meter, "note_fully_read", lambda _: self.fully_read.append(True))
+        settle = Meter.settle
+
+        def noted(meter, usage, *, is_fully_read=False):
+            if is_fully_read:
+                self.fully_read.append(True)
+            return settle(meter, usage)
+
+        monkeypatch.setattr(Meter, "settle", noted)
 
 
 def test_where_nothing_more_can_be_reserved_the_upstream_is_hung_up_on_and_what_had_come_is_counted(monkeypatch):

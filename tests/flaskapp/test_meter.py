@@ -104,9 +104,8 @@ def test_where_all_that_came_was_read_only_the_cushion_is_unknown(meter_of, book
     # It went on until less than 40 were left; 5 more had come, and nothing is extended for those.
     assert not meter.count(piece(tokens=5))
     assert day(books) == INPUT + 210 * TOKEN
-    meter.note_fully_read()
+    assert meter.settle(None, is_fully_read=True) == INPUT + 186 * TOKEN == day(books)
     assert meter.assumed_usage == Usage(100, 171 + 5 + 10)
-    assert meter.settle(None) == INPUT + 186 * TOKEN == day(books)
 
 
 @pytest.mark.parametrize(("late", "booked"), [(34, 210), (39, 210), (45, 216)])
@@ -117,15 +116,13 @@ def test_what_had_come_beyond_the_reservation_is_booked_as_it_is(meter_of, books
     while meter.count(piece()):
         pass
     meter.count(piece(tokens=late))
-    meter.note_fully_read()
-    assert meter.settle(None) == INPUT + booked * TOKEN == day(books)
+    assert meter.settle(None, is_fully_read=True) == INPUT + booked * TOKEN == day(books)
 
 
 def test_an_answer_that_ends_by_itself_without_a_usage_is_booked_whole(meter_of, books):
     meter = meter_of()
     assert meter.count(piece())
-    meter.note_fully_read()
-    assert meter.settle(None) == INPUT + 60 * TOKEN == day(books)
+    assert meter.settle(None, is_fully_read=True) == INPUT + 60 * TOKEN == day(books)
 
 
 def test_the_last_of_a_budget_is_used_to_the_last_token(meter_of, books):
