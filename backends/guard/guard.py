@@ -224,6 +224,10 @@ class Guard:
         except StoreError as error:
             self._events.failed("settle_postponed", reservation, error)
             self._postponed.add(end_now)
+        except BaseException:
+            # Whoever waits for the store may be killed there; a second end changes nothing.
+            self._postponed.add(end_now)
+            raise
 
     def _end_now(
         self, reservation: Reservation, end: Callable[[], contract.Settlement], loan: Mapping[int, int]

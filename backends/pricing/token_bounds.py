@@ -123,7 +123,18 @@ def counter_for(model: str) -> Callable[[str], int]:
     tokens than its tokenizer would.
     """
     tokenizer = _tokenizer_of(model)
-    return (lambda text: -(-len(text.encode()) // 4)) if tokenizer is None else tokenizer.count
+    if tokenizer is None:
+        return lambda text: -(-len(text.encode(errors="surrogatepass")) // 4)
+    count = tokenizer.count
+
+    def count_any(text: str) -> int:
+        try:
+            return count(text)
+        except UnicodeEncodeError:
+            # A model may write the halves of a surrogate pair one by one.
+            return count(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+
+    return count_any
 
 
 def _tokenizer_of(model: str) -> _Tokenizer | None:

@@ -6,10 +6,8 @@ on for a while, since what was generated and not read cannot be known.
 """
 
 import queue
-import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -22,6 +20,7 @@ from flaskapp.answers.meter import Meter
 from flaskapp.answers.under_way import WATCH_SECONDS, AnswersUnderWay
 from flaskapp.http.refusals import INTERNAL_ERROR, UPSTREAM_ERROR, problem
 from flaskapp.llm import Answer, Batch, Completed, Piece, UpstreamBroken, UpstreamError, Usage
+from flaskapp.llm.exchange import shut_down
 
 STREAM_DEADLINE, SERVER_STOPPING = "stream_deadline", "server_stopping"
 HEARTBEAT = b": still here\n\n"
@@ -92,7 +91,8 @@ class AdmittedAnswer:
         self._headers = headers
         self._deadline_at_seconds = self._read_until_seconds = deadline_at_seconds
         self._format: StreamFormat
-        self._is_stopped = self._is_over = self._is_delivered = self._has_left = False
+        self._is_begun = self._is_stopped = self._is_over = self._is_delivered = self._has_left = False
+        self._has_hung_up = False
         self._cause_of_cut = ""
         """`maximum`, `budget` or `unread`, where we ended the answer; empty where we did not."""
         self._written_at_seconds = 0.0
@@ -120,14 +120,14 @@ class AdmittedAnswer:
         completed = self._ask(self._completed)
         if isinstance(completed, Response):
             return completed
-        self._settle()
-        self._context.under_way.remove(self)
+        self._end()
         response = write(completed)
         response.headers.extend(self._headers)
         return response
 
     def __iter__(self) -> Iterator[bytes]:
         """The events, as the client gets them; what one read of the upstream gave in one go."""
+        self._is_begun = True
         while True:
             with self._lock:
                 self._waits_since_seconds, reader = None, self._reader
@@ -144,15 +144,14 @@ class AdmittedAnswer:
         self._is_delivered = True
 
     def close(self) -> None:
-        """The response is over; may be called twice. Returns when the answer is settled."""
+        """The response is over; may be called twice. Where the client has left, the answer is read on and settled."""
         try:
             if not self._is_delivered:
                 self._is_delivered = True
                 self._read_on()
         finally:
             # Also where this very wait is killed.
-            self._settle()
-            self._context.under_way.remove(self)
+            self._end()
 
     def stop(self) -> None:
         """The server is stopping: the client gets a last event in place of the rest."""
@@ -161,6 +160,12 @@ class AdmittedAnswer:
 
     def look_after(self) -> None:
         """Where the client does not read: read on for it where that may not wait, and hang up on it in the end."""
+        try:
+            self._look_after()
+        except Exception as error:  # noqa: BLE001 - a bug: it is logged, and the others are looked after
+            self._emit("unexpected_error", exception=error)
+
+    def _look_after(self) -> None:
         now = self._clock.monotonic_seconds()
         with self._lock:
             since = self._waits_since_seconds
@@ -170,7 +175,11 @@ class AdmittedAnswer:
             if self._reader is None and not self._is_over and (is_due or self._meter.is_growing):
                 self._reader = _ReadAhead(self._step, lambda: self._is_over, self._cut_unread)
         if now >= self._deadline_at_seconds + HANG_UP_SECONDS:
-            self._hang_up_on_client()
+            if self._is_begun:
+                self._hang_up_on_client()
+            elif self._is_over:
+                # A response that nobody sent: its connection may serve another request by now.
+                self._context.under_way.remove(self)
 
     def _ask(self, ask: Callable[[], _T]) -> _T | Response:
         """What the model gives; or the problem where it failed."""
@@ -180,8 +189,7 @@ class AdmittedAnswer:
         except UpstreamError as error:
             return self._failed(error)
         except BaseException:
-            self._settle()
-            self._context.under_way.remove(self)
+            self._end()
             raise
 
     def _completed(self) -> Completed:
@@ -193,14 +201,20 @@ class AdmittedAnswer:
     def _failed(self, error: UpstreamError) -> Response:
         is_broken, timed_out = isinstance(error, UpstreamBroken), getattr(error, "timed_out", False)
         message = _NOT_ANSWERED if self._is_stopped else str(error)
-        _, cost_nanousd = self._settle(is_free=not is_broken)
-        self._context.under_way.remove(self)
+        cost_nanousd = self._end(is_free=not is_broken)
         self._emit("upstream_failed", error=message, detail=error.detail)
         reason = "timeout" if timed_out else "broken" if is_broken else "not_taken"
         extra: dict[str, object] = {"cost_usd": usd_text(cost_nanousd)}
         if error.status is not None:
             extra["upstream_status"] = error.status
         return problem(504 if timed_out else 502, UPSTREAM_ERROR, reason, message, headers=self._headers, extra=extra)
+
+    def _end(self, *, is_free: bool = False) -> int:
+        """Settle, and leave those that are under way; the amount booked."""
+        try:
+            return self._settle(is_free=is_free)[1]
+        finally:
+            self._context.under_way.remove(self)
 
     def _settle(self, *, is_free: bool = False, is_fully_read: bool = False) -> tuple[Usage, int]:
         """The one place where an answer is settled: what was used as far as we know, and the amount booked.
@@ -221,6 +235,8 @@ class AdmittedAnswer:
         try:
             return self._read_once()
         except UpstreamBroken as error:
+            if self._is_stopped:
+                return self._cut_off(SERVER_STOPPING)
             if self._cause_of_cut:
                 return self._complete()
             if error.timed_out:
@@ -237,39 +253,40 @@ class AdmittedAnswer:
 
     def _read_once(self) -> bytes:
         now = self._clock.monotonic_seconds()
-        has_time = now < self._read_until_seconds
-        batch = self._upstream.read(min(HEARTBEAT_SECONDS, self._read_until_seconds - now)) if has_time else None
-        # Also what comes with a stop is counted.
+        heartbeat_due_seconds = self._written_at_seconds + HEARTBEAT_SECONDS
+        has_time, batch = now < self._read_until_seconds, None
+        if has_time:
+            batch = self._upstream.read(max(0.0, min(heartbeat_due_seconds, self._read_until_seconds) - now))
         sent = b"" if batch is None else self._shown(batch)
+        if batch is not None and batch.is_last:
+            return sent + self._complete(is_fully_read=True)
+        # Also what came with a stop is counted by now.
         if self._is_stopped:
             return self._cut_off(SERVER_STOPPING)
         if batch is None:
             if not has_time and not self._cause_of_cut:
                 return self._cut_off(STREAM_DEADLINE)
             return self._complete(is_fully_read=has_time)
-        if batch.is_last:
-            return sent + self._complete(is_fully_read=True)
+        if not sent and self._clock.monotonic_seconds() >= heartbeat_due_seconds:
+            # Thoughts are not shown, and parts of an event neither: then too the client gets nothing for a while.
+            sent = HEARTBEAT
         if sent:
-            self._written_at_seconds = now
-        elif not batch.pieces or self._clock.monotonic_seconds() - self._written_at_seconds >= HEARTBEAT_SECONDS:
-            # Thoughts are not shown: then too the client gets nothing for a while.
             self._written_at_seconds = self._clock.monotonic_seconds()
-            return HEARTBEAT
         return sent
 
     def _shown(self, batch: Batch) -> bytes:
         """Count a batch: what the client gets of it."""
         pieces, is_shown = batch.pieces, not (self._cause_of_cut or self._has_left)
-        if not self._meter.count(batch) and not self._cause_of_cut:
+        if not self._meter.count(batch):
             if self._meter.is_exceeded:
                 pieces = self._meter.within_maximum(pieces)
-                self._cause_of_cut = "maximum"
                 # The upstream is read on, for the usage that it bills.
                 self._limit_reading(self._context.drain_seconds())
-            else:
-                self._cause_of_cut = "budget"
+            elif not self._has_hung_up:
                 # Each further token would be spent without a reservation. What has come by now can still be read.
+                self._has_hung_up = True
                 self._upstream.hang_up()
+            self._cause_of_cut = self._cause_of_cut or ("maximum" if self._meter.is_exceeded else "budget")
         return self._format.pieces(pieces) if is_shown else b""
 
     def _limit_reading(self, seconds: float) -> None:
@@ -313,10 +330,8 @@ class AdmittedAnswer:
         if connection is None:
             return
         self._emit("client_stuck")
-        # Not `close`: a shutdown wakes the thread that waits to send. Through a second handle, since gevent would end
-        # that wait with an error that gunicorn takes for an accident; so it finds a broken pipe, as ever.
-        with suppress(OSError), connection.dup() as handle:
-            handle.shutdown(socket.SHUT_RDWR)
+        # Not `close`: a shutdown wakes the thread that waits to send.
+        shut_down(connection)
 
     def _emit(self, name: str, **fields: object) -> None:
         self._context.observer(Event(name, {"request_id": self._request_id, **fields}))

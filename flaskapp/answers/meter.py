@@ -183,11 +183,13 @@ class Meter:
     def within_maximum(self, pieces: Sequence[Piece]) -> Sequence[Piece]:
         """Of the pieces that were counted last, those within the maximum of steps."""
         steps = self._deltas - self.max_usage.output_tokens
-        number = len(pieces)
-        while number and steps > 0:
-            number -= 1
-            steps -= pieces[number].deltas
-        return pieces[:number]
+        kept = list(pieces)
+        while kept and steps > 0:
+            last = kept.pop()
+            if last.is_plain and last.deltas > steps:
+                kept.append(last.first(last.deltas - steps))
+            steps -= last.deltas
+        return kept
 
     def settle(self, usage: Usage | None, *, is_fully_read: bool = False) -> int:
         """Book `usage`, or all that is reserved where it is unknown (None).

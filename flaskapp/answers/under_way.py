@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import suppress
 from typing import Protocol
 
 from flaskapp.llm import UpstreamNotTaken
@@ -47,8 +48,9 @@ class AnswersUnderWay:
             self._has_some.set()
             if self._watcher is None:
                 # Here, and not when this is made: a thread does not survive the fork of a worker.
-                self._watcher = threading.Thread(target=self._watch, name="tollgate-watcher", daemon=True)
-                self._watcher.start()
+                watcher = threading.Thread(target=self._watch, name="tollgate-watcher", daemon=True)
+                watcher.start()
+                self._watcher = watcher
 
     def remove(self, answer: UnderWay) -> None:
         """Note that it is over; may be called twice."""
@@ -64,7 +66,9 @@ class AnswersUnderWay:
             self._is_stopping = True
             answers = tuple(self._answers)
         for answer in answers:
-            answer.stop()
+            # One that cannot be ended must not keep the others running.
+            with suppress(Exception):
+                answer.stop()
 
     def wait(self, timeout_seconds: float) -> bool:
         """Wait until none is under way; whether that came in time."""
@@ -75,7 +79,9 @@ class AnswersUnderWay:
         with self._lock:
             answers = tuple(self._answers)
         for answer in answers:
-            answer.look_after()
+            # Whatever happens to one, the others are looked after, and the watcher goes on.
+            with suppress(Exception):
+                answer.look_after()
 
     def _watch(self) -> None:
         while self._has_some.wait():

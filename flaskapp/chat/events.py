@@ -10,7 +10,7 @@ from flaskapp.llm import Piece, Usage
 
 
 class ChatStreamFormat:
-    """The events of the chat endpoint. See `stream.StreamFormat`."""
+    """The events of the chat endpoint. See `answer.StreamFormat`."""
 
     def __init__(self, request_id: str) -> None:
         self._request_id = request_id

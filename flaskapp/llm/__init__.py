@@ -6,7 +6,7 @@ used; None means that it cannot be known, and that the whole reservation is book
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from backends.pricing.prices import Price
@@ -81,6 +81,11 @@ class Piece:
     """Each of its events is one step, with text of the one choice and nothing else: `data` need not be read."""
     has_usage: bool = False
     """Each of its plain events says that it has no usage: ``"usage": null``."""
+
+    def first(self, events: int) -> "Piece":
+        """The first of its plain events."""
+        texts, data = self.texts[:events], BETWEEN.join(self.data.split(BETWEEN)[:events])
+        return replace(self, text="".join(texts), deltas=events, data=data, texts=texts)
 
 
 @dataclass(slots=True)

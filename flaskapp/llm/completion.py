@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any, NoReturn
 
 import orjson
@@ -153,8 +154,8 @@ _CONTENT = re.compile(rb'"content":\s*("(?:[^"\\]|\\.)*+")')
 class _Pattern:
     """What most events of an answer have in common: they differ in their text alone.
 
-    An event that begins and ends like one that was read, with a string of JSON between, says the same but for that
-    string. So nothing but the string has to be read.
+    An event that begins and ends like one that was read, with a string of JSON between, says the same but for its text.
+    So nothing but the string has to be read. (One without text is another kind, and is read whole.)
     """
 
     _PROBE = "\x01 probe"
@@ -170,11 +171,12 @@ class _Pattern:
         before, after, strings = self._before, self._after, []
         if not before:
             return []
-        for name, data in events[first:] if first else events:
+        for name, data in islice(events, first, None):
             if name or not data.startswith(before) or not data.endswith(after):
                 break
             string = data[len(before) : -len(after)]
-            if string == _EMPTY:
+            # Nothing but a string, and some text in it.
+            if len(string) <= len(_EMPTY) or string[:1] != b'"' or string[-1:] != b'"':
                 break
             strings.append(string)
         return self._read_strings(strings) if strings else []

@@ -11,6 +11,7 @@ import select
 import socket
 import ssl
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -217,7 +218,7 @@ class Connections:
         self._is_closed = True
         self._close_idle()
         for connection in tuple(self._in_use):
-            _shut_down(connection.plain)
+            shut_down(connection.plain)
 
     def _close_idle(self) -> None:
         with contextlib.suppress(IndexError):
@@ -425,6 +426,9 @@ class Exchange:
         if self._has_caught_up or took_seconds > _AT_ONCE_SECONDS:
             self.batches += 1
         self._has_caught_up = received_bytes < _READ_BYTES
+        if not self._has_caught_up:
+            # Under gevent, who finds bytes at each read never lets anybody else run.
+            time.sleep(0)
 
     def _left(self) -> float:
         left = self._deadline_at_seconds - self._clock.monotonic_seconds()
@@ -510,7 +514,7 @@ def _failure(error: Exception) -> ExchangeBroken:
 @contextlib.contextmanager
 def _closed_on_failure(plain: socket.socket, on_wait: Callable[[_Wake | None], None]) -> Iterator[None]:
     try:
-        on_wait(partial(_shut_down, plain))
+        on_wait(partial(shut_down, plain))
         yield
     except BaseException:
         # First: what was closed must not be shut down, since its number may be another's by then.
@@ -519,10 +523,11 @@ def _closed_on_failure(plain: socket.socket, on_wait: Callable[[_Wake | None], N
         raise
 
 
-def _shut_down(plain: socket.socket) -> None:
-    # Through a second handle: under gevent, a socket's own shutdown ends what waits for it with an error, and what had
-    # come by then would not be read.
-    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(plain.fileno())) as handle:
+def shut_down(connection: socket.socket) -> None:
+    """End both directions of `connection`, whatever waits for it: that finds the end, or a broken pipe."""
+    # Through a second handle: under gevent, a socket's own shutdown ends what waits for it with another error, and what
+    # had come by then would not be read. By its number, since an encrypted one makes no second.
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as handle:
         handle.shutdown(socket.SHUT_RDWR)
 
 

@@ -157,11 +157,13 @@ class UpstreamAnswer:
         try:
             batch = self._read(wait_seconds)
         except (ErrorEvent, ValueError, ExchangeBroken) as error:
-            if not self._hung_up and not self._closed:
+            is_cut_off = isinstance(error, ExchangeBroken) and not isinstance(error, ExchangeTimeout)
+            # The end that our own hang-up made is none of the server's.
+            if not is_cut_off or not (self._hung_up or self._closed):
                 raise broken_answer(error, self._model.clean) from error
         finally:
-            was_closed = self._end(is_over=batch is None or batch.is_last)
-        return None if was_closed else batch
+            self._end(is_over=batch is None or batch.is_last)
+        return batch
 
     def hang_up(self) -> None:
         """See `Answer.hang_up`: the upstream sees the end at once; what has come can still be read."""
@@ -188,14 +190,13 @@ class UpstreamAnswer:
                 raise UpstreamNotTaken("The answer was given up before it was asked for.")
             self._in_use = True
 
-    def _end(self, *, is_over: bool = False) -> bool:
-        """End the use of the connection; whether the answer was closed meanwhile."""
+    def _end(self, *, is_over: bool = False) -> None:
+        """End the use of the connection."""
         with self._lock:
             self._in_use = False
-            was_closed, self._closed = self._closed, self._closed or is_over
+            self._closed = self._closed or is_over
         if self._closed:
             self._exchange.release()
-        return was_closed
 
     def _send(self, body: bytes, accept: str) -> None:
         head = b"%b\r\nAccept: %b\r\nContent-Length: %d\r\n\r\n" % (self._model.head, accept.encode(), len(body))
@@ -280,7 +281,8 @@ class UpstreamAnswer:
     def _read_tail(self) -> None:
         ends = self._clock.monotonic_seconds() + _TAIL_SECONDS
         with contextlib.suppress(ExchangeBroken):
-            while self._exchange.read_until(ends):
+            # One that goes on sending is not waited for.
+            while self._clock.monotonic_seconds() < ends and self._exchange.read_until(ends):
                 pass
 
 

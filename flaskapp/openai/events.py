@@ -18,7 +18,7 @@ _NO_USAGE = b',"usage":null'
 
 
 class CompletionStreamFormat:
-    """The events of ``/v1/chat/completions``. See `stream.StreamFormat`.
+    """The events of ``/v1/chat/completions``. See `answer.StreamFormat`.
 
     The upstream always has to send its usage. The client gets it once, at the end, and only with `include_usage`.
     """
@@ -42,7 +42,7 @@ class CompletionStreamFormat:
 
     def _plain(self, piece: Piece) -> bytes:
         data = piece.data
-        if not self._open_choices:
+        if 0 not in self._open_choices:
             # Later ones say the same of the answer and of its choice.
             self._follow(orjson.loads(data.partition(BETWEEN)[0]))
         if piece.has_usage == self._include_usage:

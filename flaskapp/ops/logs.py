@@ -163,7 +163,7 @@ class _Text(logging.Formatter):
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
-_PLAIN_WORD = re.compile(r"[^\s\"]+", re.ASCII)
+_PLAIN_WORD = re.compile(r"[!#-~]+")
 _CONSTANTS = {None: "none", True: "true", False: "false"}
 
 
@@ -171,9 +171,12 @@ def _word(value: object) -> str:
     text = str(value)
     if value is None or isinstance(value, bool):
         return _CONSTANTS[value]
-    if text.isascii() and _PLAIN_WORD.fullmatch(text):
+    if _PLAIN_WORD.fullmatch(text):
         return text
     text = " ".join(text.split())
+    if not text.isprintable():
+        # A terminal would obey some of it.
+        text = text.encode("unicode_escape").decode()
     return json.dumps(text, ensure_ascii=False) if " " in text or '"' in text or not text else text
 
 

@@ -11,6 +11,7 @@ from backends.errors import ReservationConflict
 from backends.guard import EmergencyBudget, FailurePolicy, Guard, Health
 from backends.strategies.memory import MemoryBackend
 from tests.faults.wire import Told
+from tests.servers import wait_until
 
 
 @pytest.fixture
@@ -96,6 +97,22 @@ def test_a_settlement_for_another_request_is_an_event_and_raises_nothing(guard, 
     guard.settle(replace(made, request_digest="0" * 16), 7)
     assert events.named("settle_refused")
     assert not events.named("settled")
+
+
+def test_an_end_that_is_killed_on_its_way_is_made_up_for(guard, primary, events, monkeypatch):
+    """As by a worker whose time is up; gevent's own exception for that is no `Exception` either."""
+    made, settle, kills = guard.reserve(make_ask("r0", COST)), primary.settle, [SystemExit()]
+
+    def settle_or_be_killed(*what):
+        if kills:
+            raise kills.pop()
+        return settle(*what)
+
+    monkeypatch.setattr(primary, "settle", settle_or_be_killed)
+    with pytest.raises(SystemExit):
+        guard.settle(made, 7)
+    wait_until(lambda: events.named("settled"), 5, "it is settled by another thread")
+    assert events.named("settled")[0]["booked_nanousd"] == 7
 
 
 def test_an_extension_of_what_has_ended_is_refused_with_an_event(guard, events):

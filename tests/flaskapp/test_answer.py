@@ -2,6 +2,7 @@
 
 import socket
 import threading
+from types import SimpleNamespace
 
 import pytest
 from flask import Flask
@@ -190,6 +191,14 @@ def test_silence_gives_heartbeats():
     assert texts(parse_events(b"".join(sent))) == ["word", "word"]
 
 
+def test_parts_of_an_event_are_no_reason_for_a_heartbeat():
+    clock = HandClock()
+    upstream = Upstream(*[0.3] * 9, said(), usage=Usage(1, 1), clock=clock)
+    sent = Stage(upstream, clock).open().read()
+    assert sent[:-2] == [HEARTBEAT] * 2
+    assert upstream.reads == 11
+
+
 def test_thinking_that_is_not_shown_is_silence_to_the_client():
     clock = HandClock()
     upstream = Upstream(*[said("")] * 7, said("word"), usage=Usage(1, 8))
@@ -276,6 +285,15 @@ def test_an_upstream_that_gives_more_than_its_maximum_in_one_read_is_shown_up_to
     *shown, last = stage.events()
     assert texts(shown) == list("abcdefghij")
     assert last["usage"]["output_tokens"] == 14
+
+
+def test_several_events_in_one_piece_are_cut_within_it():
+    piece = Piece("abcdefghijklm", 13, data=b"\n\ndata: ".join(13 * [b"{}"]), texts=[*"abcdefghijklm"], is_plain=True)
+    *shown, last = opened(Batch([piece], 13)).events()
+    assert texts(shown) == list("abcdefghij")
+    kept = piece.first(2)
+    assert (kept.text, kept.deltas, kept.data) == ("ab", 2, b"{}\n\ndata: {}")
+    assert last["finish_reason"] == "length"
 
 
 def test_the_drain_of_an_upstream_without_an_end_is_bounded_and_the_client_hears_of_it():
@@ -519,6 +537,67 @@ def test_a_response_that_is_never_sent_is_settled_at_the_deadline():
     wait_until(lambda: stage.booked == WHOLE, 5, "it is settled")
 
 
+def test_what_is_kept_ends_the_answer_and_a_budget_that_runs_out_then_ends_the_upstream(monkeypatch):
+    """Otherwise a client that does not read could let it generate beyond every limit."""
+    monkeypatch.setattr(answer_module, "_MAX_UNREAD_BYTES", 200)
+    stuck = Stuck(*[said("x" * 100)] * 5, said("last"), *[said("more")] * 50)
+    meter = Refusing(monkeypatch, "last")
+    monkeypatch.setattr(Meter, "is_growing", True)
+    stage = stuck.after(0.2)
+    wait_until(lambda: stage.booked == WHOLE, 5, "it is settled")
+    assert (stage.upstream.hang_ups, meter.counted[-1]) == (1, "last")
+    assert stage.names() == [("answer_cut", "unread")]
+    stage.answer.close()
+    stuck.here.close()
+    stuck.there.close()
+
+
+def test_a_response_that_nobody_sent_is_forgotten_and_its_connection_left_alone():
+    stage = opened(said(), clock=HandClock())
+    here, there = socket.socketpair()
+    with here, there:
+        stage.answer._connection = here
+        for seconds in (61.0, 64.0):
+            stage.clock.seconds = seconds
+            stage.under_way.look_after()
+            wait_until(lambda: stage.booked == WHOLE, 5, "it is settled")
+        assert stage.under_way.wait(0)
+        here.sendall(b"x")
+        assert there.recv(1) == b"x"
+
+
+def test_a_connection_that_makes_no_second_handle_is_hung_up_on_as_well(stuck_of):
+    """As an encrypted one."""
+    stuck = stuck_of(*[said()] * 9)
+    stuck.stage.answer._connection = SimpleNamespace(fileno=stuck.here.fileno)
+    stage = stuck.after(63)
+    assert stuck.is_hung_up_on
+    wait_until(lambda: stage.booked == WHOLE, 5, "it is settled")
+    stage.answer.close()
+
+
+def test_a_bug_at_one_answer_neither_ends_the_watch_nor_keeps_others_running(stuck_of, monkeypatch):
+    class Broken:
+        def look_after(self):
+            raise ZeroDivisionError
+
+        stop = look_after
+
+    stuck = stuck_of(*[said()] * 9)
+    under_way = stuck.stage.under_way
+    for _ in range(8):
+        under_way.add(Broken())
+    stage = stuck.after(61)
+    wait_until(lambda: stage.booked == WHOLE, 5, "it is settled")
+    assert under_way._watcher.is_alive()
+    under_way.stop()
+    assert stage.answer._is_stopped
+    monkeypatch.setattr(stage.answer, "_look_after", Broken().look_after)
+    under_way.look_after()
+    assert stage.names()[-1] == ("unexpected_error", None)
+    stage.answer.close()
+
+
 # --- the server stops
 
 
@@ -532,6 +611,17 @@ def test_a_stop_gives_a_last_event_in_place_of_the_rest():
     assert (last["error"], nanousd(last["cost_usd"])) == ("server_stopping", WHOLE)
     assert stage.under_way.wait(0)
     assert stage.names() == [("answer_cut", "server_stopping")]
+
+
+def test_what_came_with_a_stop_is_counted_and_an_answer_that_is_over_by_then_is_whole():
+    stage = opened(said("a"), said("b"), clock=HandClock())
+    next(stage.sent)
+    stage.upstream.read = lambda _: stage.under_way.stop() or said("b", tokens=300)
+    (last,) = stage.events()
+    assert (last["error"], last["usage"]["output_tokens"]) == ("server_stopping", 301)
+    over = opened(clock=HandClock())
+    over.upstream.read = lambda _: over.under_way.stop() or said("all", is_last=True)
+    assert [event["status"] for event in over.events()] == ["streaming", "complete"]
 
 
 def test_a_stop_settles_also_where_the_client_does_not_read(stuck_of):

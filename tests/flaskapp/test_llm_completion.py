@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.clock import SystemClock
+from backends.pricing.token_bounds import counter_for
 from flaskapp.llm import UpstreamBroken, Usage
 from flaskapp.llm.completion import Completion, ErrorEvent, read_whole, tokens_of_whole, usage_of_whole
 from flaskapp.llm.event_stream import ServerEvent
@@ -176,8 +177,8 @@ PLAIN = b'{"id":"x","choices":[{"index":0,"delta":{"content":%b},"logprobs":null
 @pytest.mark.parametrize(
     "middle",
     [
-        b'"a"', b'"\\""', b'"\\\\"', b' "a" ', b'"\xc3\xa9"', b'""', b'"a","content":"b"', b'"a"},"usage":{"x":"y"',
-        b"7", b"null", b'"a', b'"\\ud800"', b'"\xff"', b"",
+        b'"a"', b' "a"', b'\n"a"', b' "a" ', b'""', b' ""', b'"" ', b'"a" "b"', b'"\\""', b'"\\\\"', b'"\xc3\xa9"',
+        b'"a","content":"b"', b'"a"},"usage":{"x":"y"', b"7", b"null", b'"a', b'"\\ud800"', b'"\xff"', b"",
     ],
 )  # fmt: skip
 def test_an_event_like_the_one_before_is_read_as_if_there_had_been_none(middle):
@@ -248,6 +249,15 @@ def test_whatever_stands_where_texts_were_is_read_as_if_each_had_come_alone(midd
     assert "".join(piece.text for piece in whole) == "".join(piece.text for piece in parts)
     assert sum(piece.deltas for piece in whole) == sum(piece.deltas for piece in parts)
     assert together.count_tokens() == alone.count_tokens()
+
+
+@pytest.mark.parametrize("model", ["gpt-4o", "llama-3.3-70b"])
+def test_halves_of_a_surrogate_pair_are_counted(model):
+    completion = Completion(counter_for(model))
+    pieces_in(completion, PLAIN % b'"\\ud83d"', PLAIN % b'"\\ude00"')
+    assert 2 <= completion.count_tokens() <= 3
+    assert piece_in(completion, PLAIN % b'"\\ud83d"').text == "\ud83d"
+    assert 1 <= completion.count_tokens() <= 3
 
 
 def test_a_content_elsewhere_is_not_taken_for_the_text():

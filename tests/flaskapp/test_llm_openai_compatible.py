@@ -12,7 +12,7 @@ from backends.clock import SystemClock
 from backends.errors import ConfigurationError
 from backends.pricing.token_bounds import Message, counter_for
 from flaskapp.llm import UpstreamBroken, UpstreamNotTaken, Usage
-from flaskapp.llm.exchange import _is_readable
+from flaskapp.llm.exchange import ExchangeTimeout, _is_readable
 from flaskapp.llm.openai_compatible import OpenAICompatibleModel
 from tests.models import Texts, batches_of, model_request, opened
 from tests.upstream import WORDS, Script, Upstream
@@ -410,6 +410,44 @@ def test_hung_up_on_after_all_had_come_it_has_its_usage_and_its_connection_is_no
     assert "".join(open_answer(model)) == "".join(WORDS)
     first, second = upstream.ledger
     assert first.connection != second.connection
+
+
+@pytest.mark.parametrize("failure", [ValueError("rubbish"), ExchangeTimeout("late")])
+def test_after_a_hang_up_only_the_end_of_the_connection_is_the_end_of_what_had_come(upstream, model, failure):
+    def fail(_):
+        raise failure
+
+    upstream.behave(wait_for=threading.Event(), wait_at="end")
+    answer = opened(model, model_request(TURNS))
+    answer.hang_up()
+    answer._read = fail
+    with pytest.raises(UpstreamBroken):
+        answer.read(10)
+    assert (answer.usage, connections(model)) == (None, (0, 0))
+
+
+def test_what_was_read_when_it_is_closed_by_another_is_handed_out(upstream, model):
+    answer = opened(model, model_request(TURNS))
+    read = answer._read
+    answer._read = lambda wait_seconds: (read(wait_seconds), answer.close())[0]
+    assert answer.read(10).pieces
+    assert answer.read(10) is None
+    assert connections(model)[0] == 0
+
+
+def test_an_upstream_that_goes_on_after_its_end_is_not_waited_for(upstream, model):
+    class Clock:
+        seconds = 0.0
+
+        def monotonic_seconds(self):
+            self.seconds += 0.01
+            return self.seconds
+
+    answer = opened(model, model_request(TURNS))
+    answer._clock, answer._is_whole, reads = Clock(), True, []
+    answer._exchange.read_until = lambda moment: reads.append(moment) or b"more"
+    assert answer.read(10) is None
+    assert 0 < len(reads) < 30
 
 
 class StillClock:

@@ -63,6 +63,15 @@ def test_the_lines_of_an_admission_and_of_a_refusal(make_app, capsys, backend, s
     assert float(told["check_ms"]) > 0
 
 
+@pytest.mark.parametrize("text", ["a\x1b[31mb", "a\x7fb", "a\x9bb", "a\u202eb", "a\nb\tc", "a\x00b", 'a"b'])
+def test_no_field_moves_the_cursor_or_begins_a_line(capsys, text):
+    set_up_logging("text", "INFO")
+    log_event(Event("upstream_failed", {"detail": text, "error": "é x"}))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.isprintable()
+    assert line.endswith('error="é x"')
+
+
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_neither_the_challenge_nor_the_whole_identifier_is_ever_written(make_app, capsys, log_format):
     service = make_app(LOG_FORMAT=log_format, LOG_LEVEL="DEBUG", ENABLE_CHALLENGE_RESPONSE="true")

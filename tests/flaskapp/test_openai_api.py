@@ -621,6 +621,15 @@ def test_a_choice_that_has_ended_is_not_ended_again():
     assert [(choice["index"], choice["finish_reason"]) for (choice,) in choices] == [(1, "length"), (2, "length")]
 
 
+def test_a_choice_that_began_after_another_is_ended_as_well():
+    stream_format, completion = CompletionStreamFormat("r", "gpt-4o", 1, include_usage=False), Completion()
+    for index in (1, 0, 0):
+        chunk = {"choices": [{"index": index, "delta": {"content": "x"}}]}
+        stream_format.pieces(pieces_in(completion, chunk))
+    ends = stream_format.complete(Usage(1, 3), 0, "length", was_cut=True).decode()
+    assert ends.count('"finish_reason":"length"') == 2
+
+
 @pytest.mark.parametrize("include_usage", [False, True])
 @pytest.mark.parametrize(
     "data",
