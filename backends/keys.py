@@ -51,11 +51,13 @@ SECONDS_PER_HOUR = 3_600
 SECONDS_PER_DAY = 86_400
 
 
+@lru_cache(maxsize=64)
 def bucket_seconds_of(window_seconds: int) -> int:
     """Length of a bucket of the window: at most `WINDOW_BUCKETS` + 1 of them count at once."""
     return -(-window_seconds // WINDOW_BUCKETS)
 
 
+@lru_cache(maxsize=64)
 def pending_bucket_seconds_of(pending_seconds: int) -> int:
     """Length of a bucket of pending money."""
     return -(-pending_seconds // PENDING_BUCKETS)

@@ -178,7 +178,8 @@ def _register_requests(app: Flask, tollgate: Tollgate) -> None:
 
     @app.before_request
     def begin() -> None:
-        tollgate.start()
+        if not tollgate.has_started:
+            tollgate.start()
         g.request_id = uuid.uuid4().hex
         if not trusts_proxies and "HTTP_X_FORWARDED_FOR" in request.environ and warning.is_first():
             tollgate.emit("forwarded_ignored")

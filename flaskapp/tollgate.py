@@ -28,15 +28,15 @@ class Tollgate:
     observer: Observer
     model: Model
     answers: AnswersUnderWay = field(default_factory=AnswersUnderWay)
-    _started: bool = False
+    has_started: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def start(self) -> None:
         """Set up the log and poll the settings, in each worker after the fork. A second call does nothing."""
         with self._lock:
-            if self._started:
+            if self.has_started:
                 return
-            self._started = True
+            self.has_started = True
         set_up_logging(self.config.log_format, self.config.log_level)
         self._log_digests()
         # Here, and not while the first visitor waits.

@@ -117,7 +117,7 @@ class Ledger:
             # Around midnight the day that was read may not be the day of Redis' clock.
             if now_us // US_PER_SECOND // SECONDS_PER_DAY == read_at_us // US_PER_SECOND // SECONDS_PER_DAY:
                 return _books_of(identifier, limits, stored, most)
-            self._link.learn_time(now_us, self._link.monotonic_seconds())
+            self._link.learn_time(now_us, self._link.clock.monotonic_seconds())
 
     def reset(self, identifier: str, *, now_us: int | None = None) -> Cleared:
         """Clear marker, window, pending amounts, and the days of today and yesterday.

@@ -82,7 +82,8 @@ class Link:
     ) -> None:
         self.url = url
         self.timeout_seconds = timeout_seconds
-        self._clock = clock
+        self.clock = clock
+        """Its monotonic time is that of `learn_time`."""
         self._observer = observer
         self._time_left = _TimeLeft()
         self._client = open_client(url, timeout_seconds, pool_size, connection_class)
@@ -121,15 +122,19 @@ class Link:
     @contextmanager
     def at_least(self, seconds: float) -> Iterator[None]:
         """Inside, this thread may wait for `seconds`, also where the time of `within` is nearly over."""
-        with self.within(max(self._time_left.seconds, seconds)):
+        before = self._time_left.seconds
+        self._time_left.seconds = max(before, seconds)
+        try:
             yield
+        finally:
+            self._time_left.seconds = before
 
     def wait_seconds(self) -> float:
         """The longest that the next wait may take; 0 or less: there is no time left."""
         left, since = self._time_left.seconds, self._time_left.waiting_since_seconds
         if left == math.inf:
             return self.timeout_seconds
-        waited = 0.0 if since is None else self._clock.monotonic_seconds() - since
+        waited = 0.0 if since is None else self.clock.monotonic_seconds() - since
         return min(self.timeout_seconds, left - waited)
 
     def run(self, command: Callable[[Client], T]) -> T:
@@ -148,7 +153,7 @@ class Link:
             self._breaker.let_one_through()
         # Not a context manager of its own, which takes as long as all else here: each decision passes.
         time_left = self._time_left
-        time_left.waiting_since_seconds = since = self._clock.monotonic_seconds()
+        time_left.waiting_since_seconds = since = self.clock.monotonic_seconds()
         try:
             answer = self._run_with_one_repeat(command)
         except OSError as error:
@@ -157,26 +162,22 @@ class Link:
             raise self._failure(error) from error
         finally:
             time_left.waiting_since_seconds = None
-            time_left.seconds -= self._clock.monotonic_seconds() - since
+            time_left.seconds -= self.clock.monotonic_seconds() - since
         self._breaker.succeeded()
         return answer
-
-    def monotonic_seconds(self) -> float:
-        """The clock against which `learn_time` measures."""
-        return self._clock.monotonic_seconds()
 
     def time_us(self) -> int:
         """Redis' time now as far as we know it: never ahead of it, and at most a round trip behind."""
         offset = self._offset
         if offset is None:
-            asked_at = self._clock.monotonic_seconds()
+            asked_at = self.clock.monotonic_seconds()
             seconds, us = self.run(lambda client: client.time())
             offset = self.learn_time(seconds * US_PER_SECOND + us, asked_at)
-        return int(self._clock.monotonic_seconds() * US_PER_SECOND) + offset.us
+        return int(self.clock.monotonic_seconds() * US_PER_SECOND) + offset.us
 
     def learn_time(self, redis_now_us: int, asked_at_seconds: float) -> _Offset:
         """Take in the time that a reply carried, to a command that was sent at `asked_at_seconds` (monotonic)."""
-        answered_us = int(self._clock.monotonic_seconds() * US_PER_SECOND)
+        answered_us = int(self.clock.monotonic_seconds() * US_PER_SECOND)
         uncertainty_us = answered_us - int(asked_at_seconds * US_PER_SECOND)
         known = self._offset
         offset_us = redis_now_us - answered_us

@@ -91,8 +91,9 @@ class AtomicBackend:
         link = self._link
         for _ in range(_TRIES):
             now_us = self._now_us()
-            call = make_call(script_words.Now(self._now_text(), now_us, self._deadline_us(now_us)))
-            asked_at = link.monotonic_seconds()
+            deadline_us = now_us + int(link.wait_seconds() * US_PER_SECOND)
+            call = make_call(script_words.Now(str(now_us) if self._clock else "", now_us, deadline_us))
+            asked_at = link.clock.monotonic_seconds()
             reply: Sequence[Any] = link.run(lambda client: script.run(client, *call))  # noqa: B023 (run at once)
             if not self._clock:
                 link.learn_time(reply[2], asked_at)
@@ -101,18 +102,13 @@ class AtomicBackend:
         raise StoreBusy("the question reached Redis only after its deadline")
 
     def _end(self, reservation: Reservation, ending: str, actual_nanousd: int) -> Settlement:
-        call = script_words.settle_call(reservation, ending, actual_nanousd, self._now_text())
+        now_text = str(self._clock.now_us()) if self._clock else ""
+        call = script_words.settle_call(reservation, ending, actual_nanousd, now_text)
         reply = self._link.run(lambda client: _SETTLE.run(client, *call))
         return script_words.read_settlement(reservation, ending, reply)
 
     def _now_us(self) -> int:
         return self._clock.now_us() if self._clock else self._link.time_us()
-
-    def _deadline_us(self, now_us: int) -> int:
-        return now_us + int(self._link.wait_seconds() * US_PER_SECOND)
-
-    def _now_text(self) -> str:
-        return str(self._clock.now_us()) if self._clock else ""
 
 
 def open_atomic(link: Link, clock: Clock, *, decide_by_clock: bool = False) -> AtomicBackend:

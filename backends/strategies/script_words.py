@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from backends import keys
@@ -185,6 +186,7 @@ def _lengths(reservation: Reservation) -> tuple[int, ...]:
     return (window, keys.bucket_seconds_of(window), pending, keys.pending_bucket_seconds_of(pending))
 
 
+@lru_cache(maxsize=64)
 def _amounts(limits: Limits) -> tuple[str | int, ...]:
     return (
         limits.window_nanousd,

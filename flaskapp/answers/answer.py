@@ -19,7 +19,7 @@ from backends.money import usd_text
 from flaskapp.answers.meter import Meter
 from flaskapp.answers.under_way import WATCH_SECONDS, AnswersUnderWay
 from flaskapp.http.refusals import INTERNAL_ERROR, UPSTREAM_ERROR, problem
-from flaskapp.llm import Answer, Batch, Completed, Piece, UpstreamBroken, UpstreamError, Usage
+from flaskapp.llm import NOTHING, Answer, Batch, Completed, Piece, UpstreamBroken, UpstreamError, Usage
 from flaskapp.llm.exchange import shut_down
 
 STREAM_DEADLINE, SERVER_STOPPING = "stream_deadline", "server_stopping"
@@ -267,8 +267,8 @@ class AdmittedAnswer:
             if not has_time and not self._cause_of_cut:
                 return self._cut_off(STREAM_DEADLINE)
             return self._complete(is_fully_read=has_time)
-        if not sent and self._clock.monotonic_seconds() >= heartbeat_due_seconds:
-            # Thoughts are not shown, and parts of an event neither: then too the client gets nothing for a while.
+        # Thoughts are not shown, and parts of an event neither: then too the client gets nothing for a while.
+        if not sent and (batch is NOTHING or self._clock.monotonic_seconds() >= heartbeat_due_seconds):
             sent = HEARTBEAT
         if sent:
             self._written_at_seconds = self._clock.monotonic_seconds()

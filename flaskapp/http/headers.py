@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Callable
+from functools import lru_cache
 
 from flask import Request
 
@@ -63,14 +64,20 @@ def rate_limit_headers(reservation: Reservation, limits: Limits) -> dict[str, st
     window_seconds_left = max(
         1, -(-(reservation.window_frees_at_seconds * US_PER_SECOND - made_at_us) // US_PER_SECOND)
     )
+    window_left = max(0, limits.window_nanousd - reservation.window_spent_nanousd) // _NANOUSD_PER_MICROUSD
+    day_left = max(0, limits.day_nanousd - reservation.day_spent_nanousd) // _NANOUSD_PER_MICROUSD
+    return {
+        "RateLimit-Policy": _policy(limits),
+        "RateLimit": f'"window";r={window_left};t={window_seconds_left}, "day";r={day_left};t={day_seconds_left}',
+    }
+
+
+@lru_cache(maxsize=16)
+def _policy(limits: Limits) -> str:
     rows = (
-        ("window", limits.window_nanousd, reservation.window_spent_nanousd, limits.window_seconds, window_seconds_left),
-        ("day", limits.day_nanousd, reservation.day_spent_nanousd, SECONDS_PER_DAY, day_seconds_left),
+        ("window", limits.window_nanousd, limits.window_seconds),
+        ("day", limits.day_nanousd, SECONDS_PER_DAY),
     )
-    policies = [f'"{name}";q={_micro(limit)};w={length};qu="{_UNIT}"' for name, limit, _, length, _ in rows]
-    left = [f'"{name}";r={_micro(max(0, limit - spent))};t={until}' for name, limit, spent, _, until in rows]
-    return {"RateLimit-Policy": ", ".join(policies), "RateLimit": ", ".join(left)}
-
-
-def _micro(nanousd: int) -> int:
-    return nanousd // _NANOUSD_PER_MICROUSD
+    return ", ".join(
+        f'"{name}";q={limit // _NANOUSD_PER_MICROUSD};w={seconds};qu="{_UNIT}"' for name, limit, seconds in rows
+    )

@@ -193,7 +193,14 @@ def test_silence_gives_heartbeats():
 
 def test_parts_of_an_event_are_no_reason_for_a_heartbeat():
     clock = HandClock()
-    upstream = Upstream(*[0.3] * 9, said(), usage=Usage(1, 1), clock=clock)
+    upstream = Upstream(*[Batch()] * 9, said(), usage=Usage(1, 1))
+    read = upstream.read
+
+    def slow(wait_seconds):
+        clock.seconds += 0.3
+        return read(wait_seconds)
+
+    upstream.read = slow
     sent = Stage(upstream, clock).open().read()
     assert sent[:-2] == [HEARTBEAT] * 2
     assert upstream.reads == 11
