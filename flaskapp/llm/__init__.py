@@ -147,6 +147,8 @@ class Completed:
 
     body: dict[str, Any]
     """The server's own, in OpenAI's words."""
+    data: bytes = b""
+    """The same as the server wrote it; empty where it has to be written anew."""
     seen_tokens: int = 0
     """Tokens counted in the answer, where its usage is not known."""
 

@@ -209,14 +209,14 @@ class _Pattern:
                 self._before, self._after, self.has_usage = before, after, "usage" in chunk
 
 
-def read_whole(received: bytes) -> dict[str, Any]:
-    """A completion that was not streamed.
+def read_whole(received: bytes) -> tuple[dict[str, Any], bytes]:
+    """A completion that was not streamed; and its bytes, where they can be passed on as they are.
 
     Raises:
         ErrorEvent: the server reports an error.
         ValueError: `received` is not a completion.
     """
-    body, _ = _loads(received)
+    body, data = _loads(received)
     if _is_error(body):
         raise ErrorEvent(str(body.get("error") or body))
     if not isinstance(body.get("choices"), list):
@@ -225,7 +225,7 @@ def read_whole(received: bytes) -> dict[str, Any]:
         if not isinstance(choice, dict) or not isinstance(choice.get("message") or {}, dict):
             raise NotACompletion("a choice that is none")
         _finish_reason(choice)
-    return body
+    return body, data
 
 
 def usage_of_whole(body: dict[str, Any]) -> Usage | None:

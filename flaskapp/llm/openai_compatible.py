@@ -139,13 +139,14 @@ class UpstreamAnswer:
         self._begin()
         try:
             self._send(_body(self._request, stream=False), _JSON)
-            body = self._read_whole()
+            body, data = self._read_whole()
         except (ErrorEvent, ValueError, ExchangeBroken) as error:
             raise broken_answer(error, self._model.clean) from error
         finally:
             self._end(is_over=True)
         self._whole_usage = usage_of_whole(body)
-        return Completed(body, 0 if self._whole_usage else tokens_of_whole(body, self._count_tokens))
+        seen_tokens = 0 if self._whole_usage else tokens_of_whole(body, self._count_tokens)
+        return Completed(body, data, seen_tokens)
 
     def read(self, wait_seconds: float) -> Batch | None:
         """What came with one read. See `Answer.read`."""
@@ -226,7 +227,7 @@ class UpstreamAnswer:
                 detail=self._model.clean(f"status {status}, content type {kind}"),
             )
 
-    def _read_whole(self) -> dict[str, Any]:
+    def _read_whole(self) -> tuple[dict[str, Any], bytes]:
         received = bytearray()
         while part := self._exchange.read(self._request.deadline_seconds):
             received += part

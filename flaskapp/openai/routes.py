@@ -98,13 +98,16 @@ class OpenAIRoutes:
 
 
 def _completed(completed: Completed) -> Response:
-    return _json(completed.body)
+    """What the upstream wrote, to the letter where it is clean JSON."""
+    return _response(completed.data) if completed.data else _json(completed.body)
 
 
 def _json(body: dict[str, object]) -> Response:
-    response = Response(json.dumps(body), mimetype="application/json")
-    response.headers["Cache-Control"] = "no-store"
-    return response
+    return _response(json.dumps(body).encode())
+
+
+def _response(content: bytes) -> Response:
+    return Response(content, 200, [("Cache-Control", "no-store")], content_type="application/json")
 
 
 def make_openai_api(routes: OpenAIRoutes) -> Blueprint:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 import sys
 import time
 from collections.abc import Mapping
@@ -131,8 +130,8 @@ def _shown(fields: Mapping[str, object]) -> dict[str, object]:
     """The fields as they are shown: identifiers cut, amounts in dollars."""
     shown: dict[str, object] = {}
     for name, value in fields.items():
-        if name == "identifier":
-            shown[name] = cut(str(value))
+        if isinstance(value, str):
+            shown[name] = cut(value) if name == "identifier" else value
         elif isinstance(value, int) and name.endswith("_nanousd"):
             shown[name.removesuffix("_nanousd") + "_usd"] = usd_text(value)
         elif isinstance(value, float):
@@ -158,22 +157,27 @@ class _Text(logging.Formatter):
             self._second_text = time.strftime(self.default_time_format, self.converter(second))
             self._second = second
         fields: Mapping[str, object] = getattr(record, "fields", {})
-        shown = "".join([f" {name}={_word(value)}" for name, value in fields.items()])
+        shown = "".join([f" {name}={value}" for name, value in fields.items()])
+        if not _is_plain(shown, fields):
+            shown = "".join([f" {name}={_word(value)}" for name, value in fields.items()])
         line = f"{self._second_text},{int(record.msecs):03d} {record.levelname} {record.msg}{shown}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
-_PLAIN_WORD = re.compile(r"[!#-~]+")
-_CONSTANTS = {None: "none", True: "true", False: "false"}
+_SPELT_OTHERWISE = ("= ", "=None", "=True", "=False", '"')
+
+
+def _is_plain(shown: str, fields: Mapping[str, object]) -> bool:
+    """Whether `shown` has every value as `_word` would write it: a look at all of them takes less than one at each."""
+    if shown.count(" ") != len(fields) or shown.endswith("=") or not shown.isprintable():
+        return False
+    return not any(part in shown for part in _SPELT_OTHERWISE)
 
 
 def _word(value: object) -> str:
-    text = str(value)
     if value is None or isinstance(value, bool):
-        return _CONSTANTS[value]
-    if _PLAIN_WORD.fullmatch(text):
-        return text
-    text = " ".join(text.split())
+        return "none" if value is None else str(value).lower()
+    text = " ".join(str(value).split())
     if not text.isprintable():
         # A terminal would obey some of it.
         text = text.encode("unicode_escape").decode()

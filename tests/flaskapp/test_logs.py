@@ -72,6 +72,22 @@ def test_no_field_moves_the_cursor_or_begins_a_line(capsys, text):
     assert line.endswith('error="é x"')
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(None, "none"), (True, "true"), (False, "false"), (1, "1"), (0, "0"), ("", '""'), ("a b", '"a b"'), ("a", "a"),
+     ('a"b', '"a\\"b"'), ("None", "None"), (["x"], "['x']"), (["x", 1], "\"['x', 1]\""), (1.23456, "1.235"),
+     ("=", "="), ("a=", "a=")],
+)  # fmt: skip
+def test_how_a_value_is_written(capsys, value, shown):
+    set_up_logging("text", "INFO")
+    for place in (0, 1, 2):
+        fields = [("one", "x"), ("two", "y")]
+        fields.insert(place, ("value", value))
+        log_event(Event("client_left", dict(fields)))
+        words = [f"{name}={shown if name == 'value' else text}" for name, text in fields]
+        assert capsys.readouterr().err.rstrip("\n").endswith(" answer " + " ".join(words))
+
+
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_neither_the_challenge_nor_the_whole_identifier_is_ever_written(make_app, capsys, log_format):
     service = make_app(LOG_FORMAT=log_format, LOG_LEVEL="DEBUG", ENABLE_CHALLENGE_RESPONSE="true")

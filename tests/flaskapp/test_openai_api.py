@@ -790,6 +790,17 @@ def test_an_answer_past_the_deadline_is_a_504_and_the_whole_reservation(make_roo
     assert upstream.ledger[0].over.wait(2)
 
 
+def test_a_whole_answer_is_passed_on_to_the_letter(service, upstream):
+    raw = (
+        '{"id": "x", "choices": [{"index": 0, "message": {"content": "é"}}], "x": 1.00, '
+        '"usage": {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11}}'
+    )
+    upstream.behave(raw=raw)
+    answer = ask(service)
+    assert answer.data.decode() == raw
+    assert answer.headers["Content-Type"] == "application/json"
+
+
 def test_a_server_that_stops_ends_whole_answers_too(service, upstream):
     upstream.behave(before_headers="stall")
     answers = []
