@@ -9,6 +9,7 @@ from backends.errors import StoreBusy, ThrottleUnavailable
 from backends.guard import Health
 from backends.keys import SETTINGS_KEY
 from backends.store.link import Link
+from backends.strategies import script_words
 from backends.strategies.atomic import AtomicBackend
 from backends.strategies.legacy import LegacyBackend
 from tests.faults.wire import wait_for
@@ -81,15 +82,21 @@ def test_an_answer_that_ends_after_its_request_has_used_up_its_time_is_booked_at
     assert guard.books(WHO, reservation.network, reservation.window_seconds).day_nanousd == 1
 
 
-def test_nothing_runs_after_its_caller_gave_up(own_server, new_link, clock, look):
+def test_nothing_runs_after_its_caller_gave_up(own_server, new_link, clock, monkeypatch):
     """The deadline that goes into the script is what is left of the caller's time."""
-    backend = AtomicBackend(link := new_link())
+    backend, reserve_call, left_us = AtomicBackend(link := new_link()), script_words.reserve_call, []
     backend.settle(backend.reserve(make_ask("first", COST)), 0)
     link.run(lambda client: client.get(SETTINGS_KEY))
+
+    def noted(ask, digest, now):
+        left_us.append(now.deadline_us - now.us)
+        return reserve_call(ask, digest, now)
+
+    monkeypatch.setattr(script_words, "reserve_call", noted)
     with link.within(1.0):
         link.run(lambda _: clock.skip(0.9))
-        now_us = link.time_us()
-        assert 0 < backend._deadline_us(now_us) - now_us <= 100_000
+        backend.reserve(make_ask("second", COST))
+    assert 0 < left_us[0] <= 100_000
 
 
 def test_only_waits_for_redis_count(new_guard, new_link, clock):
