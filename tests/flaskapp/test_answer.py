@@ -353,6 +353,22 @@ def test_where_nothing_more_can_be_reserved_the_upstream_is_hung_up_on_and_what_
     assert stage.names() == [("answer_cut", "budget")]
 
 
+def test_that_all_was_read_is_not_said_where_time_ran_out_before(monkeypatch):
+    clock = HandClock()
+    meter = Refusing(monkeypatch, "first")
+    stage = stage_of(said("first"), clock=clock, deadline_seconds=10)
+    stage.upstream.late = [said("late")] * 9
+    read = stage.upstream.read
+
+    def slow(wait_seconds):
+        clock.seconds += 4
+        return read(wait_seconds)
+
+    stage.upstream.read = slow
+    *_, last = stage.open().events()
+    assert (last["finish_reason"], meter.fully_read) == ("length", [])
+
+
 def test_that_all_was_read_is_not_said_where_the_rest_broke_off(monkeypatch):
     meter = Refusing(monkeypatch, "never")
     opened(said(), UpstreamBroken("oh")).read()
@@ -491,7 +507,9 @@ def test_under_slices_it_is_read_on_and_kept_for_the_client(stuck_of, monkeypatc
     stuck = stuck_of(said("a"), said("b"), NOTHING, said("c"), usage=Usage(70, 3))
     stage = stuck.after(0.2)
     wait_until(lambda: stage.booked == Usage(70, 3).cost_nanousd(PRICE), 5, "it is settled, and nobody reads")
-    *shown, last = stage.events()
+    sent = stage.read()
+    assert HEARTBEAT not in sent
+    *shown, last = parse_events(b"".join(sent))
     assert (texts(shown), last["status"]) == (["b", "c"], "complete")
     assert stage.names() == []
 

@@ -6,7 +6,7 @@ from io import BytesIO
 import pytest
 from werkzeug.test import EnvironBuilder, run_wsgi_app
 
-from tests.servers import CHAT, events
+from tests.servers import CHAT, LITECOIN, events
 
 DEEP = 100_000
 
@@ -143,6 +143,15 @@ def test_another_content_type_is_a_415(service, content_type):
 @pytest.mark.parametrize("size", [1_000_001, 5_000_000])
 def test_more_than_a_megabyte_is_a_413(service, size):
     is_refused(service, post(service, b'{"query": "' + b"x" * (size - 13) + b'"}'), 413, "body")
+
+
+def test_a_body_that_is_shorter_than_announced_is_a_400(service):
+    body = json.dumps(LITECOIN)
+    answer = service.client.post(
+        CHAT, data=body, content_type="application/json", environ_overrides={"CONTENT_LENGTH": str(len(body) + 1)}
+    )
+    assert (answer.status_code, answer.json["field"]) == (400, "body")
+    assert "broke off" in answer.json["message"]
 
 
 def test_a_megabyte_is_read(service):

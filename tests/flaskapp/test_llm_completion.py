@@ -230,7 +230,13 @@ def test_events_that_are_alike_are_one_piece_and_what_is_between_stays_in_its_pl
     assert completion.done
 
 
-@given(st.lists(st.sampled_from([b'"a"', b'"', b'","', b'"a","b"', b"", b'"\\""', b"1", b'"a'])))
+def test_one_text_does_not_reach_into_the_next():
+    """Joined with a comma alone, these two would be two other strings."""
+    with pytest.raises(ValueError, match="Expecting"):
+        pieces_in(taken(), PLAIN % b'"first"', PLAIN % b'"a\\"', PLAIN % b'","x"')
+
+
+@given(st.lists(st.sampled_from([b'"a"', b'"', b'","', b'"a\\"', b'","x"', b'"a","b"', b"", b'"\\""', b"1", b'"a'])))
 def test_whatever_stands_where_texts_were_is_read_as_if_each_had_come_alone(middles):
     together, alone = Completion(), Completion()
     for completion in (together, alone):

@@ -18,6 +18,7 @@ def events_of(sent, cuts=()):
         (b"data: a\n\n", [("", b"a")]),
         (b"data:a\n\ndata:  b\n\n", [("", b"a"), ("", b" b")]),
         (b"data: a\r\n\r\ndata: b\r\rdata: c\n\n", [("", b"a"), ("", b"b"), ("", b"c")]),
+        (b"data: a\rdata: b\n\n", [("", b"a\nb")]),
         (b"data: a\r\ndata: b\r\n\r\n", [("", b"a\nb")]),
         (b"data: a\ndata: b\ndata\n\n", [("", b"a\nb\n")]),
         (b": ping\n\n:\n\ndata: a\n: in between\n\n", [("", b"a")]),

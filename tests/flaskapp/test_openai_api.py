@@ -686,7 +686,16 @@ def test_what_need_not_be_changed_is_passed_on_to_the_letter():
 
 
 @pytest.mark.parametrize("include_usage", [False, True])
-@pytest.mark.parametrize("usage", ["", ',"usage":null', ', "usage": null', ',"x":{"usage":null},"usage":null'])
+@pytest.mark.parametrize(
+    "usage",
+    [
+        "",
+        ',"usage":null',
+        ', "usage": null',
+        ',"x":{"usage":null},"usage":null',
+        ',"x":{"a":1,"usage":null},"usage":null',
+    ],
+)
 def test_events_that_come_together_are_sent_as_each_would_be_alone(usage, include_usage):
     datas = [f'{{"choices":[{{"index":0,"delta":{{"content":"{text}"}}}}]{usage}}}'.encode() for text in "abcd"]
     together, alone = (CompletionStreamFormat("r", "gpt-4o", 1, include_usage=include_usage) for _ in range(2))
