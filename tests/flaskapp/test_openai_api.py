@@ -704,6 +704,8 @@ def test_events_that_come_together_are_sent_as_each_would_be_alone(usage, includ
     assert rest.deltas == 3
     sent = together.pieces([first]) + together.pieces([rest])
     assert sent == b"".join(alone.pieces([piece_in(Completion(), data)]) for data in datas)
+    # What is said of something else stays.
+    assert sent.count(b'{"a":1,"usage":null}') == (4 if '"a"' in usage else 0)
 
 
 def test_a_client_that_leaves_is_settled(service, upstream):
