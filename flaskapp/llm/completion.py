@@ -202,11 +202,9 @@ class _Pattern:
         before, after = data[: found.start(1)], data[found.end(1) :]
         probed = orjson.loads(before + orjson.dumps(self._PROBE) + after)
         delta = probed["choices"][0]["delta"]
-        # It was the text of the choice, and no other of that name, if the probe is there now and all else is the same.
+        # One string was replaced: it was the text of the choice, and no other of that name, if the probe is there now.
         if delta["content"] == self._PROBE:
-            delta["content"] = chunk["choices"][0]["delta"]["content"]
-            if probed == chunk:
-                self._before, self._after, self.has_usage = before, after, "usage" in chunk
+            self._before, self._after, self.has_usage = before, after, "usage" in chunk
 
 
 def read_whole(received: bytes) -> tuple[dict[str, Any], bytes]:
