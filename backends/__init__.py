@@ -7,23 +7,22 @@ or conformance suite. A strategy is opened by its name (`open_backend`).
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Protocol
 
+from backends.budgets import Budget, Calendar, Forever, Reason, Scope, Sliding
 from backends.clock import Clock, SystemClock
 from backends.contract import (
     Ask,
     Backend,
     Books,
+    BudgetUse,
     Duplicate,
     DuplicateState,
     Event,
     Idempotency,
-    Limits,
     Marker,
     Observer,
     Outcome,
-    Reason,
     Refusal,
     Reservation,
-    Scope,
     Settlement,
     Verdict,
 )
@@ -83,12 +82,15 @@ __all__ = [
     "Backend",
     "BackendFactory",
     "Books",
+    "Budget",
+    "BudgetUse",
+    "Calendar",
     "Clock",
     "Duplicate",
     "DuplicateState",
     "Event",
+    "Forever",
     "Idempotency",
-    "Limits",
     "Link",
     "Marker",
     "Observer",
@@ -98,6 +100,7 @@ __all__ = [
     "Reservation",
     "Scope",
     "Settlement",
+    "Sliding",
     "SystemClock",
     "Verdict",
     "backend_names",

@@ -2,7 +2,7 @@
 
 Four verbs move money, the others only read. In a backend that keeps the promise each is one step of the store:
 
-* ``reserve(ask)``: may this request spend at most `cost_nanousd`? Every scope is charged, or none is.
+* ``reserve(ask)``: may this request spend at most `cost_nanousd`? Every budget is charged, or none is.
 * ``extend(reservation, to_nanousd, …)``: may it spend more? The same limits, in the periods of the reservation.
 * ``settle(reservation, actual_nanousd)``: the request has ended; what was used is booked instead.
 * ``release(reservation)``: the request has ended before it used anything; nothing stays booked.
@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, TypeVar, dataclass_transform
 
+from backends.budgets import Budget, Reason, Scope, owner_in
+
 _T = TypeVar("_T")
 
 
@@ -30,43 +32,6 @@ def _frozen_for_the_type_checker(cls: type[_T]) -> type[_T]:
     side does with a reply of Redis.
     """
     return dataclass(slots=True, unsafe_hash=True)(cls)
-
-
-class Scope(StrEnum):
-    """Whose budget it is."""
-
-    IDENTIFIER = "identifier"
-    NETWORK = "network"
-    GLOBAL = "global"
-
-
-class Reason(StrEnum):
-    """Why a request is refused, in the order in which the limits are checked."""
-
-    THROTTLED = "throttled"
-    DAILY_LIMIT = "daily_limit"
-    WINDOW_LIMIT = "window_limit"
-    NETWORK_LIMIT = "network_limit"
-    NETWORK_DAILY_LIMIT = "network_daily_limit"
-    GLOBAL_HOURLY_LIMIT = "global_hourly_limit"
-    GLOBAL_DAILY_LIMIT = "global_daily_limit"
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The limits of one request. `None` is no limit."""
-
-    window_nanousd: int
-    day_nanousd: int
-    network_window_nanousd: int | None
-    network_day_nanousd: int | None
-    global_hour_nanousd: int
-    global_day_nanousd: int
-    window_seconds: int
-    throttle_seconds: int
-    """TTL of the throttle marker after a window refusal; after a daily refusal it is twice that."""
-    mark_when_busy: bool
-    """Whether a refusal that only pending reservations cause sets the marker too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,17 +49,26 @@ class Ask:
     """One request for money. The same `reservation_id` sent again never charges again."""
 
     reservation_id: str
-    identifier: str
-    network: str
     cost_nanousd: int
-    limits: Limits
-    pending_seconds: int
-    """The longest that the reservation may be pending; then it has expired."""
+    budgets: tuple[Budget, ...]
+    """All that it is charged to, in the order in which they are checked; at most `MOST_BUDGETS`.
+
+    No two have one name, and those of one scope have one owner.
+    """
+    pending_seconds: int = 300
+    """The longest that the reservation may be pending; then it has expired. No window of the budgets is shorter."""
     idempotency: Idempotency | None = None
     at_least_nanousd: int | None = None
     """Where `cost_nanousd` does not fit, and will not fit when pending reservations end, what is left is reserved, if
     it is at least this much. None: all of it or nothing.
     """
+    mark_when_busy: bool = True
+    """Whether a refusal that only pending reservations cause sets the throttle marker too."""
+
+    @property
+    def identifier(self) -> str:
+        """Whose throttle marker counts: the owner of its budgets of the scope `IDENTIFIER`; empty without one."""
+        return owner_in(self.budgets, Scope.IDENTIFIER)
 
     @property
     def least_nanousd(self) -> int:
@@ -104,41 +78,53 @@ class Ask:
 
 @_frozen_for_the_type_checker
 class Reservation:
-    """Money set aside. It is booked in the periods (window bucket, hour, day) of `made_at_us`."""
+    """Money set aside. It is booked in the periods that held `made_at_us`, whatever the budgets are later."""
 
     reservation_id: str
-    identifier: str
-    network: str
     cost_nanousd: int
     """What is reserved now, extensions included."""
+    budgets: tuple[Budget, ...]
+    """What it is charged to."""
     request_digest: str
     """16 hex digits of what was asked: an id that comes back with another digest is another request's."""
     made_at_us: int
-    window_seconds: int
     pending_seconds: int
     backend: str
-    window_spent_nanousd: int
-    """The identifier's window, this reservation included."""
-    day_spent_nanousd: int
-    """The identifier's day, this reservation included."""
-    window_frees_at_seconds: int
-    """Unix time at which the oldest amount in the identifier's window leaves it."""
+    spent_nanousd: tuple[int, ...] = ()
+    """Of each budget, this reservation included."""
+    renews_at_seconds: tuple[int | None, ...] = ()
+    """Of each budget, the unix time at which its oldest amount leaves a window, or its period ends; None: never."""
     idempotency: Idempotency | None = None
     expired_nanousd: int = field(default=0, compare=False)
     """What other reservations held that have expired, found on the way: it stays booked, and is reported once."""
+    over_shadow: tuple[str, ...] = field(default=(), compare=False)
+    """Names of the shadow budgets that would have refused it."""
+
+    @property
+    def identifier(self) -> str:
+        """The owner of its budgets of the scope `IDENTIFIER`; empty without one."""
+        return owner_in(self.budgets, Scope.IDENTIFIER)
+
+    def spent(self, name: str) -> int:
+        """What is spent of the budget of that name, this reservation included."""
+        return next(
+            spent for budget, spent in zip(self.budgets, self.spent_nanousd, strict=True) if budget.name == name
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """The answer "no". Nothing was charged; only the throttle marker may be new.
 
-    The refusal of an extension has a reason and a scope only: there is nothing to wait for.
+    The refusal of an extension says which budget refused, and no more: there is nothing to wait for.
     """
 
     reason: Reason
     cause: Reason
     """What the marker stands for when `reason` is `throttled`; else the reason itself."""
     scope: Scope
+    budget: str
+    """The name of the budget that refused; under a marker of the one that set it."""
     retry_after_seconds: int | None
     """Never earlier than the refusal can end; None where waiting never helps."""
     in_flight: bool
@@ -209,32 +195,45 @@ class Marker:
 
     cause: Reason
     """The refusal that set it."""
+    budget: str
+    """The name of the budget whose refusal it was."""
     left_seconds: int
-    retry_after_seconds: int
-    """Seconds until its cause can end; never before the marker does."""
+    retry_after_seconds: int | None
+    """Seconds until its cause can end, never before the marker does; None where it never ends."""
     in_flight: bool
     """Only pending reservations had caused it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Books:
-    """What is booked (settled and pending together), as of one moment."""
+class BudgetUse:
+    """What is booked in one budget."""
 
-    window_nanousd: int
-    day_nanousd: int
-    network_window_nanousd: int
-    network_day_nanousd: int
-    global_hour_nanousd: int
-    global_day_nanousd: int
-    pending_nanousd: int
-    """Of the identifier's money, what pending reservations hold."""
-    pending_today_nanousd: int = field(default=0, compare=False)
-    """Of that, what was reserved in the present UTC day."""
-    window_frees_at_seconds: int | None = field(default=None, compare=False)
-    """Unix time at which the oldest amount in the identifier's window leaves it; None if it is empty."""
+    budget: Budget
+    spent_nanousd: int
+    """Settled and pending together."""
+    pending_nanousd: int = field(default=0, compare=False)
+    """What pending reservations of its owner hold, as far as they were made in its period."""
+    renews_at_seconds: int | None = field(default=None, compare=False)
+    """Unix time at which its oldest amount leaves the window, or its period ends; None: never, or nothing is booked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """What is booked, as of one moment."""
+
+    uses: tuple[BudgetUse, ...]
+    """In the order in which the budgets were asked for."""
     marker: Marker | None = field(default=None, compare=False)
     """The identifier's throttle marker, if there is one."""
     as_of_us: int = field(default=0, compare=False)
+
+    def use(self, name: str) -> BudgetUse:
+        """What is booked in the budget of that name."""
+        return next(use for use in self.uses if use.budget.name == name)
+
+    def spent(self, name: str) -> int:
+        """Nano-dollars that are booked in the budget of that name."""
+        return self.use(name).spent_nanousd
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,9 +263,10 @@ class Backend(Protocol):
     """What decides, for the log: a script's file name, or the strategy's own name."""
 
     def reserve(self, ask: Ask) -> Verdict:
-        """Charge `ask.cost_nanousd` to every scope, or to none.
+        """Charge `ask.cost_nanousd` to every budget, or to none.
 
         Raises:
+            ConfigurationError: a request cannot be charged to these budgets (`budgets.check`).
             ReservationConflict: the id stands for another request, or has ended.
             StoreError: the store could not be asked; whether it charged is unknown.
         """
@@ -278,9 +278,17 @@ class Backend(Protocol):
         """The first request with this idempotency key, if one was admitted; changes nothing."""
 
     def extend(
-        self, reservation: Reservation, to_nanousd: int, limits: Limits, *, at_least_nanousd: int | None = None
+        self,
+        reservation: Reservation,
+        to_nanousd: int,
+        budgets: tuple[Budget, ...],
+        *,
+        at_least_nanousd: int | None = None,
     ) -> Reservation | Refusal:
         """Reserve `to_nanousd` in all, in the reservation's own periods; a repeat charges nothing more.
+
+        It is charged to what the reservation is charged to. `budgets` are those of today, for their limits: one of the
+        reservation's that is not among them by name has no limit any more.
 
         Where that does not fit, reserve what fits, if it comes to `at_least_nanousd` (`to_nanousd` if not given) in
         all. A refusal changes nothing at all: no marker is set.
@@ -304,8 +312,8 @@ class Backend(Protocol):
         Raises what `settle` raises.
         """
 
-    def books(self, identifier: str, network: str, window_seconds: int) -> Books:
-        """Read what is booked now; changes nothing."""
+    def books(self, budgets: tuple[Budget, ...]) -> Books:
+        """Read what is booked now in these budgets; changes nothing."""
 
     def close(self) -> None:
         """Give back connections."""

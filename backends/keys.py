@@ -12,11 +12,19 @@ key                                 type    holds                               
 ``llm:network:daily:<net>:<date>``  string  nano-dollars of that UTC day             a day past its end
 ``llm:global:hourly:<date>T<hour>`` string  nano-dollars of that UTC hour            two hours past its end
 ``llm:global:daily:<date>``         string  nano-dollars of that UTC day             a day past its end
-``llm:open:identifier:<id>``        zset    bucket start (s) -> nano-dollars pending  stream deadline + 5 s + bucket
-``llm:open:network:<net>``          zset    the same                                 the same
+``llm:budget:<name>:sliding<n>:``   zset    bucket start (s) -> nano-dollars         window + one bucket
+``<owner>``
+``llm:budget:<name>:<unit>:``       string  nano-dollars of that hour, day, week or  a day past its end
+``<owner>:<start>``                         month, which starts then (unix s)
+``llm:budget:<name>:forever:``      string  nano-dollars                             for ever
+``<owner>``
+``llm:running:…``                   string  what the window ``llm:…`` came to when   one bucket
+                                            it was last charged
+``llm:open:<scope>:<owner>``        zset    bucket start (s) -> nano-dollars pending  stream deadline + 5 s + bucket
 ``llm:open:global``                 zset    the same                                 an hour longer
 ``llm:reservation:<rid>``           string  state, nano-dollars, made (us), request  an hour past its end
-                                            digest, window and pending (s), owners
+                                            digest, window and pending (s), owners,
+                                            digests of the keys of further budgets
 ``llm:idempotency:<digest>``        string  state, body, rid, nano-dollars, until    24 hours
 ``llm:reset:<id>``                  string  when its books were cleared (us)         two days
 ``llm:challenge:<challenge>``       string  the hash and network it was given to     300 s
@@ -29,15 +37,35 @@ requests they stand for.
 """
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from functools import lru_cache
 from typing import NamedTuple
+
+from backends.budgets import (
+    BUILT_IN,
+    EVERYBODY,
+    FURTHER_STATUS,
+    SECONDS_PER_DAY,
+    SECONDS_PER_HOUR,
+    Budget,
+    Calendar,
+    Period,
+    Reason,
+    Scope,
+    Sliding,
+    span_at,
+)
 
 SETTINGS_KEY = "settings"
 RATE_PREFIX = "llm:rate"
 CHALLENGE_PREFIX = "llm:challenge:"
 ENDED_SESSION_PREFIX = "llm:session:"
 RECORD_PREFIX = "llm:reservation:"
+MARKER_PREFIX = "llm:throttle:"
+FURTHER_PREFIX = "llm:budget:"
+RUNNING_PREFIX = "llm:running:"
+PENDING_PREFIX = "llm:open:"
 
 WINDOW_BUCKETS = 20
 PENDING_BUCKETS = 12
@@ -46,9 +74,9 @@ LIVE_PENDING_BUCKETS = PENDING_BUCKETS + 1
 RECORD_KEEP_SECONDS = 3_600
 IDEMPOTENCY_KEEP_SECONDS = 86_400
 RESET_KEEP_SECONDS = 172_800
-"""Longer than the TTL of any total that it may have cleared, and of any reservation that was pending then."""
-SECONDS_PER_HOUR = 3_600
-SECONDS_PER_DAY = 86_400
+"""Longer than the TTL of any daily total that it may have cleared, and of any reservation that was pending then."""
+BOUNDARY_SECONDS = 900
+"""Periods begin and end at multiples of this, whatever the zone."""
 
 
 @lru_cache(maxsize=64)
@@ -63,45 +91,122 @@ def pending_bucket_seconds_of(pending_seconds: int) -> int:
     return -(-pending_seconds // PENDING_BUCKETS)
 
 
-@lru_cache(maxsize=8)
-def _hour_text(unix_hour: int) -> str:
-    return datetime.fromtimestamp(unix_hour * SECONDS_PER_HOUR, UTC).strftime("%Y-%m-%dT%H")
+# Where budgets are kept.
 
 
-class BookKeys(NamedTuple):
-    """The keys of one reservation, in the order in which `reserve.lua` takes them."""
+class Layout(NamedTuple):
+    """How the budgets of one name, scope and period are kept, around one moment."""
 
-    record: str
-    marker: str
-    recent: str
-    daily: str
-    network_recent: str
-    network_daily: str
-    global_hourly: str
-    global_daily: str
-    pending_identifier: str
-    pending_network: str
-    pending_global: str
+    prefix: str
+    """Of the key: then the owner comes, if `names_owner`, and the suffix."""
+    suffix: str
+    names_owner: bool
+    pending_prefix: str
+    window_seconds: int
+    """0 for a total."""
+    start_seconds: int
+    """Of the period; 0 for a window, and for what lasts for ever."""
+    end_seconds: int
+    """0 for a window, and for what never ends."""
+    keep_until_seconds: int
+    """When the key of a total may go; 0 where it stays for ever."""
+    status: int
+    reason: Reason
+    cause: str
+    """What a throttle marker says that its refusal set."""
+    is_built_in: bool
+    plan: str
+    """What `reserve.lua` is sent of it."""
 
 
-def book_keys(reservation_id: str, identifier: str, network: str, at_seconds: int) -> BookKeys:
-    """The keys of a reservation that is made at `at_seconds` (unix time)."""
-    hour = _hour_text(at_seconds // SECONDS_PER_HOUR)
-    day = hour[:10]
-    # By place and not by name: each decision passes here.
-    return BookKeys(
-        f"{RECORD_PREFIX}{reservation_id}",
-        f"llm:throttle:{identifier}",
-        f"llm:cost:recent:{identifier}",
-        f"llm:cost:daily:{identifier}:{day}",
-        f"llm:network:recent:{network}",
-        f"llm:network:daily:{network}:{day}",
-        f"llm:global:hourly:{hour}",
-        f"llm:global:daily:{day}",
-        f"llm:open:identifier:{identifier}",
-        f"llm:open:network:{network}",
-        "llm:open:global",
+class Row(NamedTuple):
+    """One budget of a request, and where it is kept in the period of one moment."""
+
+    budget: Budget
+    key: str
+    """A total, or the buckets of a window."""
+    pending_key: str
+    """The buckets of what is pending of its owner."""
+    layout: Layout
+
+    @property
+    def bucket_seconds(self) -> int:
+        """Length of a bucket of a window."""
+        return bucket_seconds_of(self.layout.window_seconds)
+
+
+def rows_at(budgets: Sequence[Budget], at_seconds: int) -> list[Row]:
+    """Each budget with its keys of the period that holds a moment (unix time)."""
+    quarter = at_seconds // BOUNDARY_SECONDS
+    rows = []
+    # Each decision passes here: what does not depend on the owner is made once a quarter of an hour.
+    for budget in budgets:
+        name, owner, period, _, scope, _, _ = budget
+        layout = _layout(name, scope, period, quarter)
+        key = f"{layout.prefix}{owner}{layout.suffix}" if layout.names_owner else f"{layout.prefix}{layout.suffix}"
+        pending = layout.pending_prefix
+        rows.append(Row(budget, key, pending if scope == Scope.GLOBAL else f"{pending}{owner}", layout))
+    return rows
+
+
+@lru_cache(maxsize=1_024)
+def _layout(name: str, scope: Scope, period: Period, quarter: int) -> Layout:
+    pending_prefix = f"{PENDING_PREFIX}{scope}" + ("" if scope == Scope.GLOBAL else ":")
+    window = period.seconds if isinstance(period, Sliding) else 0
+    start, end = span_at(period, quarter * BOUNDARY_SECONDS) if isinstance(period, Calendar) else (0, 0)
+    row = BUILT_IN.get(name)
+    if row is None:
+        prefix, suffix = f"{FURTHER_PREFIX}{name}:{period.word}:", f":{start}" if end else ""
+        if scope == Scope.GLOBAL:
+            prefix += EVERYBODY
+        kept, status, reason, cause = end + SECONDS_PER_DAY, FURTHER_STATUS, Reason.BUDGET_LIMIT, f"budget:{name}"
+    else:
+        hour = datetime.fromtimestamp(start, UTC).strftime("%Y-%m-%dT%H")
+        prefix, _, suffix = row.key.replace("{date}", hour[:10]).replace("{hour}", hour).partition("{owner}")
+        kept, status, reason, cause = end + row.keep_seconds, row.status, row.reason, row.reason.value
+    keep_until = kept if end else 0
+    return Layout(
+        prefix=prefix,
+        suffix=suffix,
+        names_owner=scope != Scope.GLOBAL,
+        pending_prefix=pending_prefix,
+        window_seconds=window,
+        start_seconds=start,
+        end_seconds=end,
+        keep_until_seconds=keep_until,
+        status=status,
+        reason=reason,
+        cause=cause,
+        is_built_in=row is not None,
+        plan=f"{status},{start},{end},{keep_until},{cause}",
     )
+
+
+def cause_of(word: str) -> tuple[Reason, str]:
+    """The reason and the budget's name that a throttle marker stands for; one that was set by hand is the window's."""
+    for name, row in BUILT_IN.items():
+        if row.reason.value == word:
+            return row.reason, name
+    kind, _, name = word.partition(":")
+    return (Reason.BUDGET_LIMIT, name) if kind == "budget" and name else (Reason.WINDOW_LIMIT, "window")
+
+
+def running_key(key: str) -> str:
+    """The key that says what the window at `key` came to."""
+    return f"{RUNNING_PREFIX}{key[4:]}"
+
+
+# Other keys.
+
+
+def record_key(reservation_id: str) -> str:
+    """The key of a reservation's record."""
+    return f"{RECORD_PREFIX}{reservation_id}"
+
+
+def marker_key(identifier: str) -> str:
+    """The key of an identifier's throttle marker."""
+    return f"{MARKER_PREFIX}{identifier}"
 
 
 def idempotency_key(digest: str) -> str:
@@ -114,50 +219,79 @@ def reset_key(identifier: str) -> str:
     return f"llm:reset:{identifier}"
 
 
+# What a key is.
+
+
 class KnownKey(NamedTuple):
-    """What a key of the table above is: `kind` is a field of `BookKeys`, or the word after ``llm:``."""
+    """What a key of the table above is."""
 
     kind: str
-    owner: str
-    """Identifier or network, where the kind has one; of a record the reservation id."""
-    start_seconds: int
-    """Unix time at which its day or hour begins; 0 where it has none."""
+    """``total``, ``window``, ``pending``, ``record``, or the word after ``llm:``."""
+    owner: str = ""
+    """Of what it belongs to; of a record the reservation id."""
+    budget: str = ""
+    """The name of the budget of a total or a window."""
+    scope: Scope | None = None
+    """Of a built-in budget and of pending money: the keys of further ones do not say it."""
+    start_seconds: int = 0
+    """Unix time at which the period of a total begins; 0 where it has none."""
+    word: str = ""
+    """The period word of a further budget's key."""
 
 
-_DATE, _HOUR = r"(?P<date>\d{4}-\d\d-\d\d)", r"T(?P<hour>[01]\d|2[0-3])"
-_KINDS = {
+_DATE, _HOUR = r"(?P<date>\d{4}-\d\d-\d\d)", r"(?P<date>\d{4}-\d\d-\d\d)T(?P<hour>[01]\d|2[0-3])"
+_OTHERS = {
     "record": rf"{RECORD_PREFIX}(?P<owner>.+)",
-    "recent": r"llm:cost:recent:(?P<owner>.+)",
-    "daily": rf"llm:cost:daily:(?P<owner>.+):{_DATE}",
-    "network_recent": r"llm:network:recent:(?P<owner>.+)",
-    "network_daily": rf"llm:network:daily:(?P<owner>.+):{_DATE}",
-    "global_hourly": rf"llm:global:hourly:{_DATE}{_HOUR}",
-    "global_daily": rf"llm:global:daily:{_DATE}",
-    "pending_identifier": r"llm:open:identifier:(?P<owner>.+)",
-    "pending_network": r"llm:open:network:(?P<owner>.+)",
-    "pending_global": r"llm:open:global",
-    "marker": r"llm:throttle:(?P<owner>.+)",
+    "marker": rf"{MARKER_PREFIX}(?P<owner>.+)",
     "reset": r"llm:reset:(?P<owner>.+)",
+    "running": rf"{RUNNING_PREFIX}(?P<owner>.+)",
     "idempotency": r"llm:idempotency:(?P<owner>[0-9a-f]{32})",
     "challenge": rf"{CHALLENGE_PREFIX}(?P<owner>[0-9a-f]{{64}})",
     "session": rf"{ENDED_SESSION_PREFIX}(?P<owner>[0-9a-f]{{32}})",
     "rate": rf"{RATE_PREFIX}(?P<owner>.+)",
 }
-_PATTERNS = {kind: re.compile(pattern, re.DOTALL) for kind, pattern in _KINDS.items()}
+_FURTHER = (
+    rf"{FURTHER_PREFIX}(?P<budget>[a-z0-9_]{{1,32}}):"
+    r"(?:(?P<long>sliding[1-9]\d{0,6}|forever):(?P<owner>.+)|(?P<unit>hour|day|week|month):(?P<whose>.+):(?P<start>\d{1,12}))"
+)
+_WINDOW_WORD = "sliding"
+_PATTERNS = {
+    (name, row.scope): row.key.replace("{date}", _DATE).replace("{hour}", _HOUR).replace("{owner}", "(?P<owner>.+)")
+    for name, row in BUILT_IN.items()
+}
+_BUILT_IN = {which: re.compile(pattern, re.DOTALL | re.ASCII) for which, pattern in _PATTERNS.items()}
+_SCOPES = "|".join(scope for scope in Scope if scope != Scope.GLOBAL)
+_PENDING = re.compile(rf"{PENDING_PREFIX}(?:(?P<all>global)|(?P<scope>{_SCOPES}):(?P<owner>.+))", re.DOTALL)
+_BUDGET = re.compile(_FURTHER, re.DOTALL | re.ASCII)
+_OTHER = {kind: re.compile(pattern, re.DOTALL) for kind, pattern in _OTHERS.items()}
 
 
 def known_key(key: str) -> KnownKey | None:
     """What a key is; None for one that is not in the table."""
-    for kind, pattern in _PATTERNS.items():
-        match = pattern.fullmatch(key)
-        if match is not None:
+    for (name, scope), pattern in _BUILT_IN.items():
+        if match := pattern.fullmatch(key):
             parts = match.groupdict()
             try:
                 start_seconds = _start_of(parts.get("date"), parts.get("hour"))
             except ValueError:  # no such day
                 return None
-            return KnownKey(kind, parts.get("owner") or "", start_seconds)
+            kind = "total" if "date" in parts else "window"
+            return KnownKey(kind, parts.get("owner") or "", name, scope, start_seconds)
+    if match := _PENDING.fullmatch(key):
+        return KnownKey("pending", match["owner"] or "", scope=Scope(match["scope"] or match["all"]))
+    if match := _BUDGET.fullmatch(key):
+        word, owner = match["long"] or match["unit"], match["owner"] or match["whose"]
+        kind = "window" if word.startswith(_WINDOW_WORD) else "total"
+        return KnownKey(kind, owner, match["budget"], None, int(match["start"] or 0), word)
+    for kind, pattern in _OTHER.items():
+        if match := pattern.fullmatch(key):
+            return KnownKey(kind, match["owner"])
     return None
+
+
+def window_seconds_of(word: str) -> int:
+    """The length of a window by the period word of its key."""
+    return int(word.removeprefix(_WINDOW_WORD))
 
 
 def _start_of(day: str | None, hour: str | None) -> int:

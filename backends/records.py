@@ -3,17 +3,32 @@
 import hashlib
 import re
 from base64 import urlsafe_b64encode
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from backends.budgets import Budget, Scope, Sliding
 from backends.clock import US_PER_SECOND
 from backends.contract import Duplicate, DuplicateState, Idempotency, Reservation
+from backends.keys import Row, rows_at
+
+NO_OWNER = "-"
+"""In place of the digest of an owner."""
 
 
 @lru_cache(maxsize=4_096)
 def digest_of(text: str) -> str:
     """8 characters in place of a text that is too long for a record, or must not be read in one."""
     return urlsafe_b64encode(hashlib.blake2b(text.encode(), digest_size=6).digest()).decode()
+
+
+KEY_DIGEST_CHARACTERS = 7
+
+
+@lru_cache(maxsize=4_096)
+def key_digest(key: str) -> str:
+    """What a record has in place of a budget's key: sixteen of them together have to be short."""
+    return digest_of(key)[:KEY_DIGEST_CHARACTERS]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,48 +40,83 @@ class Record:
     made_at_us: int
     request_digest: str
     window_seconds: int
+    """Of the two built-in windows; 0 where it is not charged to the six."""
     pending_seconds: int
     who: str
-    """Digest of the identifier."""
+    """Digest of the identifier; `NO_OWNER` where it is not charged to the six."""
     network: str
-    """Digest of the network."""
+    """Digest of the network; `NO_OWNER` where it is not charged to the six."""
+    further: tuple[str, ...] = ()
+    """Digests of the keys of all other budgets that it is charged to."""
+
+    @property
+    def has_the_six(self) -> bool:
+        """Whether it is charged to the six built-in budgets."""
+        return self.who != NO_OWNER
+
+    @property
+    def charged_to(self) -> str:
+        """What is stored of what it is charged to."""
+        return _charged_to(self.window_seconds, self.pending_seconds, self.who, self.network, self.further)
 
     def text(self) -> str:
         """As it is stored."""
-        return (
-            f"{self.state} {self.nanousd} {self.made_at_us} {self.request_digest} "
-            f"{self.window_seconds} {self.pending_seconds} {self.who} {self.network}"
-        )
+        return f"{self.state} {self.nanousd} {self.made_at_us} {self.request_digest} {self.charged_to}"
 
 
-def record_of(reservation: Reservation, state: str, nanousd: int) -> Record:
-    """What is stored for a reservation."""
-    return Record(
-        state,
-        nanousd,
-        reservation.made_at_us,
-        reservation.request_digest,
-        reservation.window_seconds,
-        reservation.pending_seconds,
-        digest_of(reservation.identifier),
-        digest_of(reservation.network),
-    )
+def charged_to(rows: Sequence[Row], pending_seconds: int) -> str:
+    """What a record says of what its reservation is charged to.
+
+    It names the six together by their owners, and each other budget by the digest of its key.
+    """
+    window, owners = 0, {Scope.IDENTIFIER: NO_OWNER, Scope.NETWORK: NO_OWNER}
+    for row in rows:
+        if row.layout.is_built_in:
+            owners[row.budget.scope] = digest_of(row.budget.owner)
+            window = row.layout.window_seconds or window
+    further = [key_digest(row.key) for row in rows if not row.layout.is_built_in]
+    return _charged_to(window, pending_seconds, owners[Scope.IDENTIFIER], owners[Scope.NETWORK], further)
 
 
-_RECORD = re.compile(rb"([a-z]+) (\d+) (\d+) ([0-9a-f]+) (\d+) (\d+) ([\w-]+) ([\w-]+)")
+def _charged_to(window_seconds: int, pending_seconds: int, who: str, network: str, further: Iterable[str]) -> str:
+    return f"{window_seconds} {pending_seconds} {who} {network} {''.join(further)}".rstrip()
+
+
+def budgets_charged(record: Record, budgets: tuple[Budget, ...]) -> tuple[Budget, ...]:
+    """Those of `budgets` that a record is charged to, with the length that the windows of the six had then."""
+    rows = rows_at(budgets, record.made_at_us // US_PER_SECOND)
+    charged = []
+    for row in rows:
+        budget = row.budget
+        if row.layout.is_built_in and record.has_the_six:
+            is_window = row.layout.window_seconds > 0
+            charged.append(budget._replace(period=Sliding(record.window_seconds)) if is_window else budget)
+        elif key_digest(row.key) in record.further:
+            charged.append(budget)
+    return tuple(charged)
+
+
+_RECORD = re.compile(rb"([a-z]+) (\d+) (\d+) ([0-9a-f]+) (\d+) (\d+) ([\w-]+) ([\w-]+)(?: ((?:[\w-]{7})+))?")
 _IDEMPOTENCY = re.compile(rb"([a-z]+) ([0-9a-f]+) (\S+) (\d+) (\d+)")
-MARKER = re.compile(rb"([a-z_]+) (\d+) (\d+) (busy|spent)")
+MARKER = re.compile(rb"([a-z0-9_:]+) (\d+) (\d+) (busy|spent)")
 
 
 def parse_record(text: bytes | None) -> Record | None:
     """The record, or None; a text that is none counts as the record of another request."""
-    if text is None:
-        return None
+    return None if text is None else record_in(text)
+
+
+def record_in(text: bytes) -> Record:
+    """The record that a text holds."""
     match = _RECORD.fullmatch(text)
     if match is None:
         return Record("unknown", 0, 0, "", 0, 0, "", "")
-    state, nanousd, made_at_us, request_digest, window, open_, who, network = (part.decode() for part in match.groups())
-    return Record(state, int(nanousd), int(made_at_us), request_digest, int(window), int(open_), who, network)
+    state, nanousd, made_at_us, request_digest, window, open_, who, network, digests = (
+        part.decode() for part in match.groups(b"")
+    )
+    starts = range(0, len(digests), KEY_DIGEST_CHARACTERS)
+    owners = (who, network, tuple(digests[at : at + KEY_DIGEST_CHARACTERS] for at in starts))
+    return Record(state, int(nanousd), int(made_at_us), request_digest, int(window), int(open_), *owners)
 
 
 def state_of(record: Record, now_us: int) -> str:

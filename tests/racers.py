@@ -10,6 +10,10 @@ from backends import ENTRY_POINT_GROUP, open_backend
 from backends.errors import StoreBusy
 
 
+def without_limits(ask):
+    return replace(ask, budgets=tuple(budget._replace(limit_nanousd=None) for budget in ask.budgets))
+
+
 class NeverRefuses:
     """Promises atomicity and has no limit."""
 
@@ -20,7 +24,7 @@ class NeverRefuses:
         self._real = open_backend("atomic", link, clock)
 
     def reserve(self, ask):
-        return self._real.reserve(replace(ask, limits=replace(ask.limits, window_nanousd=10**15)))
+        return self._real.reserve(without_limits(ask))
 
     def books(self, *args):
         return self._real.books(*args)
@@ -78,7 +82,7 @@ class TriesAgain(HasNoRace):
         self.read()
         if ask.reservation_id.endswith("-0"):
             self._link.run(lambda client: client.delete(f"llm:reservation:{ask.reservation_id}"))
-        return self._real.reserve(replace(ask, limits=replace(ask.limits, window_nanousd=10**15)))
+        return self._real.reserve(without_limits(ask))
 
 
 def register(monkeypatch):

@@ -77,7 +77,7 @@ class MemoryHarness:
 
     def stored(self) -> Stored:
         execute = self._dictionary.execute
-        return {key: (self._value(key), -(-execute(("PTTL", key)) // 1_000)) for key in self._dictionary.live_keys()}
+        return {key: (self._value(key), _seconds(execute(("PTTL", key)))) for key in self._dictionary.live_keys()}
 
     def put(self, key: str, text: str, ttl_seconds: int) -> None:
         self._dictionary.execute(("SET", key, text, "EX", ttl_seconds))
@@ -177,8 +177,13 @@ def _stored(client: Client) -> Stored:
     for name, kind in zip(names, kinds, strict=True):
         pipe.zrange(name, 0, -1, withscores=True) if kind == b"zset" else pipe.get(name)
     values = [_value(reply) for reply in pipe.execute()]
-    ttls = [-1 if left_ms < 0 else -(-(left_ms - HAIR_MS) // 1_000) for left_ms in ttls_ms]
+    ttls = [_seconds(left_ms, HAIR_MS) for left_ms in ttls_ms]
     return {name.decode(): (value, left) for name, value, left in zip(names, values, ttls, strict=True)}
+
+
+def _seconds(left_ms: int, hair_ms: int = 0) -> int:
+    """A TTL as `Stored` has it."""
+    return -1 if left_ms < 0 else -(-(left_ms - hair_ms) // 1_000)
 
 
 def _value(reply: Any) -> Value:

@@ -23,7 +23,7 @@ class GuardEvents:
         self._observer = observer
 
     def decided(self, ask: Ask, verdict: Verdict, decision: CheckedBy) -> None:
-        """Sends ``reserved``, ``refused`` or ``duplicate``."""
+        """Sends ``reserved``, ``refused`` or ``duplicate``; ``shadow_refused`` for each shadow budget that was over."""
         if isinstance(verdict, Refusal):
             self._emit("refused", **_of(ask), refusal=verdict, **decision._asdict())
             return
@@ -33,8 +33,11 @@ class GuardEvents:
             return
         if verdict.expired_nanousd:
             self._emit("expired", expired_nanousd=verdict.expired_nanousd)
-        spent = {"window_nanousd": verdict.window_spent_nanousd, "day_nanousd": verdict.day_spent_nanousd}
-        self._emit("reserved", **{**_of(ask), "cost_nanousd": verdict.cost_nanousd}, **spent, **decision._asdict())
+        self._emit(
+            "reserved", **{**_of(ask), "cost_nanousd": verdict.cost_nanousd}, reservation=verdict, **decision._asdict()
+        )
+        for name in verdict.over_shadow:
+            self._emit("shadow_refused", **_of(ask), budget=name)
 
     def check_failed(self, ask: Ask, error: StoreError, decision: CheckedBy) -> None:
         is_bug = isinstance(error, StoreBroken)

@@ -13,14 +13,14 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from backends import contract
+from backends.budgets import SECONDS_PER_HOUR, Budget
 from backends.clock import US_PER_SECOND, Clock
-from backends.contract import Ask, Backend, Books, Duplicate, Idempotency, Limits, Observer, Reservation, Verdict
+from backends.contract import Ask, Backend, Books, Duplicate, Idempotency, Observer, Reservation, Verdict
 from backends.errors import ReservationConflict, StoreBroken, StoreBusy, StoreError, ThrottleUnavailable
 from backends.guard.emergency_budget import EmergencyBudget
 from backends.guard.events import CheckedBy, GuardEvents
 from backends.guard.lending import EMERGENCY, EmergencyLending
 from backends.guard.postponed import PostponedJobs
-from backends.keys import SECONDS_PER_HOUR
 
 if TYPE_CHECKING:
     from backends.store.link import Link
@@ -112,9 +112,9 @@ class Guard:
             raise ThrottleUnavailable(_KEY_UNKNOWN, _UNAVAILABLE_RETRY_SECONDS) from error
 
     def extend(
-        self, reservation: Reservation, to_nanousd: int, limits: Limits, *, at_least_nanousd: int
+        self, reservation: Reservation, to_nanousd: int, budgets: tuple[Budget, ...], *, at_least_nanousd: int
     ) -> Reservation | None:
-        """Reserve `to_nanousd` in all, or as much as the limits allow from `at_least_nanousd` on; None: not even that.
+        """Reserve `to_nanousd` in all, or what the limits of `budgets` allow, if that is `at_least_nanousd`; else None.
 
         Where the store fails, the emergency budget pays for the increase, if the policy allows it.
         """
@@ -122,7 +122,7 @@ class Guard:
             return self._extend_without_store(reservation, to_nanousd, at_least_nanousd)
         try:
             with self._time_to_book():
-                verdict = self._primary.extend(reservation, to_nanousd, limits, at_least_nanousd=at_least_nanousd)
+                verdict = self._primary.extend(reservation, to_nanousd, budgets, at_least_nanousd=at_least_nanousd)
         except (StoreBusy, ReservationConflict):
             verdict = None
         except StoreError as error:
@@ -143,13 +143,13 @@ class Guard:
         """Book nothing, since nothing was used, and free the idempotency key; now, or as soon as the store is back."""
         self._end(reservation, 0, partial(self._primary.release, reservation), contract.Outcome.RELEASED)
 
-    def books(self, identifier: str, network: str, window_seconds: int) -> Books:
-        """What is booked now.
+    def books(self, budgets: tuple[Budget, ...]) -> Books:
+        """What is booked now in these budgets.
 
         Raises:
             StoreError: the store could not be asked.
         """
-        return self._primary.books(identifier, network, window_seconds)
+        return self._primary.books(budgets)
 
     def health(self) -> Health:
         """Whether requests are decided by the strategy, by the emergency budget, or not at all."""

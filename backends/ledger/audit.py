@@ -2,12 +2,21 @@
 
 What is compared, and how exactly:
 
-* A bucket, an hour or a day with the records that are booked in it. A record is kept until an hour past its end. So a
-  total that began within the last hour has to be equal to its records; of one that began before, records may be gone,
-  so it has to be at least as much. A pending bucket has to be equal always: open records outlive it.
-* A day with a day: all networks together are the global day, so are all identifiers (or less, where the books of one
-  were cleared), and the hours of a day are no more than the day. No records are needed for that.
-* Each key by itself: a total is an amount below 2^53, everything but ``settings`` has a TTL, no key is unknown.
+* A bucket, or a total of an hour, a day or another period, with the records that are booked in it. A record is kept
+  until an hour past its end. So a total that began within the last hour has to be equal to its records; of one that
+  began before, records may be gone, so it has to be at least as much. A further budget of an owner whose books were
+  cleared since it began has to be at least as much as the records since then.
+* A bucket of what is pending. Open records outlive it, so it has to be equal always, with an identifier, a network and
+  everybody. Of the other scopes the records say less: see `comparison`.
+* The days with one another: all networks together are the global day, so are all identifiers (or less, where the books
+  of one were cleared), and the hours of a day are no more than the day. No records are needed for that.
+* Each key by itself: a total is an amount below 2^53, everything but ``settings`` and the total of a budget that lasts
+  for ever has a TTL, no key is unknown.
+
+A key that is missing holds nothing. Of a further budget's key the records have the digest alone: where its name can be
+found by the keys that are left, it is checked like one that is there; else it is reported, by the digest, while a
+record is so young that no key of it can have reached its TTL. ``llm:running:`` keys are hints, whose values are not
+compared.
 
 It may run beside traffic. A *pass* reads all keys, page by page. What disagrees in a pass is *rechecked*: it is read
 again in one step, with all records that belong to it; the next pass has to show that this step missed no record. A
@@ -24,8 +33,8 @@ from typing import Any
 
 from backends.clock import US_PER_SECOND
 from backends.keys import reset_key
-from backends.ledger.comparison import Comparison, Sum, amount_at, compare, disagree
-from backends.ledger.snapshot import BUCKET_KINDS, IDENTIFIER_KINDS, PENDING_KINDS, Place, read_snapshot, read_texts
+from backends.ledger.comparison import Comparison, Expected, Sum, amount_at, compare
+from backends.ledger.snapshot import Place, read_snapshot, read_texts
 from backends.progress import Progress, no_progress
 from backends.records import number_in, parse_record, state_of
 from backends.store.link import Client, Link
@@ -80,9 +89,9 @@ class _Recheck:
 
     at_us: int
     stored: int
-    expected: int
-    expected_at_least: int
-    """By records that are `SETTLED_DOWN_US` old: a legacy worker may have booked others by half."""
+    expected: Expected
+    settled_down: int
+    """What the records come to that are `SETTLED_DOWN_US` old: a legacy worker may have booked others by half."""
     members: frozenset[str | Place]
 
 
@@ -125,33 +134,37 @@ class _Audit:
         return compare(read_snapshot(self._link, self._progress, what))
 
     def _recheck_place(self, this: Comparison, place: Place) -> _Recheck | None:
-        """The amount and the records that are booked there, as of one moment; None if they are too many for that."""
-        keys = this.keys.get(place, [])
-        if len(keys) > MOST_AT_ONCE:
+        """The amount and the records that may be booked there, as of one moment; None if they are too many for that."""
+        certain, possible = this.keys.get(place, []), this.possible_keys(place)
+        if len(certain) + len(possible) > MOST_AT_ONCE:
             return None
-        owner = this.snapshot.names.get((False, place.owner), "")
-        read = partial(_read_place, place=place, name=this.key_name(place), owner=owner, record_keys=keys)
-        time, stored, reset, *texts = self._link.run(read)
-        reset_text = reset if place.kind in IDENTIFIER_KINDS else None
-        records = map(parse_record, texts[0] if texts else ())
-        booked = [each for each in records if each and not arithmetic.was_cleared(reset_text, each.made_at_us)]
-        at_us = int(time[0]) * US_PER_SECOND + int(time[1])
+        owner = this.snapshot.names.get(this.whose_reset_counts(place), "")
+        read = partial(
+            _read_place, place=place, names=this.key_names(place), owner=owner, record_keys=[*certain, *possible]
+        )
+        (seconds, us), reset, texts, *amounts = self._link.run(read)
+        at_us = int(seconds) * US_PER_SECOND + int(us)
+        held, settled_down = [], 0
+        for text in texts:
+            record = parse_record(text)
+            is_booked = record is not None and not arithmetic.was_cleared(reset, record.made_at_us)
+            held.append(amount_at(place, record) if record is not None and is_booked else 0)
+            if record is not None and len(held) <= len(certain) and record.made_at_us + SETTLED_DOWN_US <= at_us:
+                settled_down += held[-1]
         return _Recheck(
             at_us=at_us,
-            stored=int(stored or 0) if isinstance(stored, float) else number_in(stored) or 0,
-            expected=sum(amount_at(place, each) for each in booked),
-            expected_at_least=sum(
-                amount_at(place, each) for each in booked if each.made_at_us + SETTLED_DOWN_US <= at_us
-            ),
-            members=frozenset(keys),
+            stored=sum(map(_amount_in, amounts)),
+            expected=Expected(sum(held[: len(certain)]), sum(held)),
+            settled_down=settled_down,
+            members=frozenset([*certain, *possible]),
         )
 
     def _recheck_sum(self, this: Comparison, its_sum: Sum) -> _Recheck | None:
         if len(its_sum.parts) > MOST_AT_ONCE:
             return None
         names = [this.key_name(place) for place in (its_sum.total, *its_sum.parts)]
-        amounts = [number_in(text) or 0 for text in read_texts(self._link, names)]
-        return _Recheck(0, amounts[0], sum(amounts[1:]), 0, frozenset(its_sum.parts))
+        stored, *parts = (number_in(text) or 0 for text in read_texts(self._link, names))
+        return _Recheck(0, stored, Expected(sum(parts), sum(parts)), 0, frozenset(its_sum.parts))
 
     def _is_decided(self, before: Comparison, this: Comparison, place: Place, its: _Recheck | None) -> bool:
         """Whether the recheck is proof, now that a pass has shown which records there were at its moment."""
@@ -160,17 +173,20 @@ class _Audit:
             # Too many for one step: two passes that are alike in every part stand for a moment.
             if not _is_same(before, this, place):
                 return False
-            stored, expected = this.snapshot.stored[place], this.nanousd[place]
+            stored, expected = this.stored(place), this.expected(place)
         else:
             was_missed = _was_missed(this, place, its)
-            # Missed records make a total larger: one that is too small without them is too small for certain.
-            stored, expected = its.stored, its.expected_at_least if was_missed else its.expected
-            if was_missed and stored >= expected:
-                return False
+            stored, expected = its.stored, its.expected
+            if was_missed:
+                # Missed records make a total larger: one that is too small without them is too small for certain.
+                expected = Expected(its.settled_down, its.settled_down)
+                if stored >= its.settled_down:
+                    return False
         rule = this.rule(place)
-        if not disagree(rule, stored, expected):
+        missed_by = expected.missed_by(rule, stored)
+        if not missed_by:
             return True
-        if not self._was_seen_before(place, stored - expected, moves=was_missed):
+        if not self._was_seen_before(place, missed_by, moves=was_missed):
             return False
         self._found.append(_wrong_total(this, place, rule, stored, expected))
         return True
@@ -181,11 +197,12 @@ class _Audit:
             return True
         if its is None or not set(now.parts) <= its.members:
             return False
-        if not now.is_off(its.stored, its.expected):
+        parts = its.expected.least
+        if not now.is_off(its.stored, parts):
             return True
-        if not self._was_seen_before((now.what, now.total), its.stored - its.expected, moves=False):
+        if not self._was_seen_before((now.what, now.total), its.stored - parts, moves=False):
             return False
-        self._found.append(_wrong_sum(this, now, its.stored, its.expected))
+        self._found.append(_wrong_sum(this, now, its.stored, parts))
         return True
 
     def _was_seen_before(self, what: object, by_nanousd: int, *, moves: bool) -> bool:
@@ -195,44 +212,51 @@ class _Audit:
         return before is not None and (before == by_nanousd or (moves and max(before, by_nanousd) < 0))
 
 
-def _read_place(client: Client, *, place: Place, name: str, owner: str, record_keys: list[str]) -> list[Any]:
-    """Time, amount, reset and records, in one transaction."""
+def _read_place(client: Client, *, place: Place, names: list[str], owner: str, record_keys: list[str]) -> list[Any]:
+    """Time, reset, records and amounts, in one transaction."""
     transaction: Any = client.pipeline(transaction=True)
     transaction.time()
-    if place.kind in BUCKET_KINDS:
-        transaction.zscore(name, str(place.start_seconds))
-    else:
-        transaction.get(name)
     transaction.get(reset_key(owner))
     if record_keys:
         transaction.mget(record_keys)
+    for name in names:
+        if place.is_bucket:
+            transaction.zscore(name, str(place.start_seconds))
+        else:
+            transaction.get(name)
     answers: list[Any] = transaction.execute()
-    return answers
+    return answers if record_keys else [*answers[:2], [], *answers[2:]]
+
+
+def _amount_in(answer: bytes | float | None) -> int:
+    return int(answer) if isinstance(answer, float) else number_in(answer) or 0
 
 
 def _was_missed(this: Comparison, place: Place, its: _Recheck) -> bool:
     """Whether the recheck missed a record that existed at its moment."""
-    records = this.snapshot.records
-    return any(key not in its.members for key in this.keys.get(place, []) if records[key].made_at_us <= its.at_us)
+    records, keys = this.snapshot.records, (*this.keys.get(place, ()), *this.possible_keys(place))
+    return any(key not in its.members for key in keys if records[key].made_at_us <= its.at_us)
 
 
 def _is_same(before: Comparison, this: Comparison, place: Place) -> bool:
-    keys = this.keys.get(place, [])
+    keys = [*this.keys.get(place, ()), *this.possible_keys(place)]
     return (
-        before.snapshot.stored.get(place) == this.snapshot.stored.get(place)
-        and sorted(before.keys.get(place, [])) == sorted(keys)
+        before.stored(place) == this.stored(place)
+        and sorted([*before.keys.get(place, ()), *before.possible_keys(place)]) == sorted(keys)
         and all(before.snapshot.records[key] == this.snapshot.records[key] for key in keys)
     )
 
 
-def _wrong_total(this: Comparison, place: Place, rule: str, stored: int, expected: int) -> Disagreement:
-    count = len(this.keys.get(place, []))
-    bucket = place.start_seconds if place.kind in BUCKET_KINDS else None
+def _wrong_total(this: Comparison, place: Place, rule: str, stored: int, expected: Expected) -> Disagreement:
+    count = len(this.keys.get(place, ())) + len(this.possible_keys(place))
+    bucket = place.start_seconds if place.is_bucket else None
     where = "holds" if bucket is None else f"holds in bucket {bucket}"
-    least = "at least " if rule == "at_least" else ""
-    kind = "open money" if place.kind in PENDING_KINDS else "money"
-    told = f"{where} {stored}, and the {count} reservations there come to {least}{expected} ({kind}, nano-dollars)"
-    return Disagreement("total", this.key_name(place), told, bucket, stored, expected)
+    bound, word = expected.least, "at least " if rule == "at_least" else ""
+    if expected.least < expected.most:
+        bound, word = (expected.least, "at least ") if stored < expected.least else (expected.most, "at most ")
+    kind = "open money" if place.is_pending else "money"
+    told = f"{where} {stored}, and the {count} reservations there come to {word}{bound} ({kind}, nano-dollars)"
+    return Disagreement("total", this.key_name(place), told, bucket, stored, bound)
 
 
 def _wrong_sum(this: Comparison, its_sum: Sum, stored: int, parts: int) -> Disagreement:

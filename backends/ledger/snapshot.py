@@ -4,39 +4,76 @@ The keys of one page are of one moment, those of two pages are not; `audit` allo
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from redis.exceptions import ResponseError
 
+from backends.budgets import BUILT_IN, Forever, Scope
 from backends.clock import US_PER_SECOND
 from backends.keys import RECORD_PREFIX, KnownKey, known_key
 from backends.progress import Progress, no_progress
-from backends.records import Record, buckets_of, digest_of, number_in, parse_record
+from backends.records import Record, buckets_of, digest_of, key_digest, number_in, parse_record
 from backends.store.link import Client, Link
 
 PAGE_KEYS = 500
-PENDING_KINDS = ("pending_identifier", "pending_network", "pending_global")
-BUCKET_KINDS = ("recent", "network_recent", *PENDING_KINDS)
-"""Sorted sets, each of which holds the buckets of one owner."""
-TOTAL_KINDS = ("daily", "network_daily", "global_hourly", "global_daily")
-NETWORK_KINDS = ("network_recent", "network_daily", "pending_network")
-IDENTIFIER_KINDS = ("recent", "daily", "pending_identifier")
+FURTHER_KINDS = FURTHER_TOTAL, FURTHER_WINDOW = "further_total", "further_window"
+WINDOWS = frozenset(name for name, row in BUILT_IN.items() if row.unit is None)
+
+
+def pending_kind(scope: Scope) -> str:
+    """The kind of the places where pending money of a scope is."""
+    return f"pending_{scope}"
+
+
+PENDING_KINDS = tuple(map(pending_kind, Scope))
+PENDING_OF_OWNER = "pending"
+"""The kind of place that a bucket of all scopes of one owner together is."""
+NO_KEY = "no_key"
+"""The kind of place that a digest stands for which no key has."""
+_MONEY = frozenset({"total", "window", "pending"})
+"""Kinds of `KnownKey` that hold amounts."""
 LARGEST = 2**53
 GONE, NO_TTL = -2, -1
 """Replies of PTTL."""
 
 
 class Place(NamedTuple):
-    """Where one amount is booked: a bucket, an hour or a day of one owner."""
+    """Where one amount is booked: a bucket, or a total."""
 
     kind: str
-    """A field of `BookKeys`."""
+    """The name of a built-in budget, or one of the kinds above."""
     owner: str
-    """Digest of the identifier or network; empty for the global scope."""
+    """Digest of the owner, empty for everybody; of a further budget the digest of its key."""
     start_seconds: int
-    """Unix time at which the bucket, hour or day begins."""
+    """Unix time at which the bucket or the period begins; 0 for a total that lasts for ever."""
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether it is a bucket of pending money."""
+        return self.kind in PENDING_KINDS or self.kind == PENDING_OF_OWNER
+
+    @property
+    def is_bucket(self) -> bool:
+        """Whether it is one of the buckets of a sorted set."""
+        return self.is_pending or self.kind in WINDOWS or self.kind == FURTHER_WINDOW
+
+
+def place_of(key: str, what: KnownKey) -> Place:
+    """The place that is a total; of a key with buckets, what the places of all of them have in common."""
+    if what.word:
+        kind = FURTHER_WINDOW if what.kind == "window" else FURTHER_TOTAL
+        return Place(kind, key_digest(key), what.start_seconds)
+    kind = pending_kind(what.scope) if what.scope and what.kind == "pending" else what.budget
+    return Place(kind, digest_of(what.owner) if what.owner else "", what.start_seconds)
+
+
+class BudgetKey(NamedTuple):
+    """The key of a further budget."""
+
+    key: str
+    what: KnownKey
 
 
 class Oddity(NamedTuple):
@@ -58,8 +95,10 @@ class Snapshot:
     """By key."""
     stored: Counter[Place] = field(default_factory=Counter)
     """Nano-dollars."""
-    names: dict[tuple[bool, str], str] = field(default_factory=dict)
-    """(whether it is a network, digest) -> identifier or network, where the name of a key has it."""
+    names: dict[str, str] = field(default_factory=dict)
+    """Digest of an owner -> the owner, where the name of a key has it."""
+    budget_keys: dict[str, BudgetKey] = field(default_factory=dict)
+    """Of further budgets, by the digest of the key: records have that."""
     reset_us: dict[str, int] = field(default_factory=dict)
     """Digest of an identifier -> when its books were cleared."""
     oddities: list[Oddity] = field(default_factory=list)
@@ -90,12 +129,12 @@ def read_texts(link: Link, keys: Sequence[str]) -> list[bytes | None]:
     return list(texts)
 
 
-def record_keys_of(link: Link, identifier: str, progress: Progress = no_progress) -> list[str]:
-    """Keys of the records of one identifier, sorted."""
-    who, found = digest_of(identifier), set()
+def record_keys_where(link: Link, is_wanted: Callable[[Record], bool], progress: Progress = no_progress) -> list[str]:
+    """Keys of those records, sorted."""
+    found = set()
     for keys in key_pages(link, f"{RECORD_PREFIX}*", progress, "reading the reservations"):
         records = zip(keys, map(parse_record, read_texts(link, keys)), strict=True)
-        found |= {key for key, record in records if record is not None and record.who == who}
+        found |= {key for key, record in records if record is not None and is_wanted(record)}
     return sorted(found)
 
 
@@ -128,7 +167,7 @@ def _read_page(link: Link, snapshot: Snapshot, keys: list[str]) -> None:
     for key, what, left_ms, value in zip(keys, known, answers[::2], answers[1::2], strict=True):
         if left_ms == GONE or value in (None, [], 0):
             continue
-        if left_ms == NO_TTL:
+        if left_ms == NO_TTL and not (what and what.word == Forever().word):
             snapshot.oddities.append(Oddity(key, "no_ttl", "has no TTL"))
         if what is None:
             snapshot.oddities.append(Oddity(key, "unknown_key", "is not in the key map"))
@@ -139,9 +178,9 @@ def _read_page(link: Link, snapshot: Snapshot, keys: list[str]) -> None:
 
 
 def _ask_for_value(pipeline: Any, key: str, kind: str) -> None:
-    if kind in BUCKET_KINDS:
+    if kind in {"window", "pending"}:
         pipeline.zrange(key, 0, -1, withscores=True)
-    elif kind in {"record", "reset", *TOTAL_KINDS}:
+    elif kind in {"record", "reset", "total"}:
         pipeline.get(key)
     else:
         pipeline.exists(key)
@@ -156,17 +195,17 @@ def _add(snapshot: Snapshot, key: str, what: KnownKey, value: Any) -> None:
         else:
             snapshot.records[key] = record
         return
-    is_network = kind in NETWORK_KINDS
-    if is_network or kind in {*IDENTIFIER_KINDS, "reset"}:
-        snapshot.names[is_network, digest_of(owner)] = owner
-    digest = digest_of(owner) if owner else ""
+    if kind in {*_MONEY, "reset"}:
+        snapshot.names[digest_of(owner)] = owner
     if kind == "reset" and value.isdigit():
-        snapshot.reset_us[digest] = int(value)
-    elif kind in BUCKET_KINDS:
-        for start, held in _buckets(value):
-            _add_amount(snapshot, key, Place(kind, digest, start), held)
-    elif kind in TOTAL_KINDS:
-        _add_amount(snapshot, key, Place(kind, digest, what.start_seconds), number_in(value))
+        snapshot.reset_us[digest_of(owner)] = int(value)
+    elif kind in _MONEY:
+        if what.word:
+            snapshot.budget_keys[key_digest(key)] = BudgetKey(key, what)
+        place = place_of(key, what)
+        amounts = [(place.start_seconds, number_in(value))] if kind == "total" else _buckets(value)
+        for start, held in amounts:
+            _add_amount(snapshot, key, place._replace(start_seconds=start), held)
 
 
 def _buckets(members: list[tuple[bytes, float]]) -> list[tuple[int, int | None]]:

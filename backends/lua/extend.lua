@@ -1,22 +1,18 @@
 --[[
-extend: may a pending reservation hold more? In the periods in which it was made; every scope is charged, or none is.
+extend: may a pending reservation hold more? In the periods in which it was made; every budget is charged, or none is.
 
-KEYS  1 to 12 as in settle.lua
+KEYS  as in settle.lua
 
-ARGV  1  now_us           '' in production: Redis' own TIME; a number in tests
-      2  deadline_us      Redis' time after which the caller has given up
-      3  request_digest   digest of what the id stood for at first
-      4  to               nanousd to hold in all           5  at_least        nanousd to hold in all, or refuse
-      6  made_at_us       as reserve.lua replied
-      7  window_s         8  bucket_s    9  pending_s        10  pending_bucket_s   (as they were at the reservation)
-     11  limits, nanousd: window of the identifier        12  its day
-     13  window of the network                            14  its day         ('' is no limit, here only)
-     15  everybody's hour                                 16  everybody's day
-     17  keep_s           TTL of a record past its end    18  rid   (with KEYS 12)
+ARGV  1  now_us   2  deadline_us    3  request_digest   as in reserve.lua
+      4  to       nanousd to hold in all                5  at_least   nanousd to hold in all, or refuse
+      6  made_at_us                 7  pending_s        as reserve.lua replied
+      8  mine     9  everybody     11  budgets    12  windows    13  owners   as in settle.lua
+     10  plan     of each budget "<its owner's number>,<keep_until_s>,<status> "
+     then per budget its limit, per window, and rid, only with an idempotency key: as in reserve.lua
 
-Reply {status, nanousd held, now_us, window nanousd, day nanousd}
-  0  it holds so much now: `to`, or what there is room for, if that is at least `at_least`
-  2 to 7  refused, the first limit that fails: nothing changed, no marker
+Reply {status, nanousd held, now_us, ...}
+  0  it holds so much now: `to`, or what there is room for, if that is at least `at_least`; then of each budget nanousd
+  2 to 7, 13  refused: the number of the first budget that fails; nothing changed, no marker
   8  it has ended, is past its time, or is not known: nothing changed
   9  this id stands for something else: nothing changed
  10  too late, the caller has given up: nothing changed
@@ -26,106 +22,94 @@ Worked example: it holds 1000, to 1500, at_least 1100, the window has room for 3
 Promise: as reserve.lua's. `to` is the whole, so a question that is asked again charges nothing more.
 ]]
 
-local SECOND = 1000000
-local call, tonumber, floor, format = redis.call, tonumber, math.floor, string.format
+local SECOND, RECORD_KEEP_S = 1000000, 3600
+local call, tonumber, floor, ceil, format, match = redis.call, tonumber, math.floor, math.ceil, string.format, string.match
 
 local now_us = tonumber(ARGV[1])
 if not now_us then
   local time = call('TIME')
   now_us = time[1] * SECOND + time[2]
 end
-local to, at_least, made_at_us = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local window_s, bucket_s = tonumber(ARGV[7]), tonumber(ARGV[8])
-local pending_s, pending_bucket_s = tonumber(ARGV[9]), tonumber(ARGV[10])
-local made_s = floor(made_at_us / SECOND)
-local DAY_ENDS_S = (floor(made_s / 86400) + 1) * 86400
-local HOUR_ENDS_S = (floor(made_s / 3600) + 1) * 3600
+local at_least, made_at_us, pending_s = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local MINE, EVERYBODY, BUDGETS = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[11])
+local WINDOWS, OWNERS = tonumber(ARGV[12]), tonumber(ARGV[13])
+local PENDING, rid = 1 + BUDGETS + WINDOWS, ARGV[14 + BUDGETS + 3 * WINDOWS]
+local made_s, pending_bucket_s = floor(made_at_us / SECOND), ceil(pending_s / 12) -- As in keys.py.
 
 -- Read and decide.
 
 if now_us > tonumber(ARGV[2]) then return { 10, 0, now_us } end
 local record = call('GET', KEYS[1])
 if not record then return { 8, 0, now_us } end
-local state, nanousd, _, request_digest, rest = string.match(record, '^(%a+) (%d+) (%d+) (%x+) (.*)$')
+local state, nanousd, request_digest, charged_to = match(record, '^(%a+) (%d+) %d+ (%x+) (.*)$')
 if request_digest ~= ARGV[3] then return { 9, 0, now_us } end
-local bucket = made_s - made_s % bucket_s
--- Past its time it may have been reported as expired; and what has left the window cannot be charged to it.
-local ends_us = math.min(made_at_us + pending_s * SECOND, (bucket + bucket_s + window_s) * SECOND)
-if state ~= 'open' or ends_us <= now_us then return { 8, tonumber(nanousd), now_us } end
 
-local held = tonumber(nanousd)
-local reset_us = tonumber(call('GET', KEYS[11]) or nil)
+local places, held, ends_us = {}, tonumber(nanousd), made_at_us + pending_s * SECOND
+for owner, keep_until_s, status in string.gmatch(ARGV[10], '(%d+),(%d+),(%d+) ') do
+  places[#places + 1] = { owner = tonumber(owner), keep_until_s = tonumber(keep_until_s), status = tonumber(status) }
+end
+for at = 14 + BUDGETS, 13 + BUDGETS + 3 * WINDOWS, 3 do
+  local window_s, place = tonumber(ARGV[at + 1]), places[tonumber(ARGV[at])]
+  local bucket_s = ceil(window_s / 20) -- As in keys.py.
+  place.bucket, place.ttl_s = made_s - made_s % bucket_s, window_s + bucket_s
+  ends_us = math.min(ends_us, (place.bucket + place.ttl_s) * SECOND)
+end
+-- Past its time it may have been reported as expired; and what has left a window cannot be charged to it.
+if state ~= 'open' or ends_us <= now_us then return { 8, held, now_us } end
+
+local reset_us = MINE > 0 and tonumber(call('GET', KEYS[PENDING + OWNERS + 1]) or nil)
 local is_cleared = reset_us and made_at_us <= reset_us
-local known = KEYS[12] and call('GET', KEYS[12])
+local known = rid and call('GET', KEYS[#KEYS])
 
--- An error names the place and not the key: that holds an identifier, which must not reach a log whole.
-local function amount_at(place)
-  local text = call('GET', KEYS[place])
-  if not text then return 0 end
-  if not string.find(text, '^%d+$') or #text > 16 then error('KEYS ' .. place .. ' holds no amount') end
-  return tonumber(text)
-end
-
--- As in reserve.lua: starts are ten digits, so they compare as text.
-local over_text = format('%010.0f', floor(now_us / SECOND - bucket_s - window_s))
-local function window_total(key)
-  local flat, total = call('ZRANGE', key, 0, -1, 'WITHSCORES'), 0
-  for i = 1, #flat, 2 do
-    if flat[i] > over_text then total = total + flat[i + 1] end
+local more, refusing = math.max(ARGV[4] - held, 0), nil
+for i, place in ipairs(places) do
+  place.spent, place.is_cleared = 0, is_cleared and place.owner == MINE
+  if place.bucket then
+    -- As in reserve.lua: starts are ten digits, so they compare as text.
+    local flat, over_text = call('ZRANGE', KEYS[1 + i], 0, -1, 'WITHSCORES'), format('%010.0f', floor(now_us / SECOND - place.ttl_s))
+    for j = 1, #flat, 2 do
+      if flat[j] > over_text then place.spent = place.spent + flat[j + 1] end
+    end
+  else
+    local text = call('GET', KEYS[1 + i])
+    -- An error names the place and not the key: that holds an identifier, which must not reach a log whole.
+    if text and (not string.find(text, '^%d+$') or #text > 16) then error('KEYS ' .. 1 + i .. ' holds no amount') end
+    place.spent = tonumber(text or 0)
   end
-  return total
-end
-
-local places = {
-  { status = 2, at = 3, limit = tonumber(ARGV[12]), ends_s = DAY_ENDS_S + 86400, mine = true },
-  { status = 3, at = 2, limit = tonumber(ARGV[11]), window = true, mine = true },
-  { status = 4, at = 4, limit = tonumber(ARGV[13]), window = true },
-  { status = 5, at = 5, limit = tonumber(ARGV[14]), ends_s = DAY_ENDS_S + 86400 },
-  { status = 6, at = 6, limit = tonumber(ARGV[15]), ends_s = HOUR_ENDS_S + 7200 },
-  { status = 7, at = 7, limit = tonumber(ARGV[16]), ends_s = DAY_ENDS_S + 86400 },
-}
-local more, status = math.max(to - held, 0), 0
-for _, place in ipairs(places) do
-  place.key = KEYS[place.at]
-  place.spent = place.window and window_total(place.key) or amount_at(place.at)
-  local room = (place.limit or math.huge) - place.spent
-  if place.mine and is_cleared then room = math.huge end
-  if room < at_least - held and status == 0 then status = place.status end
+  local room = not place.is_cleared and tonumber(ARGV[13 + i]) and ARGV[13 + i] - place.spent or math.huge
+  if room < at_least - held and not refusing then refusing = i end
   more = math.min(more, math.max(room, 0))
 end
-for i = 8, 10 do call('ZCARD', KEYS[i]) end
-if status > 0 and at_least > held then return { status, held, now_us, places[2].spent, places[1].spent } end
-if more == 0 then return { 0, held, now_us, places[2].spent, places[1].spent } end
+for i = 1, OWNERS do call('ZCARD', KEYS[PENDING + i]) end
+if refusing and at_least > held then return { places[refusing].status, held, now_us, refusing } end
 
 -- Write: the record first, since a server that takes no writes refuses here, before anything has changed.
 
-local more_text = format('%.0f', more)
-call('SET', KEYS[1], format('open %.0f %.0f %s %s', held + more, made_at_us, request_digest, rest), 'KEEPTTL')
-if known then
-  local body, rid, until_us = string.match(known, '^open (%x+) (%S+) %d+ (%d+)$')
-  if rid == ARGV[18] then
-    call('SET', KEYS[12], format('open %s %s %.0f %s', body, rid, held + more, until_us), 'KEEPTTL')
-  end
-end
-for _, place in ipairs(places) do
-  if place.mine and is_cleared then
-    -- Its identifier's books were cleared since: it is not in them.
-  elseif place.window then
-    local now_there = tonumber(call('ZINCRBY', place.key, more_text, format('%.0f', bucket)))
-    if now_there == more and call('TTL', place.key) < window_s + bucket_s then
-      call('EXPIRE', place.key, window_s + bucket_s)
-    end
-  else
-    call('INCRBY', place.key, more_text)
-    if place.spent == 0 then call('EXPIRE', place.key, place.ends_s - floor(now_us / SECOND)) end
-  end
-end
-local pending_bucket = made_s - made_s % pending_bucket_s
-for i = is_cleared and 9 or 8, 10 do
-  local now_there = tonumber(call('ZINCRBY', KEYS[i], more_text, format('%.0f', pending_bucket)))
-  local ttl_s = pending_s + pending_bucket_s + (i == 10 and tonumber(ARGV[17]) or 0)
-  if now_there == more and call('TTL', KEYS[i]) < ttl_s then call('EXPIRE', KEYS[i], ttl_s) end
+local function charge_bucket(key, more_text, bucket, ttl_s)
+  if tonumber(call('ZINCRBY', key, more_text, format('%.0f', bucket))) == more and call('TTL', key) < ttl_s then call('EXPIRE', key, ttl_s) end
 end
 
-local mine = is_cleared and 0 or more
-return { 0, held + more, now_us, places[2].spent + mine, places[1].spent + mine }
+local reply, more_text = { 0, held + more, now_us }, format('%.0f', more)
+if more > 0 then
+  call('SET', KEYS[1], format('open %.0f %.0f %s %s', held + more, made_at_us, request_digest, charged_to), 'KEEPTTL')
+  local body, its_rid, until_us = match(known or '', '^open (%x+) (%S+) %d+ (%d+)$')
+  if body and its_rid == rid then call('SET', KEYS[#KEYS], format('open %s %s %.0f %s', body, rid, held + more, until_us), 'KEEPTTL') end
+end
+for i, place in ipairs(places) do
+  local key = KEYS[1 + i]
+  -- What was cleared from the identifier's books since is not in them.
+  if more > 0 and not place.is_cleared then
+    if place.bucket then
+      charge_bucket(key, more_text, place.bucket, place.ttl_s)
+    else
+      call('INCRBY', key, more_text)
+      if place.spent == 0 and place.keep_until_s > 0 then call('EXPIRE', key, place.keep_until_s - floor(now_us / SECOND)) end
+    end
+  end
+  reply[3 + i] = place.spent + (place.is_cleared and 0 or more)
+end
+for i = 1, more > 0 and OWNERS or 0 do
+  local ttl_s = pending_s + pending_bucket_s + (i == EVERYBODY and RECORD_KEEP_S or 0)
+  if not (is_cleared and i == MINE) then charge_bucket(KEYS[PENDING + i], more_text, made_s - made_s % pending_bucket_s, ttl_s) end
+end
+return reply

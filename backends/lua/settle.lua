@@ -1,23 +1,18 @@
 --[[
 settle: a reservation has ended; book what was used in place of what was reserved, into the periods in which it was made.
 
-KEYS  1  llm:reservation:<rid>      2  llm:cost:recent:<id>      3  llm:cost:daily:<id>:<date>
-      4  llm:network:recent:<net>   5  llm:network:daily:<net>:<date>
-      6  llm:global:hourly:<date>T<hour>                         7  llm:global:daily:<date>
-      8  llm:open:identifier:<id>   9  llm:open:network:<net>   10  llm:open:global
-      (all of the periods in which the reservation was made; kinds as in reserve.lua)
-     11  llm:reset:<id>             string  us: what was reserved up to then is not in the identifier's books any more
-     12  llm:idempotency:<digest>   as in reserve.lua; left out where none was sent
+KEYS  record, per budget, per window, per owner: as in reserve.lua, of the periods in which the reservation was made
+      reset         llm:reset:<identifier>  string  us: what was reserved up to then is not in the identifier's books any more;
+                    unless ARGV 8 is 0
+      idempotency   as in reserve.lua; only with `body`
 
-ARGV  1  now_us        '' in production: Redis' own TIME; a number in tests
-      2  request_digest   digest of what the id stood for at first
-      3  end           settled, or released: nothing was used, and the idempotency key is free again
-      4  actual        nanousd, >= 0
-      5  made_at_us    as reserve.lua replied
-      6  window_s      7  bucket_s    8  pending_s       9  pending_bucket_s    (as they were at the reservation)
-     10  keep_s        TTL of a record past its end
-     11  who          12  network     digests, as in reserve.lua
-     13  body         14  rid        15  idempotency_keep_s   (these three with KEYS 12)
+ARGV  1  now_us   2  request_digest   as in reserve.lua
+      3  end      settled, or released: nothing was used, and the idempotency key is free again
+      4  actual   nanousd, >= 0       5  made_at_us   6  pending_s   7  charged_to   as reserve.lua replied
+      8  mine     the number of the owner who is the identifier, or 0      9  everybody   as in reserve.lua
+     10  plan     of each budget "<its owner's number>,<keep_until_s> "
+     11  budgets  12  windows         13  owners   how many there are
+     then per window; then body and rid, only with an idempotency key: as in reserve.lua
 
 Reply {status, booked nanousd, now_us, expired nanousd}
   0  settled or released: now at `actual`
@@ -33,132 +28,106 @@ Promise: at most one end for an id; no total goes below zero; a total that has a
 What is taken back is what the record holds, so an extension whose reply was lost is taken back too.
 ]]
 
-local SECOND = 1000000
-local call, tonumber, floor, format = redis.call, tonumber, math.floor, string.format
+local SECOND, RECORD_KEEP_S, IDEMPOTENCY_KEEP_S = 1000000, 3600, 86400
+local call, tonumber, floor, ceil, max, format, match = redis.call, tonumber, math.floor, math.ceil, math.max, string.format, string.match
 
 local now_us = tonumber(ARGV[1])
 if not now_us then
   local time = call('TIME')
   now_us = time[1] * SECOND + time[2]
 end
-local request_digest, ending = ARGV[2], ARGV[3]
-local actual, made_at_us = tonumber(ARGV[4]), tonumber(ARGV[5])
-local window_s, bucket_s = tonumber(ARGV[6]), tonumber(ARGV[7])
-local pending_s, pending_bucket_s, keep_s = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
-local now_s, made_s = floor(now_us / SECOND), floor(made_at_us / SECOND)
-local DAY_ENDS_S = (floor(made_s / 86400) + 1) * 86400
-local HOUR_ENDS_S = (floor(made_s / 3600) + 1) * 3600
+local made_at_us, pending_s, MINE, EVERYBODY = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[8]), tonumber(ARGV[9])
+local BUDGETS, WINDOWS, OWNERS = tonumber(ARGV[11]), tonumber(ARGV[12]), tonumber(ARGV[13])
+local PENDING, body = 1 + BUDGETS + WINDOWS, ARGV[14 + 3 * WINDOWS]
+local made_s, pending_bucket_s = floor(made_at_us / SECOND), ceil(pending_s / 12) -- As in keys.py.
+local pending_bucket = format('%.0f', made_s - made_s % pending_bucket_s)
 
 -- Read and decide.
 
-local status, delta, held = 0, actual, 0
+local status, delta, held = 0, tonumber(ARGV[4]), 0
 local record = call('GET', KEYS[1])
 if record then
-  local state, nanousd, _, known_digest = string.match(record, '^(%a+) (%d+) (%d+) (%x+) ')
-  if known_digest ~= request_digest then return { 9, 0, now_us, 0 } end
+  local state, nanousd, known_digest = match(record, '^(%a+) (%d+) %d+ (%x+) ')
+  if known_digest ~= ARGV[2] then return { 9, 0, now_us, 0 } end
   if state ~= 'open' then return { 1, tonumber(nanousd), now_us, 0 } end
   held = tonumber(nanousd)
-  delta = actual - held
-elseif now_us >= made_at_us + keep_s * SECOND then
+  delta = delta - held
+elseif now_us >= made_at_us + RECORD_KEEP_S * SECOND then
   return { 3, 0, now_us, 0 }
 else
   status = 2
 end
 
-local reset_us = tonumber(call('GET', KEYS[11]) or nil)
+local reset_us = MINE > 0 and tonumber(call('GET', KEYS[PENDING + OWNERS + 1]) or nil)
 local is_cleared = reset_us and made_at_us <= reset_us
-local known = KEYS[12] and call('GET', KEYS[12])
+local known = body and call('GET', KEYS[#KEYS])
 
--- An error names the place and not the key: that holds an identifier, which must not reach a log whole.
-local function amount_at(place)
-  local text = call('GET', KEYS[place])
-  if not text then return nil end
-  if not string.find(text, '^%d+$') or #text > 16 then error('KEYS ' .. place .. ' holds no amount') end
-  return tonumber(text)
+local texts, places, is_even = BUDGETS > 0 and call('MGET', unpack(KEYS, 2, 1 + BUDGETS)) or {}, {}, true
+for owner, keep_until_s in string.gmatch(ARGV[10], '(%d+),(%d+) ') do
+  places[#places + 1] = { is_cleared = is_cleared and tonumber(owner) == MINE, keep_until_s = tonumber(keep_until_s), change = 0 }
 end
-
-local bucket = format('%.0f', made_s - made_s % bucket_s)
-local in_window = (tonumber(bucket) + bucket_s + window_s) * SECOND > now_us
-local pending_bucket = format('%.0f', made_s - made_s % pending_bucket_s)
-
--- What was cleared from the identifier's books is not taken from them again.
-local totals = {
-  { place = 5, keep_until_s = DAY_ENDS_S + 86400 },
-  { place = 6, keep_until_s = HOUR_ENDS_S + 7200 },
-  { place = 7, keep_until_s = DAY_ENDS_S + 86400 },
-}
-local windows = { { place = 4 } }
-if not is_cleared then
-  totals[#totals + 1] = { place = 3, keep_until_s = DAY_ENDS_S + 86400 }
-  windows[#windows + 1] = { place = 2 }
+for at = 14, 13 + 3 * WINDOWS, 3 do
+  local window_s, place = tonumber(ARGV[at + 1]), places[tonumber(ARGV[at])]
+  local bucket_s = ceil(window_s / 20) -- As in keys.py.
+  place.bucket, place.keep_until_s = format('%.0f', made_s - made_s % bucket_s), made_s - made_s % bucket_s + bucket_s + window_s
+  place.ttl_s = bucket_s + window_s
 end
-for _, total in ipairs(totals) do
-  total.key, total.held = KEYS[total.place], amount_at(total.place)
-end
-for _, window in ipairs(windows) do
-  window.key = KEYS[window.place]
-  window.held = tonumber(call('ZSCORE', window.key, bucket) or nil)
-  if window.held and not (window.held >= 0 and window.held < 2 ^ 53) then error('KEYS ' .. window.place .. ' holds no amount') end
+for i, place in ipairs(places) do
+  -- As in reserve.lua: MGET takes a key of another kind for a missing one, and an error names the place and not the key.
+  local text = place.bucket and call('ZSCORE', KEYS[1 + i], place.bucket) or not place.bucket and (texts[i] or call('GET', KEYS[1 + i]))
+  if text and (not string.find(text, '^%d+$') or #text > 16) then error('KEYS ' .. 1 + i .. ' holds no amount') end
+  place.held = tonumber(text or nil)
+  local is_over = place.keep_until_s > 0 and place.keep_until_s * SECOND <= now_us
+  -- What was cleared from the identifier's books is not taken from them again. 0 - x and not -x: that of nothing is -0.
+  if not is_over and not place.is_cleared and (place.held or delta > 0) then place.change = max(delta, 0 - (place.held or 0)) end
+  is_even = is_even and (place.is_cleared or place.change == delta)
 end
 
 -- What a killed worker left pending is removed here, so that a key of pending money never grows.
-local function open_at(key, is_mine_here)
-  local flat, over, mine, expired = call('ZRANGE', key, 0, -1, 'WITHSCORES'), {}, false, 0
-  for i = 1, #flat, 2 do
-    local start, amount = tonumber(flat[i]), tonumber(flat[i + 1])
+local pendings = {}
+for i = 1, OWNERS do
+  local its = { key = KEYS[PENDING + i], over = {}, expired = 0 }
+  local flat = call('ZRANGE', its.key, 0, -1, 'WITHSCORES')
+  for j = 1, #flat, 2 do
+    local start, amount = tonumber(flat[j]), tonumber(flat[j + 1])
     local is_over = not start or (start + pending_bucket_s + pending_s) * SECOND <= now_us
-    local own = (is_mine_here and flat[i] == pending_bucket) and held or 0
-    if is_over then expired = expired + math.max(amount - own, 0) end
-    if is_over or (own > 0 and amount <= own) then
-      over[#over + 1] = flat[i]
-    elseif own > 0 then
-      mine = true
-    end
+    local own = flat[j] == pending_bucket and not (is_cleared and i == MINE) and held or 0
+    if is_over then its.expired = its.expired + max(amount - own, 0) end
+    if is_over or (own > 0 and amount <= own) then its.over[#its.over + 1] = flat[j] elseif own > 0 then its.is_mine_there = true end
   end
-  return { key = key, over = over, mine = mine, expired = expired }
+  pendings[i] = its
 end
-local opens = { open_at(KEYS[8], not is_cleared), open_at(KEYS[9], true), open_at(KEYS[10], true) }
 
 -- Write: the record first, since a server that takes no writes refuses here, before anything has changed.
 
-call('SET', KEYS[1], format('%s %s %.0f %s %s %s %s %s', ending, ARGV[4], made_at_us, request_digest, ARGV[6], ARGV[8], ARGV[11], ARGV[12]),
-  'EX', keep_s)
-
-if KEYS[12] then
-  local owner = known and string.match(known, '^%a+ %x+ (%S+) ')
-  if ending == 'settled' and (not known or owner == ARGV[14]) then
-    call('SET', KEYS[12], format('settled %s %s %s %.0f', ARGV[13], ARGV[14], ARGV[4], now_us), 'EX', ARGV[15])
-  elseif owner == ARGV[14] then
-    call('DEL', KEYS[12])
+call('SET', KEYS[1], format('%s %s %.0f %s %s', ARGV[3], ARGV[4], made_at_us, ARGV[2], ARGV[7]), 'EX', RECORD_KEEP_S)
+if body then
+  local rid = known and match(known, '^%a+ %x+ (%S+) ')
+  if ARGV[3] == 'settled' and (not known or rid == ARGV[#ARGV]) then
+    call('SET', KEYS[#KEYS], format('settled %s %s %s %.0f', body, ARGV[#ARGV], ARGV[4], now_us), 'EX', IDEMPOTENCY_KEEP_S)
+  elseif rid == ARGV[#ARGV] then
+    call('DEL', KEYS[#KEYS])
   end
 end
 
--- 0 - x and not -x: that of nothing is -0, which INCRBY does not take, and by then the record would be written.
-local function change(amount)
-  return format('%.0f', math.max(delta, 0 - (amount or 0)))
-end
-
-for _, total in ipairs(totals) do
-  local ttl_s = total.keep_until_s - now_s
-  if delta ~= 0 and ttl_s > 0 and (total.held or delta > 0) then
-    call('INCRBY', total.key, change(total.held))
-    if not total.held then call('EXPIRE', total.key, format('%.0f', ttl_s)) end
+for i, place in ipairs(places) do
+  local key, change = KEYS[1 + i], format('%.0f', place.change)
+  if place.change == 0 then
+    -- Nothing is booked here.
+  elseif not place.bucket then
+    call('INCRBY', key, change)
+    if not place.held and place.keep_until_s > 0 then call('EXPIRE', key, format('%.0f', place.keep_until_s - floor(now_us / SECOND))) end
+  elseif tonumber(call('ZINCRBY', key, change, place.bucket)) <= 0 then
+    call('ZREM', key, place.bucket)
+  elseif not place.held and call('TTL', key) < place.ttl_s then
+    call('EXPIRE', key, place.ttl_s)
   end
 end
-
-for _, window in ipairs(windows) do
-  if delta ~= 0 and in_window and (window.held or delta > 0) then
-    if tonumber(call('ZINCRBY', window.key, change(window.held), bucket)) <= 0 then
-      call('ZREM', window.key, bucket)
-    elseif not window.held and call('TTL', window.key) < window_s + bucket_s then
-      call('EXPIRE', window.key, window_s + bucket_s)
-    end
-  end
+-- What is known of windows holds while all that is booked for their owners changes alike.
+if WINDOWS > 0 and not is_even then call('DEL', unpack(KEYS, 2 + BUDGETS, PENDING)) end
+for _, its in ipairs(pendings) do
+  if its.is_mine_there then call('ZINCRBY', its.key, format('%.0f', -held), pending_bucket) end
+  if #its.over > 0 then call('ZREM', its.key, unpack(its.over)) end
 end
 
-for _, open in ipairs(opens) do
-  if open.mine then call('ZINCRBY', open.key, format('%.0f', -held), pending_bucket) end
-  if #open.over > 0 then call('ZREM', open.key, unpack(open.over)) end
-end
-
-return { status, actual, now_us, opens[3].expired }
+return { status, tonumber(ARGV[4]), now_us, pendings[EVERYBODY] and pendings[EVERYBODY].expired or 0 }

@@ -19,14 +19,15 @@ What is sent and what the replies mean stands in `script_words.py` and at the he
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from backends.budgets import Budget
 from backends.clock import US_PER_SECOND, Clock
-from backends.contract import Ask, Books, Duplicate, Idempotency, Limits, Refusal, Reservation, Settlement, Verdict
+from backends.contract import Ask, Books, Duplicate, Idempotency, Refusal, Reservation, Settlement, Verdict
 from backends.errors import StoreBusy
-from backends.keys import book_keys, idempotency_key
+from backends.keys import idempotency_key, record_key
 from backends.records import duplicate_of, parse_record
 from backends.store.link import Link
 from backends.store.scripts import Script
-from backends.strategies import outcomes, script_words
+from backends.strategies import arithmetic, outcomes, script_words
 from backends.strategies.on_redis import read_books
 from backends.strategies.script_words import ScriptCall
 
@@ -53,14 +54,20 @@ class AtomicBackend:
 
     def reserve(self, ask: Ask) -> Verdict:
         digest = outcomes.request_digest_of(ask)
-        reply = self._decided(_RESERVE, lambda now: script_words.reserve_call(ask, digest, now))
-        return script_words.read_verdict(ask, self.name, digest, reply)
+        reply, shape = self._decided(_RESERVE, lambda now: script_words.reserve_call(ask, digest, now))
+        return script_words.read_verdict(ask, self.name, digest, shape, reply)
 
     def extend(
-        self, reservation: Reservation, to_nanousd: int, limits: Limits, *, at_least_nanousd: int | None = None
+        self,
+        reservation: Reservation,
+        to_nanousd: int,
+        budgets: tuple[Budget, ...],
+        *,
+        at_least_nanousd: int | None = None,
     ) -> Reservation | Refusal:
+        limits = arithmetic.limits_of(budgets)
         at_least = to_nanousd if at_least_nanousd is None else at_least_nanousd
-        reply = self._decided(
+        reply, _ = self._decided(
             _EXTEND, lambda now: script_words.extend_call(reservation, to_nanousd, at_least, limits, now)
         )
         return script_words.read_extension(reservation, limits, reply)
@@ -72,7 +79,7 @@ class AtomicBackend:
         return self._end(reservation, "released", 0)
 
     def find(self, ask: Ask) -> Reservation | None:
-        key = book_keys(ask.reservation_id, ask.identifier, ask.network, 0).record
+        key = record_key(ask.reservation_id)
         text: Any = self._link.run(lambda client: client.get(key))
         return outcomes.found(ask, self.name, parse_record(text))
 
@@ -80,31 +87,36 @@ class AtomicBackend:
         text: Any = self._link.run(lambda client: client.get(idempotency_key(idempotency.digest)))
         return duplicate_of(text, idempotency, self._now_us())
 
-    def books(self, identifier: str, network: str, window_seconds: int) -> Books:
-        return read_books(self._link, self._now_us(), identifier, network, window_seconds)
+    def books(self, budgets: tuple[Budget, ...]) -> Books:
+        return read_books(self._link, self._now_us(), budgets)
 
     def close(self) -> None:
         self._link.close()
 
-    def _decided(self, script: Script, make_call: Callable[[script_words.Now], ScriptCall]) -> Sequence[Any]:
-        """The reply of a script that decides. Where it came too late nothing was charged, and it is asked again."""
+    def _decided(
+        self, script: Script, make_call: Callable[[script_words.Now], ScriptCall]
+    ) -> tuple[Sequence[Any], script_words.Shape]:
+        """The reply of a script that decides, and the shape of the call.
+
+        Where it came too late nothing was charged, and it is asked again.
+        """
         link = self._link
         for _ in range(_TRIES):
             now_us = self._now_us()
             deadline_us = now_us + int(link.wait_seconds() * US_PER_SECOND)
             call = make_call(script_words.Now(str(now_us) if self._clock else "", now_us, deadline_us))
             asked_at = link.clock.monotonic_seconds()
-            reply: Sequence[Any] = link.run(lambda client: script.run(client, *call))  # noqa: B023 (run at once)
+            reply: Sequence[Any] = link.run(lambda client: script.run(client, call.keys, call.args))  # noqa: B023 (run at once)
             if not self._clock:
                 link.learn_time(reply[2], asked_at)
             if reply[0] not in script_words.TRY_AGAIN:
-                return reply
+                return reply, call.shape
         raise StoreBusy("the question reached Redis only after its deadline")
 
     def _end(self, reservation: Reservation, ending: str, actual_nanousd: int) -> Settlement:
         now_text = str(self._clock.now_us()) if self._clock else ""
         call = script_words.settle_call(reservation, ending, actual_nanousd, now_text)
-        reply = self._link.run(lambda client: _SETTLE.run(client, *call))
+        reply = self._link.run(lambda client: _SETTLE.run(client, call.keys, call.args))
         return script_words.read_settlement(reservation, ending, reply)
 
     def _now_us(self) -> int:

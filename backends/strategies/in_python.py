@@ -6,8 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TypeVar
 
+from backends.budgets import Budget
 from backends.clock import Clock
-from backends.contract import Ask, Books, Duplicate, Idempotency, Limits, Refusal, Reservation, Settlement, Verdict
+from backends.contract import Ask, Books, Duplicate, Idempotency, Refusal, Reservation, Settlement, Verdict
 from backends.strategies import verbs
 from backends.strategies.verbs import Verb
 
@@ -47,10 +48,15 @@ class PythonStrategy(ABC):
         return self.perform(lambda now_us: verbs.find_duplicate(idempotency, now_us))
 
     def extend(
-        self, reservation: Reservation, to_nanousd: int, limits: Limits, *, at_least_nanousd: int | None = None
+        self,
+        reservation: Reservation,
+        to_nanousd: int,
+        budgets: tuple[Budget, ...],
+        *,
+        at_least_nanousd: int | None = None,
     ) -> Reservation | Refusal:
         at_least = to_nanousd if at_least_nanousd is None else at_least_nanousd
-        return self.perform(lambda now_us: verbs.extend(reservation, to_nanousd, at_least, limits, now_us))
+        return self.perform(lambda now_us: verbs.extend(reservation, to_nanousd, at_least, budgets, now_us))
 
     def settle(self, reservation: Reservation, actual_nanousd: int) -> Settlement:
         return self.perform(lambda now_us: verbs.end(reservation, "settled", actual_nanousd, now_us))
@@ -58,5 +64,5 @@ class PythonStrategy(ABC):
     def release(self, reservation: Reservation) -> Settlement:
         return self.perform(lambda now_us: verbs.end(reservation, "released", 0, now_us))
 
-    def books(self, identifier: str, network: str, window_seconds: int) -> Books:
-        return self.perform(lambda now_us: verbs.books(identifier, network, window_seconds, now_us))
+    def books(self, budgets: tuple[Budget, ...]) -> Books:
+        return self.perform(lambda now_us: verbs.books(budgets, now_us))

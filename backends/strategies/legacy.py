@@ -4,8 +4,8 @@ Facing page: `atomic.py`. For one reservation it sends, one round trip each:
 
     check    GET     llm:reservation:<rid>               is the id known?
              GET     llm:throttle:<id>                   is there a throttle marker?
-             ZRANGE  llm:cost:recent:<id>                the identifier's window,
-             GET     llm:cost:daily:<id>:<date>          its day,
+             GET     llm:cost:daily:<id>:<date>          the identifier's day,
+             ZRANGE  llm:cost:recent:<id>                its window,
              ZRANGE  llm:network:recent:<net>            the network's window,
              GET     llm:network:daily:<net>:<date>      its day,
              GET     llm:global:hourly:<date>T<hour>     the hour and

@@ -132,9 +132,10 @@ class CommandDictionary:
         if option == "EX" and ttl_seconds is not None:
             self._expire(key, ttl_seconds * US_PER_SECOND)
 
-    def _delete(self, key: str) -> int:
-        self._ends_at_us.pop(key, None)
-        return int(self._values.pop(key, None) is not None)
+    def _delete(self, *keys: str) -> int:
+        for key in keys:
+            self._ends_at_us.pop(key, None)
+        return sum(self._values.pop(key, None) is not None for key in keys)
 
     def _ttl(self, key: str, unit_us: int) -> int:
         if self.value(key) is None:

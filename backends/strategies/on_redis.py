@@ -5,6 +5,7 @@
 from collections.abc import Sequence
 from typing import Any, Self
 
+from backends.budgets import Budget
 from backends.clock import Clock
 from backends.contract import Books
 from backends.store import Words
@@ -33,20 +34,20 @@ class PythonStrategyOnRedis(PythonStrategy):
         _ = decide_by_clock
         return cls(link, clock)
 
-    def books(self, identifier: str, network: str, window_seconds: int) -> Books:
-        return read_books(self._link, self._clock.now_us(), identifier, network, window_seconds)
+    def books(self, budgets: tuple[Budget, ...]) -> Books:
+        return read_books(self._link, self._clock.now_us(), budgets)
 
     def close(self) -> None:
         self._link.close()
 
 
-def read_books(link: Link, now_us: int, identifier: str, network: str, window_seconds: int) -> Books:
+def read_books(link: Link, now_us: int, budgets: tuple[Budget, ...]) -> Books:
     """What is booked at `now_us` (unix time, microseconds): one round trip, all of it of one moment."""
 
     def answer(step: Read | Write) -> Replies:
         return Read(step.commands).replies(link.run(lambda client: in_one_step(client, step.commands)))
 
-    return verbs.perform(verbs.books(identifier, network, window_seconds, now_us), answer)
+    return verbs.perform(verbs.books(budgets, now_us), answer)
 
 
 def in_one_step(client: Client, commands: Sequence[Words]) -> list[Any]:

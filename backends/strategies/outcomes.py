@@ -1,28 +1,37 @@
 """What the verbs return, and what they raise: the contract's values, made of what was decided and what is stored."""
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import compress
 
+from backends.budgets import Reason, Scope, owner_in
 from backends.clock import US_PER_SECOND
-from backends.contract import Ask, Limits, Outcome, Reason, Refusal, Reservation, Settlement
+from backends.contract import Ask, Outcome, Refusal, Reservation, Settlement
 from backends.errors import ReservationConflict
-from backends.keys import RECORD_KEEP_SECONDS, BookKeys, book_keys, bucket_seconds_of
-from backends.records import Record
+from backends.keys import RECORD_KEEP_SECONDS, Row, cause_of, rows_at
+from backends.records import Record, budgets_charged
 from backends.strategies import arithmetic
+from backends.strategies.arithmetic import Total
 
 _CONFLICT_TEXT = {arithmetic.ENDED: "has ended", arithmetic.CONFLICT: "stands for another request"}
 
 
 def request_digest_of(ask: Ask) -> str:
-    """16 hex digits, the same for an id that is sent again for the same request."""
-    text = f"{ask.identifier}\n{ask.network}\n{ask.cost_nanousd}"
+    """16 hex digits, the same for an id that is sent again for the same cost and owners, whatever the limits are.
+
+    The owners are the identifier and the network; where an ask has neither, those of all its budgets.
+    """
+    who, network = owner_in(ask.budgets, Scope.IDENTIFIER), owner_in(ask.budgets, Scope.NETWORK)
+    if not (who or network):
+        who = repr([(budget.name, budget.owner) for budget in ask.budgets])
+    text = f"{who}\n{network}\n{ask.cost_nanousd}"
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def keys_of(reservation: Reservation) -> BookKeys:
-    """The keys of the periods in which a reservation was made."""
-    made_seconds = reservation.made_at_us // US_PER_SECOND
-    return book_keys(reservation.reservation_id, reservation.identifier, reservation.network, made_seconds)
+def rows_of(reservation: Reservation) -> list[Row]:
+    """The budgets of a reservation with their keys of the periods in which it was made."""
+    return rows_at(reservation.budgets, reservation.made_at_us // US_PER_SECOND)
 
 
 def conflict(status: int) -> ReservationConflict:
@@ -37,25 +46,26 @@ def known_reservation(
     ask: Ask,
     backend: str,
     record: Record,
-    *,
-    window_nanousd: int = 0,
-    day_nanousd: int = 0,
-    window_frees_at_seconds: int = 0,
+    spent_nanousd: Sequence[int] = (),
+    renews_at_seconds: Sequence[int | None] = (),
 ) -> Reservation:
-    """The reservation that `ask` became before: its lengths are those of then, whatever the limits are now."""
+    """The reservation that `ask` became before: it is charged to what it was charged to then.
+
+    `spent_nanousd` and `renews_at_seconds` are of each budget of the ask, now; empty where they were not read.
+    """
+    charged = budgets_charged(record, ask.budgets)
+    names = {budget.name for budget in charged}
+    kept = [budget.name in names for budget in ask.budgets]
     return Reservation(
         reservation_id=ask.reservation_id,
-        identifier=ask.identifier,
-        network=ask.network,
         cost_nanousd=record.nanousd,
+        budgets=charged,
         request_digest=record.request_digest,
         made_at_us=record.made_at_us,
-        window_seconds=record.window_seconds,
         pending_seconds=record.pending_seconds,
         backend=backend,
-        window_spent_nanousd=window_nanousd,
-        day_spent_nanousd=day_nanousd,
-        window_frees_at_seconds=window_frees_at_seconds,
+        spent_nanousd=tuple(compress(spent_nanousd, kept)),
+        renews_at_seconds=tuple(compress(renews_at_seconds, kept)),
         idempotency=ask.idempotency,
     )
 
@@ -87,32 +97,40 @@ def found(ask: Ask, backend: str, record: Record | None) -> Reservation | None:
 
 def refusal_of(ask: Ask, decision: arithmetic.Decision) -> Refusal:
     """The refusal that a decision stands for."""
-    reason, cause = arithmetic.REASON_OF_STATUS[decision.status], arithmetic.REASON_OF_STATUS[decision.cause]
-    can_never_fit = arithmetic.exceeds_a_limit(ask.limits, ask.least_nanousd)
+    row = decision.row
+    if row is None:
+        reason, (cause, budget), scope, limit = Reason.THROTTLED, cause_of(decision.cause), Scope.IDENTIFIER, None
+    else:
+        reason = cause = row.layout.reason
+        budget, scope, limit = row.budget.name, row.budget.scope, row.budget.limit_nanousd
+    can_never_fit = arithmetic.exceeds_a_limit(ask, ask.least_nanousd)
     return Refusal(
         reason=reason,
         cause=cause,
-        scope=arithmetic.BUDGET_OF_REASON[cause].scope,
-        retry_after_seconds=None if can_never_fit else max(1, decision.wait_seconds),
+        scope=scope,
+        budget=budget,
+        retry_after_seconds=None if can_never_fit or not decision.wait_seconds else decision.wait_seconds,
         in_flight=decision.busy and not can_never_fit,
         can_never_fit=can_never_fit,
         marker_seconds=decision.marker_seconds,
-        limit_nanousd=_limit_of(ask.limits, reason),
+        limit_nanousd=limit,
     )
 
 
-def extension_refused(status: int, limits: Limits) -> Refusal:
-    """The refusal of an extension: a reason and a scope; there is nothing to wait for."""
-    reason = arithmetic.REASON_OF_STATUS[status]
-    scope, limit = arithmetic.BUDGET_OF_REASON[reason].scope, _limit_of(limits, reason)
+def extension_refused(row: Row, limits: Mapping[str, int | None]) -> Refusal:
+    """The refusal of an extension: the budget that refused; there is nothing to wait for."""
+    budget, reason = row.budget, row.layout.reason
     return Refusal(
-        reason, reason, scope, None, in_flight=False, can_never_fit=False, marker_seconds=0, limit_nanousd=limit
+        reason=reason,
+        cause=reason,
+        scope=budget.scope,
+        budget=budget.name,
+        retry_after_seconds=None,
+        in_flight=False,
+        can_never_fit=False,
+        marker_seconds=0,
+        limit_nanousd=limits.get(budget.name),
     )
-
-
-def _limit_of(limits: Limits, reason: Reason) -> int | None:
-    budget = arithmetic.BUDGET_OF_REASON.get(reason)
-    return None if budget is None else budget.is_limited_by(limits)
 
 
 # Extensions.
@@ -126,25 +144,27 @@ def extendable(reservation: Reservation, record: Record | None, now_us: int) -> 
     """
     if record is not None and record.request_digest != reservation.request_digest:
         raise conflict(arithmetic.CONFLICT)
-    window, made = reservation.window_seconds, reservation.made_at_us // US_PER_SECOND
-    start = made - made % bucket_seconds_of(window)
     has_expired = now_us >= reservation.made_at_us + reservation.pending_seconds * US_PER_SECOND
-    is_in_window = arithmetic.window_bucket_counts(start, window, now_us)
+    booked = arithmetic.charges(rows_of(reservation), reservation.made_at_us, now_us)
+    is_in_window = all(
+        charge.member is None or charge.counts_until_seconds * US_PER_SECOND > now_us for charge in booked
+    )
     if record is None or record.state != "open" or has_expired or not is_in_window:
         raise conflict(arithmetic.ENDED)
     return record
 
 
 def extended(
-    reservation: Reservation, totals: arithmetic.Totals, reserved_nanousd: int, more_nanousd: int, *, is_cleared: bool
+    reservation: Reservation, totals: Sequence[Total], reserved_nanousd: int, more_nanousd: int, *, is_cleared: bool
 ) -> Reservation:
     """The reservation with what it holds now."""
-    own_nanousd = 0 if is_cleared else more_nanousd
     return replace(
         reservation,
         cost_nanousd=reserved_nanousd,
-        window_spent_nanousd=totals.amounts["recent"] + own_nanousd,
-        day_spent_nanousd=totals.amounts["daily"] + own_nanousd,
+        spent_nanousd=tuple(
+            total.nanousd + (0 if is_cleared and total.row.budget.scope is Scope.IDENTIFIER else more_nanousd)
+            for total in totals
+        ),
     )
 
 

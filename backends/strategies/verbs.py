@@ -18,22 +18,34 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from backends import records
+from backends.budgets import Budget, Scope, check, owner_in
 from backends.clock import US_PER_SECOND
-from backends.contract import Ask, Books, Duplicate, Idempotency, Limits, Refusal, Reservation, Settlement, Verdict
+from backends.contract import (
+    Ask,
+    Books,
+    BudgetUse,
+    Duplicate,
+    Idempotency,
+    Refusal,
+    Reservation,
+    Settlement,
+    Verdict,
+)
 from backends.keys import (
     IDEMPOTENCY_KEEP_SECONDS,
     LIVE_PENDING_BUCKETS,
     RECORD_KEEP_SECONDS,
-    SECONDS_PER_DAY,
-    BookKeys,
-    book_keys,
-    bucket_seconds_of,
+    Row,
     idempotency_key,
+    marker_key,
+    record_key,
     reset_key,
+    rows_at,
+    running_key,
 )
 from backends.store import Words
 from backends.strategies import arithmetic, outcomes
-from backends.strategies.arithmetic import BUDGETS, PENDING, Charge, Totals
+from backends.strategies.arithmetic import Charge, Total
 
 T = TypeVar("T")
 Replies = Callable[[Words], Any]
@@ -80,76 +92,81 @@ def perform(verb: Verb[T], answer: Callable[[Read | Write], Any]) -> T:
 
 def reserve(ask: Ask, backend: str, now_us: int) -> Verb[Verdict]:
     """See `contract.Backend.reserve`."""
-    keys = book_keys(ask.reservation_id, ask.identifier, ask.network, now_us // US_PER_SECOND)
-    seen = yield Read(_reads_of_reserve(ask, keys))
-    record = outcomes.known_record(ask, records.parse_record(seen(_get(keys.record))))
+    check(ask.budgets)
+    rows = rows_at(ask.budgets, now_us // US_PER_SECOND)
+    seen = yield Read(_reads_of_reserve(ask, rows))
+    record = outcomes.known_record(ask, records.parse_record(seen(_get(record_key(ask.reservation_id)))))
     if record is not None:
-        return _known(ask, backend, record, keys, seen, now_us)
+        totals = _totals(rows, seen, now_us)
+        spent, renews_at = [total.nanousd for total in totals], [total.renews_at(now_us) for total in totals]
+        return outcomes.known_reservation(ask, backend, record, spent, renews_at)
     duplicate = _duplicate(ask, seen, now_us)
     if duplicate is not None:
         return duplicate
-    decision = _decision_of_marker(ask, keys, seen, now_us)
+    decision = _decision_of_marker(ask, seen, now_us)
     if decision is not None:
         return outcomes.refusal_of(ask, decision)
-    totals = _totals(keys, ask.limits.window_seconds, seen, now_us)
-    decision = arithmetic.decide(ask, totals, keys, lambda key: _buckets(seen, key), now_us)
+    totals = _totals(rows, seen, now_us)
+    decision = arithmetic.decide(ask, totals, lambda key: _buckets(seen, key), now_us)
     if decision.set_marker is not None:
-        yield Write((_set(keys.marker, decision.set_marker, decision.marker_seconds),))
+        yield Write((_set(marker_key(ask.identifier), decision.set_marker, decision.marker_seconds),))
     if decision.status != arithmetic.ADMITTED:
         return outcomes.refusal_of(ask, decision)
-    reservation = _admitted(ask, backend, decision.reserved_nanousd, totals, now_us)
-    expired = yield from _book_reservation(ask, reservation, keys, seen, now_us)
+    reservation = _admitted(ask, backend, decision, totals)
+    expired = yield from _book_reservation(ask, reservation, rows, seen, now_us)
     return replace(reservation, expired_nanousd=expired)
 
 
 def extend(
-    reservation: Reservation, to_nanousd: int, at_least_nanousd: int, limits: Limits, now_us: int
+    reservation: Reservation, to_nanousd: int, at_least_nanousd: int, budgets: Sequence[Budget], now_us: int
 ) -> Verb[Reservation | Refusal]:
     """See `contract.Backend.extend`."""
-    keys = outcomes.keys_of(reservation)
-    seen = yield Read(_reads_of(reservation, keys))
-    record = outcomes.extendable(reservation, records.parse_record(seen(_get(keys.record))), now_us)
+    rows, limits = outcomes.rows_of(reservation), arithmetic.limits_of(budgets)
+    seen = yield Read(_reads_of(reservation, rows))
+    record = outcomes.extendable(reservation, _record(reservation, seen), now_us)
     is_cleared = _was_cleared(reservation, seen)
-    totals = _totals(keys, reservation.window_seconds, seen, now_us)
-    rows = list(totals.rows(limits, is_cleared=is_cleared))
-    status, reserved = arithmetic.decide_extension(rows, record.nanousd, to_nanousd, at_least_nanousd)
-    if status != arithmetic.ADMITTED:
-        return outcomes.extension_refused(status, limits)
+    booked = arithmetic.still_booked(rows, is_cleared=is_cleared)
+    totals = _totals(rows, seen, now_us)
+    counted = [total for total in totals if total.row in booked]
+    refusing, reserved = arithmetic.decide_extension(counted, limits, record.nanousd, to_nanousd, at_least_nanousd)
+    if refusing is not None:
+        return outcomes.extension_refused(refusing, limits)
     more = reserved - record.nanousd
     if more:
-        first = _extended_records(reservation, keys, reserved, seen)
-        made_at_us, pending = reservation.made_at_us, reservation.pending_seconds
-        charges = arithmetic.charges(keys, reservation.window_seconds, made_at_us, now_us, is_cleared=is_cleared)
-        charges += arithmetic.pending_charges(keys, pending, made_at_us, is_cleared=is_cleared)
+        charges = arithmetic.charges(booked, reservation.made_at_us, now_us)
+        charges += arithmetic.pending_charges(booked, reservation.pending_seconds, reservation.made_at_us)
         bookings = [_changed(charge, more, _booked_at(charge, seen)) for charge in charges]
-        yield from _book(first, bookings)
+        yield from _book(_extended_records(reservation, record, reserved, seen), bookings)
     return outcomes.extended(reservation, totals, reserved, more, is_cleared=is_cleared)
 
 
 def end(reservation: Reservation, ending: str, actual_nanousd: int, now_us: int) -> Verb[Settlement]:
     """See `contract.Backend.settle` and `release`; `ending` is ``settled`` or ``released``."""
-    keys = outcomes.keys_of(reservation)
-    seen = yield Read(_reads_of(reservation, keys))
-    record = records.parse_record(seen(_get(keys.record)))
+    rows = outcomes.rows_of(reservation)
+    seen = yield Read(_reads_of(reservation, rows))
+    record = _record(reservation, seen)
     ended = outcomes.end_without_booking(reservation, record, now_us)
     if ended is not None:
         return ended
-    is_cleared = _was_cleared(reservation, seen)
+    booked = arithmetic.still_booked(rows, is_cleared=_was_cleared(reservation, seen))
     outcome = outcomes.outcome_of(ending, is_late=record is None)
     reserved = 0 if record is None else record.nanousd
-    text = records.record_of(reservation, ending, actual_nanousd).text()
-    first = [_set(keys.record, text, RECORD_KEEP_SECONDS)]
+    text = _record_text(reservation, rows, ending, actual_nanousd)
+    first = [_set(record_key(reservation.reservation_id), text, RECORD_KEEP_SECONDS)]
     first += _ended_idempotency(reservation, ending, actual_nanousd, seen, now_us)
-    bookings = _corrections(reservation, keys, actual_nanousd - reserved, seen, now_us, is_cleared=is_cleared)
+    delta = actual_nanousd - reserved
+    bookings = _corrections(reservation, booked, delta, seen, now_us)
+    if delta and (len(bookings) < len(booked) or any(each.nanousd != delta for each in bookings)):
+        first += _forget_running(booked)
     emptied = [_remove_empty(each.charge.key) for each in bookings if each.leaves_nothing]
-    removed, expired = _no_more_pending(reservation, keys, reserved, seen, now_us, is_cleared=is_cleared)
+    removed, expired = _no_more_pending(reservation, rows, booked, reserved, seen, now_us)
     yield from _book(first, bookings, [*emptied, *removed])
     return outcomes.settlement_of(reservation, outcome, actual_nanousd, expired)
 
 
 def find(ask: Ask, backend: str) -> Verb[Reservation | None]:
     """See `contract.Backend.find`."""
-    command = _get(book_keys(ask.reservation_id, ask.identifier, ask.network, 0).record)
+    command = _get(record_key(ask.reservation_id))
     seen = yield Read((command,))
     return outcomes.found(ask, backend, records.parse_record(seen(command)))
 
@@ -161,28 +178,21 @@ def find_duplicate(idempotency: Idempotency, now_us: int) -> Verb[Duplicate | No
     return records.duplicate_of(seen(command), idempotency, now_us)
 
 
-def books(identifier: str, network: str, window_seconds: int, now_us: int) -> Verb[Books]:
+def books(budgets: tuple[Budget, ...], now_us: int) -> Verb[Books]:
     """See `contract.Backend.books`; the one `Read` is answered as of one moment."""
-    keys = book_keys("", identifier, network, now_us // US_PER_SECOND)
-    totals_of, pending_of = _reads_of_totals(keys), _all_of(keys.pending_identifier)
-    marker, marker_ttl = _reads_of_marker(keys)
-    seen = yield Read((*totals_of, pending_of, marker, marker_ttl))
-    totals = _totals(keys, window_seconds, seen, now_us)
-    pending, recent = _buckets(seen, keys.pending_identifier), totals.windows["recent"]
-    today = now_us // US_PER_SECOND // SECONDS_PER_DAY * SECONDS_PER_DAY
-    return Books(
-        window_nanousd=totals.amounts["recent"],
-        day_nanousd=totals.amounts["daily"],
-        network_window_nanousd=totals.amounts["network_recent"],
-        network_day_nanousd=totals.amounts["network_daily"],
-        global_hour_nanousd=totals.amounts["global_hourly"],
-        global_day_nanousd=totals.amounts["global_daily"],
-        pending_nanousd=sum(pending.values()),
-        pending_today_nanousd=sum(nanousd for start, nanousd in pending.items() if start >= today),
-        window_frees_at_seconds=arithmetic.window_frees_at(recent, window_seconds, now_us) if recent else None,
-        marker=arithmetic.marker_of(seen(marker), int(seen(marker_ttl)), now_us),
-        as_of_us=now_us,
-    )
+    rows, identifier = rows_at(budgets, now_us // US_PER_SECOND), owner_in(budgets, Scope.IDENTIFIER)
+    reads = _reads_of_marker(identifier) if identifier else ()
+    seen = yield Read((*_reads_of_totals(rows), *_reads_of_pending(rows), *reads))
+    uses = tuple(_use(total, _buckets(seen, total.row.pending_key), now_us) for total in _totals(rows, seen, now_us))
+    marker = arithmetic.marker_of(seen(reads[0]), int(seen(reads[1])), now_us) if reads else None
+    return Books(uses, marker, now_us)
+
+
+def _use(total: Total, pending: arithmetic.Buckets, now_us: int) -> BudgetUse:
+    since = total.row.layout.start_seconds
+    held = sum(nanousd for start, nanousd in pending.items() if start >= since)
+    is_empty = not total.buckets if total.row.layout.window_seconds else not total.nanousd
+    return BudgetUse(total.row.budget, total.nanousd, held, None if is_empty else total.renews_at(now_us))
 
 
 # What is read.
@@ -196,30 +206,31 @@ def _all_of(key: str) -> Words:
     return ("ZRANGE", key, 0, -1, "WITHSCORES")
 
 
-def _reads_of_marker(keys: BookKeys) -> tuple[Words, Words]:
-    return (_get(keys.marker), ("PTTL", keys.marker))
+def _reads_of_marker(identifier: str) -> tuple[Words, Words]:
+    return (_get(marker_key(identifier)), ("PTTL", marker_key(identifier)))
 
 
-def _reads_of_reserve(ask: Ask, keys: BookKeys) -> tuple[Words, ...]:
+def _reads_of_reserve(ask: Ask, rows: Sequence[Row]) -> tuple[Words, ...]:
     known = () if ask.idempotency is None else (_get(idempotency_key(ask.idempotency.digest)),)
-    return (_get(keys.record), *known, *_reads_of_marker(keys), *_reads_of_totals(keys), *_reads_of_pending(keys))
+    marker = _reads_of_marker(ask.identifier) if ask.identifier else ()
+    first = (_get(record_key(ask.reservation_id)), *known, *marker)
+    return (*first, *_reads_of_totals(rows), *_reads_of_pending(rows))
 
 
-def _reads_of(reservation: Reservation, keys: BookKeys) -> tuple[Words, ...]:
-    idempotency = reservation.idempotency
+def _reads_of(reservation: Reservation, rows: Sequence[Row]) -> tuple[Words, ...]:
+    idempotency, identifier = reservation.idempotency, reservation.identifier
     known = () if idempotency is None else (_get(idempotency_key(idempotency.digest)),)
-    first = (_get(keys.record), _get(reset_key(reservation.identifier)), *known)
-    return (*first, *_reads_of_totals(keys), *_reads_of_pending(keys))
+    reset = (_get(reset_key(identifier)),) if identifier else ()
+    first = (_get(record_key(reservation.reservation_id)), *reset, *known)
+    return (*first, *_reads_of_totals(rows), *_reads_of_pending(rows))
 
 
-def _reads_of_totals(keys: BookKeys) -> tuple[Words, ...]:
-    return tuple(
-        (_all_of if budget.period_seconds is None else _get)(getattr(keys, budget.total)) for budget in BUDGETS
-    )
+def _reads_of_totals(rows: Sequence[Row]) -> tuple[Words, ...]:
+    return tuple((_all_of if row.layout.window_seconds else _get)(row.key) for row in rows)
 
 
-def _reads_of_pending(keys: BookKeys) -> tuple[Words, ...]:
-    return tuple(_all_of(getattr(keys, pending)) for _, pending in PENDING)
+def _reads_of_pending(rows: Sequence[Row]) -> tuple[Words, ...]:
+    return tuple(map(_all_of, arithmetic.pending_keys(rows)))
 
 
 def _buckets(seen: Replies, key: str) -> dict[int, int]:
@@ -227,21 +238,16 @@ def _buckets(seen: Replies, key: str) -> dict[int, int]:
     return {int(start): int(float(nanousd)) for start, nanousd in zip(flat[::2], flat[1::2], strict=True)}
 
 
-def _window(seen: Replies, key: str, window_seconds: int, now_us: int) -> dict[int, int]:
-    """The buckets that count."""
-    return arithmetic.live_buckets(_buckets(seen, key), bucket_seconds_of(window_seconds), window_seconds, now_us)
+def _totals(rows: Sequence[Row], seen: Replies, now_us: int) -> list[Total]:
+    return [_total(row, seen, now_us) for row in rows]
 
 
-def _totals(keys: BookKeys, window_seconds: int, seen: Replies, now_us: int) -> Totals:
-    amounts, windows = {}, {}
-    for budget in BUDGETS:
-        key = getattr(keys, budget.total)
-        if budget.period_seconds is None:
-            windows[budget.total] = _window(seen, key, window_seconds, now_us)
-            amounts[budget.total] = sum(windows[budget.total].values())
-        else:
-            amounts[budget.total] = arithmetic.amount(seen(_get(key)))
-    return Totals(amounts, windows)
+def _total(row: Row, seen: Replies, now_us: int) -> Total:
+    window = row.layout.window_seconds
+    if not window:
+        return Total(row, arithmetic.amount(seen(_get(row.key))), {})
+    live = arithmetic.live_buckets(_buckets(seen, row.key), row.bucket_seconds, window, now_us)
+    return Total(row, sum(live.values()), live)
 
 
 def _booked_at(charge: Charge, seen: Replies) -> int | None:
@@ -252,52 +258,45 @@ def _booked_at(charge: Charge, seen: Replies) -> int | None:
     return None if text is None else arithmetic.amount(text)
 
 
+def _record(reservation: Reservation, seen: Replies) -> records.Record | None:
+    return records.parse_record(seen(_get(record_key(reservation.reservation_id))))
+
+
 def _duplicate(ask: Ask, seen: Replies, now_us: int) -> Duplicate | None:
     if ask.idempotency is None:
         return None
     return records.duplicate_of(seen(_get(idempotency_key(ask.idempotency.digest))), ask.idempotency, now_us)
 
 
-def _decision_of_marker(ask: Ask, keys: BookKeys, seen: Replies, now_us: int) -> arithmetic.Decision | None:
-    marker, marker_ttl = _reads_of_marker(keys)
+def _decision_of_marker(ask: Ask, seen: Replies, now_us: int) -> arithmetic.Decision | None:
+    if not ask.identifier:
+        return None
+    marker, marker_ttl = _reads_of_marker(ask.identifier)
     text = seen(marker)
     left_ms = -1 if text is None else int(seen(marker_ttl))
-    return arithmetic.decision_of_marker(text, left_ms, ask.limits.throttle_seconds, now_us)
+    return arithmetic.decision_of_marker(text, left_ms, arithmetic.by_hand_seconds(ask), now_us)
 
 
 def _was_cleared(reservation: Reservation, seen: Replies) -> bool:
+    if not reservation.identifier:
+        return False
     return arithmetic.was_cleared(seen(_get(reset_key(reservation.identifier))), reservation.made_at_us)
 
 
-def _known(ask: Ask, backend: str, record: records.Record, keys: BookKeys, seen: Replies, now_us: int) -> Reservation:
-    window = ask.limits.window_seconds
-    recent = _window(seen, keys.recent, window, now_us)
-    return outcomes.known_reservation(
-        ask,
-        backend,
-        record,
-        window_nanousd=sum(recent.values()),
-        day_nanousd=arithmetic.amount(seen(_get(keys.daily))),
-        window_frees_at_seconds=arithmetic.window_frees_at(recent, window, now_us),
-    )
-
-
-def _admitted(ask: Ask, backend: str, reserved_nanousd: int, totals: Totals, now_us: int) -> Reservation:
-    window = ask.limits.window_seconds
+def _admitted(ask: Ask, backend: str, decision: arithmetic.Decision, totals: Sequence[Total]) -> Reservation:
+    reserved, now_us = decision.reserved_nanousd, decision.now_us
     return Reservation(
         reservation_id=ask.reservation_id,
-        identifier=ask.identifier,
-        network=ask.network,
-        cost_nanousd=reserved_nanousd,
+        cost_nanousd=reserved,
+        budgets=ask.budgets,
         request_digest=outcomes.request_digest_of(ask),
         made_at_us=now_us,
-        window_seconds=window,
         pending_seconds=ask.pending_seconds,
         backend=backend,
-        window_spent_nanousd=totals.amounts["recent"] + reserved_nanousd,
-        day_spent_nanousd=totals.amounts["daily"] + reserved_nanousd,
-        window_frees_at_seconds=arithmetic.window_frees_at(totals.windows["recent"], window, now_us),
+        spent_nanousd=tuple(total.nanousd + reserved for total in totals),
+        renews_at_seconds=tuple(total.renews_at(now_us) for total in totals),
         idempotency=ask.idempotency,
+        over_shadow=decision.over_shadow,
     )
 
 
@@ -348,7 +347,7 @@ def _reserved(charge: Charge, nanousd: int, seen: Replies, now_us: int) -> _Book
         # The caller that made the bucket may have been stopped before it gave the key its TTL. The length of pending
         # money changes with a restart at most, and limits nothing.
         return _Booking(charge, nanousd, expiry, read_ttl)
-    left_ms = (charge.member + charge.ttl_seconds) * 1_000 - now_us // 1_000
+    left_ms = charge.counts_until_seconds * 1_000 - now_us // 1_000
     return _Booking(charge, nanousd, ("PEXPIRE", charge.key, left_ms), read_ttl, left_ms)
 
 
@@ -360,11 +359,11 @@ def _changed(charge: Charge, nanousd: int, booked: int | None) -> _Booking:
         return _Booking(charge, nanousd, expiry, leaves_nothing=is_emptied)
     if charge.member is None:
         return _Booking(charge, nanousd, expiry, expiry)
-    return _Booking(charge, nanousd, expiry, ("TTL", charge.key), charge.ttl_seconds)
+    return _Booking(charge, nanousd, expiry, ("TTL", charge.key), charge.ttl_seconds or 0)
 
 
 def _expiry_of(charge: Charge) -> Words:
-    return ("EXPIRE", charge.key, charge.ttl_seconds)
+    return () if charge.ttl_seconds is None else ("EXPIRE", charge.key, charge.ttl_seconds)
 
 
 def _book(first: Sequence[Words], bookings: Sequence[_Booking], last: Sequence[Words] = ()) -> Verb[None]:
@@ -392,55 +391,61 @@ def _late_expiry(booking: _Booking, replies: Sequence[Any]) -> Words | None:
     return booking.expiry if left < booking.least_ttl else None
 
 
-def _book_reservation(ask: Ask, reservation: Reservation, keys: BookKeys, seen: Replies, now_us: int) -> Verb[int]:
+def _book_reservation(ask: Ask, reservation: Reservation, rows: Sequence[Row], seen: Replies, now_us: int) -> Verb[int]:
     """Book all of it; of the reservations that had expired, how much was swept (nano-dollars)."""
-    window, reserved = ask.limits.window_seconds, reservation.cost_nanousd
-    charges = arithmetic.charges(keys, window, now_us, now_us)
-    charges += arithmetic.pending_charges(keys, ask.pending_seconds, now_us)
-    swept, expired = _sweeps(ask, keys, seen, now_us)
-    bookings = [_reserved(charge, reserved, seen, now_us) for charge in charges]
+    charges = arithmetic.charges(rows, now_us, now_us)
+    charges += arithmetic.pending_charges(rows, ask.pending_seconds, now_us)
+    swept, expired = _sweeps(ask, rows, seen, now_us)
+    bookings = [_reserved(charge, reservation.cost_nanousd, seen, now_us) for charge in charges]
     # The record comes last: one that is found proves that all was charged, and may be taken back as a whole.
-    yield from _book(swept, bookings, [*_over(ask, keys, seen, now_us), *_records(ask, reservation, keys, now_us)])
+    yield from _book(swept, bookings, [*_over(rows, seen, now_us), *_records(ask, reservation, rows, now_us)])
     return expired
 
 
-def _records(ask: Ask, reservation: Reservation, keys: BookKeys, now_us: int) -> list[Words]:
-    record = records.record_of(reservation, "open", reservation.cost_nanousd).text()
-    commands = [_set(keys.record, record, ask.pending_seconds + RECORD_KEEP_SECONDS)]
+def _record_text(reservation: Reservation, rows: Sequence[Row], state: str, nanousd: int) -> str:
+    charged_to = records.charged_to(rows, reservation.pending_seconds)
+    return f"{state} {nanousd} {reservation.made_at_us} {reservation.request_digest} {charged_to}"
+
+
+def _records(ask: Ask, reservation: Reservation, rows: Sequence[Row], now_us: int) -> list[Words]:
+    text = _record_text(reservation, rows, "open", reservation.cost_nanousd)
+    commands = [_set(record_key(ask.reservation_id), text, ask.pending_seconds + RECORD_KEEP_SECONDS)]
     if ask.idempotency is not None:
         text = records.in_flight_text(reservation, ask.idempotency, now_us)
         commands.append(_set(idempotency_key(ask.idempotency.digest), text, IDEMPOTENCY_KEEP_SECONDS))
     return commands
 
 
-def _extended_records(reservation: Reservation, keys: BookKeys, reserved: int, seen: Replies) -> list[Words]:
-    commands: list[Words] = [("SET", keys.record, records.record_of(reservation, "open", reserved).text(), "KEEPTTL")]
+def _extended_records(reservation: Reservation, record: records.Record, reserved: int, seen: Replies) -> list[Words]:
+    text = replace(record, nanousd=reserved).text()
+    commands: list[Words] = [("SET", record_key(reservation.reservation_id), text, "KEEPTTL")]
     if reservation.idempotency is not None:
         key = idempotency_key(reservation.idempotency.digest)
-        text = records.extended_text(seen(_get(key)), reservation.reservation_id, reserved)
-        if text is not None:
-            commands.append(("SET", key, text, "KEEPTTL"))
+        known = records.extended_text(seen(_get(key)), reservation.reservation_id, reserved)
+        if known is not None:
+            commands.append(("SET", key, known, "KEEPTTL"))
     return commands
 
 
-def _over(ask: Ask, keys: BookKeys, seen: Replies, now_us: int) -> list[Words]:
+def _over(rows: Sequence[Row], seen: Replies, now_us: int) -> list[Words]:
     """Remove the buckets that have left the windows."""
-    window, commands = ask.limits.window_seconds, []
-    for key in (keys.recent, keys.network_recent):
-        live = _window(seen, key, window, now_us)
-        commands += _remove(key, [start for start in _buckets(seen, key) if start not in live])
+    commands = []
+    for row in rows:
+        if row.layout.window_seconds:
+            live = _total(row, seen, now_us).buckets
+            commands += _remove(row.key, [start for start in _buckets(seen, row.key) if start not in live])
     return commands
 
 
-def _sweeps(ask: Ask, keys: BookKeys, seen: Replies, now_us: int) -> tuple[list[Words], int]:
+def _sweeps(ask: Ask, rows: Sequence[Row], seen: Replies, now_us: int) -> tuple[list[Words], int]:
     """Where a new bucket makes pending buckets too many, remove what is over; of the global ones, how much that was."""
-    commands, expired = [], 0
-    for charge in arithmetic.pending_charges(keys, ask.pending_seconds, now_us):
+    scopes, commands, expired = arithmetic.pending_keys(rows), [], 0
+    for charge in arithmetic.pending_charges(rows, ask.pending_seconds, now_us):
         buckets = _buckets(seen, charge.key)
         if charge.member not in buckets and len(buckets) > LIVE_PENDING_BUCKETS:
             live = arithmetic.live_pending(buckets, ask.pending_seconds, now_us)
             commands += _remove(charge.key, [start for start in buckets if start not in live])
-            if charge.key == keys.pending_global:
+            if scopes[charge.key] is Scope.GLOBAL:
                 expired = arithmetic.expired_in(buckets, ask.pending_seconds, None, 0, now_us)
     return commands, expired
 
@@ -461,32 +466,41 @@ def _ended_idempotency(
 
 
 def _corrections(
-    reservation: Reservation, keys: BookKeys, delta: int, seen: Replies, now_us: int, *, is_cleared: bool
+    reservation: Reservation, booked_in: Sequence[Row], delta: int, seen: Replies, now_us: int
 ) -> list[_Booking]:
-    window, made_at_us = reservation.window_seconds, reservation.made_at_us
     bookings = []
-    for charge in arithmetic.charges(keys, window, made_at_us, now_us, is_cleared=is_cleared):
+    for charge in arithmetic.charges(booked_in, reservation.made_at_us, now_us):
         booked = _booked_at(charge, seen)
-        change = arithmetic.change_of(charge, booked, delta, window, now_us)
+        change = arithmetic.change_of(charge, booked, delta, now_us)
         if change:
             bookings.append(_changed(charge, change, booked))
     return bookings
 
 
+def _forget_running(rows: Sequence[Row]) -> list[Words]:
+    """What `reserve.lua` knows of windows holds while all that is booked for their owners changes alike."""
+    windows = [row for row in rows if row.layout.window_seconds]
+    return [("DEL", *(running_key(row.key) for row in windows))] if windows else []
+
+
 def _no_more_pending(
-    reservation: Reservation, keys: BookKeys, reserved: int, seen: Replies, now_us: int, *, is_cleared: bool
+    reservation: Reservation,
+    rows: Sequence[Row],
+    booked_in: Sequence[Row],
+    reserved: int,
+    seen: Replies,
+    now_us: int,
 ) -> tuple[list[Words], int]:
     """Remove this reservation's pending money and what has expired; of the global one, how much has expired."""
     pending_seconds, commands, expired = reservation.pending_seconds, [], 0
-    own = arithmetic.pending_charges(keys, pending_seconds, reservation.made_at_us, is_cleared=is_cleared)
+    own = arithmetic.pending_charges(booked_in, pending_seconds, reservation.made_at_us)
     own_start = {charge.key: charge.member for charge in own} if reserved else {}
-    for _, pending in PENDING:
-        key = getattr(keys, pending)
+    for key, scope in arithmetic.pending_keys(rows).items():
         start, buckets = own_start.get(key), _buckets(seen, key)
         live = arithmetic.live_pending(buckets, pending_seconds, now_us)
         if start is not None and start in live:
             commands += [("ZINCRBY", key, -reserved, start), _remove_empty(key)]
         commands += _remove(key, [each for each in buckets if each not in live])
-        if key == keys.pending_global:
+        if scope is Scope.GLOBAL:
             expired = arithmetic.expired_in(buckets, pending_seconds, start, reserved, now_us)
     return commands, expired

@@ -22,7 +22,7 @@ def register_commands(app: Flask, tollgate: Tollgate) -> None:
             "Look into the books, clear an identifier's, and recompute them all.",
             "flaskapp.cli.ledger.make_ledger_cli",
             lambda: tollgate.link,
-            lambda: tollgate.settings.refresh().values.limits,
+            lambda: tollgate.settings.refresh().values.plan,
             tollgate.config.throttle_backend,
         ),
         LazyCommand(

@@ -11,13 +11,14 @@ import click
 from rich.table import Column, Table
 from rich.text import Text
 
+from backends.budgets import Budget, Reason, Scope
 from backends.clock import US_PER_SECOND
-from backends.contract import Limits
 from backends.errors import ConfigurationError
 from backends.ledger.audit import AuditReport, audit
 from backends.ledger.identifier_books import MOST_SHOWN, Cleared, IdentifierBooks, Ledger, LimitUse
 from backends.money import usd_text
 from backends.store.link import Link
+from flaskapp.budgets import BudgetPlan
 from flaskapp.cli.console import failures, print_table, shown_progress
 from flaskapp.http.identity import UNKNOWN_NETWORK, network_of
 
@@ -26,7 +27,7 @@ _IP = "ip:"
 T = TypeVar("T", IdentifierBooks, Cleared, AuditReport)
 
 
-def make_ledger_cli(get_link: Callable[[], Link], get_limits: Callable[[], Limits], backend_name: str) -> click.Group:
+def make_ledger_cli(get_link: Callable[[], Link], get_plan: Callable[[], BudgetPlan], backend_name: str) -> click.Group:
     """The command group ``ledger``; it opens Redis only when a command needs it."""
 
     def open_link() -> Link:
@@ -35,6 +36,10 @@ def make_ledger_cli(get_link: Callable[[], Link], get_limits: Callable[[], Limit
                 "THROTTLE_BACKEND=memory keeps its books in the process that serves: nothing to read"
             )
         return get_link()
+
+    def budgets_of(identifier: str, link: Link) -> tuple[Budget, ...]:
+        budgets = get_plan().of({Scope.IDENTIFIER: identifier}, link.time_us())
+        return tuple(budget for budget in budgets if budget.scope is Scope.IDENTIFIER)
 
     @click.group("ledger")
     def group() -> None:
@@ -50,7 +55,8 @@ def make_ledger_cli(get_link: Callable[[], Link], get_limits: Callable[[], Limit
         ID is what stands in the keys: the hash of a fingerprint, ip:NETWORK, or the hash of an API key.
         """
         with failures(COULD_NOT_RUN), shown_progress() as progress:
-            books = Ledger(open_link()).show(identifier_of(identifier), get_limits(), most=most, progress=progress)
+            link, who = open_link(), identifier_of(identifier)
+            books = Ledger(link).show(who, budgets_of(who, link), most=most, progress=progress)
         _print(books, _print_books, as_json=as_json)
 
     @group.command("reset")
@@ -59,7 +65,8 @@ def make_ledger_cli(get_link: Callable[[], Link], get_limits: Callable[[], Limit
     def reset(identifier: str, *, as_json: bool) -> None:
         """Clear the books of ID: it may spend anew. What its network and everybody have spent stays."""
         with failures(COULD_NOT_RUN):
-            cleared = Ledger(open_link()).reset(identifier_of(identifier))
+            link, who = open_link(), identifier_of(identifier)
+            cleared = Ledger(link).reset(who, budgets_of(who, link))
         _print(cleared, _print_cleared, as_json=as_json)
 
     @group.command("audit")
@@ -98,6 +105,8 @@ def _print_cleared(cleared: Cleared) -> None:
     click.echo(f"books of {cleared.identifier} cleared: {_moment(cleared.at_us // US_PER_SECOND)}")
     click.echo(f"window: {usd_text(cleared.window_nanousd)} USD, of it open: {usd_text(cleared.open_nanousd)} USD")
     click.echo(f"today and yesterday: {usd_text(cleared.days_nanousd)} USD")
+    for name, nanousd in cleared.further_nanousd.items():
+        click.echo(f"{name}: {usd_text(nanousd)} USD")
     click.echo("throttle marker: " + ("cleared" if cleared.marker else "there was none"))
 
 
@@ -126,7 +135,8 @@ def _limits_table(books: IdentifierBooks) -> Table:
 def _limit_cells(limit: LimitUse) -> list[str]:
     amounts = (limit.limit_nanousd, limit.spent_nanousd, limit.held_nanousd, limit.expired_nanousd, limit.left_nanousd)
     renews = "" if limit.renews_at_seconds is None else _moment(limit.renews_at_seconds)
-    return [limit.name, *map(usd_text, amounts), renews]
+    name = f"{limit.name} (shadow)" if limit.is_shadow else limit.name
+    return [name, *("none" if amount is None else usd_text(amount) for amount in amounts), renews]
 
 
 def _marker_line(books: IdentifierBooks) -> str:
@@ -134,7 +144,8 @@ def _marker_line(books: IdentifierBooks) -> str:
     if marker is None:
         return "throttle marker: none"
     busy = ", only open reservations stood in the way" if marker.busy else ""
-    return f"throttle marker: {marker.cause}, {marker.left_seconds} s left{busy}"
+    cause = f"{marker.cause} ({marker.budget})" if marker.cause == Reason.BUDGET_LIMIT else marker.cause
+    return f"throttle marker: {cause}, {marker.left_seconds} s left{busy}"
 
 
 def _reservations_table(books: IdentifierBooks) -> Table:

@@ -15,16 +15,19 @@ class Blocker:
 
 sys.meta_path.insert(0, Blocker())
 
-from backends import Ask, Limits, Outcome, Reservation, SystemClock, open_backend
+from backends import Ask, Budget, Calendar, Outcome, Refusal, Reservation, Sliding, SystemClock, open_backend
+
+BUDGETS = (Budget("monthly", "who", Calendar("month"), 1_000), Budget("minute", "who", Sliding(60), None))
 
 def reserve_and_settle(backend):
-    limits = Limits(1000, 1000, None, None, 1000, 1000, window_seconds=60, throttle_seconds=30, mark_when_busy=False)
-    ask = Ask("r1", "who", "10.0.0.1", 600, limits, 60)
-    reservation = backend.reserve(ask)
+    reservation = backend.reserve(Ask("r1", 600, BUDGETS))
     assert isinstance(reservation, Reservation), reservation
-    assert not isinstance(backend.reserve(Ask("r2", "who", "10.0.0.1", 600, limits, 60)), Reservation)
+    refusal = backend.reserve(Ask("r2", 600, BUDGETS))
+    assert isinstance(refusal, Refusal), refusal
+    assert refusal.budget == "monthly", refusal
     settlement = backend.settle(reservation, 400)
     assert (settlement.outcome, settlement.booked_nanousd) == (Outcome.SETTLED, 400)
+    assert [use.spent_nanousd for use in backend.books(BUDGETS).uses] == [400, 400]
 """
 OF_THE_SERVICE = ["pydantic", "flask", "werkzeug", "click", "gevent", "genai_prices", "rs_bpe", "prometheus_client"]
 
@@ -46,8 +49,8 @@ backend, clock = open_backend("memory", None), SystemClock()
 reserve_and_settle(backend)
 policy, emergency = FailurePolicy(is_open=False, emergency_nanousd=0), EmergencyBudget(Path("none"), clock)
 guard = Guard(backend, backend, link=None, emergency=emergency, clock=clock, observer=print, policy=lambda: policy)
-limits = Limits(1000, 1000, None, None, 1000, 1000, window_seconds=60, throttle_seconds=30, mark_when_busy=False)
-assert isinstance(guard.reserve(Ask("r3", "who", "10.0.0.1", 600, limits, 60)), Reservation)
+assert isinstance(guard.reserve(Ask("r3", 600, BUDGETS)), Reservation)
+assert guard.books(BUDGETS).spent("minute") == 1_000
 """,
     )
     assert ended.returncode == 0, ended.stderr

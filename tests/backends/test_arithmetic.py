@@ -1,9 +1,13 @@
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backends.budgets import BUILT_IN, FURTHER_STATUS, Budget, Calendar, Scope
 from backends.clock import US_PER_SECOND
 from backends.conformance.cases import make_ask
+from backends.contract import Ask
 from backends.errors import StoreBroken
 from backends.keys import (
     IDEMPOTENCY_KEEP_SECONDS,
@@ -13,9 +17,10 @@ from backends.keys import (
     WINDOW_BUCKETS,
 )
 from backends.records import Record, parse_record
+from backends.store.scripts import Script
 from backends.strategies import arithmetic
 from backends.strategies.outcomes import request_digest_of
-from tests.lua.by_hand import RESERVE
+from backends.strategies.script_words import TRY_AGAIN
 
 
 def test_terms_tell_requests_apart():
@@ -27,6 +32,15 @@ def test_terms_tell_requests_apart():
     assert len(one) == 16
     others = [("id", "net", 6), ("id2", "net", 5), ("id", "net2", 5), ("id\nnet", "", 5), ("i", "dnet", 5)]
     assert len({one, *(request_digest(*other) for other in others)}) == 6
+
+
+def test_without_identifier_and_network_requests_are_told_apart_by_their_budgets():
+    def request_digest(owner="gpt-4o", name="monthly", **limits):
+        budget = Budget(name, owner, Calendar("month"), 1, Scope.MODEL)._replace(**limits)
+        return request_digest_of(Ask("r0", 5, (budget,)))
+
+    assert request_digest() == request_digest(limit_nanousd=None, is_shadow=True)
+    assert len({request_digest(), request_digest("gpt-4"), request_digest(name="weekly")}) == 3
 
 
 @pytest.mark.parametrize("text", [b"", b"abc", b"-5", b"1.5", b"1e9", b" 5", b"9" * 17])
@@ -68,12 +82,22 @@ def test_a_bucket_counts_until_its_youngest_content_has_left_the_window():
     assert arithmetic.live_buckets(ring, 10, 600, end_us) == {}
 
 
-def test_python_and_lua_say_the_same_words():
-    """The same status numbers and record shape; what they do with them is held together by the conformance suite."""
-    for status, reason in arithmetic.REASON_OF_STATUS.items():
-        if status in arithmetic.STATUS_OF_CAUSE.values():
-            assert f"{reason.value} = {status}" in RESERVE.text
+def test_statuses_are_those_that_are_promised_and_of_one_meaning_each():
+    statuses = {name: row.status for name, row in BUILT_IN.items()}
+    assert (statuses["day"], statuses["window"]) == (2, 3)
+    others = {arithmetic.ADMITTED, arithmetic.THROTTLED, arithmetic.ENDED, arithmetic.CONFLICT, arithmetic.DUPLICATE}
+    meanings = [*statuses.values(), FURTHER_STATUS, *others, *TRY_AGAIN]
+    assert sorted(meanings) == list(range(14))
+    assert f"\n  2 to 7, {FURTHER_STATUS}  refused:" in Script("reserve.lua").text
+
+
+def test_python_and_lua_say_the_same_numbers():
+    """What they do with them is held together by the conformance suite."""
+    text = Script("reserve.lua").text
     names = "SECOND, LIVE_PENDING_BUCKETS, RECORD_KEEP_S, IDEMPOTENCY_KEEP_S"
     numbers = f"{US_PER_SECOND}, {LIVE_PENDING_BUCKETS}, {RECORD_KEEP_SECONDS}, {IDEMPOTENCY_KEEP_SECONDS}"
-    assert f"{names} = {numbers}\n" in RESERVE.text
-    assert f"ceil(window_s / {WINDOW_BUCKETS}), ceil(pending_s / {PENDING_BUCKETS})" in RESERVE.text
+    assert f"local {names}, NEVER_S = {numbers}, 2 ^ 53\n" in text
+    assert arithmetic.NEVER_SECONDS == 2**53
+    for script in ("reserve.lua", "extend.lua", "settle.lua"):
+        assert f"ceil(pending_s / {PENDING_BUCKETS})" in Script(script).text
+        assert re.search(rf"ceil\([a-z.]*window_s / {WINDOW_BUCKETS}\)", Script(script).text)

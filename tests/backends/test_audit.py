@@ -8,12 +8,14 @@ import pytest
 import redis
 
 from backends import open_backend
+from backends.budgets import EVERYBODY, Budget, Calendar, Forever, Scope, Sliding
 from backends.clock import SystemClock
-from backends.conformance.cases import NETWORK, ROOMY, WHO, make_ask
-from backends.keys import RECORD_KEEP_SECONDS, book_keys, bucket_seconds_of
+from backends.conformance.cases import EVERY, NETWORK, ROOMY, WHO, further_budget, make_ask
+from backends.keys import RECORD_KEEP_SECONDS, bucket_seconds_of, rows_at
 from backends.ledger.audit import audit
 from backends.ledger.comparison import MARGIN_SECONDS
 from backends.ledger.identifier_books import Ledger
+from backends.records import key_digest
 from backends.store.link import Link
 
 COST = 1_000
@@ -38,16 +40,21 @@ def backend(link):
     return open_backend("atomic", link)
 
 
+def keys_at(seconds, who=WHO, network=NETWORK, limits=ROOMY):
+    """Of the budgets by name, and of pending money by scope."""
+    rows = rows_at(limits.budgets(who, network), seconds)
+    return {row.budget.name: row.key for row in rows} | {row.budget.scope: row.pending_key for row in rows}
+
+
 @pytest.fixture
 def books(backend, raw):
-    """Two identifiers of two networks, with an open, a settled and a released reservation each; and their keys."""
+    """An open, a settled and a released reservation of two identifiers each, of two networks; keys of the first."""
     for who, network in ((WHO, NETWORK), ("other", "203.0.113.9")):
         for number, end in enumerate((None, 400, 0)):
-            request = make_ask(f"{who}-{number}", COST, ROOMY, identifier=who)
-            made = backend.reserve(replace(request, network=network))
+            made = backend.reserve(make_ask(f"{who}-{number}", COST, ROOMY, identifier=who, network=network))
             if end is not None:
                 backend.settle(made, end) if end else backend.release(made)
-    return book_keys("", WHO, NETWORK, raw.time()[0])
+    return keys_at(raw.time()[0])
 
 
 def found(link):
@@ -72,11 +79,9 @@ def test_an_empty_database(link):
 
 
 @pytest.mark.parametrize("by", [1, -1])
-@pytest.mark.parametrize(
-    "kind", ["recent", "network_recent", "pending_identifier", "pending_network", "pending_global"]
-)
+@pytest.mark.parametrize("kind", ["window", "network_window", "identifier", "network", "global"])
 def test_a_wrong_bucket(link, books, raw, kind, by):
-    key = getattr(books, kind)
+    key = books[kind]
     start, held = raw.zrange(key, 0, -1, withscores=True)[0]
     raw.zincrby(key, by, start)
     (found_one,) = audit(link).disagreements
@@ -84,11 +89,9 @@ def test_a_wrong_bucket(link, books, raw, kind, by):
     assert (found_one.stored_nanousd, found_one.expected_nanousd) == (held + by, held)
 
 
-@pytest.mark.parametrize(
-    "kind", ["recent", "network_recent", "pending_identifier", "pending_network", "pending_global"]
-)
+@pytest.mark.parametrize("kind", ["window", "network_window", "identifier", "network", "global"])
 def test_a_missing_bucket(link, books, raw, kind):
-    key = getattr(books, kind)
+    key = books[kind]
     start, held = raw.zrange(key, 0, -1, withscores=True)[0]
     raw.zrem(key, start)
     (found_one,) = audit(link).disagreements
@@ -97,14 +100,14 @@ def test_a_missing_bucket(link, books, raw, kind):
 
 
 def test_a_bucket_without_a_reservation(link, books, raw):
-    start = raw.zrange(books.recent, 0, -1)[0]
-    raw.zadd(books.recent, {str(int(start) - 2 * bucket_seconds_of(ROOMY.window_seconds)): 7})
-    assert found(link) == [("total", books.recent)]
+    start = raw.zrange(books["window"], 0, -1)[0]
+    raw.zadd(books["window"], {str(int(start) - 2 * bucket_seconds_of(ROOMY.window_seconds)): 7})
+    assert found(link) == [("total", books["window"])]
 
 
-@pytest.mark.parametrize("kind", ["daily", "network_daily", "global_hourly", "global_daily"])
+@pytest.mark.parametrize("kind", ["day", "network_day", "global_hour", "global_day"])
 def test_a_total_that_is_too_small(link, books, raw, kind):
-    key = getattr(books, kind)
+    key = books[kind]
     raw.decrby(key, 1)
     disagreements = audit(link).disagreements
     assert ("total", key) in [(each.kind, each.key) for each in disagreements]
@@ -112,29 +115,29 @@ def test_a_total_that_is_too_small(link, books, raw, kind):
     assert its.stored_nanousd == its.expected_nanousd - 1
 
 
-@pytest.mark.parametrize("kind", ["daily", "network_daily", "global_daily"])
+@pytest.mark.parametrize("kind", ["day", "network_day", "global_day"])
 def test_the_sum_of_a_day_that_is_too_large(link, books, raw, kind):
     """Also on a day whose first records are gone: the days are compared with one another."""
-    raw.incrby(getattr(books, kind), 1)
+    raw.incrby(books[kind], 1)
     sums = [each for each in audit(link).disagreements if each.kind == "sum"]
-    assert {each.key for each in sums} == {books.global_daily}
-    assert {each.stored_nanousd - each.expected_nanousd for each in sums} == {1 if kind == "global_daily" else -1}
+    assert {each.key for each in sums} == {books["global_day"]}
+    assert {each.stored_nanousd - each.expected_nanousd for each in sums} == {1 if kind == "global_day" else -1}
 
 
 def test_an_hour_that_is_more_than_its_day(link, books, raw):
-    raw.incrby(books.global_hourly, 10**9)
+    raw.incrby(books["global_hour"], 10**9)
     sums = [each for each in audit(link).disagreements if each.kind == "sum"]
-    assert [(each.key, "its hours" in each.told) for each in sums] == [(books.global_daily, True)]
+    assert [(each.key, "its hours" in each.told) for each in sums] == [(books["global_day"], True)]
 
 
 def test_a_missing_total(link, books, raw):
-    raw.delete(books.daily)
-    assert ("total", books.daily) in found(link)
-    assert ("sum", books.global_daily) in found(link)
+    raw.delete(books["day"])
+    assert ("total", books["day"]) in found(link)
+    assert ("sum", books["global_day"]) in found(link)
 
 
 def test_books_of_one_of_whom_no_key_is_left(link, books, raw):
-    raw.delete(books.recent, books.daily, books.pending_identifier)
+    raw.delete(books["window"], books["day"], books["identifier"])
     keys = {key for kind, key in found(link) if kind == "total"}
     assert len(keys) == 3
     assert all("#" in key for key in keys)
@@ -143,29 +146,29 @@ def test_books_of_one_of_whom_no_key_is_left(link, books, raw):
 def test_a_record_that_was_changed_by_hand(link, books, raw):
     key = f"llm:reservation:{WHO}-1"
     raw.set(key, raw.get(key).replace(" 400 ", " 401 "), keepttl=True)
-    assert {("total", books.recent), ("total", books.network_recent)} <= set(found(link))
+    assert {("total", books["window"]), ("total", books["network_window"])} <= set(found(link))
 
 
-@pytest.mark.parametrize("kind", ["recent", "daily", "global_hourly", "pending_global"])
+@pytest.mark.parametrize("kind", ["window", "day", "global_hour", "global"])
 def test_a_key_without_a_ttl(link, books, raw, kind):
-    raw.persist(getattr(books, kind))
-    assert found(link) == [("no_ttl", getattr(books, kind))]
+    raw.persist(books[kind])
+    assert found(link) == [("no_ttl", books[kind])]
 
 
 def test_a_negative_total(link, books, raw):
-    raw.set(books.global_hourly, -5, keepttl=True)
-    assert ("no_amount", books.global_hourly) in found(link)
+    raw.set(books["global_hour"], -5, keepttl=True)
+    assert ("no_amount", books["global_hour"]) in found(link)
 
 
 @pytest.mark.parametrize("text", [str(2**53), "rubbish", "1.5"])
 def test_what_is_no_amount(link, books, raw, text):
-    raw.set(books.global_hourly, text, keepttl=True)
-    assert ("no_amount", books.global_hourly) in found(link)
+    raw.set(books["global_hour"], text, keepttl=True)
+    assert ("no_amount", books["global_hour"]) in found(link)
 
 
 def test_a_negative_bucket(link, books, raw):
-    raw.zadd(books.pending_global, {"1773483600": -1})
-    assert ("no_amount", books.pending_global) in found(link)
+    raw.zadd(books["global"], {"1773483600": -1})
+    assert ("no_amount", books["global"]) in found(link)
 
 
 def test_an_unknown_key_is_reported_and_those_of_others_are_not(link, books, raw):
@@ -188,8 +191,8 @@ def test_a_record_that_is_none(link, books, raw):
 
 def test_a_reset_that_is_no_time_clears_nothing_and_stops_no_audit(link, books, raw):
     raw.set(f"llm:reset:{WHO}", "rubbish", ex=100)
-    raw.decrby(books.daily, 1)
-    assert ("total", books.daily) in found(link)
+    raw.decrby(books["day"], 1)
+    assert ("total", books["day"]) in found(link)
 
 
 def test_what_was_not_ended_in_time_counts_as_expired_with_its_amount(link, backend, raw):
@@ -204,8 +207,8 @@ def test_what_expired_and_was_swept_is_no_disagreement(link, backend, raw):
     now = raw.time()[0]
     backend.reserve(make_ask("r0", COST, ROOMY))
     made_before(raw, "r0", 131)
-    keys = book_keys("r0", WHO, NETWORK, now)
-    for key in (keys.pending_identifier, keys.pending_network, keys.pending_global):
+    keys = keys_at(now)
+    for key in (keys["identifier"], keys["network"], keys["global"]):
         raw.delete(key)
         raw.zadd(key, {str((now - 131) // 10 * 10): COST})
         raw.expire(key, 60)
@@ -225,15 +228,15 @@ def test_of_a_long_window_old_records_may_be_gone_and_no_less_is_booked(link, ba
     now = raw.time()[0]
     bucket = bucket_seconds_of(14_400)
     start = (now - 7_200) // bucket * bucket
-    keys = book_keys("old", WHO, NETWORK, start)
+    keys = keys_at(start)
     backend.reserve(make_ask("new", COST, replace(ROOMY, window_seconds=14_400)))
     who, network = raw.get("llm:reservation:new").split()[-2:]
     raw.set("llm:reservation:old", f"settled 50 {start * US} aa 14400 120 {who} {network}", ex=60)
-    for key in (keys.recent, keys.network_recent):
+    for key in (keys["window"], keys["network_window"]):
         raw.zadd(key, {str(start): 80})
     assert [each for each in found(link) if "recent" in each[1]] == []
-    raw.zadd(keys.recent, {str(start): 49})
-    assert [each for each in found(link) if "recent" in each[1]] == [("total", keys.recent)]
+    raw.zadd(keys["window"], {str(start): 49})
+    assert [each for each in found(link) if "recent" in each[1]] == [("total", keys["window"])]
 
 
 def test_a_shorter_window_may_have_swept_what_a_longer_one_booked(link, backend, raw):
@@ -256,9 +259,9 @@ def test_a_shorter_window_may_have_swept_what_a_longer_one_booked(link, backend,
 def test_after_a_reset_identifiers_may_be_less_than_everybody_and_never_more(link, backend, books, raw):
     Ledger(link).reset(WHO)
     assert found(link) == []
-    other = book_keys("", "other", "", raw.time()[0]).daily
+    other = keys_at(raw.time()[0], "other")["day"]
     raw.incrby(other, 10**6)
-    assert ("sum", books.global_daily) in found(link)
+    assert ("sum", books["global_day"]) in found(link)
 
 
 def test_since_a_reset_a_day_has_to_be_equal_to_its_records(link, backend, books, raw):
@@ -266,12 +269,232 @@ def test_since_a_reset_a_day_has_to_be_equal_to_its_records(link, backend, books
     Ledger(link).reset(WHO)
     backend.reserve(make_ask("after", COST, ROOMY))
     assert found(link) == []
-    raw.incrby(books.daily, 1)
-    assert ("total", books.daily) in found(link)
+    raw.incrby(books["day"], 1)
+    assert ("total", books["day"]) in found(link)
+
+
+# --- further budgets
+
+NAMES = [budget.name for budget in EVERY.further]
+OF_OTHER_SCOPES = [Scope.WIDE_NETWORK, Scope.KEY, Scope.TEAM, Scope.MODEL]
+
+
+def make(backend, rid, end=None, who=WHO, network=NETWORK, limits=EVERY, cost=COST, **changes):
+    made = backend.reserve(make_ask(rid, cost, limits, identifier=who, network=network, **changes))
+    if end is not None:
+        backend.settle(made, end) if end else backend.release(made)
+    return made
+
+
+@pytest.fixture
+def further(backend, raw):
+    """As `books`, with a further budget of each scope; and the keys that a request of the first is charged to."""
+    for who, network in ((WHO, NETWORK), ("other", "203.0.113.9")):
+        for number, end in enumerate((None, 400, 0)):
+            made = make(backend, f"{who}-{number}", end, who, network)
+        open_one = make(backend, f"{who}-extended", None, who, network)
+        backend.extend(open_one, 3 * COST, made.budgets)
+    return keys_at(raw.time()[0], limits=EVERY)
+
+
+def change(raw, key, by):
+    """By so much, in a bucket if it has buckets: which."""
+    if raw.type(key) == "zset":
+        start = raw.zrange(key, 0, -1)[0]
+        raw.zincrby(key, by, start)
+        return int(start)
+    raw.incrby(key, by)
+    return None
+
+
+def test_further_budgets_that_agree(link, backend, further, raw):
+    """A total that lasts for ever has no TTL, and what a window came to is kept beside it: both are in order."""
+    assert raw.ttl(further["team_ever"]) == -1
+    assert all(raw.ttl(key) > 0 for key in raw.keys("llm:running:*"))
+    report = audit(link)
+    assert (report.disagreements, report.undecided, report.looks) == ((), (), 1)
+    assert report.sums_checked == 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_further_budget_that_is_too_small(link, further, raw, name):
+    start = change(raw, further[name], -1)
+    (found_one,) = audit(link).disagreements
+    assert (found_one.kind, found_one.key, found_one.bucket) == ("total", further[name], start)
+    assert found_one.stored_nanousd == found_one.expected_nanousd - 1
+
+
+@pytest.mark.parametrize("name", ["network_long", "just_begun"])
+def test_a_further_budget_that_is_too_large(link, backend, further, raw, name):
+    """Of a period that began within the last hour."""
+    now = raw.time()[0]
+    further["just_begun"] = f"llm:budget:just_begun:month:web:{now - 900}"
+    raw.set(further["just_begun"], 0, ex=100)
+    start = change(raw, further[name], 1)
+    (found_one,) = audit(link).disagreements
+    assert (found_one.kind, found_one.key, found_one.bucket) == ("total", further[name], start)
+    assert found_one.stored_nanousd == found_one.expected_nanousd + 1
+
+
+def test_of_a_period_that_began_before_the_records_there_may_be_more(link, backend, further, raw):
+    long_ago = make(backend, "ever", further=(further_budget("so_far", Scope.KEY, Forever()),), limits=ROOMY)
+    key = rows_at(long_ago.budgets, 0)[-1].key
+    raw.incrby(key, 10**6)
+    assert found(link) == []
+    raw.set(key, COST - 1)
+    assert found(link) == [("total", key)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_further_budget_that_is_missing(link, backend, further, raw, name):
+    """Where a key of the same budget is left, that and the owner's other keys tell its name; else there is a digest."""
+    key = further[name]
+    has_namesake = name in {"who_hour", "network_long"}
+    raw.delete(key)
+    assert found(link) == [("total", key if has_namesake else f"llm:budget:#{key_digest(key)}")]
+    for rid in raw.keys("llm:reservation:*"):
+        made_before(raw, rid.removeprefix("llm:reservation:"), 60)
+    # Then the nameless one may have been a window of a minute.
+    assert (("total", key) in found(link)) == has_namesake
+    assert not any("#" in each[1] for each in found(link))
+
+
+def test_a_window_that_has_ended_is_not_missing(link, backend, raw):
+    minute = further_budget("minute", Scope.IDENTIFIER, Sliding(60))
+    made = make(backend, "r0", 400, limits=replace(ROOMY, further=(minute,)))
+    make(backend, "r1", 400, who="other", limits=replace(ROOMY, further=(minute,)))
+    key = rows_at(made.budgets, 0)[-1].key
+    raw.delete(key)
+    assert found(link) == [("total", key)]
+    made_before(raw, "r0", 63)
+    assert ("total", key) not in found(link)
+
+
+@pytest.mark.parametrize("scope", OF_OTHER_SCOPES)
+@pytest.mark.parametrize("by", [1, -1])
+def test_pending_money_of_scopes_that_no_record_names(link, further, raw, scope, by):
+    key = further[scope]
+    start = change(raw, key, by)
+    held = int(raw.zscore(key, start))
+    (found_one,) = audit(link).disagreements
+    owner = key.removeprefix(f"llm:open:{scope}:")
+    assert (found_one.key, found_one.bucket) == (key if by > 0 else f"llm:open:*:{owner}", start)
+    assert found_one.stored_nanousd == held == found_one.expected_nanousd + by
+    assert f"come to at {'most' if by > 0 else 'least'} " in found_one.told
+
+
+def test_where_an_owner_has_two_scopes_its_money_may_be_in_either(link, backend, raw):
+    """The key of a further budget does not tell its scope."""
+    budgets = tuple(Budget(f"of_{scope}", "web", Forever(), None, scope) for scope in (Scope.KEY, Scope.TEAM))
+    make(backend, "both", limits=ROOMY, further=budgets)
+    make(backend, "one", limits=ROOMY, further=budgets[:1])
+    assert found(link) == []
+    change(raw, "llm:open:key:web", 1)
+    assert found(link) == [("total", "llm:open:key:web")]
+    change(raw, "llm:open:key:web", -COST)
+    assert found(link) == []
+    raw.delete("llm:open:key:web")
+    assert found(link) == [("total", "llm:open:*:web")]
+
+
+@pytest.mark.parametrize("scope", ["identifier", "network", "global"])
+def test_pending_money_of_the_six_is_exact_beside_further_budgets(link, further, raw, scope):
+    start = change(raw, further[scope], 1)
+    (found_one,) = audit(link).disagreements
+    assert (found_one.key, found_one.bucket, " at " in found_one.told) == (further[scope], start, False)
+
+
+# --- reservations without the six
+
+ALONE = (
+    Budget("monthly", "customer", Calendar("month"), None),
+    Budget("minute", "plan", Sliding(60), None, Scope.KEY),
+    Budget("all_ever", EVERYBODY, Forever(), None, Scope.GLOBAL),
+)
+
+
+@pytest.fixture
+def alone(backend):
+    """An open, a settled and a released reservation that are charged to further budgets alone; their keys by name."""
+    for number, end in enumerate((None, 400, 0)):
+        made = make(backend, f"alone-{number}", end, budgets=ALONE)
+    rows = rows_at(ALONE, made.made_at_us // US)
+    return {row.budget.name: row.key for row in rows} | {row.budget.scope: row.pending_key for row in rows}
+
+
+def test_further_budgets_alone_change_no_sum_of_days(link, books, alone, raw):
+    """They are in none of the six, so networks and identifiers still add up to everybody."""
+    assert " - - " in raw.get("llm:reservation:alone-0")
+    report = audit(link)
+    assert (report.disagreements, report.undecided, report.sums_checked) == ((), (), 3)
+    raw.incrby(books["day"], 1)
+    assert [each.key for each in audit(link).disagreements if each.kind == "sum"] == [books["global_day"]]
+
+
+@pytest.mark.parametrize("name", ["monthly", "minute", "all_ever"])
+def test_further_budgets_alone_are_checked_too(link, books, alone, raw, name):
+    change(raw, alone[name], -1)
+    assert found(link) == [("total", alone[name])]
+
+
+@pytest.mark.parametrize("scope", ["identifier", "key"])
+@pytest.mark.parametrize("by", [1, -1])
+def test_so_is_their_pending_money(link, books, alone, raw, scope, by):
+    change(raw, alone[scope], by)
+    owner = alone[scope].rpartition(":")[2]
+    assert found(link) == [("total", alone[scope] if by > 0 else f"llm:open:*:{owner}")]
+
+
+def test_everybodys_pending_money_may_be_more_by_theirs_and_no_less_than_the_six(link, books, alone, raw):
+    """Whether an owner that is called `all` is everybody is not told."""
+    change(raw, books["global"], -COST)
+    assert found(link) == []
+    change(raw, books["global"], -1)
+    assert found(link) == [("total", books["global"])]
+
+
+def test_a_record_without_the_six_may_have_windows_of_any_length(link, alone, raw):
+    raw.delete(*alone.values())
+    assert found(link) == []
+
+
+def test_a_day_whose_records_are_gone_still_adds_up(link, raw):
+    yesterday = keys_at(raw.time()[0] - 86_400)
+    for name in ("day", "network_day", "global_day"):
+        raw.set(yesterday[name], 5, ex=100)
+    assert (found(link), audit(link).sums_checked) == ([], 3)
+    raw.incrby(yesterday["network_day"], 1)
+    assert found(link) == [("sum", yesterday["global_day"])]
+
+
+# --- after a reset
+
+
+def test_after_a_reset_a_further_budget_is_no_less_than_what_was_made_since(link, further, backend, raw):
+    mine = tuple(budget for budget in EVERY.budgets(WHO, NETWORK) if budget.scope is Scope.IDENTIFIER)
+    Ledger(link).reset(WHO, mine)
+    assert not raw.exists(further["who_hour"])
+    assert found(link) == []
+    make(backend, "after", 300)
+    assert found(link) == []
+    raw.decrby(further["who_hour"], 1)
+    assert found(link) == [("total", further["who_hour"])]
+    raw.incrby(further["who_hour"], 10**6)
+    assert found(link) == []
+
+
+def test_a_budget_that_a_reset_did_not_know_keeps_what_it_had(link, further, backend, raw):
+    """It was taken out of the settings: what is open then is settled with the others only."""
+    held = raw.get(further["who_hour"])
+    Ledger(link).reset(WHO)
+    assert raw.get(further["who_hour"]) == held
+    backend.settle(backend.find(make_ask(f"{WHO}-0", COST, EVERY)), 5)
+    assert raw.get(further["who_hour"]) == held
+    assert found(link) == []
 
 
 def test_it_writes_nothing(link, books, raw):
-    raw.incrby(books.daily, 3)
+    raw.incrby(books["day"], 3)
     before = {key: raw.expiretime(key) for key in raw.keys("*")}
     changes = raw.info("persistence")["rdb_changes_since_last_save"]
     assert audit(link).disagreements
@@ -288,9 +511,9 @@ def _spend(url, stop, name):
     # Not too fast: where more than `MOST_AT_ONCE` records belong to a total that changes, it can only be undecided.
     while not stop.wait(0.001):
         number += 1
-        made = backend.reserve(make_ask(f"r{number}", COST, ROOMY, identifier=f"who{number % 7}"))
+        made = backend.reserve(make_ask(f"r{number}", COST, EVERY, identifier=f"who{number % 7}"))
         if number % 2:
-            made = backend.extend(made, 2 * COST, ROOMY)
+            made = backend.extend(made, 2 * COST, made.budgets)
         if number % 5:
             backend.settle(made, 300)
         # Leaves processor time to the audit.
@@ -332,7 +555,7 @@ def test_a_total_that_is_too_small_is_reported_while_it_changes(traffic, link, r
     open_backend("atomic", link).reserve(make_ask("whale", ROOMY.global_hour_nanousd // 2, ROOMY, identifier="whale"))
     seen = raw.time()[0]
     wait_until(lambda: raw.time()[0] > seen + 2, 30, "what is there has settled down")
-    hour = book_keys("", "", "", raw.time()[0]).global_hourly
+    hour = keys_at(raw.time()[0])["global_hour"]
     raw.set(hour, 0, keepttl=True)
     report = audit(link)
     assert ("total", hour) in [(each.kind, each.key) for each in report.disagreements]

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from backends.conformance.cases import COST, ROOMY, make_ask
+from backends.budgets import Budget, Calendar, Forever, Scope
+from backends.conformance.cases import COST, NETWORK, ROOMY, WHO, make_ask
 from backends.conformance.harness import ManualClock, MemoryHarness
-from backends.contract import Refusal, Reservation
+from backends.contract import Ask, Refusal, Reservation
 from backends.errors import ReservationConflict
 from backends.guard import EmergencyBudget, FailurePolicy, Guard, Health
 from backends.strategies.memory import MemoryBackend
@@ -50,8 +51,7 @@ def test_a_reservation_and_its_end_are_events(guard, events):
         "request_id": "r0",
         "identifier": "hash456",
         "cost_nanousd": COST,
-        "window_nanousd": COST,
-        "day_nanousd": COST,
+        "reservation": made,
         "backend": "memory",
         "script": "memory",
         "check_ms": 0,
@@ -75,6 +75,23 @@ def test_a_refusal_is_an_event(guard, events):
     assert refused["refusal"] is verdict
     assert refused["script"] == "memory"
     assert not events.named("reserved")
+
+
+def test_each_shadow_budget_that_was_over_is_an_event(guard, events):
+    tiny = Budget("tiny", WHO, Forever(), 1, is_shadow=True)
+    made = guard.reserve(make_ask("r0", COST, further=(tiny, tiny._replace(name="ample", limit_nanousd=COST))))
+    assert made.over_shadow == ("tiny",)
+    assert [event.name for event in events] == ["reserved", "shadow_refused"]
+    assert events.named("shadow_refused") == [
+        {"request_id": "r0", "identifier": WHO, "cost_nanousd": COST, "budget": "tiny"}
+    ]
+
+
+def test_a_request_without_an_identifier_is_guarded_too(guard, events):
+    alone = Budget("monthly", "order desk", Calendar("month"), COST, scope=Scope.TEAM)
+    guard.settle(guard.reserve(Ask("r0", COST, (alone,))), 7)
+    assert guard.books((alone,)).spent("monthly") == 7
+    assert [event.fields["identifier"] for event in events] == ["", ""]
 
 
 def test_an_overrun_is_in_the_event(guard, events):
@@ -118,7 +135,7 @@ def test_an_end_that_is_killed_on_its_way_is_made_up_for(guard, primary, events,
 def test_an_extension_of_what_has_ended_is_refused_with_an_event(guard, events):
     made = guard.reserve(make_ask("r0", COST))
     guard.settle(made, 7)
-    assert guard.extend(made, 2 * COST, ROOMY, at_least_nanousd=2 * COST) is None
+    assert guard.extend(made, 2 * COST, ROOMY.budgets(WHO, NETWORK), at_least_nanousd=2 * COST) is None
     assert [fields["reserved_nanousd"] for fields in events.named("extension_refused")] == [COST]
 
 

@@ -5,19 +5,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backends.budgets import LONGEST_WINDOW_SECONDS, Scope
+from backends.conformance.cases import ROOMY
 from backends.keys import (
     LIVE_PENDING_BUCKETS,
     WINDOW_BUCKETS,
     KnownKey,
-    book_keys,
     bucket_seconds_of,
     idempotency_key,
     known_key,
+    marker_key,
     pending_bucket_seconds_of,
+    record_key,
     reset_key,
+    rows_at,
+    running_key,
 )
-
-LONGEST_SECONDS = 31 * 86_400
 
 
 @pytest.mark.parametrize(("window_in_rings", "bucket"), [(1, 1), (10, 10), (10.001, 11), (1_440, 1_440)])
@@ -26,7 +29,7 @@ def test_a_window_is_cut_into_whole_seconds_and_as_many_buckets_as_a_ring_has(wi
     assert bucket_seconds_of(1) == 1
 
 
-@given(st.integers(1, LONGEST_SECONDS), st.integers(0, 10**7))
+@given(st.integers(1, LONGEST_WINDOW_SECONDS), st.integers(0, 10**7))
 def test_no_more_buckets_live_than_a_ring_may_have(seconds, now):
     for bucket, most in (
         (bucket_seconds_of(seconds), WINDOW_BUCKETS + 1),
@@ -35,6 +38,11 @@ def test_no_more_buckets_live_than_a_ring_may_have(seconds, now):
         oldest = now - bucket - seconds
         living = now // bucket - oldest // bucket
         assert living <= most
+
+
+def six_rows(identifier, network, at_seconds):
+    """Of the built-in budgets, by name."""
+    return {row.budget.name: row for row in rows_at(ROOMY.budgets(identifier, network), at_seconds)}
 
 
 @pytest.mark.parametrize(
@@ -48,36 +56,51 @@ def test_no_more_buckets_live_than_a_ring_may_have(seconds, now):
 )
 def test_dates_are_utc(monkeypatch, moment, hour, date):
     monkeypatch.setenv("TZ", "America/Los_Angeles")
-    keys = book_keys("rid", "id", "net", int(datetime.fromisoformat(moment).replace(tzinfo=UTC).timestamp()))
-    assert keys.global_hourly == f"llm:global:hourly:{hour}"
-    assert keys.global_daily == f"llm:global:daily:{date}"
-    assert keys.daily == f"llm:cost:daily:id:{date}"
-    assert keys.network_daily == f"llm:network:daily:net:{date}"
+    rows = six_rows("id", "net", int(datetime.fromisoformat(moment).replace(tzinfo=UTC).timestamp()))
+    assert rows["global_hour"].key == f"llm:global:hourly:{hour}"
+    assert rows["global_day"].key == f"llm:global:daily:{date}"
+    assert rows["day"].key == f"llm:cost:daily:id:{date}"
+    assert rows["network_day"].key == f"llm:network:daily:net:{date}"
 
 
 def test_the_seeds_keys_to_the_letter():
-    keys = book_keys("rid", "hash456", "net", 1_773_483_630)
-    assert keys.marker == "llm:throttle:hash456"
-    assert keys.recent == "llm:cost:recent:hash456"
-    assert keys.daily == "llm:cost:daily:hash456:2026-03-14"
-    assert all(key.startswith("llm:") for key in keys)
-    assert len(set(keys)) == len(keys)
+    rows = six_rows("hash456", "net", 1_773_483_630)
+    assert marker_key("hash456") == "llm:throttle:hash456"
+    assert rows["window"].key == "llm:cost:recent:hash456"
+    assert rows["day"].key == "llm:cost:daily:hash456:2026-03-14"
+    assert rows["network_window"].key == "llm:network:recent:net"
 
 
 WHO, NETWORK = "ip:2001:db8::/64", "2001:db8::/64"
 HOUR = 1_773_482_400  # 2026-03-14 10:00:00 UTC
-OWNERS = dict.fromkeys(("marker", "recent", "daily", "pending_identifier"), WHO)
-OWNERS |= dict.fromkeys(("network_recent", "network_daily", "pending_network"), NETWORK)
-STARTS = {"global_hourly": HOUR} | dict.fromkeys(("daily", "network_daily", "global_daily"), HOUR - 10 * 3_600)
+DAY = HOUR - 10 * 3_600
 
 
 def test_a_key_is_known_for_what_it_is():
-    for kind, key in book_keys("rid", WHO, NETWORK, HOUR + 1_200)._asdict().items():
-        owner = "rid" if kind == "record" else OWNERS.get(kind, "")
-        assert known_key(key) == KnownKey(kind, owner, STARTS.get(kind, 0))
-    assert known_key(reset_key(WHO)) == KnownKey("reset", WHO, 0)
+    rows = six_rows(WHO, NETWORK, HOUR + 1_200)
+    assert {name: known_key(row.key) for name, row in rows.items()} == {
+        "day": KnownKey("total", WHO, "day", Scope.IDENTIFIER, DAY),
+        "window": KnownKey("window", WHO, "window", Scope.IDENTIFIER),
+        "network_window": KnownKey("window", NETWORK, "network_window", Scope.NETWORK),
+        "network_day": KnownKey("total", NETWORK, "network_day", Scope.NETWORK, DAY),
+        "global_hour": KnownKey("total", "", "global_hour", Scope.GLOBAL, HOUR),
+        "global_day": KnownKey("total", "", "global_day", Scope.GLOBAL, DAY),
+    }
+    assert {name: known_key(row.pending_key) for name, row in rows.items()} == {
+        "day": KnownKey("pending", WHO, scope=Scope.IDENTIFIER),
+        "window": KnownKey("pending", WHO, scope=Scope.IDENTIFIER),
+        "network_window": KnownKey("pending", NETWORK, scope=Scope.NETWORK),
+        "network_day": KnownKey("pending", NETWORK, scope=Scope.NETWORK),
+        "global_hour": KnownKey("pending", scope=Scope.GLOBAL),
+        "global_day": KnownKey("pending", scope=Scope.GLOBAL),
+    }
+    assert known_key(record_key("rid")) == KnownKey("record", "rid")
+    assert known_key(marker_key(WHO)) == KnownKey("marker", WHO)
+    assert known_key(reset_key(WHO)) == KnownKey("reset", WHO)
+    assert known_key(running_key(rows["window"].key)) == KnownKey("running", f"cost:recent:{WHO}")
     assert known_key(idempotency_key("0" * 32)).kind == "idempotency"
     assert known_key("llm:challenge:" + "0" * 64).kind == "challenge"
+    assert known_key("llm:session:" + "0" * 32).kind == "session"
     assert known_key("llm:rate:LIMITS:LIMITER/x").kind == "rate"
 
 

@@ -23,6 +23,11 @@ def test_every_name_of_the_contract_is_on_the_public_face():
     assert names - set(backends.__all__) == set()
 
 
+def test_what_a_budget_is_made_of_is_on_the_public_face():
+    assert {"Budget", "Calendar", "Forever", "Reason", "Scope", "Sliding"} <= set(backends.__all__)
+    assert not hasattr(backends, "Limits")
+
+
 def test_what_is_on_the_public_face_is_there():
     assert [name for module in (backends, pricing) for name in module.__all__ if not hasattr(module, name)] == []
 

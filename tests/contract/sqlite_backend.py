@@ -9,53 +9,115 @@ import hashlib
 import sqlite3
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from datetime import datetime, time, timedelta
+from math import inf
 from typing import NamedTuple
+from zoneinfo import ZoneInfo
 
-from backends import Books, Duplicate, DuplicateState, Marker, Outcome, Reason, Refusal, Reservation, Scope, Settlement
+from backends import (
+    Books,
+    Budget,
+    BudgetUse,
+    Calendar,
+    Duplicate,
+    DuplicateState,
+    Forever,
+    Marker,
+    Outcome,
+    Reason,
+    Refusal,
+    Reservation,
+    Scope,
+    Settlement,
+    Sliding,
+)
+from backends.budgets import check
 from backends.conformance.harness import START_US, ManualClock
 from backends.errors import ReservationConflict
 
 US, HOUR_US, DAY_US = 1_000_000, 3_600_000_000, 86_400_000_000
 SCHEMA = """
 CREATE TABLE reservations (
-    n INTEGER PRIMARY KEY, id, identifier, network, nanousd, digest, made_us, window_s, pending_until_us, state,
-    known_until_us, is_reported DEFAULT 0);
+    n INTEGER PRIMARY KEY, id, nanousd, digest, made_us, pending_until_us, state, known_until_us,
+    is_reported DEFAULT 0);
+CREATE TABLE charges (n, book, window_s);
 CREATE TABLE keys (digest PRIMARY KEY, body, id, nanousd, state, pending_until_us, kept_until_us);
-CREATE TABLE markers (identifier PRIMARY KEY, cause, until_us, ends_us, busy);
+CREATE TABLE markers (identifier PRIMARY KEY, reason, budget, until_us, ends_us, busy);
 """
-BUDGETS = (
-    (Reason.DAILY_LIMIT, Scope.IDENTIFIER, "day_nanousd", DAY_US),
-    (Reason.WINDOW_LIMIT, Scope.IDENTIFIER, "window_nanousd", None),
-    (Reason.NETWORK_LIMIT, Scope.NETWORK, "network_window_nanousd", None),
-    (Reason.NETWORK_DAILY_LIMIT, Scope.NETWORK, "network_day_nanousd", DAY_US),
-    (Reason.GLOBAL_HOURLY_LIMIT, Scope.GLOBAL, "global_hour_nanousd", HOUR_US),
-    (Reason.GLOBAL_DAILY_LIMIT, Scope.GLOBAL, "global_day_nanousd", DAY_US),
-)
-OWNED = {Scope.IDENTIFIER: "identifier = :identifier", Scope.NETWORK: "network = :network", Scope.GLOBAL: "1"}
+REASONS = {
+    "day": Reason.DAILY_LIMIT,
+    "window": Reason.WINDOW_LIMIT,
+    "network_window": Reason.NETWORK_LIMIT,
+    "network_day": Reason.NETWORK_DAILY_LIMIT,
+    "global_hour": Reason.GLOBAL_HOURLY_LIMIT,
+    "global_day": Reason.GLOBAL_DAILY_LIMIT,
+}
 
 
-class Budget(NamedTuple):
-    reason: Reason
-    scope: Scope
-    limit: int | None
+def reason_of(budget):
+    return REASONS.get(budget.name, Reason.BUDGET_LIMIT)
+
+
+def span_us(period, at_us):
+    """From when to when a period lasts that holds a moment."""
+    if not isinstance(period, Calendar):
+        return 0, inf
+    zone = ZoneInfo(period.zone)
+    now = datetime.fromtimestamp(at_us // US, zone)
+    if period.unit == "hour":
+        start_us = int(now.replace(minute=0, second=0).timestamp()) * US
+        return start_us, start_us + HOUR_US
+    day = now.date()
+    first = {"day": day, "week": day - timedelta(days=day.weekday()), "month": day.replace(day=1)}[period.unit]
+    after = {
+        "day": first + timedelta(days=1),
+        "week": first + timedelta(days=7),
+        "month": (first + timedelta(days=31)).replace(day=1),
+    }[period.unit]
+    return tuple(int(datetime.combine(midnight, time(), zone).timestamp()) * US for midnight in (first, after))
+
+
+def book_of(budget, at_us):
+    """What names the sum that a budget is: a built-in window is the same one whatever its length."""
+    word = "" if budget.name in REASONS else budget.period.word
+    return f"{budget.name} {word} {budget.owner} {span_us(budget.period, at_us)[0]}"
+
+
+class Use(NamedTuple):
+    """What is booked in a budget."""
+
+    budget: Budget
     rows: list
     """Its reservations, the oldest first."""
-    ends_us: int | None
-    """When all of it is over at once; None for a window."""
+    ends_us: float
+    """When all of it is over at once; infinite for what never is, and for a window."""
 
     def spent(self):
         return sum(row["nanousd"] for row in self.rows)
 
     def room(self):
-        return float("inf") if self.limit is None else self.limit - self.spent()
+        limit = self.budget.limit_nanousd
+        return inf if limit is None or self.budget.is_shadow else limit - self.spent()
 
-    def fits_at_us(self, cost, window_us):
+    def is_over(self, nanousd):
+        """Whether a shadow budget has no room for so much more."""
+        return self.budget.is_shadow and self._replace(budget=self.budget._replace(is_shadow=False)).room() < nanousd
+
+    def fits_at_us(self, cost):
         room = self.room()
         for row in self.rows:
             room += row["nanousd"]
-            if self.ends_us is None and room >= cost:
-                return row["made_us"] + window_us
-        return self.ends_us or 0
+            if isinstance(self.budget.period, Sliding) and room >= cost:
+                return row["made_us"] + self.budget.period.seconds * US
+        return self.ends_us
+
+    def renews_at_seconds(self, empty_us=None):
+        """Of an empty window it is that of an amount which is booked then."""
+        if isinstance(self.budget.period, Sliding):
+            oldest_us = self.rows[0]["made_us"] if self.rows else empty_us
+            return None if oldest_us is None else seconds_until(oldest_us, 0) + self.budget.period.seconds
+        is_never = isinstance(self.budget.period, Forever) or (empty_us is None and not self.rows)
+        return None if is_never else self.ends_us // US
 
 
 def seconds_until(end_us, now_us):
@@ -63,7 +125,23 @@ def seconds_until(end_us, now_us):
 
 
 def digest_of(ask):
-    return hashlib.sha256(repr((ask.identifier, ask.network, ask.cost_nanousd)).encode()).hexdigest()[:16]
+    owners = {
+        (budget.scope, budget.owner) for budget in ask.budgets if budget.scope in {Scope.IDENTIFIER, Scope.NETWORK}
+    }
+    return hashlib.sha256(repr((sorted(owners), ask.cost_nanousd)).encode()).hexdigest()[:16]
+
+
+def identifier_of(budgets):
+    return next((budget.owner for budget in budgets if budget.scope is Scope.IDENTIFIER), None)
+
+
+def limits_of(budgets):
+    """By name, of those that are enforced."""
+    return {
+        budget.name: budget.limit_nanousd
+        for budget in budgets
+        if budget.limit_nanousd is not None and not budget.is_shadow
+    }
 
 
 def pending(rows, now_us):
@@ -101,39 +179,34 @@ class SqliteBackend:
 
     def _insert(self, db, table, **row):
         names = ", ".join(row)
-        db.execute(f"REPLACE INTO {table} ({names}) VALUES (:{names.replace(', ', ', :')})", row)
+        return db.execute(f"REPLACE INTO {table} ({names}) VALUES (:{names.replace(', ', ', :')})", row).lastrowid
 
-    def _budgets(self, db, identifier, network, limits, window_s, at_us):
-        """The six in their order, for what is or was reserved at `at_us`."""
-        budgets, now = [], self._clock.now_us()
-        for reason, scope, field, period_us in BUDGETS:
-            begin, end = now - window_s * US + 1, now + 1
-            if period_us is not None:
-                begin = at_us // period_us * period_us
-                end = begin + period_us
-            where = f"{OWNED[scope]} AND made_us >= {begin} AND made_us < {end} AND nanousd > 0"
-            rows = self._rows(db, where, identifier=identifier, network=network)
-            limit = getattr(limits, field) if limits else None
-            budgets.append(Budget(reason, scope, limit, rows, end if period_us else None))
-        return budgets
+    def _uses(self, db, budgets, at_us):
+        """What is booked now for what is or was reserved at `at_us`."""
+        return [self._use(db, budget, at_us) for budget in budgets]
 
-    def books(self, identifier, network, window_seconds):
+    def _use(self, db, budget, at_us):
+        begin = self._clock.now_us() - budget.period.seconds * US + 1 if isinstance(budget.period, Sliding) else 0
+        where = "n IN (SELECT n FROM charges WHERE book = :book) AND made_us >= :begin AND nanousd > 0"
+        rows = self._rows(db, where, book=book_of(budget, at_us), begin=begin)
+        return Use(budget, rows, span_us(budget.period, at_us)[1])
+
+    def books(self, budgets):
         with self._transaction() as db:
             now = self._clock.now_us()
-            day, window, net_window, net_day, hour, all_day = self._budgets(
-                db, identifier, network, None, window_seconds, now
-            )
-            held = pending(self._rows(db, OWNED[Scope.IDENTIFIER], identifier=identifier), now)
-            return Books(
-                *(budget.spent() for budget in (window, day, net_window, net_day, hour, all_day)),
-                sum(row["nanousd"] for row in held),
-                sum(row["nanousd"] for row in held if row["made_us"] >= now // DAY_US * DAY_US),
-                seconds_until(window.rows[0]["made_us"], 0) + window_seconds if window.rows else None,
-                self._marker(db, identifier),
-                now,
-            )
+            uses = [
+                BudgetUse(
+                    use.budget,
+                    use.spent(),
+                    sum(row["nanousd"] for row in pending(use.rows, now)),
+                    use.renews_at_seconds(),
+                )
+                for use in self._uses(db, budgets, now)
+            ]
+            return Books(tuple(uses), self._marker(db, identifier_of(budgets)), now)
 
     def reserve(self, ask):
+        check(ask.budgets)
         with self._transaction() as db:
             row = self._record(db, ask.reservation_id)
             if row is not None:
@@ -144,34 +217,35 @@ class SqliteBackend:
             return duplicate or self._under_marker(db, ask) or self._decide(db, ask)
 
     def _decide(self, db, ask):
-        window_s, now = ask.limits.window_seconds, self._clock.now_us()
-        budgets = self._budgets(db, ask.identifier, ask.network, ask.limits, window_s, now)
-        room = min(budget.room() for budget in budgets)
+        now = self._clock.now_us()
+        uses = self._uses(db, ask.budgets, now)
+        room = min(use.room() for use in uses)
         if room >= ask.cost_nanousd:
-            return self._admit(db, ask, ask.cost_nanousd)
-        refusal = self._refusal(ask, budgets, ask.cost_nanousd)
+            return self._admit(db, ask, ask.cost_nanousd, uses)
+        refusal = self._refusal(ask, uses, ask.cost_nanousd)
         if ask.at_least_nanousd is not None and not refusal.in_flight:
             if room >= ask.at_least_nanousd:
-                return self._admit(db, ask, room)
-            refusal = self._refusal(ask, budgets, ask.at_least_nanousd)
+                return self._admit(db, ask, room, uses)
+            refusal = self._refusal(ask, uses, ask.at_least_nanousd)
         if refusal.marker_seconds:
-            until, ends = now + refusal.marker_seconds * US, now + refusal.retry_after_seconds * US
-            values = {"cause": refusal.reason, "until_us": until, "ends_us": ends, "busy": refusal.in_flight}
-            self._insert(db, "markers", identifier=ask.identifier, **values)
-        never = any(budget.limit is not None and ask.least_nanousd > budget.limit for budget in budgets)
+            until, wait = now + refusal.marker_seconds * US, refusal.retry_after_seconds
+            ends = None if wait is None else now + wait * US
+            values = {"reason": refusal.reason, "budget": refusal.budget, "until_us": until, "ends_us": ends}
+            self._insert(db, "markers", identifier=ask.identifier, **values, busy=refusal.in_flight)
+        never = any(limit < ask.least_nanousd for limit in limits_of(ask.budgets).values())
         return replace(refusal, retry_after_seconds=None, in_flight=False, can_never_fit=True) if never else refusal
 
-    def _refusal(self, ask, budgets, cost):
-        full = [budget for budget in budgets if budget.room() < cost]
-        first, limits, now = full[0], ask.limits, self._clock.now_us()
+    def _refusal(self, ask, uses, cost):
+        full = [use for use in uses if use.room() < cost]
+        first, now = full[0].budget, self._clock.now_us()
         busy = all(each.room() + sum(row["nanousd"] for row in pending(each.rows, now)) >= cost for each in full)
         # What exceeds a whole limit waits for no amount to leave: its marker ends by itself.
-        waits = not busy and all(each.limit is None or cost <= each.limit for each in budgets)
-        ends_us = max(each.fits_at_us(cost, limits.window_seconds * US) for each in full) if waits else now
-        marks = first.scope is Scope.IDENTIFIER and (limits.mark_when_busy or not busy)
-        marker_seconds = limits.throttle_seconds * (2 if first.reason is Reason.DAILY_LIMIT else 1) if marks else 0
-        wait = max(1, seconds_until(ends_us, now), marker_seconds)
-        return Refusal(first.reason, first.reason, first.scope, wait, busy, False, marker_seconds, first.limit)
+        waits = not busy and all(cost <= limit for limit in limits_of(ask.budgets).values())
+        ends_us = max(each.fits_at_us(cost) for each in full) if waits else now
+        marker_seconds = first.throttle_seconds if ask.mark_when_busy or not busy else 0
+        wait = max(1, seconds_until(ends_us, now), marker_seconds) if ends_us < inf else None
+        said = (reason_of(first), reason_of(first), first.scope, first.name)
+        return Refusal(*said, wait, busy, False, marker_seconds, first.limit_nanousd)
 
     def _marker(self, db, identifier):
         now = self._clock.now_us()
@@ -179,28 +253,34 @@ class SqliteBackend:
         if row is None:
             return None
         left = seconds_until(row["until_us"], now)
-        return Marker(Reason(row["cause"]), left, max(left, seconds_until(row["ends_us"], now)), bool(row["busy"]))
+        wait = None if row["ends_us"] is None else max(left, seconds_until(row["ends_us"], now))
+        return Marker(Reason(row["reason"]), row["budget"], left, wait, bool(row["busy"]))
 
     def _under_marker(self, db, ask):
         marker = self._marker(db, ask.identifier)
         if marker is None:
             return None
-        wait, busy, left = marker.retry_after_seconds, marker.in_flight, marker.left_seconds
-        return Refusal(Reason.THROTTLED, marker.cause, Scope.IDENTIFIER, wait, busy, False, left, None)
+        said = (Reason.THROTTLED, marker.cause, Scope.IDENTIFIER, marker.budget)
+        return Refusal(*said, marker.retry_after_seconds, marker.in_flight, False, marker.left_seconds, None)
 
-    def _admit(self, db, ask, nanousd):
+    def _admit(self, db, ask, nanousd, uses):
         now = self._clock.now_us()
         until = now + ask.pending_seconds * US
-        self._book(db, ask, nanousd, digest_of(ask), now, ask.limits.window_seconds, until, "pending", until + HOUR_US)
+        self._book(db, ask, nanousd, digest_of(ask), now, until, "pending", until + HOUR_US)
         if ask.idempotency is not None:
             self._remember(db, ask, nanousd, "pending", until)
         made = self._reservation(db, ask, self._record(db, ask.reservation_id))
-        return replace(made, expired_nanousd=self._report_expired(db, ask.reservation_id))
+        over = tuple(use.budget.name for use in uses if use.is_over(nanousd))
+        return replace(made, expired_nanousd=self._report_expired(db, ask.reservation_id), over_shadow=over)
 
-    def _book(self, db, request, *values):
-        names = ("nanousd", "digest", "made_us", "window_s", "pending_until_us", "state", "known_until_us")
-        owner = {"id": request.reservation_id, "identifier": request.identifier, "network": request.network}
-        self._insert(db, "reservations", **owner, **dict(zip(names, values, strict=True)))
+    def _book(self, db, request, nanousd, digest, made_us, *values):
+        """A row, and what it is charged to."""
+        names = ("pending_until_us", "state", "known_until_us")
+        row = {"id": request.reservation_id, "nanousd": nanousd, "digest": digest, "made_us": made_us}
+        number = self._insert(db, "reservations", **row, **dict(zip(names, values, strict=True)))
+        for budget in request.budgets:
+            window_s = budget.period.seconds if isinstance(budget.period, Sliding) else None
+            self._insert(db, "charges", n=number, book=book_of(budget, made_us), window_s=window_s)
 
     def _report_expired(self, db, own_id):
         where = "state = 'pending' AND NOT is_reported AND id != :own AND pending_until_us <= :now"
@@ -213,12 +293,22 @@ class SqliteBackend:
         return rows[-1] if rows else None
 
     def _reservation(self, db, ask, row):
-        window_s, made_us = row["window_s"], row["made_us"]
-        day, window, *_ = self._budgets(db, ask.identifier, ask.network, None, window_s, made_us)
-        frees_at = seconds_until(window.rows[0]["made_us"] if window.rows else made_us, 0) + window_s
-        what = (ask.reservation_id, ask.identifier, ask.network, row["nanousd"], row["digest"], made_us)
-        lengths = (window_s, (row["pending_until_us"] - made_us) // US)
-        return Reservation(*what, *lengths, self.name, window.spent(), day.spent(), frees_at, ask.idempotency)
+        made_us = row["made_us"]
+        uses = self._uses(db, self._charged(db, ask, row), made_us)
+        budgets, spent = tuple(use.budget for use in uses), tuple(use.spent() for use in uses)
+        what = (ask.reservation_id, row["nanousd"], budgets, row["digest"], made_us)
+        renews_at = tuple(use.renews_at_seconds(made_us) for use in uses)
+        pending_seconds = (row["pending_until_us"] - made_us) // US
+        return Reservation(*what, pending_seconds, self.name, spent, renews_at, ask.idempotency)
+
+    def _charged(self, db, ask, row):
+        """Those of the budgets of an ask that its reservation is charged to, with the lengths that they had then."""
+        found = db.execute("SELECT book, window_s FROM charges WHERE n = ?", (row["n"],))
+        lengths = {charge["book"]: charge["window_s"] for charge in found}
+        for budget in ask.budgets:
+            book = book_of(budget, row["made_us"])
+            if book in lengths:
+                yield budget if lengths[book] is None else budget._replace(period=Sliding(lengths[book]))
 
     def find(self, ask):
         with self._transaction() as db:
@@ -248,25 +338,27 @@ class SqliteBackend:
         values = {"body": key.body_digest, "id": request.reservation_id, "nanousd": nanousd, "state": state}
         self._insert(db, "keys", digest=key.digest, **values, pending_until_us=until_us, kept_until_us=kept)
 
-    def extend(self, reservation, to_nanousd, limits, *, at_least_nanousd=None):
-        r = reservation
+    def extend(self, reservation, to_nanousd, budgets, *, at_least_nanousd=None):
+        r, limits = reservation, limits_of(budgets)
         with self._transaction() as db:
             row, now = self._record(db, r.reservation_id), self._clock.now_us()
             is_known = row is not None and (row["digest"], row["state"]) == (r.request_digest, "pending")
-            if not is_known or min(row["pending_until_us"], r.made_at_us + r.window_seconds * US) <= now:
+            windows = [budget.period.seconds for budget in r.budgets if isinstance(budget.period, Sliding)]
+            if not is_known or min(row["pending_until_us"], r.made_at_us + min(windows, default=inf) * US) <= now:
                 raise ReservationConflict("there is no such pending reservation")
             held, at_least = row["nanousd"], to_nanousd if at_least_nanousd is None else at_least_nanousd
-            budgets = self._budgets(db, r.identifier, r.network, limits, r.window_seconds, r.made_at_us)
-            for each in budgets:
+            charged = [budget._replace(limit_nanousd=limits.get(budget.name), is_shadow=False) for budget in r.budgets]
+            uses = self._uses(db, charged, r.made_at_us)
+            for each in uses:
                 if each.room() < at_least - held and at_least > held:
-                    return Refusal(each.reason, each.reason, each.scope, None, False, False, 0, each.limit)
-            room = max(0, min(budget.room() for budget in budgets))
+                    said = (reason_of(each.budget), reason_of(each.budget), each.budget.scope, each.budget.name)
+                    return Refusal(*said, None, False, False, 0, each.budget.limit_nanousd)
+            room = max(0, min(use.room() for use in uses))
             more = min(max(0, to_nanousd - held), room)
             for table in ("reservations", "keys"):
                 change = f"UPDATE {table} SET nanousd = ? WHERE id = ? AND state = 'pending'"
                 db.execute(change, (held + more, r.reservation_id))
-            day, window, *_ = (budget.spent() + more for budget in budgets)
-            return replace(r, cost_nanousd=held + more, window_spent_nanousd=window, day_spent_nanousd=day)
+            return replace(r, cost_nanousd=held + more, spent_nanousd=tuple(use.spent() + more for use in uses))
 
     def settle(self, reservation, actual_nanousd):
         return self._end(reservation, "settled", actual_nanousd)
@@ -286,7 +378,7 @@ class SqliteBackend:
                 return Settlement(rid, Outcome.REPEATED, row["nanousd"], 0)
             end = (actual, state, now + HOUR_US)
             if row is None:
-                self._book(db, r, actual, r.request_digest, r.made_at_us, r.window_seconds, now, *end[1:])
+                self._book(db, r, actual, r.request_digest, r.made_at_us, now, *end[1:])
             else:
                 change = "UPDATE reservations SET nanousd = ?, state = ?, known_until_us = ? WHERE n = ?"
                 db.execute(change, (*end, row["n"]))
@@ -316,7 +408,7 @@ class SqliteHarness:
     def clear(self):
         self.clock.us = START_US
         with self.backend._transaction() as db:
-            for table in ("reservations", "keys", "markers"):
+            for table in ("reservations", "charges", "keys", "markers"):
                 db.execute(f"DELETE FROM {table}")
 
     def close(self):

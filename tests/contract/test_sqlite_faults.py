@@ -1,6 +1,7 @@
 """`Behaviour` can fail: a fault planted in the SQLite backend is noticed by the test named beside it."""
 
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -19,7 +20,7 @@ class WithoutTransaction(SqliteBackend):
 
 class ChargesRefusals(SqliteBackend):
     def _decide(self, db, ask):
-        self._admit(db, ask, ask.cost_nanousd)
+        self._admit(db, ask, ask.cost_nanousd, [])
         return super()._decide(db, ask)
 
 
@@ -47,6 +48,31 @@ class ReportsExpiredTwice(SqliteBackend):
         return super()._report_expired(db, own_id)
 
 
+class EnforcesShadows(SqliteBackend):
+    def _use(self, db, budget, at_us):
+        return super()._use(db, budget._replace(is_shadow=False), at_us)
+
+
+class TellsTheLast(SqliteBackend):
+    def _refusal(self, ask, uses, cost):
+        return super()._refusal(ask, uses[::-1], cost)
+
+
+class TakesTheBudgetsOfToday(SqliteBackend):
+    def _charged(self, db, ask, row):
+        return ask.budgets
+
+
+class KeepsTheLimitsOfThen(SqliteBackend):
+    def extend(self, reservation, to_nanousd, budgets, **least):
+        return super().extend(reservation, to_nanousd, reservation.budgets, **least)
+
+
+class MarksWithoutBeingAsked(SqliteBackend):
+    def _refusal(self, ask, uses, cost):
+        return replace(super()._refusal(ask, uses, cost), marker_seconds=1)
+
+
 @pytest.mark.parametrize(
     ("backend", "case"),
     [
@@ -57,6 +83,11 @@ class ReportsExpiredTwice(SqliteBackend):
         (BooksIntoThePresent, "a_settlement_lands_in_the_periods_of_its_reservation"),
         (ForgetsEnds, "a_second_settlement_gets_the_first_answer_and_changes_nothing"),
         (ReportsExpiredTwice, "expired_amounts_are_reported_once"),
+        (EnforcesShadows, "a_shadow_budget_is_booked_and_named_and_refuses_nothing"),
+        (TellsTheLast, "budgets_are_checked_in_the_order_in_which_they_were_asked"),
+        (TakesTheBudgetsOfToday, "an_id_sent_again_is_charged_to_what_it_was_charged_to"),
+        (KeepsTheLimitsOfThen, "an_extension_is_held_by_the_limits_of_today_of_what_it_is_charged_to"),
+        (MarksWithoutBeingAsked, "a_further_budget_of_any_scope_and_period_admits_exactly_up_to_its_limit"),
     ],
 )
 def test_a_planted_fault_is_noticed(tmp_path, backend, case):

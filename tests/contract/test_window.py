@@ -4,13 +4,17 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from backends.conformance.cases import BUCKET_SECONDS, US, WHO, WINDOW_SECONDS, LimitCase, make_ask
+from backends.budgets import Reason, Scope, Sliding
+from backends.conformance.cases import BUCKET_SECONDS, LIMITS_IN_ORDER, US, WHO, WINDOW_SECONDS, LimitCase, make_ask
 from backends.conformance.harness import MemoryHarness, RedisHarness
-from backends.contract import Reason, Reservation, Scope
+from backends.contract import Reservation
 
 LIMIT = 1_000
-NETWORK_WINDOW = LimitCase("network_window_nanousd", Reason.NETWORK_LIMIT, Scope.NETWORK)
-WINDOW = LimitCase("window_nanousd", Reason.WINDOW_LIMIT, Scope.IDENTIFIER)
+WINDOWS = (
+    *(case for case in LIMITS_IN_ORDER if case.name in {"window", "network_window"}),
+    LimitCase("mine", Reason.BUDGET_LIMIT, Scope.IDENTIFIER, period=Sliding(WINDOW_SECONDS)),
+    LimitCase("of_a_key", Reason.BUDGET_LIMIT, Scope.KEY, period=Sliding(WINDOW_SECONDS)),
+)
 
 PAUSES_US = st.one_of(
     st.sampled_from([0, 0, 1, US, BUCKET_SECONDS * US, WINDOW_SECONDS * US, (WINDOW_SECONDS + BUCKET_SECONDS) * US]),
@@ -28,7 +32,7 @@ def harness(request, redis_url):
     harness.close()
 
 
-@pytest.mark.parametrize("limit", [WINDOW, NETWORK_WINDOW], ids=["identifier", "network"])
+@pytest.mark.parametrize("limit", WINDOWS, ids=lambda limit: limit.name)
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
@@ -55,4 +59,4 @@ def test_the_true_window_never_exceeds_the_limit_and_refuses_at_most_a_bucket_to
         true = sum(held for at_us, held in spent if at_us > now_us - WINDOW_SECONDS * US)
         assert true <= LIMIT
         if isinstance(verdict, Reservation):
-            assert true <= verdict.window_spent_nanousd <= longest + amount
+            assert true <= verdict.spent(limit.name) <= longest + amount

@@ -5,13 +5,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from backends.conformance.cases import COST, KEY, NETWORK, ROOMY, WHO, WINDOW_SECONDS, make_ask
+from backends.conformance.cases import COST, KEY, NETWORK, ROOMY, WHO, make_ask
 from backends.contract import Outcome, Reservation
 from backends.errors import StoreUnavailable
 from backends.guard import EMERGENCY, Health
 from backends.store.breaker import REST_SECONDS
 from backends.strategies.atomic import AtomicBackend
 from tests.faults.wire import wait_for
+
+SIX = ROOMY.budgets(WHO, NETWORK)
 
 
 def evalshas(look):
@@ -34,7 +36,7 @@ def reserve(backend, number):
 def extend(backend, made):
     """What is held then; None if nobody knows."""
     try:
-        return backend.extend(made, 2 * COST, ROOMY).cost_nanousd
+        return backend.extend(made, 2 * COST, SIX).cost_nanousd
     except StoreUnavailable:
         return None
 
@@ -51,7 +53,7 @@ def end(backend, made):
 def use_once(backend):
     """The server knows every script from here on."""
     made = backend.reserve(make_ask("first", COST))
-    backend.extend(made, COST + 1, ROOMY)
+    backend.extend(made, COST + 1, SIX)
     backend.settle(made, 0)
 
 
@@ -115,7 +117,7 @@ def test_what_ended_in_a_long_freeze_is_booked_once_and_nothing_used_is_missing(
     own_server.freeze()
     thaw = threading.Timer(2.0, own_server.thaw)
     thaw.start()
-    extended = [guard.extend(reservation, 3 * COST, ROOMY, at_least_nanousd=2 * COST) for reservation in made]
+    extended = [guard.extend(reservation, 3 * COST, SIX, at_least_nanousd=2 * COST) for reservation in made]
     assert [reservation.cost_nanousd for reservation in extended] == [3 * COST] * 10
     told.clear()
     for reservation in extended[:5]:
@@ -208,4 +210,4 @@ def test_the_books_name_the_same_after_a_freeze(own_server, backend):
     thaw.start()
     assert backend.reserve(make_ask("kept", COST)) == made
     thaw.join()
-    assert backend.books(WHO, NETWORK, WINDOW_SECONDS).window_nanousd == COST
+    assert backend.books(SIX).spent("window") == COST

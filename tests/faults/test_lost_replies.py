@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from backends.conformance.cases import COST, KEY, NETWORK, ROOMY, WHO, WINDOW_SECONDS, make_ask
-from backends.contract import Duplicate, DuplicateState, Outcome, Refusal, Reservation
+from backends.budgets import Budget, Calendar, Scope
+from backends.conformance.cases import COST, EVERY, KEY, NETWORK, ROOMY, WHO, make_ask
+from backends.contract import Ask, Duplicate, DuplicateState, Outcome, Refusal, Reservation
 from backends.errors import StoreUnavailable, ThrottleUnavailable
 from backends.guard import EMERGENCY
 from backends.store.breaker import REST_SECONDS
@@ -15,6 +16,7 @@ from backends.strategies.atomic import AtomicBackend
 from flaskapp.http.challenges import Challenges
 from tests.faults.wire import wait_for
 
+SIX = ROOMY.budgets(WHO, NETWORK)
 LOST = 500
 EXTEND, SETTLE = (Script(name).digest.encode() for name in ("extend.lua", "settle.lua"))
 
@@ -56,13 +58,13 @@ def backend(new_link, proxy):
 def use_once(backend):
     """The server knows every script from here on, so that none is sent twice for that."""
     made = backend.reserve(make_ask("first", COST))
-    backend.extend(made, COST + 1, ROOMY)
+    backend.extend(made, COST + 1, SIX)
     backend.settle(made, 0)
 
 
 @pytest.fixture
 def books(new_link):
-    return lambda: AtomicBackend(new_link()).books(WHO, NETWORK, WINDOW_SECONDS)
+    return lambda: AtomicBackend(new_link()).books(SIX)
 
 
 def test_lost_once_each_the_link_says_it_again_and_nobody_pays_twice(proxy, backend, books):
@@ -70,13 +72,31 @@ def test_lost_once_each_the_link_says_it_again_and_nobody_pays_twice(proxy, back
     made = [backend.reserve(make_ask(f"r{number}", COST)) for number in range(LOST)]
     assert proxy.lost == LOST
     assert all(isinstance(verdict, Reservation) for verdict in made)
-    assert books().window_nanousd == books().global_day_nanousd == LOST * COST
+    assert books().spent("window") == books().spent("global_day") == LOST * COST
     ends = [backend.settle(reservation, 7) for reservation in made]
     assert proxy.lost == 2 * LOST
     assert {end.outcome for end in ends} == {Outcome.REPEATED}
     assert {end.booked_nanousd for end in ends} == {7}
-    assert books().window_nanousd == books().global_day_nanousd == LOST * 7
-    assert books().pending_nanousd == 0
+    assert books().spent("window") == books().spent("global_day") == LOST * 7
+    assert books().use("window").pending_nanousd == 0
+
+
+def test_a_charge_to_every_kind_of_budget_is_made_once_however_many_replies_are_lost(proxy, backend, new_link):
+    every, look = EVERY.budgets(WHO, NETWORK), AtomicBackend(new_link())
+
+    def spent():
+        return {use.spent_nanousd for use in look.books(every).uses}
+
+    proxy.lose = every_other()
+    made = [backend.reserve(make_ask(f"r{number}", COST, EVERY)) for number in range(20)]
+    assert spent() == {20 * COST}
+    made = [backend.extend(reservation, 2 * COST, every) for reservation in made]
+    assert spent() == {40 * COST}
+    outcomes = [backend.settle(reservation, 7).outcome for reservation in made[:10]]
+    outcomes += [backend.release(reservation).outcome for reservation in made[10:]]
+    assert set(outcomes) == {Outcome.REPEATED}
+    assert spent() == {10 * 7}
+    assert proxy.lost == 60
 
 
 def test_a_limit_is_not_overspent_by_replies_that_are_lost(proxy, backend, books):
@@ -84,7 +104,7 @@ def test_a_limit_is_not_overspent_by_replies_that_are_lost(proxy, backend, books
     proxy.lose = every_other()
     verdicts = [backend.reserve(make_ask(f"r{number}", COST, limits)) for number in range(30)]
     assert sum(isinstance(verdict, Reservation) for verdict in verdicts) == 20
-    assert books().day_nanousd == 20 * COST
+    assert books().spent("day") == 20 * COST
     assert all(isinstance(verdict, Refusal) for verdict in verdicts[20:])
 
 
@@ -97,7 +117,7 @@ def test_lost_twice_it_is_unknown_and_the_caller_may_say_it_again(proxy, backend
         proxy.lose = lambda _request: False
         clock.skip(REST_SECONDS + 0.01)
         assert isinstance(backend.reserve(make_ask(f"r{number}", COST)), Reservation)
-        assert books().window_nanousd == (number + 1) * COST
+        assert books().spent("window") == (number + 1) * COST
     assert proxy.lost == 100
 
 
@@ -105,16 +125,16 @@ def test_an_extension_lost_once_is_said_again_and_charged_once(proxy, backend, b
     limits = replace(ROOMY, window_nanousd=150 * COST)
     made = [backend.reserve(make_ask(f"r{number}", COST, limits)) for number in range(100)]
     proxy.lose = every_other(is_extension)
-    answers = [backend.extend(reservation, 2 * COST, limits) for reservation in made]
+    answers = [backend.extend(reservation, 2 * COST, limits.budgets(WHO, NETWORK)) for reservation in made]
     assert proxy.lost == 100
     granted = [answer for answer in answers if isinstance(answer, Reservation)]
     assert len(granted) == 50
     assert {reservation.cost_nanousd for reservation in granted} == {2 * COST}
-    assert books().window_nanousd == books().pending_nanousd == 150 * COST
+    assert books().spent("window") == books().use("window").pending_nanousd == 150 * COST
     for reservation in made:
         backend.settle(reservation, 7)
-    assert books().window_nanousd == books().global_hour_nanousd == 100 * 7
-    assert books().pending_nanousd == 0
+    assert books().spent("window") == books().spent("global_hour") == 100 * 7
+    assert books().use("window").pending_nanousd == 0
 
 
 @pytest.mark.parametrize("then", ["said again", "extended further", "settled", "released"])
@@ -122,20 +142,20 @@ def test_an_extension_lost_twice_is_unknown_and_whatever_follows_puts_it_right(p
     made = backend.reserve(make_ask("r0", COST, idempotency=KEY))
     proxy.lose = is_extension
     with pytest.raises(StoreUnavailable) as raised:
-        backend.extend(made, 2 * COST, ROOMY)
+        backend.extend(made, 2 * COST, SIX)
     assert raised.value.maybe_done
-    assert books().window_nanousd == 2 * COST
+    assert books().spent("window") == 2 * COST
     proxy.lose = lambda _request: False
     clock.skip(REST_SECONDS + 0.01)
     if then in {"said again", "extended further"}:
         to_nanousd = 2 * COST if then == "said again" else 3 * COST
-        assert backend.extend(made, to_nanousd, ROOMY).cost_nanousd == to_nanousd
-        assert books().window_nanousd == books().pending_nanousd == to_nanousd
+        assert backend.extend(made, to_nanousd, SIX).cost_nanousd == to_nanousd
+        assert books().spent("window") == books().use("window").pending_nanousd == to_nanousd
     booked = 0 if then == "released" else 7
     end = backend.release(made) if then == "released" else backend.settle(made, 7)
     assert end.booked_nanousd == booked
-    assert books().window_nanousd == books().global_day_nanousd == booked
-    assert books().pending_nanousd == 0
+    assert books().spent("window") == books().spent("global_day") == booked
+    assert books().use("window").pending_nanousd == 0
 
 
 def test_an_answer_goes_on_by_the_emergency_budget_where_its_extension_was_lost(proxy, new_link, new_guard, books):
@@ -143,13 +163,13 @@ def test_an_answer_goes_on_by_the_emergency_budget_where_its_extension_was_lost(
     use_once(AtomicBackend(new_link(proxy.url)))
     made = guard.reserve(make_ask("r0", COST))
     proxy.lose = is_extension
-    bridged = guard.extend(made, 3 * COST, ROOMY, at_least_nanousd=2 * COST)
+    bridged = guard.extend(made, 3 * COST, SIX, at_least_nanousd=2 * COST)
     assert bridged.cost_nanousd == 3 * COST
-    assert books().window_nanousd == 3 * COST, "it was charged, and nobody was told"
+    assert books().spent("window") == 3 * COST, "it was charged, and nobody was told"
     proxy.lose = lambda _request: False
     guard.settle(bridged, 2 * COST - 1)
-    wait_for(lambda: books().pending_nanousd == 0)
-    assert books().window_nanousd == books().global_day_nanousd == 2 * COST - 1
+    wait_for(lambda: books().use("window").pending_nanousd == 0)
+    assert books().spent("window") == books().spent("global_day") == 2 * COST - 1
     assert guard._lending.budget.spent_nanousd() == 0
 
 
@@ -158,7 +178,7 @@ def test_a_release_whose_answer_was_lost_frees_its_key_once(proxy, backend, book
     proxy.lose = every_other(is_end)
     assert backend.release(made).outcome is Outcome.REPEATED
     proxy.lose = lambda _request: False
-    assert books().window_nanousd == books().pending_nanousd == 0
+    assert books().spent("window") == books().use("window").pending_nanousd == 0
     second = backend.reserve(make_ask("r1", COST, idempotency=KEY))
     assert isinstance(second, Reservation)
     assert backend.release(made).outcome is Outcome.REPEATED
@@ -172,11 +192,11 @@ def test_a_release_that_was_put_off_is_done_once(proxy, new_link, new_guard, boo
     proxy.lose = is_end
     guard.release(made)
     assert len(told.named("settle_postponed")) == 1
-    assert books().window_nanousd == 0
+    assert books().spent("window") == 0
     proxy.lose = lambda _request: False
     wait_for(lambda: told.named("settled"))
     assert told.named("settled")[0]["outcome"] == "repeated"
-    assert books().window_nanousd == books().pending_nanousd == 0
+    assert books().spent("window") == books().use("window").pending_nanousd == 0
     assert guard.find_duplicate(KEY) is None
 
 
@@ -189,7 +209,7 @@ def test_a_callers_key_whose_first_answer_was_lost_stands_for_the_first(proxy, b
     )
     backend.settle(made, 7)
     assert backend.find_duplicate(KEY).state is DuplicateState.SETTLED
-    assert books().window_nanousd == 7
+    assert books().spent("window") == 7
 
 
 def test_a_callers_key_of_a_request_that_nobody_answered_is_free_again(proxy, new_link, new_guard, books):
@@ -199,10 +219,10 @@ def test_a_callers_key_of_a_request_that_nobody_answered_is_free_again(proxy, ne
     with pytest.raises(ThrottleUnavailable):
         guard.reserve(make_ask("r0", COST, idempotency=KEY))
     proxy.lose = lambda _request: False
-    wait_for(lambda: books().window_nanousd == 0)
+    wait_for(lambda: books().spent("window") == 0)
     assert guard.find_duplicate(KEY) is None
     assert isinstance(guard.reserve(make_ask("r1", COST, idempotency=KEY)), Reservation)
-    assert books().global_day_nanousd == COST
+    assert books().spent("global_day") == COST
 
 
 def test_a_time_out_is_never_repeated_by_the_link(own_server, look, new_link):
@@ -229,13 +249,24 @@ def test_what_was_charged_without_an_answer_is_given_back(proxy, new_link, new_g
     proxy.lose = is_script
     verdict = guard.reserve(make_ask("ghost", COST))
     assert verdict.backend == EMERGENCY
-    assert books().window_nanousd == COST
+    assert books().spent("window") == COST
     proxy.lose = lambda _request: False
-    wait_for(lambda: books().window_nanousd == 0)
+    wait_for(lambda: books().spent("window") == 0)
     guard.settle(verdict, 5)
-    assert books().global_day_nanousd == 0
-    assert books().pending_nanousd == 0
+    assert books().spent("global_day") == 0
+    assert books().use("window").pending_nanousd == 0
     assert [fields["booked_nanousd"] for fields in told.named("settled") if fields["request_id"] == "ghost"] == [0, 5]
+
+
+def test_so_it_is_where_one_budget_without_an_identifier_is_all_that_there_is(proxy, new_link, new_guard):
+    guard, monthly = new_guard(new_link(proxy.url)), Budget("monthly", "marketing", Calendar("month"), COST, Scope.TEAM)
+    guard.settle(guard.reserve(Ask("first", COST, (monthly,))), 0)
+    proxy.lose = is_script
+    assert guard.reserve(Ask("ghost", COST, (monthly,))).backend == EMERGENCY
+    look = AtomicBackend(new_link())
+    assert look.books((monthly,)).spent("monthly") == COST
+    proxy.lose = lambda _request: False
+    wait_for(lambda: look.books((monthly,)).spent("monthly") == 0)
 
 
 def test_a_settlement_whose_answer_was_lost_is_booked_once(proxy, new_link, new_guard, books, told):
@@ -246,11 +277,11 @@ def test_a_settlement_whose_answer_was_lost_is_booked_once(proxy, new_link, new_
     proxy.lose = is_script
     guard.settle(made, 7)
     assert len(told.named("settle_postponed")) == 1
-    assert books().window_nanousd == 7
+    assert books().spent("window") == 7
     proxy.lose = lambda _request: False
     wait_for(lambda: told.named("settled"))
     assert told.named("settled")[0]["outcome"] == "repeated"
-    assert books().window_nanousd == books().global_day_nanousd == 7
+    assert books().spent("window") == books().spent("global_day") == 7
 
 
 def test_a_challenge_whose_answer_was_lost_is_not_good_twice(proxy, new_link):

@@ -1,13 +1,12 @@
 """Redis is killed and comes back: bridged within a budget, or told as 503; the books go on where they were."""
 
 import multiprocessing
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from backends.clock import SystemClock
-from backends.conformance.cases import COST, NETWORK, ROOMY, US, WHO, WINDOW_SECONDS, make_ask
+from backends.conformance.cases import COST, EVERY, LIMITS_IN_ORDER, NETWORK, ROOMY, US, WHO, make_ask
 from backends.conformance.harness import ManualClock, MemoryHarness
 from backends.contract import Refusal, Reservation
 from backends.errors import StoreBusy, StoreUnavailable, ThrottleUnavailable
@@ -17,10 +16,12 @@ from backends.strategies.atomic import AtomicBackend
 from backends.strategies.memory import MemoryBackend
 from tests.faults.wire import wait_for
 
+SIX = ROOMY.budgets(WHO, NETWORK)
+
 
 @pytest.fixture
 def books(new_link):
-    return lambda: AtomicBackend(new_link()).books(WHO, NETWORK, WINDOW_SECONDS)
+    return lambda: AtomicBackend(new_link()).books(SIX)
 
 
 def test_open_bridges_with_the_emergency_budget_until_it_is_used_up(own_server, new_guard, told):
@@ -49,10 +50,11 @@ def test_an_id_sent_again_in_an_emergency_is_paid_once(own_server, new_guard):
     assert guard.reserve(make_ask("r0", COST)) == first
 
 
-def test_the_limits_hold_in_an_emergency_too(own_server, new_guard):
+@pytest.mark.parametrize("case", [case for case in LIMITS_IN_ORDER if case.name in {"window", "team_ever"}])
+def test_the_limits_hold_in_an_emergency_too(own_server, new_guard, case):
     guard = new_guard()
     own_server.kill()
-    limits = replace(ROOMY, window_nanousd=COST)
+    limits = case.set_to(COST)
     assert isinstance(guard.reserve(make_ask("r0", COST, limits)), Reservation)
     assert isinstance(guard.reserve(make_ask("r1", COST, limits)), Refusal)
 
@@ -99,8 +101,8 @@ def test_settlements_wait_for_redis_and_are_booked_when_it_is_back(own_server, n
     wait_for(lambda: len(told.named("settled")) == 10)
     assert SystemClock().monotonic_seconds() - back_at < 3, "the contract's time for the books to go on"
     assert {fields["outcome"] for fields in told.named("settled")} == {"settled"}
-    assert books().window_nanousd == books().global_day_nanousd == 70
-    assert books().pending_nanousd == 0
+    assert books().spent("window") == books().spent("global_day") == 70
+    assert books().use("window").pending_nanousd == 0
 
 
 def test_what_an_emergency_cost_is_not_in_the_books(own_server, new_guard, books):
@@ -109,7 +111,7 @@ def test_what_an_emergency_cost_is_not_in_the_books(own_server, new_guard, books
     bridged = guard.reserve(make_ask("r0", COST))
     own_server.start()
     guard.settle(bridged, 7)
-    assert books().global_day_nanousd == 0
+    assert books().spent("global_day") == 0
 
 
 def test_a_crash_that_lost_the_reservation_books_it_late(own_server, look, new_guard, books, told, clock):
@@ -122,7 +124,7 @@ def test_a_crash_that_lost_the_reservation_books_it_late(own_server, look, new_g
     own_server.start()
     wait_for(lambda: told.named("settled"))
     assert told.named("settled")[0]["outcome"] == "late"
-    assert books().window_nanousd == books().day_nanousd == 7
+    assert books().spent("window") == books().spent("day") == 7
 
 
 def test_flapping_costs_no_more_than_one_budget(own_server, new_guard, clock):
@@ -165,9 +167,10 @@ def test_an_exhausted_pool_is_busy_and_never_opens_the_guard(new_link, new_guard
 # --- a bug is bridged, and raises the alarm
 
 
-def test_a_key_of_the_wrong_kind_is_bridged_with_an_alarm(look, new_guard, told):
-    look.rpush("llm:open:global", "not a sorted set")
-    verdict = new_guard().reserve(make_ask("r0", COST))
+@pytest.mark.parametrize("key", ["llm:open:global", "llm:budget:team_ever:forever:marketing"])
+def test_a_key_of_the_wrong_kind_is_bridged_with_an_alarm(look, new_guard, told, key):
+    look.rpush(key, "neither a number nor a sorted set")
+    verdict = new_guard().reserve(make_ask("r0", COST, EVERY))
     assert verdict.backend == EMERGENCY
     assert [fields["is_bug"] for fields in told.named("check_failed")] == [True]
     assert "WRONGTYPE" in told.named("store_broken")[0]["error"]
@@ -266,10 +269,10 @@ def test_an_answer_that_runs_when_redis_goes_is_extended_on_the_emergency_budget
     made = guard.reserve(make_ask("r0", COST))
     own_server.kill()
     # There is no money for the slice, but for what it needs at least.
-    longer = guard.extend(made, 3 * COST, ROOMY, at_least_nanousd=2 * COST)
+    longer = guard.extend(made, 3 * COST, SIX, at_least_nanousd=2 * COST)
     assert (longer.cost_nanousd, longer.backend) == (2 * COST, "atomic")
     assert spent_on_emergency(tmp_path) == COST
-    assert guard.extend(longer, 3 * COST, ROOMY, at_least_nanousd=2 * COST + 1) is None
+    assert guard.extend(longer, 3 * COST, SIX, at_least_nanousd=2 * COST + 1) is None
     [lent] = told.named("extended")
     assert (lent["backend"], lent["more_nanousd"]) == (EMERGENCY, COST)
     assert [fields["backend"] for fields in told.named("extension_refused")] == [EMERGENCY]
@@ -279,13 +282,13 @@ def test_what_was_lent_comes_back_when_the_books_have_it(own_server, new_guard, 
     guard = new_guard(emergency_nanousd=COST)
     made = guard.reserve(make_ask("r0", COST))
     own_server.kill()
-    longer = guard.extend(made, 2 * COST, ROOMY, at_least_nanousd=2 * COST)
+    longer = guard.extend(made, 2 * COST, SIX, at_least_nanousd=2 * COST)
     guard.settle(longer, 2 * COST - 5)
     assert spent_on_emergency(tmp_path) == COST
     own_server.start()
     wait_for(lambda: told.named("settled"))
     wait_for(lambda: spent_on_emergency(tmp_path) == 0)
-    assert books().window_nanousd == books().global_day_nanousd == 2 * COST - 5
+    assert books().spent("window") == books().spent("global_day") == 2 * COST - 5
     assert [fields["overrun_nanousd"] for fields in told.named("settled")] == [0]
 
 
@@ -293,7 +296,7 @@ def test_closed_lends_nothing_to_an_answer_that_runs(own_server, new_guard, tmp_
     guard = new_guard(is_open=False)
     made = guard.reserve(make_ask("r0", COST))
     own_server.kill()
-    assert guard.extend(made, 2 * COST, ROOMY, at_least_nanousd=2 * COST) is None
+    assert guard.extend(made, 2 * COST, SIX, at_least_nanousd=2 * COST) is None
     assert not (tmp_path / "emergency").exists()
 
 
@@ -301,7 +304,7 @@ def test_an_answer_of_the_outage_itself_is_extended_and_released(own_server, new
     guard = new_guard(emergency_nanousd=3 * COST)
     own_server.kill()
     bridged = guard.reserve(make_ask("r0", COST))
-    longer = guard.extend(bridged, 3 * COST, ROOMY, at_least_nanousd=2 * COST)
+    longer = guard.extend(bridged, 3 * COST, SIX, at_least_nanousd=2 * COST)
     assert (longer.cost_nanousd, longer.backend) == (3 * COST, EMERGENCY)
     assert spent_on_emergency(tmp_path) == 3 * COST
     guard.release(longer)
@@ -314,7 +317,7 @@ def test_an_answer_in_an_outage_is_lent_slices_and_told_once(own_server, new_gua
     made = guard.reserve(make_ask("r0", COST))
     own_server.kill()
     for number in range(2, 12):
-        made = guard.extend(made, number * COST, ROOMY, at_least_nanousd=made.cost_nanousd + 1)
+        made = guard.extend(made, number * COST, SIX, at_least_nanousd=made.cost_nanousd + 1)
         assert made.cost_nanousd == number * COST
     assert len(told.named("extension_failed")) == 1
     assert spent_on_emergency(tmp_path) == 10 * COST
@@ -342,7 +345,7 @@ def test_an_emergency_answer_over_the_turn_of_an_hour_gives_back_only_what_it_di
     )
     bridged = guard.reserve(make_ask("r0", 1_000))
     clock.us += 3_600 * US
-    longer = guard.extend(bridged, 1_900, ROOMY, at_least_nanousd=1_900)
+    longer = guard.extend(bridged, 1_900, SIX, at_least_nanousd=1_900)
     guard.settle(longer, actual)
     assert budget.spent_nanousd() == left_in_the_second_hour
     guard.close()

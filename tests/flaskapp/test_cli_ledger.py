@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from backends import open_backend
 from backends.clock import SystemClock
 from backends.conformance.cases import ROOMY, WHO, make_ask
-from backends.keys import book_keys
 from backends.store.link import Link
+from flaskapp.budgets import EACH_OWNER, BudgetPlan, BudgetRows, Override
 from flaskapp.cli.ledger import identifier_of, make_ledger_cli
 from flaskapp.ops.embedded_redis import EmbeddedServer
 from flaskapp.ops.running_redis import record_redis
@@ -41,8 +41,9 @@ def backend(link):
     return open_backend("atomic", link)
 
 
-def run(link, *words, backend_name="atomic"):
-    return CliRunner().invoke(make_ledger_cli(lambda: link, lambda: LIMITS, backend_name), list(words))
+def run(link, *words, further=(), backend_name="atomic"):
+    plan = BudgetPlan(LIMITS.budgets(EACH_OWNER, EACH_OWNER), further)
+    return CliRunner().invoke(make_ledger_cli(lambda: link, lambda: plan, backend_name), list(words))
 
 
 def test_show_prints_the_limits_the_marker_and_the_reservations(link, backend):
@@ -95,6 +96,74 @@ def test_reset_asks_nothing_and_says_what_it_cleared(link, backend):
     assert json.loads(run(link, "reset", WHO, "--json").stdout)["window_nanousd"] == 0
 
 
+FURTHER = BudgetRows("").read(
+    [
+        {"name": "month", "scope": "identifier", "period": "month", "limit_usd": "0.01", "throttle_seconds": 45},
+        {"name": "ever", "scope": "identifier", "period": "forever", "limit_usd": 2, "mode": "shadow"},
+        {"name": "others", "scope": "key", "period": "day", "limit_usd": 3},
+        {"name": "all", "scope": "global", "period": "day", "limit_usd": 3},
+    ]
+)
+OWN_FURTHER = tuple(row.budget._replace(owner=WHO) for row in FURTHER[:2])
+
+
+def test_further_budgets_of_the_identifier_are_shown_and_cleared_and_those_of_others_are_not(link, backend):
+    for number in range(3):
+        backend.reserve(make_ask(f"r{number}", COST, further=OWN_FURTHER))
+    shown = run(link, "show", WHO, further=FURTHER)
+    lines = [line.split("  ")[0] for line in shown.stdout.splitlines()]
+    assert lines[:5] == ["limit", "window", "day", "month", "ever (shadow)"]
+    cells = {line.split()[0]: line.split() for line in shown.stdout.splitlines()}
+    assert cells["month"][1:6] == ["0.010000000", "0.000000000", "0.008100000", "0.000000000", "0.001900000"]
+    assert cells["month"][-1] == "UTC"
+    assert cells["ever"][-1] == "1.991900000"  # never renews
+    assert "throttle marker: budget_limit (month), 45 s left" in shown.stdout
+    done = run(link, "reset", WHO, further=FURTHER)
+    assert done.stdout.splitlines()[2:] == [
+        "today and yesterday: 0.008100000 USD",
+        "month: 0.008100000 USD",
+        "ever: 0.008100000 USD",
+        "throttle marker: cleared",
+    ]
+    assert json.loads(run(link, "reset", WHO, "--json", further=FURTHER).stdout)["further_nanousd"] == {
+        "month": 0,
+        "ever": 0,
+    }
+
+
+def test_further_budgets_for_machines(link, backend):
+    backend.reserve(make_ask("r0", COST, further=OWN_FURTHER))
+    told = json.loads(run(link, "show", WHO, "--json", further=FURTHER).stdout)
+    assert [(limit["name"], limit["is_shadow"]) for limit in told["limits"]] == [
+        ("window", False),
+        ("day", False),
+        ("month", False),
+        ("ever", True),
+    ]
+    assert {limit["held_nanousd"] for limit in told["limits"]} == {COST}
+
+
+def test_an_override_of_the_identifier_is_its_limit(link):
+    override = Override("month", WHO, 7, until_us=None)
+    plan = BudgetPlan(LIMITS.budgets(EACH_OWNER, EACH_OWNER), FURTHER, [override])
+    shown = CliRunner().invoke(make_ledger_cli(lambda: link, lambda: plan, "atomic"), ["show", WHO, "--json"])
+    assert json.loads(shown.stdout)["limits"][2]["limit_nanousd"] == 7
+
+
+def test_a_limit_that_is_none_is_told_as_that(link, backend):
+    backend.reserve(make_ask("r0", COST))
+    plan = BudgetPlan(replace(LIMITS, day_nanousd=None).budgets(EACH_OWNER, EACH_OWNER))
+    shown = CliRunner().invoke(make_ledger_cli(lambda: link, lambda: plan, "atomic"), ["show", WHO])
+    assert shown.stdout.splitlines()[2].split()[:6] == [
+        "day",
+        "none",
+        "0.000000000",
+        "0.004050000",
+        "0.000000000",
+        "none",
+    ]
+
+
 def test_books_that_agree_are_status_0(link, backend):
     backend.settle(backend.reserve(make_ask("r0", COST, LIMITS)), 50_000)
     backend.reserve(make_ask("r1", COST, LIMITS))
@@ -108,12 +177,12 @@ def test_books_that_agree_are_status_0(link, backend):
 
 def test_what_disagrees_is_listed_and_is_status_1(link, backend, raw):
     backend.reserve(make_ask("r0", COST, LIMITS))
-    keys = book_keys("", WHO, "", raw.time()[0])
-    start = raw.zrange(keys.recent, 0, -1)[0].decode()
-    raw.zincrby(keys.recent, 1, start)
+    key = f"llm:cost:recent:{WHO}"
+    start = raw.zrange(key, 0, -1)[0].decode()
+    raw.zincrby(key, 1, start)
     done = run(link, "audit")
     assert done.exit_code == 1
-    assert f"total: {keys.recent} holds in bucket {start} {COST + 1}, and the 1 reservations there" in done.stdout
+    assert f"total: {key} holds in bucket {start} {COST + 1}, and the 1 reservations there" in done.stdout
     assert done.stdout.endswith("disagreements: 1\n")
     (told,) = json.loads(run(link, "audit", "--json").stdout)["disagreements"]
     assert (told["kind"], told["stored_nanousd"], told["expected_nanousd"]) == ("total", COST + 1, COST)

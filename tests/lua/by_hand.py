@@ -1,136 +1,285 @@
 """The scripts without the strategy around them: KEYS and ARGV made here, from what the head of each script says."""
 
 import hashlib
+from typing import NamedTuple
 
-from backends.keys import bucket_seconds_of
-from backends.records import digest_of
+from backends.records import digest_of, key_digest
 from backends.store.scripts import Script
 
 RESERVE, EXTEND, SETTLE = Script("reserve.lua"), Script("extend.lua"), Script("settle.lua")
 CONSUME = Script("consume.lua")
 US = 1_000_000
 NOW_S = 1_773_483_600  # 2026-03-14 10:20:00 UTC
-BUCKET_S = bucket_seconds_of(600)
 NOW_US = NOW_S * US + 250_000
+LATER_US = NOW_US + US  # when extensions and ends come, unless a test says otherwise
 DATE, HOUR = "2026-03-14", "2026-03-14T10"
+DAY_S, HOUR_S = NOW_S - 37_200, NOW_S - 1_200  # when they began
+NEVER_S = 2**53
+BUCKET_S = 30  # of a window of 600 s
+RECORD_KEEP_S, KEY_KEEP_S = 3_600, 86_400
 ROOM = 10**12
 COST = 4_000_000
 WHO, NETWORK, ID = "hash456", "198.51.100.7", "rid1"
-
-RESERVE_KEYS = {
-    "record": f"llm:reservation:{ID}",
-    "marker": f"llm:throttle:{WHO}",
-    "recent": f"llm:cost:recent:{WHO}",
-    "daily": f"llm:cost:daily:{WHO}:{DATE}",
-    "network_recent": f"llm:network:recent:{NETWORK}",
-    "network_daily": f"llm:network:daily:{NETWORK}:{DATE}",
-    "global_hourly": f"llm:global:hourly:{HOUR}",
-    "global_daily": f"llm:global:daily:{DATE}",
-    "pending_identifier": f"llm:open:identifier:{WHO}",
-    "pending_network": f"llm:open:network:{NETWORK}",
-    "pending_global": "llm:open:global",
-}
-RESET = f"llm:reset:{WHO}"
-KEY, BODY, KEY_KEEP_S = "0123456789abcdef" * 2, "fedcba9876543210", 86_400
-BUCKET_KINDS = ("recent", "network_recent", "pending_identifier", "pending_network", "pending_global")
-TOTALS = ("daily", "network_daily", "global_hourly", "global_daily")
-WHO_DIGEST, NETWORK_DIGEST = digest_of(WHO), digest_of(NETWORK)
-REQUEST_DIGEST = hashlib.blake2b(b"anything", digest_size=6).hexdigest()
+RECORD, MARKER, RESET = f"llm:reservation:{ID}", f"llm:throttle:{WHO}", f"llm:reset:{WHO}"
+OF_WHO, OF_NETWORK, OF_ALL = f"llm:open:identifier:{WHO}", f"llm:open:network:{NETWORK}", "llm:open:global"
+OF_TEAM = "llm:open:team:red"
+KEY, BODY = "0123456789abcdef" * 2, "fedcba9876543210"
+REQUEST_DIGEST = hashlib.blake2b(b"anything", digest_size=8).hexdigest()
 
 
-def reserve_args(**changes):
-    args = {
+class Row(NamedTuple):
+    """One budget of a request."""
+
+    name: str
+    key: str
+    owner: str
+    """The key of what is pending of its owner."""
+    limit: int | str = ROOM
+    window_s: int = 0
+    start_s: int = 0
+    end_s: int = 0
+    keep_until_s: int = 0
+    status: int = 13
+    marker_s: int = 0
+    shadow: int = 0
+    cause: str = ""
+    witness: str = ""
+    """Of a window: the name of the total that it is always charged with."""
+
+    @property
+    def running(self):
+        return f"llm:running:{self.key.removeprefix('llm:')}"
+
+
+def window(name, owner=OF_TEAM, window_s=600, **changes):
+    key = f"llm:budget:{name}:sliding{window_s}:{owner.rpartition(':')[2]}"
+    return Row(name, key, owner, window_s=window_s, cause=f"budget:{name}")._replace(**changes)
+
+
+def total(name, owner=OF_TEAM, start_s=DAY_S, end_s=DAY_S + 86_400, **changes):
+    key = f"llm:budget:{name}:day:{owner.rpartition(':')[2]}:{start_s}"
+    times = {"start_s": start_s, "end_s": end_s, "keep_until_s": end_s + 86_400}
+    return Row(name, key, owner, cause=f"budget:{name}", **times)._replace(**changes)
+
+
+def for_ever(name, owner=OF_TEAM, **changes):
+    return Row(name, f"llm:budget:{name}:forever:{owner.rpartition(':')[2]}", owner, cause=f"budget:{name}")._replace(
+        **changes
+    )
+
+
+def six(window_s=600):
+    """The budgets that a request of the service is always charged to."""
+    day = {"start_s": DAY_S, "end_s": DAY_S + 86_400, "keep_until_s": DAY_S + 2 * 86_400}
+    hour = {"start_s": HOUR_S, "end_s": HOUR_S + 3_600, "keep_until_s": HOUR_S + 3 * 3_600}
+    return (
+        Row("day", f"llm:cost:daily:{WHO}:{DATE}", OF_WHO, **day, status=2, marker_s=60, cause="daily_limit"),
+        Row(
+            "window",
+            f"llm:cost:recent:{WHO}",
+            OF_WHO,
+            window_s=window_s,
+            status=3,
+            marker_s=30,
+            cause="window_limit",
+            witness="day",
+        ),
+        Row(
+            "network_window",
+            f"llm:network:recent:{NETWORK}",
+            OF_NETWORK,
+            window_s=window_s,
+            status=4,
+            cause="network_limit",
+            witness="network_day",
+        ),
+        Row(
+            "network_day",
+            f"llm:network:daily:{NETWORK}:{DATE}",
+            OF_NETWORK,
+            **day,
+            status=5,
+            cause="network_daily_limit",
+        ),
+        Row("global_hour", f"llm:global:hourly:{HOUR}", OF_ALL, **hour, status=6, cause="global_hourly_limit"),
+        Row("global_day", f"llm:global:daily:{DATE}", OF_ALL, **day, status=7, cause="global_daily_limit"),
+    )
+
+
+SIX = six()
+BY_NAME = {row.name: row for row in SIX}
+WINDOWS = tuple(row.name for row in SIX if row.window_s)
+TOTALS = tuple(row.name for row in SIX if not row.window_s)
+RUNNING = {name: BY_NAME[name].running for name in WINDOWS}
+PENDING = {"of_who": OF_WHO, "of_network": OF_NETWORK, "of_all": OF_ALL}
+BOOKS = {row.name: row.key for row in SIX}
+RINGS = {name: BOOKS[name] for name in WINDOWS} | PENDING
+
+
+class Places(NamedTuple):
+    """What the three scripts are told of the budgets of a request."""
+
+    keys: list
+    owner_of: list
+    counts: list
+    windows: list
+    mine: int
+    everybody: int
+
+
+def places_of(rows):
+    owners = list(dict.fromkeys(row.owner for row in rows))
+    windows = []
+    for number, row in enumerate(rows, 1):
+        if row.window_s:
+            witnesses = (i for i, other in enumerate(rows, 1) if other.name == row.witness)
+            windows += (number, row.window_s, next(witnesses, 0))
+    running = [row.running for row in rows if row.window_s]
+    return Places(
+        [*(row.key for row in rows), *running, *owners],
+        [owners.index(row.owner) + 1 for row in rows],
+        [len(rows), len(running), len(owners)],
+        windows,
+        owners.index(OF_WHO) + 1 if OF_WHO in owners else 0,
+        owners.index(OF_ALL) + 1 if OF_ALL in owners else 0,
+    )
+
+
+def charged_to(rows, pending_s=120):
+    """What a record says after its request's digest."""
+    keys = [row.key for row in rows]
+    further = "".join(key_digest(key) for key in keys if key not in BOOKS.values())
+    if not set(BOOKS.values()) <= set(keys):
+        return f"0 {pending_s} - - {further}"
+    length = next(row.window_s for row in rows if row.key == BOOKS["window"])
+    return f"{length} {pending_s} {digest_of(WHO)} {digest_of(NETWORK)} {further}".rstrip()
+
+
+def limited(rows, changes):
+    """The budgets, with the limits that `changes` has by their names, and the rest of `changes`."""
+    rows = [row._replace(limit=changes.pop(row.name, row.limit)) for row in rows]
+    return rows, changes
+
+
+def words(defaults, changes):
+    assert changes.keys() <= defaults.keys()
+    return list({**defaults, **changes}.values())
+
+
+def plan_of_reserve(rows, owner_of):
+    told = [row[row._fields.index("start_s") : row._fields.index("status")] for row in rows]
+    return "".join(
+        f"{owner},{row.marker_s},{row.shadow},{row.status},{','.join(map(str, times))},{row.cause} "
+        for row, owner, times in zip(rows, owner_of, told, strict=True)
+    )
+
+
+def words_of_reserve(rid=ID, rows=SIX, key=None, **changes):
+    """KEYS and ARGV; with `key`, the digest of a caller's own, what belongs to that too."""
+    rows, changes = limited(rows, changes)
+    places = places_of(rows)
+    ends = [row for row in rows if row.end_s]
+    defaults = {
         "now_us": NOW_US,
-        "deadline_us": NOW_US + 500_000,
-        "hour": NOW_S // 3600,
-        "cost": COST,
+        "deadline_us": changes.get("now_us", NOW_US) or 2**52,
+        "from_s": max((row.start_s for row in ends), default=0),
+        "until_s": min((row.end_s for row in ends), default=NEVER_S),
         "request_digest": REQUEST_DIGEST,
-        "window_s": 600,
-        "window": ROOM,
-        "day": ROOM,
-        "network_window": ROOM,
-        "network_day": ROOM,
-        "hour_of_all": ROOM,
-        "day_of_all": ROOM,
-        "throttle_s": 30,
-        "mark_when_busy": "1",
-        "open_s": 120,
-        "whose": f"{WHO_DIGEST} {NETWORK_DIGEST}",
+        "cost": COST,
         "at_least": "",
+        "pending_s": 120,
+        "charged_to": charged_to(rows, changes.get("pending_s", 120)),
+        "mark_when_busy": "1" if places.mine else "",
+        "plan": plan_of_reserve(rows, places.owner_of),
     }
-    return list({**args, **changes}.values())
+    keys = [f"llm:reservation:{rid}", *places.keys, *([MARKER] if places.mine else []), *keys_of_key(key)]
+    limits = [row.limit for row in rows]
+    args = [*words(defaults, changes), *places.counts, places.everybody, *limits, *places.windows]
+    return keys, args + ([BODY, rid] if key else [])
 
 
-def extend_args(to=2 * COST, **changes):
-    args = {
-        "now_us": NOW_US + US,
-        "deadline_us": NOW_US + 2 * US,
+def words_of_extend(rid=ID, to=2 * COST, rows=SIX, key=None, **changes):
+    rows, changes = limited(rows, changes)
+    places = places_of(rows)
+    defaults = {
+        "now_us": LATER_US,
+        "deadline_us": changes.get("now_us", LATER_US) or 2**52,
         "request_digest": REQUEST_DIGEST,
         "to": to,
         "at_least": to,
         "made_at_us": NOW_US,
-        "window_s": 600,
-        "bucket_s": BUCKET_S,
-        "open_s": 120,
-        "open_bucket_s": 10,
-        "window": ROOM,
-        "day": ROOM,
-        "network_window": ROOM,
-        "network_day": ROOM,
-        "hour_of_all": ROOM,
-        "day_of_all": ROOM,
-        "keep_s": 3600,
+        "pending_s": 120,
+        "mine": places.mine,
+        "everybody": places.everybody,
+        "plan": "".join(
+            f"{owner},{row.keep_until_s},{row.status} " for row, owner in zip(rows, places.owner_of, strict=True)
+        ),
     }
-    return list({**args, **changes}.values())
+    limits = [row.limit for row in rows]
+    args = [*words(defaults, changes), *places.counts, *limits, *places.windows, *([rid] if key else [])]
+    return keys_of_settle(rid, places, key), args
 
 
-def settle_args(actual=7, **changes):
-    args = {
-        "now_us": NOW_US + US,
+def words_of_settle(rid=ID, actual=7, rows=SIX, key=None, **changes):
+    places = places_of(rows)
+    defaults = {
+        "now_us": LATER_US,
         "request_digest": REQUEST_DIGEST,
-        "ending": "settled",
+        "end": "settled",
         "actual": actual,
         "made_at_us": NOW_US,
-        "window_s": 600,
-        "bucket_s": BUCKET_S,
-        "open_s": 120,
-        "open_bucket_s": 10,
-        "keep_s": 3600,
-        "who": WHO_DIGEST,
-        "network_digest": NETWORK_DIGEST,
+        "pending_s": 120,
+        "charged_to": charged_to(rows, changes.get("pending_s", 120)),
+        "mine": places.mine,
+        "everybody": places.everybody,
+        "plan": "".join(f"{owner},{row.keep_until_s} " for row, owner in zip(rows, places.owner_of, strict=True)),
     }
-    return list({**args, **changes}.values())
+    args = [*words(defaults, changes), *places.counts, *places.windows, *([BODY, rid] if key else [])]
+    return keys_of_settle(rid, places, key), args
 
 
-def keys_of_reserve(rid=ID, **changes):
-    return list({**RESERVE_KEYS, "record": f"llm:reservation:{rid}", **changes}.values())
+def keys_of_settle(rid, places, key):
+    return [f"llm:reservation:{rid}", *places.keys, *([RESET] if places.mine else []), *keys_of_key(key)]
 
 
-def keys_of_settle(rid=ID):
-    record, _, *books = keys_of_reserve(rid)
-    return [record, *books, RESET]
-
-
-def reserve(client, rid=ID, key=None, **changes):
-    """With `key`, the digest of a caller's own: KEYS 12 and its two arguments too."""
-    keys, args = ([key_of(key)], [BODY, rid]) if key else ([], [])
-    return RESERVE.run(client, keys_of_reserve(rid) + keys, reserve_args(**changes) + args)
-
-
-def extend(client, rid=ID, to=2 * COST, key=None, **changes):
-    keys, args = ([key_of(key)], [rid]) if key else ([], [])
-    return EXTEND.run(client, keys_of_settle(rid) + keys, extend_args(to, **changes) + args)
-
-
-def settle(client, rid=ID, actual=7, key=None, **changes):
-    keys, args = ([key_of(key)], [BODY, rid, KEY_KEEP_S]) if key else ([], [])
-    return SETTLE.run(client, keys_of_settle(rid) + keys, settle_args(actual, **changes) + args)
+def keys_of_key(digest):
+    return [key_of(digest)] if digest else []
 
 
 def key_of(digest):
     return f"llm:idempotency:{digest}"
 
 
+# `changes` are limits by the names of their budgets, and words by the names that they have above.
+
+
+def reserve(client, rid=ID, rows=SIX, key=None, **changes):
+    return RESERVE.run(client, *words_of_reserve(rid, rows, key, **changes))
+
+
+def extend(client, rid=ID, to=2 * COST, rows=SIX, key=None, **changes):
+    return EXTEND.run(client, *words_of_extend(rid, to, rows, key, **changes))
+
+
+def settle(client, rid=ID, actual=7, rows=SIX, key=None, **changes):
+    return SETTLE.run(client, *words_of_settle(rid, actual, rows, key, **changes))
+
+
+def release(client, rid=ID, rows=SIX, key=None, **changes):
+    return settle(client, rid, 0, rows, key, end="released", **changes)
+
+
+def spend(client, rid="spent", nanousd=COST, rows=SIX, now_us=NOW_US, **changes):
+    """Reserve and settle, of which nothing stays pending."""
+    assert reserve(client, rid, rows, cost=nanousd, now_us=now_us, **changes)[0] == 0
+    assert settle(client, rid, nanousd, rows, now_us=now_us, made_at_us=now_us)[0] == 0
+
+
 def dump(client):
     """Every key, byte for byte."""
     return {name: client.dump(name) for name in client.keys("*")}
+
+
+def ring_of(client, key):
+    """The buckets of a window or of pending money: start -> nano-dollars."""
+    return {int(start): int(nanousd) for start, nanousd in client.zrange(key, 0, -1, withscores=True)}

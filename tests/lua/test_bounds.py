@@ -4,27 +4,42 @@ from statistics import median
 
 import pytest
 
+from backends.budgets import MOST_BUDGETS
 from backends.keys import WINDOW_BUCKETS
 from backends.store.scripts import Script, all_scripts
 from tests.lua.by_hand import (
-    BUCKET_KINDS,
+    BOOKS,
     BUCKET_S,
     COST,
     KEY,
+    MARKER,
     NOW_S,
     NOW_US,
+    PENDING,
+    RECORD,
     REQUEST_DIGEST,
-    RESERVE_KEYS,
+    RESERVE,
+    RINGS,
+    RUNNING,
     TOTALS,
+    US,
+    WHO,
+    WINDOWS,
+    charged_to,
     extend,
     key_of,
-    keys_of_reserve,
+    release,
     reserve,
-    reserve_args,
+    ring_of,
     settle,
+    six,
+    total,
+    window,
+    words_of_reserve,
 )
 
-LIMITS = ("window", "day", "network_window", "network_day", "hour_of_all", "day_of_all")
+MUCH = 10**15
+LENGTHS = [600, 31 * 86_400]
 
 
 def commands_of(client, call):
@@ -38,19 +53,19 @@ def commands_of(client, call):
 
 def fill(client, requests, cost=1_000):
     """The books as `requests` requests of `cost`, evenly over the window, leave them."""
-    for name in ("recent", "network_recent"):
+    for name in WINDOWS:
         for back in range(WINDOW_BUCKETS):
-            client.zincrby(RESERVE_KEYS[name], requests * cost // WINDOW_BUCKETS, NOW_S - back * BUCKET_S)
-        client.expire(RESERVE_KEYS[name], 600 + BUCKET_S)
-    for name in ("pending_identifier", "pending_network", "pending_global"):
+            client.zincrby(BOOKS[name], requests * cost // WINDOW_BUCKETS, NOW_S - back * BUCKET_S)
+        client.expire(BOOKS[name], 600 + BUCKET_S)
+    for key in PENDING.values():
         for back in range(12):
-            client.zincrby(RESERVE_KEYS[name], requests * cost // 100, NOW_S - back * 10)
-        client.expire(RESERVE_KEYS[name], 130)
+            client.zincrby(key, requests * cost // 100, NOW_S - back * 10)
+        client.expire(key, 130)
     for name in TOTALS:
-        client.set(RESERVE_KEYS[name], requests * cost, ex=1_000)
+        client.set(BOOKS[name], requests * cost, ex=1_000)
 
 
-@pytest.mark.parametrize("limit", [10**15, 5], ids=["admitted", "refused"])
+@pytest.mark.parametrize("limit", [MUCH, 5], ids=["admitted", "refused"])
 def test_the_same_commands_at_ten_requests_as_at_a_million(client, limit):
     seen = []
     reserve(client)
@@ -63,7 +78,7 @@ def test_the_same_commands_at_ten_requests_as_at_a_million(client, limit):
             commands_of(
                 client,
                 lambda: (
-                    reserve(client, "r", network_window=limit, window=10**15, day=10**15),
+                    reserve(client, "r", network_window=limit, window=MUCH, day=MUCH),
                     extend(client, "r") if limit > 5 else None,
                     settle(client, "r") if limit > 5 else None,
                 ),
@@ -72,42 +87,73 @@ def test_the_same_commands_at_ten_requests_as_at_a_million(client, limit):
     few, many = seen
     assert few == many
     assert few["evalsha"] == (3 if limit > 5 else 1)
-    assert sum(few.values()) < 90
+    assert sum(few.values()) < 75
 
 
 def test_a_bounded_number_of_commands_and_one_time_a_script(client):
-    by_the_server = {"now_us": "", "deadline_us": 2**52}
-    seen = commands_of(client, lambda: reserve(client, hour=client.time()[0] // 3600, key=KEY, **by_the_server))
-    assert seen["time"] == 2  # one is ours
+    now_s, _ = client.time()
+    periods = {"from_s": now_s - 60, "until_s": now_s + 600}
+    seen = commands_of(client, lambda: reserve(client, key=KEY, now_us="", **periods))
+    assert seen["time"] == 1
     assert sum(seen.values()) < 42
-    made_at_us = int(client.get(RESERVE_KEYS["record"]).split()[2])
-    made = {"made_at_us": made_at_us, "key": KEY}
-    seen = commands_of(client, lambda: extend(client, **made, **by_the_server, **dict.fromkeys(LIMITS, 10**15)))
+    made_at_us = int(client.get(RECORD).split()[2])
+    made = {"made_at_us": made_at_us, "key": KEY, "now_us": ""}
+    seen = commands_of(client, lambda: extend(client, **made, **dict.fromkeys(BOOKS, MUCH)))
     assert seen["time"] == 1
     assert seen["incrby"] == 4
-    assert sum(seen.values()) < 32
-    seen = commands_of(client, lambda: settle(client, now_us="", **made))
+    assert sum(seen.values()) < 34
+    seen = commands_of(client, lambda: settle(client, **made))
     assert seen["time"] == 1
-    assert sum(seen.values()) < 35
+    assert sum(seen.values()) < 32
+
+
+def test_a_window_is_not_read_while_what_it_came_to_is_known(client):
+    fill(client, 1_000)
+    first = commands_of(client, lambda: reserve(client, "a"))
+    assert first["zrange"] == 2
+    again = commands_of(client, lambda: reserve(client, "b"))
+    assert "zrange" not in again
+    assert sum(again.values()) < sum(first.values())
+    refused = commands_of(client, lambda: reserve(client, "c", global_day=0))
+    assert refused["zrange"] == 3
+
+
+def test_a_budget_takes_as_many_commands_whatever_others_there_are(client):
+    """All budgets of one owner, who has one key of pending money: each takes the same few commands more."""
+    reserve(client)
+
+    def commands(rows):
+        client.flushdb()
+        first = sum(commands_of(client, lambda: reserve(client, "a", rows)).values())
+        return first, sum(commands_of(client, lambda: reserve(client, "b", rows)).values())
+
+    counts = [commands([total(f"t{i}") for i in range(1, number + 1)]) for number in (1, 2, MOST_BUDGETS)]
+    (first, again), (second, _), (most, most_again) = counts
+    assert most - first == (MOST_BUDGETS - 1) * (second - first)
+    assert second - first <= 3
+    assert most_again - again == MOST_BUDGETS - 1  # an INCRBY each
+    windows = [window(f"w{number}", witness="t") for number in range(MOST_BUDGETS - 1)]
+    (_, again), (_, most_again) = [commands([total("t"), *windows[:number]]) for number in (1, MOST_BUDGETS - 1)]
+    assert most_again - again == (MOST_BUDGETS - 2) * 2  # each is looked at and charged
 
 
 def test_a_thousand_requests_leave_as_many_elements_as_one(client):
     for number in range(1_000):
         reserve(client, "only", cost=1 + number % 7)
         client.delete("llm:reservation:only")
-    assert {name: client.zcard(RESERVE_KEYS[name]) for name in BUCKET_KINDS} == dict.fromkeys(BUCKET_KINDS, 1)
-    assert client.dbsize() == len(RESERVE_KEYS) - 2
+    assert {name: client.zcard(key) for name, key in RINGS.items()} == dict.fromkeys(RINGS, 1)
+    assert client.dbsize() == len(BOOKS) + len(PENDING) + len(RUNNING)
 
 
 def test_what_a_killed_worker_left_open_is_swept(client):
     for number in range(40):
-        now_us = NOW_US + number * 10_000_000
-        reserve(client, f"r{number}", now_us=now_us, deadline_us=now_us, hour=now_us // 1_000_000 // 3600)
+        now_us = NOW_US + number * 10 * US
+        reserve(client, f"r{number}", now_us=now_us)
         settle(client, f"r{number}", now_us=now_us, made_at_us=now_us)
         if number % 2:
-            reserve(client, f"left{number}", now_us=now_us, deadline_us=now_us, hour=now_us // 1_000_000 // 3600)
-        for name in ("pending_identifier", "pending_network", "pending_global"):
-            assert client.zcard(RESERVE_KEYS[name]) <= 14
+            reserve(client, f"left{number}", now_us=now_us)
+        for key in PENDING.values():
+            assert client.zcard(key) <= 14
 
 
 def bytes_after(client, key, *steps):
@@ -119,40 +165,50 @@ def bytes_after(client, key, *steps):
     return [median(sizes) for sizes in zip(*tries, strict=True)]
 
 
-@pytest.mark.parametrize("length_s", [600, 31 * 86_400], ids=["as usual", "the longest"])
-def test_a_record_fits_in_200_bytes(client, length_s):
-    """In every state, with the largest amount that a setting allows, on each kind of server."""
-    rid = "0123456789abcdef0123456789abcdef"
-    largest = 10**15 - 1
-    room = dict.fromkeys(LIMITS, 10**15)
-    lengths = {"window_s": length_s, "open_s": length_s}
-    record = f"llm:reservation:{rid}"
+def bytes_of_a_record(client, rows, length_s):
+    """In every state, with the largest amount that a setting allows."""
+    rid, largest = "0123456789abcdef0123456789abcdef", MUCH - 1
+    room = {row.name: MUCH for row in rows}
+    its, record = {"rows": rows, "pending_s": length_s}, f"llm:reservation:{rid}"
     extended = bytes_after(
         client,
         record,
-        lambda: reserve(client, rid, cost=COST, **room, **lengths),
-        lambda: extend(client, rid, to=largest, **room, **lengths),
-        lambda: settle(client, rid, actual=largest, **lengths),
+        lambda: reserve(client, rid, cost=COST, **room, **its),
+        lambda: extend(client, rid, to=largest, **room, **its),
+        lambda: settle(client, rid, actual=largest, **its),
     )
-    assert client.get(record).decode().startswith(f"settled {largest} {NOW_US} {REQUEST_DIGEST} {length_s} {length_s} ")
+    rest = charged_to(rows, length_s)
+    assert client.get(record).decode() == f"settled {largest} {NOW_US} {REQUEST_DIGEST} {rest}"
     released = bytes_after(
         client,
         record,
-        lambda: reserve(client, rid, cost=largest - COST, **room, **lengths),
-        lambda: settle(client, rid, actual=0, ending="released", **lengths),
+        lambda: reserve(client, rid, cost=largest - COST, **room, **its),
+        lambda: release(client, rid, **its),
     )
     assert client.get(record).decode().startswith("released 0 ")
-    assert max(extended + released) <= 200
+    return max(extended + released)
+
+
+@pytest.mark.parametrize("length_s", LENGTHS, ids=["as usual", "the longest"])
+def test_a_record_fits_in_200_bytes(client, length_s):
+    """On each kind of server."""
+    assert bytes_of_a_record(client, six(length_s), length_s) <= 200
+
+
+@pytest.mark.parametrize(("rows", "length_s"), [(MOST_BUDGETS, 600), (7, 31 * 86_400)], ids=["the most", "the longest"])
+def test_a_record_of_further_budgets_fits_in_300_bytes(client, rows, length_s):
+    """The most of the longest take four more."""
+    further = [window(f"w{number}", window_s=31 * 86_400) for number in range(rows - 6)]
+    assert bytes_of_a_record(client, [*six(length_s), *further], length_s) <= 300
 
 
 def test_a_callers_key_fits_in_200_bytes(client):
     rid = "0123456789abcdef0123456789abcdef"
-    largest = 10**15 - 1
     kept = bytes_after(
         client,
         key_of(KEY),
-        lambda: reserve(client, rid, key=KEY, cost=largest, **dict.fromkeys(LIMITS, 10**15)),
-        lambda: settle(client, rid, key=KEY, actual=largest),
+        lambda: reserve(client, rid, key=KEY, cost=MUCH - 1, **dict.fromkeys(BOOKS, MUCH)),
+        lambda: settle(client, rid, key=KEY, actual=MUCH - 1),
     )
     assert client.get(key_of(KEY)).decode().startswith("settled ")
     assert max(kept) <= 200
@@ -161,28 +217,29 @@ def test_a_callers_key_fits_in_200_bytes(client):
 def test_the_totals_of_an_identifier_fit_in_2_kb(client):
     """Its marker, its full window, its day, its pending money; the longest identifier, amounts of ten digits."""
     who = "x" * 128
-    names = {
-        "marker": f"llm:throttle:{who}",
-        "recent": f"llm:cost:recent:{who}",
-        "daily": f"llm:cost:daily:{who}:2026-03-14",
-        "pending_identifier": f"llm:open:identifier:{who}",
-    }
-    keys = keys_of_reserve(**names)
-    script = Script("reserve.lua")
+    theirs = [key.replace(WHO, who) for key in (MARKER, BOOKS["window"], BOOKS["day"], PENDING["of_who"])]
+    theirs.append(RUNNING["window"].replace(WHO, who))
+
+    def asked(rid, **changes):
+        keys, args = words_of_reserve(rid, **changes)
+        return RESERVE.run(client, [key.replace(WHO, who) for key in keys], args)
+
     for back in reversed(range(WINDOW_BUCKETS + 1)):
-        now_us = NOW_US - back * BUCKET_S * 1_000_000
-        hour = now_us // 1_000_000 // 3600
-        keys[0] = f"llm:reservation:{back}"
-        answer = script.run(
-            client, keys, reserve_args(cost=1_234_567_890, now_us=now_us, deadline_us=now_us, hour=hour)
-        )
-        assert answer[0] == 0
-    assert client.zcard(names["recent"]) == WINDOW_BUCKETS + 1
-    keys[0] = "llm:reservation:refused"
-    assert script.run(client, keys, reserve_args(window=0))[0] == 3
-    used = {name: client.memory_usage(key, samples=0) for name, key in names.items()}
+        assert asked(f"{back}", cost=1_234_567_890, now_us=NOW_US - back * BUCKET_S * US)[0] == 0
+    assert client.zcard(theirs[1]) == WINDOW_BUCKETS + 1
+    assert asked("refused", window=0)[0] == 3
+    used = {key: client.memory_usage(key, samples=0) for key in theirs}
     assert sum(used.values()) <= 2_048, used
-    assert client.object("encoding", names["recent"]) == b"listpack"
+    assert client.object("encoding", theirs[1]) == b"listpack"
+
+
+def test_a_full_window_is_bounded_whatever_its_length_is(client):
+    for length_s in (60, 600, 90_000):
+        row = window("w", window_s=length_s)
+        bucket_s = -(-length_s // 20)
+        for number in range(50):
+            reserve(client, f"{length_s}-{number}", (row,), cost=1, now_us=NOW_US + number * bucket_s * US)
+            assert len(ring_of(client, row.key)) <= WINDOW_BUCKETS + 1
 
 
 def test_every_script_compiles(client):

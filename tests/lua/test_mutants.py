@@ -1,202 +1,437 @@
-"""The suite can fail: each of these small wrongs in a script is noticed by the case of it that is named beside it."""
+"""The suites can fail: each of these small wrongs in a script is noticed by the case that is named beside it.
+
+A case is one of the published suite, or one of the tests beside this one, which know the scripts by their heads alone.
+"""
 
 import hashlib
 from itertools import product
 
 import pytest
-import redis
 
 from backends.conformance.harness import RedisHarness
 from backends.conformance.redis_layout import RedisLayout
 from backends.store.scripts import Script
 from backends.strategies import atomic
-from tests.lua import by_hand, test_wrong_kinds
+from tests.lua import by_hand, test_bounds, test_budgets, test_replies, test_running, test_wrong_kinds
 
 # What stands in the script, what is put in its place, and the case that notices.
 RESERVE = [
-    ("(i == 11 and RECORD_KEEP_S or 0)", "0", "expired_amounts_are_reported_after_an_hour_without_requests"),
+    ("if now_us > tonumber(ARGV[2]) then", "if false then", "past_the_deadline_nothing_is_written"),
     (
-        "if oldest > over_text then",
-        "if oldest >= over_text then",
-        "a_window_has_never_more_members_than_buckets_and_one",
+        "if now_us > tonumber(ARGV[2]) then",
+        "if now_us >= tonumber(ARGV[2]) then",
+        "the_same_id_again_comes_before_a_marker_and_a_callers_key",
+    ),
+    ("if now_s < tonumber(ARGV[3]) or now_s >=", "if now_s >=", "with_the_keys_of_other_periods_nothing_is_written"),
+    (
+        "if now_s < tonumber(ARGV[3]) or",
+        "if now_s <= tonumber(ARGV[3]) or",
+        "the_first_and_the_last_moment_of_a_period_are_in_it",
+    ),
+    ("or now_s >= tonumber(ARGV[4]) then", "then", "with_the_keys_of_other_periods_nothing_is_written"),
+    (
+        "or now_s >= tonumber(ARGV[4]) then",
+        "or now_s > tonumber(ARGV[4]) then",
+        "with_the_keys_of_other_periods_nothing_is_written",
+    ),
+    ("now_us = time[1] * SECOND + time[2]", "now_us = time[1] * SECOND", "by_the_servers_own_time"),
+    ("ceil(window_s / 20)", "ceil(window_s / 19)", "the_known_layout_of_keys"),
+    (
+        "ceil(window_s / 20)",
+        "floor(window_s / 20)",
+        "a_window_that_is_no_multiple_of_its_buckets_is_as_long_as_it_says",
+    ),
+    ("ceil(pending_s / 12)", "ceil(pending_s / 11)", "the_known_layout_of_keys"),
+    ("ceil(pending_s / 12)", "floor(pending_s / 12)", "pending_money_has_buckets_of_a_twelfth_rounded_up"),
+    (
+        "floor(now_us / SECOND - length_s - ttl_s)",
+        "floor(now_us / SECOND - length_s - ttl_s) + 1",
+        "pending_money_counts_as_long_as_it_may_end_in_time",
     ),
     (
-        "if oldest > over_text then",
-        "if true then",
+        "floor(now_us / SECOND - length_s - ttl_s)",
+        "floor(now_us / SECOND - ttl_s)",
+        "pending_money_never_grows_though_nobody_settles",
+    ),
+    (
+        "    if flat[i] > over_text then\n",
+        "    if flat[i] >= over_text then\n",
         "the_oldest_amount_is_the_oldest_that_counts_not_the_smallest_nor_the_last",
     ),
     (
-        "    if flat[i] > over_text then",
-        "    if flat[i] >= over_text then",
+        "    if flat[i] > over_text then\n",
+        "    if true then\n",
         "the_oldest_amount_is_the_oldest_that_counts_not_the_smallest_nor_the_last",
     ),
     (
-        "total = total - over_total",
-        "total = total",
+        "if flat[i] < oldest then oldest",
+        "if true then oldest",
         "the_oldest_amount_is_the_oldest_that_counts_not_the_smallest_nor_the_last",
     ),
     (
-        "if flat[i] < oldest then oldest = flat[i] end\n  end\n  if",
-        "oldest = flat[i]\n  end\n  if",
+        "if flat[i] < oldest then oldest",
+        "if flat[i] > oldest then oldest",
         "the_oldest_amount_is_the_oldest_that_counts_not_the_smallest_nor_the_last",
     ),
+    ("over_total + flat[i + 1]", "over_total", "reservations_report_expired_amounts_where_no_request_settles"),
     (
-        "if flat[i] < oldest then oldest = flat[i] end\n    else",
-        "oldest = flat[i]\n    else",
-        "the_oldest_amount_is_the_oldest_that_counts_not_the_smallest_nor_the_last",
+        "format('%.0f', now_s - now_s % bucket_s)",
+        "format('%.0f', now_s)",
+        "a_ttl_is_set_with_a_new_bucket_or_a_first_amount_only",
     ),
     (
-        "local fits = daily + cost <= day_limit",
-        "local fits = daily + cost < day_limit",
+        "local text = texts[i] or call('GET', KEYS[1 + i])",
+        "local text = texts[i]",
+        "reserve_with_a_key_of_another_kind",
+    ),
+    ("not string.find(text, '^%d+$') or #text", "#text", "an_error_names_the_place_and_no_key"),
+    (" or #text > 16) then error('KEYS", " or #text > 17) then error('KEYS", "an_error_names_the_place_and_no_key"),
+    (
+        "error('KEYS ' .. 1 + i .. ' holds no amount')",
+        "error(KEYS[1 + i] .. ' holds no amount')",
+        "an_error_names_the_place_and_no_key",
+    ),
+    (
+        "if limit and spent[i] + cost > limit then fits",
+        "if limit and spent[i] > limit then fits",
         "exactly_equal_is_admitted_and_one_nano_dollar_more_is_not",
     ),
-    ("local fits = daily + cost", "local fits = daily", "exactly_equal_is_admitted_and_one_nano_dollar_more_is_not"),
-    ("and recent.total + cost <= window_limit", "", "exactly_equal_is_admitted_and_one_nano_dollar_more_is_not"),
     (
-        "and recent.total + cost <= window_limit",
-        "and recent.total + cost < window_limit",
+        "if limit and spent[i] + cost > limit then fits",
+        "if limit and spent[i] + cost > limit + 1 then fits",
         "exactly_equal_is_admitted_and_one_nano_dollar_more_is_not",
     ),
     (
-        "and network_recent.total + cost <= network_limit",
-        "and network_recent.total + cost < network_limit",
-        "exactly_equal_is_admitted_and_one_nano_dollar_more_is_not",
-    ),
-    ("and network_daily + cost <= network_day_limit", "", "exactly_equal_is_admitted_and_one_nano_dollar_more_is_not"),
-    ("and global_hourly + cost <= global_hour_limit", "", "exactly_equal_is_admitted_and_one_nano_dollar_more_is_not"),
-    (
-        "and global_daily + cost <= global_day_limit",
-        "and global_daily + cost <= global_day_limit + 1",
+        "if limit and spent[i] + cost > limit then fits",
+        "if i > 1 and limit and spent[i] + cost > limit then fits",
         "exactly_equal_is_admitted_and_one_nano_dollar_more_is_not",
     ),
     (
-        "if known_digest ~= request_digest then return { 9, 0, now_us } end",
+        "if limit and spent[i] + cost > limit then fits",
+        "if i < BUDGETS and limit and spent[i] + cost > limit then fits",
+        "exactly_equal_is_admitted_and_one_nano_dollar_more_is_not",
+    ),
+    (
+        "windows[number], spent[number] = window, window.total",
+        "windows[number], spent[number] = window, 0",
+        "exactly_equal_is_admitted_and_one_nano_dollar_more_is_not",
+    ),
+    ("reply[8 + i] = spent[i] + more", "reply[8 + i] = spent[i]", "each_budget_tells_what_it_has_itself"),
+    (
+        "(tonumber(window.oldest) or tonumber(window.bucket)) + window.bucket_s",
+        "(tonumber(window.oldest) or now_s) + window.bucket_s",
+        "the_oldest_amount_is_the_oldest_that_counts_not_the_smallest_nor_the_last",
+    ),
+    (
+        "(tonumber(window.oldest) or tonumber(window.bucket)) + window.bucket_s +",
+        "(tonumber(window.oldest) or tonumber(window.bucket)) +",
+        "the_oldest_amount_is_the_oldest_that_counts_not_the_smallest_nor_the_last",
+    ),
+    ("if record then", "if false then", "the_same_id_sent_again_charges_once_and_gets_the_first_answer"),
+    (
+        "  if known_digest ~= ARGV[5] then return { 9, 0, now_us } end\n",
         "",
         "an_id_of_another_request_or_one_that_has_ended_is_a_conflict",
     ),
-    ("if state ~= 'open' then", "if false then", "an_id_of_another_request_or_one_that_has_ended_is_a_conflict"),
-    ("if record then", "if false then", "the_same_id_sent_again_charges_once_and_gets_the_first_answer"),
     (
-        "return { 0, tonumber(its_open_s), now_us",
-        "return { 0, pending_s, now_us",
-        "an_id_sent_again_keeps_the_lengths_that_it_was_admitted_with",
+        "if state ~= 'open' then return { 8,",
+        "if false then return { 8,",
+        "an_id_of_another_request_or_one_that_has_ended_is_a_conflict",
     ),
     (
-        "tonumber(nanousd), 0, tonumber(its_window_s) }",
-        "tonumber(nanousd), 0, window_s }",
-        "an_id_sent_again_keeps_the_lengths_that_it_was_admitted_with",
+        "return { 8, 0, now_us, tonumber(nanousd) }",
+        "return { 8, 0, now_us, cost }",
+        "an_id_that_has_ended_and_one_for_another_request",
     ),
     (
-        "tonumber(nanousd), 0, tonumber(its_window_s) }",
-        "cost, 0, tonumber(its_window_s) }",
+        "return admitted(tonumber(match(its, '^%d+ (%d+)')),",
+        "return admitted(pending_s,",
+        "the_same_id_again_is_told_when_it_was_made_and_what_it_is_charged_to",
+    ),
+    (
+        "tonumber(made_at_us), tonumber(nanousd), 0, '', its, 0)",
+        "tonumber(made_at_us), cost, 0, '', its, 0)",
         "what_was_extended_is_found_with_what_it_holds",
     ),
-    ("if known then", "if false then", "a_key_in_flight_settled_and_on_another_body"),
-    ("state == 'settled' and 2", "state == 'settled' and 1", "a_lost_record_and_booking_is_booked_late_and_once"),
+    (
+        "tonumber(made_at_us), tonumber(nanousd), 0, '', its, 0)",
+        "now_us, tonumber(nanousd), 0, '', its, 0)",
+        "the_same_id_again_is_told_when_it_was_made_and_what_it_is_charged_to",
+    ),
+    (
+        "tonumber(made_at_us), tonumber(nanousd), 0, '', its, 0)",
+        "tonumber(made_at_us), tonumber(nanousd), 0, '', ARGV[9], 0)",
+        "the_same_id_again_is_told_when_it_was_made_and_what_it_is_charged_to",
+    ),
+    (
+        "tonumber(made_at_us), tonumber(nanousd), 0, '', its, 0)",
+        "tonumber(made_at_us), tonumber(nanousd), 0, '', its, cost)",
+        "also_by_the_same_id_again",
+    ),
+    ("if known then\n  -- A text", "if false then\n  -- A text", "a_key_in_flight_settled_and_on_another_body"),
+    ("state == 'settled' and 2", "state == 'settled' and 1", "a_key_in_flight_settled_and_on_another_body"),
     (
         "tonumber(until_us) <= now_us) and 3",
         "tonumber(until_us) < now_us) and 3",
         "the_key_of_a_request_that_did_not_end_in_time_is_expired",
     ),
-    ("body == ARGV[18] and 1 or 0", "1", "a_key_set_by_hand_stands_for_an_unknown_request"),
-    ("tonumber(nanousd or 0), body", "0, body", "the_same_id_sent_again_charges_once_and_gets_the_first_answer"),
-    ("if marker then", "if false then", "under_a_marker_everything_is_refused_with_what_set_it"),
+    ("its_body == body and 1 or 0", "1", "a_key_set_by_hand_stands_for_an_unknown_request"),
+    ("tonumber(nanousd or 0), its_body", "0, its_body", "a_callers_key"),
+    ("its_rid or '' }", "'' }", "a_callers_key"),
     (
-        "or now_s - now_s % bucket_s) + bucket_s + window_s",
-        "or now_s) + bucket_s + window_s",
-        "the_oldest_amount_is_the_oldest_that_counts_not_the_smallest_nor_the_last",
+        "local known = body and call('GET', KEYS[#KEYS])\nif",
+        "local known = body and call('MGET', KEYS[#KEYS])[1]\nif",
+        "reserve_with_a_key_of_another_kind",
     ),
-    ("* (status == 2 and 2 or 1)", "", "a_refused_request_changes_nothing_but_the_marker"),
+    ("if marker then", "if false then", "under_a_marker_everything_is_refused_with_what_set_it"),
+    ("MARKER and call('GET', MARKER)", "MARKER and call('MGET', MARKER)[1]", "reserve_with_a_key_of_another_kind"),
     (
-        "if at_least and not busy then",
-        "if at_least then",
+        "'^([%w_:]+) (%d+) (%d+) (%a+)$'",
+        "'^([%w_]+) (%d+) (%d+) (%a+)$'",
+        "the_identifier_and_everybody_are_told_by_their_numbers",
+    ),
+    ("ceil((until_us - now_us) / SECOND)", "floor((until_us - now_us) / SECOND)", "under_a_marker"),
+    ("elseif left_s > 0 then", "elseif left_s >= 0 then", "under_a_marker"),
+    ("elseif left_s > 0 then", "else", "under_a_marker"),
+    ("max(left_s, ceil((ends_at_us - now_us) / SECOND))", "left_s", "the_marker_of_a_further_budget_and_its_cause"),
+    ("ends_at_us ~= '0' and max", "max", "a_marker_ends_though_what_set_it_never_does"),
+    ("busy == 'busy' and 1 or 0, cause }", "0, cause }", "busy_sets_the_marker_where_mark_when_busy_is_set"),
+    (
+        "planned(i).marker_s > 0 and math.min",
+        "math.min",
+        "a_marker_by_hand_lasts_as_long_as_the_shortest_that_a_budget_sets",
+    ),
+    ("math.min(shortest_s, planned(i).marker_s) or", "planned(i).marker_s or", "a_marker_set_by_hand"),
+    (
+        "shortest_s < NEVER_S and shortest_s or 1",
+        "1",
+        "a_marker_by_hand_lasts_as_long_as_the_shortest_that_a_budget_sets",
+    ),
+    ("left_ms >= 0 and ceil(left_ms / 1000) or", "", "a_marker_set_by_hand"),
+    (
+        "tonumber(ARGV[15 + i]) or math.huge end",
+        "tonumber(ARGV[15 + i]) or 0 end",
+        "without_a_limit_there_is_always_room",
+    ),
+    ("  for i = 1, OWNERS do call('ZCARD', KEYS[PENDING + i]) end\n", "", "reserve_with_a_key_of_another_kind"),
+    (
+        "pending_bucket_s - 1 or planned(number).start_s",
+        "pending_bucket_s - 1 or 0",
+        "pending_money_of_yesterday_is_not_in_the_limit_of_today",
+    ),
+    (
+        "now_s - window.window_s + pending_bucket_s - 1 or",
+        "0 or",
+        "a_pending_reservation_that_has_left_a_short_window_makes_nothing_busy",
+    ),
+    (
+        "now_s - window.window_s + pending_bucket_s - 1 or",
+        "now_s - window.window_s + pending_bucket_s or",
+        "pending_money_that_may_have_left_a_short_window_makes_it_not_busy",
+    ),
+    (
+        "planned(number).pending, over_after(pending_bucket_s, pending_s))\n    for",
+        "planned(1).pending, over_after(pending_bucket_s, pending_s))\n    for",
+        "busy_is_what_the_pending_money_of_its_own_owner_alone_makes_of_it",
+    ),
+    ("pending.flat[i] > pending.over_text and pending", "pending", "a_pending_reservation_past_its_time_is_spent"),
+    (
+        "pending.flat[i] + pending_bucket_s > since_s then",
+        "pending.flat[i] + pending_bucket_s >= since_s then",
+        "pending_money_that_may_have_left_a_short_window_makes_it_not_busy",
+    ),
+    (
+        "pending.flat[i] + pending_bucket_s > since_s then",
+        "pending.flat[i] + 0 > since_s then",
+        "pending_money_that_may_have_left_a_short_window_makes_it_not_busy",
+    ),
+    (
+        "planned(number).end_s > 0 and planned(number).end_s or NEVER_S",
+        "planned(number).end_s",
+        "waiting_never_helps_where_what_never_ends_is_spent",
+    ),
+    (
+        "if window.flat[i] > window.over_text then live",
+        "if true then live",
+        "a_refusal_ends_when_enough_has_left_the_window",
+    ),
+    (
+        "    table.sort(live, function(one, other) return one.start < other.start end)\n",
+        "",
+        "retry_after_is_never_early_and_at_most_a_bucket_late",
+    ),
+    (
+        "if left + cost <= limits[number] then return bucket",
+        "if left + cost < limits[number] then return bucket",
+        "what_is_refused_at_the_least_is_waited_for_at_the_least",
+    ),
+    (
+        "if left + cost <= limits[number] then return bucket",
+        "if false then return bucket",
+        "retry_after_is_never_early_and_at_most_a_bucket_late",
+    ),
+    (
+        "then return bucket.start + window.bucket_s + window.window_s end",
+        "then return bucket.start + window.window_s end",
+        "retry_after_is_never_early_and_at_most_a_bucket_late",
+    ),
+    ("if not planned(i).is_shadow then", "if true then", "a_shadow_budget_without_room_is_told_by_the_buckets"),
+    (
+        "room, never_fits = math.min(room, limits[i] - spent[i])",
+        "room, never_fits = limits[i] - spent[i]",
+        "the_last_of_the_fullest_budget_is_what_is_left",
+    ),
+    ("never_fits or cost > limits[i]", "cost > limits[i]", "what_can_never_fit"),
+    (
+        "never_fits or cost > limits[i]",
+        "never_fits or cost >= limits[i]",
+        "the_first_that_fails_is_told_and_the_latest_end",
+    ),
+    (
+        "        if spent[i] + cost > limits[i] then\n          refusing",
+        "        if spent[i] + cost >= limits[i] then\n          refusing",
+        "less_than_all_where_that_will_do",
+    ),
+    ("refusing = refusing or i", "refusing = i", "the_first_limit_that_fails_is_the_reason"),
+    ("busy = busy and spent[i]", "busy = spent[i]", "where_one_limit_is_busy_and_another_spent_it_is_not_called_busy"),
+    (
+        "pending_in(i) + cost <= limits[i]",
+        "pending_in(i) + cost < limits[i]",
+        "where_one_is_busy_and_another_spent_it_is_not_busy",
+    ),
+    ("pending_in(i) + cost <= limits[i]", "pending_in(i) <= limits[i]", "the_shortest_marker_is_of_a_second"),
+    (
+        "ends_at_s = max(ends_at_s, fits_at_s(i))",
+        "ends_at_s = fits_at_s(i)",
+        "the_marker_of_a_further_budget_and_its_cause",
+    ),
+    (
+        "ends_at_s = max(ends_at_s, fits_at_s(i))",
+        "ends_at_s = ends_at_s > 0 and ends_at_s or fits_at_s(i)",
+        "the_first_that_fails_is_told_and_the_latest_end",
+    ),
+    (
+        "if refusing and not busy and ARGV[7]",
+        "if refusing and ARGV[7]",
         "while_what_is_under_way_may_make_room_for_all_of_it_no_less_is_set_aside",
     ),
-    ("if at_least and not busy then", "if false then", "the_last_of_a_budget_is_set_aside_where_that_will_do"),
-    ("    cost = at_least\n", "", "the_last_of_a_budget_is_set_aside_where_that_will_do"),
     (
-        "    cost = at_least\n    check_all()",
-        "    status = 0",
-        "less_than_will_do_is_refused_and_nothing_is_set_aside",
-    ),
-    ("cost, cost_text = room, format", "cost_text = format", "the_last_of_the_fullest_budget_is_what_is_left"),
-    (
-        "cost, cost_text = room, format('%.0f', room)",
-        "cost = room",
+        "if refusing and not busy and ARGV[7]",
+        "if false and ARGV[7]",
         "the_last_of_a_budget_is_set_aside_where_that_will_do",
     ),
-    *[
-        (term, "", "the_last_of_the_fullest_budget_is_what_is_left")
-        for term in (
-            "day_limit - daily, ",
-            "window_limit - recent.total, ",
-            "network_limit - network_recent.total,\n",
-            "network_day_limit - network_daily, ",
-            "global_hour_limit - global_hourly, ",
-            ", global_day_limit - global_daily",
-        )
-    ],
-    *[
-        (
-            f"KEYS[{key}], in_window_s,",
-            f"KEYS[{key}], 0,",
-            "a_pending_reservation_that_has_left_a_short_window_makes_nothing_busy",
-        )
-        for key in (9, 10)
-    ],
-    ("if busy and ARGV[14] ~= '1' then", "if false then", "a_pending_reservation_past_its_time_is_spent"),
+    ("    cost = tonumber(ARGV[7])\n", "", "the_last_of_a_budget_is_set_aside_where_that_will_do"),
     (
-        "if status > 3 then",
-        "if status > 4 then",
+        "    cost = tonumber(ARGV[7])\n    check_all()",
+        "    refusing = nil",
+        "less_than_will_do_is_refused_and_nothing_is_set_aside",
+    ),
+    (
+        "then cost, cost_text = room, format('%.0f', room) end",
+        "then cost_text = format('%.0f', room) end",
+        "the_last_of_the_fullest_budget_is_what_is_left",
+    ),
+    (
+        "then cost, cost_text = room, format('%.0f', room) end",
+        "then cost = room end",
+        "the_last_of_a_budget_is_set_aside_where_that_will_do",
+    ),
+    (
+        "cost_text = room, format('%.0f', room)",
+        "cost_text = room, format('%.14g', room)",
+        "amounts_of_sixteen_digits_are_written_whole",
+    ),
+    ("(busy or never_fits) and 1 or", "busy and 1 or", "the_marker_of_what_can_never_fit_ends_by_itself"),
+    (
+        "(busy or never_fits) and 1 or",
+        "never_fits and 1 or",
+        "what_is_pending_counts_in_what_never_ends_whenever_it_was_made",
+    ),
+    ("ends_at_s == NEVER_S and 0 or", "", "waiting_never_helps_where_what_never_ends_is_spent"),
+    (
+        "max(1, ceil(ends_at_s - now_us / SECOND))",
+        "max(1, floor(ends_at_s - now_us / SECOND))",
+        "what_is_refused_at_the_least_is_waited_for_at_the_least",
+    ),
+    ("(busy and ARGV[10] ~= '1') and 0 or", "", "a_pending_reservation_past_its_time_is_spent"),
+    ("(busy and ARGV[10] ~= '1') and 0 or", "ARGV[10] ~= '1' and 0 or", "busy_without_a_marker"),
+    ("wait_s = wait_s > 0 and max(wait_s, marker_s) or 0", "", "busy_sets_the_marker_where_mark_when_busy_is_set"),
+    (
+        "wait_s = wait_s > 0 and max(wait_s, marker_s) or 0",
+        "wait_s = max(wait_s, marker_s)",
+        "a_marker_ends_though_what_set_it_never_does",
+    ),
+    (
+        "wait_s > 0 and now_us + wait_s * SECOND or 0,",
+        "now_us + wait_s * SECOND,",
+        "a_marker_ends_though_what_set_it_never_does",
+    ),
+    (
+        "now_us + marker_s * SECOND, wait_s",
+        "now_us + wait_s * SECOND, wait_s",
+        "the_record_and_the_marker_are_written_as_the_head_of_the_script_says",
+    ),
+    (
+        "busy and 'busy' or 'spent'), 'EX', marker_s)",
+        "busy and 'busy' or 'spent'), 'EX', wait_s)",
         "a_refused_request_changes_nothing_but_the_marker",
     ),
-    ("busy = busy and spent", "busy = spent", "where_one_limit_is_busy_and_another_spent_it_is_not_called_busy"),
-    ("wait_s = math.max(wait_s, marker_s)", "", "busy_sets_the_marker_where_mark_when_busy_is_set"),
-    ("if held_before == 0 then call('EXPIRE', key, ends_at_s - now_s) end", "", "the_known_layout_of_keys"),
+    ("busy and 'busy' or 'spent'), 'EX'", "'spent'), 'EX'", "busy"),
     (
-        "if held_before == 0 then call('EXPIRE'",
-        "if true then call('EXPIRE'",
-        "a_reservation_prolongs_a_ttl_with_a_new_bucket_only",
+        "return { its.status, marker_s, now_us, wait_s, busy and 1 or 0, refusing }",
+        "return { its.status, marker_s, now_us, wait_s, busy and 1 or 0, its.status - 1 }",
+        "the_shortest_marker_is_of_a_second",
     ),
     (
-        "tonumber(call('ZINCRBY', key, cost_text, start)) == cost",
-        "call('ZINCRBY', key, cost_text, start) == ''",
-        "a_window_is_kept_as_long_as_its_youngest_bucket_whatever_its_length_was",
-    ),
-    ("if is_new then", "if true then", "a_reservation_prolongs_a_ttl_with_a_new_bucket_only"),
-    (
-        "elseif call('PTTL', key) < left_ms then",
-        "elseif false then",
-        "a_window_that_grows_forgets_nothing_that_was_booked_since",
+        "if spent[i] + cost > limits[i] then without_room",
+        "if spent[i] + cost >= limits[i] then without_room",
+        "less_than_all_where_that_will_do",
     ),
     (
-        "call('PEXPIRE', key, format('%.0f', left_ms))",
-        "call('EXPIRE', key, ttl_s)",
-        "a_reservation_prolongs_a_ttl_with_a_new_bucket_only",
+        "redis.pcall('ZINCRBY', KEYS[PENDING + i], cost_text",
+        "call('ZINCRBY', KEYS[PENDING + i], cost_text",
+        "pending_money_that_refuses_leaves_the_buckets_of_the_others_as_they_were",
     ),
     (
-        "elseif call('PTTL', key) < left_ms then",
-        "else",
-        "a_window_is_kept_as_long_as_its_youngest_bucket_whatever_its_length_was",
+        "if type(held) == 'table' then",
+        "if false then",
+        "pending_money_that_refuses_leaves_the_buckets_of_the_others_as_they_were",
     ),
     (
-        "charge_window(KEYS[3], bucket, window_s + bucket_s)",
-        "charge_window(KEYS[3], bucket, window_s)",
-        "the_known_layout_of_keys",
+        "for j = 1, i - 1 do",
+        "for j = 1, i - 2 do",
+        "pending_money_that_refuses_leaves_the_buckets_of_the_others_as_they_were",
     ),
-    ("charge_window(KEYS[5], bucket, window_s + bucket_s)", "", "scopes_are_kept_apart"),
-    ("charge_total(KEYS[6], network_daily, day_ends_s + 86400)", "", "scopes_are_kept_apart"),
     (
-        "charge_total(KEYS[7], global_hourly, hour_ends_s + 7200)",
-        "charge_total(KEYS[7], global_hourly, hour_ends_s)",
-        "the_known_layout_of_keys",
+        "for j = 1, i - 1 do",
+        "for j = 2, i - 1 do",
+        "pending_money_that_refuses_leaves_the_buckets_of_the_others_as_they_were",
     ),
-    ("charge_total(KEYS[8], global_daily, day_ends_s + 86400)", "", "scopes_are_kept_apart"),
-    ("for i = 9, 11 do\n  local held", "for i = 9, 10 do\n  local held", "the_known_layout_of_keys"),
-    ("if pending[i] == cost then", "if true then", "pending_amounts_get_their_ttl_with_a_new_bucket_only"),
     (
-        "call('EXPIRE', KEYS[i], pending_s + pending_bucket_s",
-        "call('EXPIRE', KEYS[i], pending_s",
+        "if is_new[j] then call('ZREM', key, pending_bucket) else",
+        "if not is_new[j] then",
+        "pending_money_that_refuses_leaves_the_buckets_of_the_others_as_they_were",
+    ),
+    (
+        "call('ZINCRBY', key, -cost, pending_bucket) end",
+        "end",
+        "pending_money_that_refuses_leaves_the_buckets_of_the_others_as_they_were",
+    ),
+    (
+        "    return held\n  end\n  is_new",
+        "  end\n  is_new",
+        "pending_money_that_refuses_leaves_the_buckets_of_the_others_as_they_were",
+    ),
+    ("is_new[i] = tonumber(held) == cost", "is_new[i] = true", "pending_amounts_get_their_ttl_with_a_new_bucket_only"),
+    ("is_new[i] = tonumber(held) == cost", "is_new[i] = false", "the_known_layout_of_keys"),
+    (
+        "(i == EVERYBODY and RECORD_KEEP_S or 0))\n    if call",
+        "0)\n    if call",
+        "expired_amounts_are_reported_after_an_hour_without_requests",
+    ),
+    (
+        "pending_s + pending_bucket_s + (i == EVERYBODY and RECORD_KEEP_S or 0))\n    if call",
+        "pending_s + (i == EVERYBODY and RECORD_KEEP_S or 0))\n    if call",
         "the_known_layout_of_keys",
     ),
     (
@@ -209,58 +444,257 @@ RESERVE = [
         "> LIVE_PENDING_BUCKETS + 2 then",
         "what_killed_workers_leave_pending_makes_no_set_grow_and_is_reported_when_it_is_removed",
     ),
-    ("if recent.over then", "if false then", "a_window_has_never_more_members_than_buckets_and_one"),
-    ("if network_recent.over then", "if false then", "a_window_has_never_more_members_than_buckets_and_one"),
     (
-        "if buckets.over then",
-        "if false then",
+        "if pending.over then call('ZREM', key, unpack(pending.over)) end",
+        "",
         "what_killed_workers_leave_pending_makes_no_set_grow_and_is_reported_when_it_is_removed",
     ),
     (
-        "if i == 11 then expired = buckets.over_total end",
+        "if pending.over then call('ZREM'",
+        "if true then call('ZREM'",
+        "as_much_pending_money_as_counts_is_left_where_it_is",
+    ),
+    (
+        "if i == EVERYBODY then expired = pending.over_total end",
         "",
         "reservations_report_expired_amounts_where_no_request_settles",
     ),
     (
-        "if i == 11 then expired = buckets.over_total end",
-        "expired = expired + buckets.over_total",
+        "if i == EVERYBODY then expired = pending.over_total end",
+        "expired = expired + pending.over_total",
         "reservations_report_expired_amounts_where_no_request_settles",
     ),
-    ("'EX', pending_s + RECORD_KEEP_S", "'EX', pending_s", "the_known_layout_of_keys"),
-    ("ceil(window_s / 20)", "ceil(window_s / 19)", "the_known_layout_of_keys"),
     (
-        "ceil(window_s / 20)",
-        "floor(window_s / 20)",
-        "a_window_that_is_no_multiple_of_its_buckets_is_as_long_as_it_says",
+        "if i == EVERYBODY then expired = pending.over_total end",
+        "expired = pending.over_total",
+        "what_is_swept_of_everybody_is_reported_whatever_their_place_is",
     ),
-    ("ceil(pending_s / 12)", "ceil(pending_s / 11)", "the_known_layout_of_keys"),
     (
-        "local until_us = now_us + pending_s * SECOND",
-        "local until_us = now_us",
-        "an_extension_leaves_the_key_of_another_request_alone",
+        "ARGV[5], ARGV[9]), 'EX', pending_s + RECORD_KEEP_S",
+        "ARGV[5], ARGV[9]), 'EX', pending_s",
+        "the_known_layout_of_keys",
+    ),
+    (
+        "format('open %s %.0f %s %s', cost_text, now_us, ARGV[5]",
+        "format('open %s %.0f %s %s', ARGV[6], now_us, ARGV[5]",
+        "the_last_of_a_budget_is_set_aside_where_that_will_do",
+    ),
+    ("now_us + pending_s * SECOND), 'EX'", "now_us), 'EX'", "an_extension_leaves_the_key_of_another_request_alone"),
+    (
+        "cost_text, now_us + pending_s * SECOND)",
+        "ARGV[6], now_us + pending_s * SECOND)",
+        "the_last_of_a_budget_is_set_aside_where_that_will_do",
     ),
     ("'EX', IDEMPOTENCY_KEEP_S)", "'EX', pending_s)", "the_key_of_a_request_that_did_not_end_in_time_is_expired"),
     (
-        "if left + cost <= limit then return bucket.start + bucket_s + window_s end",
-        "",
-        "retry_after_is_never_early_and_at_most_a_bucket_late",
+        "texts[i] = call('INCRBY', KEYS[1 + i], cost_text)",
+        "texts[i] = i < BUDGETS and call('INCRBY', KEYS[1 + i], cost_text) or '0'",
+        "scopes_are_kept_apart",
     ),
     (
-        "then return bucket.start + bucket_s + window_s end",
-        "then return bucket.start + window_s end",
-        "retry_after_is_never_early_and_at_most_a_bucket_late",
+        "if spent[i] == 0 and planned(i).keep_until_s > 0 then",
+        "if planned(i).keep_until_s > 0 then",
+        "a_reservation_prolongs_a_ttl_with_a_new_bucket_only",
+    ),
+    (
+        "if spent[i] == 0 and planned(i).keep_until_s > 0 then",
+        "if spent[i] == 0 then",
+        "without_a_limit_all_is_booked_and_nothing_refused",
+    ),
+    ("if spent[i] == 0 and planned(i).keep_until_s > 0 then", "if false then", "the_known_layout_of_keys"),
+    ("planned(i).keep_until_s - now_s)", "planned(i).end_s - now_s)", "the_known_layout_of_keys"),
+    (
+        "bucket, window.bucket_s + window.window_s\n  local is_first",
+        "bucket, window.window_s\n  local is_first",
+        "the_known_layout_of_keys",
+    ),
+    (
+        "if is_first then call('EXPIRE', key, ttl_s) end",
+        "call('EXPIRE', key, ttl_s)",
+        "a_reservation_prolongs_a_ttl_with_a_new_bucket_only",
+    ),
+    ("if is_first then call('EXPIRE', key, ttl_s) end", "", "a_ttl_is_set_with_a_new_bucket_or_a_first_amount_only"),
+    (
+        "if not is_first and call('PTTL', key) < left_ms then",
+        "if false then",
+        "a_window_that_grows_forgets_nothing_that_was_booked_since",
+    ),
+    (
+        "if not is_first and call('PTTL', key) < left_ms then",
+        "if not is_first then",
+        "a_window_outlasts_its_youngest_bucket",
+    ),
+    (
+        "call('PEXPIRE', key, format('%.0f', left_ms))",
+        "call('EXPIRE', key, ttl_s)",
+        "a_window_outlasts_its_youngest_bucket",
+    ),
+    ("(bucket + ttl_s) * 1000 - floor(now_us / 1000)", "ttl_s * 1000", "a_window_outlasts_its_youngest_bucket"),
+    (
+        "    if window.over then call('ZREM', key, unpack(window.over)) end\n",
+        "",
+        "a_window_has_never_more_members_than_buckets_and_one",
+    ),
+    (
+        "return admitted(pending_s, now_us, cost, expired, without_room, '', cost)",
+        "return admitted(pending_s, now_us, cost, 0, without_room, '', cost)",
+        "reservations_report_expired_amounts_where_no_request_settles",
+    ),
+    (
+        "return admitted(pending_s, now_us, cost, expired, without_room, '', cost)",
+        "return admitted(pending_s, now_us, cost, expired, '', '', cost)",
+        "a_shadow_budget_without_room_is_told_by_the_buckets",
+    ),
+]
+RUNNING_TEXTS = [
+    ("local head = ARGV[at + 1] .. ' ' ..", "local head = '600 ' ..", "the_window_may_grow_and_shrink"),
+    (
+        " .. window.bucket .. ' ' .. call('ZCARD', key) .. ' '",
+        " .. match(known, ' (%d+) ') .. ' ' .. call('ZCARD', key) .. ' '",
+        "in_the_next_bucket_the_window_is_read",
+    ),
+    (
+        "call('ZCARD', key) .. ' '",
+        "match(known, '^%d+ %d+ (%d+)') .. ' '",
+        "a_ring_that_is_deleted_by_hand_was_not_spent",
+    ),
+    (
+        "string.sub(known, 1, #head) == head and #head + 1 or #known",
+        "#head + 1",
+        "a_ring_that_is_deleted_by_hand_was_not_spent",
+    ),
+    ("'^(%d+) (%d+) (%d+)$', string", "'^(%d+) (%d+) (%d+)', string", "a_text_by_hand"),
+    ("'^(%d+) (%d+) (%d+)$', string", "'(%d+) (%d+) (%d+)$', string", "a_text_by_hand"),
+    ("if was and more >= 0 and", "if was and", "networks_and_identifiers_have_their_own"),
+    ("if was and more >= 0 and", "if was and more > 0 and", "also_by_the_same_id_again"),
+    ("and oldest + bucket_s + window_s > now_us / SECOND then", "then", "a_text_of_something_else"),
+    (
+        "and oldest + bucket_s + window_s > now_us / SECOND then",
+        "and oldest + bucket_s + window_s >= now_us / SECOND then",
+        "a_bucket_that_goes_over_within_the_present_one",
+    ),
+    (
+        "and oldest + bucket_s + window_s > now_us / SECOND then",
+        "and oldest + window_s > now_us / SECOND then",
+        "a_bucket_that_goes_over_within_the_present_one",
+    ),
+    (
+        "window.oldest = true, total + more, oldest",
+        "window.oldest = true, tonumber(total), oldest",
+        "with_what_the_witness_has_gone_up_since",
+    ),
+    (
+        "window.oldest = true, total + more, oldest",
+        "window.oldest = true, total + more, window.bucket",
+        "also_by_the_same_id_again",
+    ),
+    (
+        "witness and texts[BUDGETS + (at - LENGTHS + 2) / 3] -- As",
+        "texts[BUDGETS + (at - LENGTHS + 2) / 3] -- As",
+        "without_a_witness_no_text_is_kept_nor_believed",
+    ),
+    (
+        "witness and texts[BUDGETS + (at - LENGTHS + 2) / 3] -- As",
+        "witness and texts[BUDGETS + 1] -- As",
+        "of_two_windows_each_has_its_own",
+    ),
+    (
+        "witness and texts[BUDGETS + (at - LENGTHS + 2) / 3] -- As",
+        "false -- As",
+        "with_what_the_witness_has_gone_up_since",
+    ),
+    (
+        "  if not window.is_known then read_buckets",
+        "  if true then read_buckets",
+        "with_what_the_witness_has_gone_up_since",
+    ),
+    ("if window.is_known then spent[number]", "if false then spent[number]", "what_can_never_fit"),
+    (
+        "#flat / 2 - (over and #over or 0), false",
+        "#flat / 2 - (over and #over or 0), found.is_known",
+        "what_says_too_much_refuses_nobody",
+    ),
+    ("#flat / 2 - (over and #over or 0)", "#flat / 2", "what_a_charge_leaves_of_a_window_that_was_there"),
+    (
+        "  if not window.is_known then\n    local left_ms",
+        "  do\n    local left_ms",
+        "what_a_killed_worker_left_open_is_swept",
+    ),
+    (
+        "    if witness then\n      call('SET'",
+        "    if true then\n      call('SET'",
+        "two_windows_of_one_owner_with_the_other_buckets_of_each",
+    ),
+    ("window.buckets + (is_first and 1 or 0)", "window.buckets", "the_witness_is_the_total_that_is_named"),
+    (
+        "window.buckets + (is_first and 1 or 0)",
+        "window.buckets + 1",
+        "a_window_is_not_read_while_what_it_came_to_is_known",
+    ),
+    (
+        "witness, window.total + cost, window.oldest",
+        "witness, window.total, window.oldest",
+        "a_refusal_changes_no_text",
+    ),
+    ("witness, window.total + cost, window.oldest", "witness - cost, window.total + cost, window.oldest", "admitted"),
+    ("window.oldest < bucket and window.oldest or bucket)", "bucket)", "the_oldest_that_it_says_is_told"),
+    ("window.oldest < bucket and window.oldest or bucket)", "window.oldest)", "the_witness_is_the_total_that_is_named"),
+    (
+        "window.oldest or bucket), 'EX', window.bucket_s)",
+        "window.oldest or bucket), 'EX', ttl_s)",
+        "what_is_kept_and_for_how_long",
+    ),
+    ("window.oldest or bucket), 'EX', window.bucket_s)", "window.oldest or bucket))", "what_is_kept_and_for_how_long"),
+    (
+        "texts[i] = call('INCRBY', KEYS[1 + i], cost_text)",
+        "call('INCRBY', KEYS[1 + i], cost_text)",
+        "the_witness_is_the_total_that_is_named",
     ),
 ]
 EXTEND = [
+    ("if now_us > tonumber(ARGV[2]) then", "if false then", "past_the_deadline_nothing_is_extended"),
     (
-        "(i == 10 and tonumber(ARGV[17]) or 0)",
-        "0",
-        "an_extension_makes_a_lost_total_again_with_its_ttl",
+        "if now_us > tonumber(ARGV[2]) then",
+        "if now_us >= tonumber(ARGV[2]) then",
+        "a_record_or_a_marker_that_was_written_by_hand_is_no_error",
+    ),
+    ("now_us = time[1] * SECOND + time[2]", "now_us = time[1] * SECOND", "by_the_servers_own_time"),
+    (
+        "if not record then return { 8, 0, now_us } end\n",
+        "if not record then return { 9, 0, now_us } end\n",
+        "no_extension_of_what_is_over_unknown_or_another_request",
     ),
     (
         "if request_digest ~= ARGV[3] then return { 9, 0, now_us } end",
         "",
         "an_end_or_extension_for_another_request_is_a_conflict",
+    ),
+    (
+        "floor(made_at_us / SECOND), ceil",
+        "floor(now_us / SECOND), ceil",
+        "an_extension_is_booked_in_the_periods_of_its_reservation",
+    ),
+    ("ceil(pending_s / 12)", "floor(pending_s / 12)", "pending_money_has_buckets_of_a_twelfth_rounded_up"),
+    ("ceil(window_s / 20)", "floor(window_s / 20)", "a_window_of_any_length_has_buckets_of_a_twentieth_rounded_up"),
+    (
+        "place.ttl_s = made_s - made_s % bucket_s, window_s",
+        "place.ttl_s = made_s, window_s",
+        "between_two_buckets_the_one_that_has_begun_counts",
+    ),
+    (
+        "ends_us = math.min(ends_us, (place",
+        "ends_us = math.max(ends_us, (place",
+        "what_has_ended_is_past_its_time_or_is_unknown_cannot_be_extended",
+    ),
+    (
+        "ends_us = math.min(ends_us, (place",
+        "ends_us = ((place",
+        "no_extension_of_what_is_over_unknown_or_another_request",
+    ),
+    (
+        "(place.bucket + place.ttl_s) * SECOND)",
+        "(place.bucket + window_s) * SECOND)",
+        "a_reservation_may_be_extended_until_its_bucket_leaves_the_window",
     ),
     (
         "if state ~= 'open' or ends_us <= now_us then",
@@ -278,14 +712,65 @@ EXTEND = [
         "what_has_ended_is_past_its_time_or_is_unknown_cannot_be_extended",
     ),
     (
-        "math.min(made_at_us + pending_s * SECOND, (",
-        "math.max(made_at_us + pending_s * SECOND, (",
-        "what_has_ended_is_past_its_time_or_is_unknown_cannot_be_extended",
+        "then return { 8, held, now_us } end",
+        "then return { 8, 0, now_us } end",
+        "no_extension_of_what_has_left_the_shortest_window",
+    ),
+    ("local reset_us = MINE > 0 and", "local reset_us =", "an_extension_goes_by_the_buckets"),
+    ("made_at_us <= reset_us", "made_at_us < reset_us", "what_was_cleared_may_be_extended_in_part_as_the_others_allow"),
+    (
+        "made_at_us <= reset_us",
+        "made_at_us > reset_us",
+        "a_reset_before_a_reservation_or_one_that_is_no_time_clears_nothing",
     ),
     (
-        "(bucket + bucket_s + window_s) * SECOND)",
-        "(bucket + window_s) * SECOND)",
-        "a_reservation_may_be_extended_until_its_bucket_leaves_the_window",
+        "is_cleared and place.owner == MINE",
+        "is_cleared",
+        "what_was_cleared_may_be_extended_in_part_as_the_others_allow",
+    ),
+    ("is_cleared and place.owner == MINE", "false", "what_was_cleared_may_be_extended_in_part_as_the_others_allow"),
+    ("math.max(ARGV[4] - held, 0), nil", "ARGV[4] - held, nil", "an_extension_sent_again_charges_nothing_more"),
+    (
+        "math.max(ARGV[4] - held, 0), nil",
+        "tonumber(ARGV[4]), nil",
+        "more_than_was_reserved_is_booked_and_returned_as_overrun",
+    ),
+    (
+        "if flat[j] > over_text then place",
+        "if true then place",
+        "what_has_left_the_window_is_not_in_the_way_of_an_extension",
+    ),
+    (
+        "if flat[j] > over_text then place",
+        "if flat[j] >= over_text then place",
+        "an_extension_goes_to_the_buckets_of_its_reservation_and_counts_what_counts_now",
+    ),
+    (
+        "place.spent = place.spent + flat[j + 1]",
+        "place.spent = tonumber(flat[j + 1])",
+        "an_extension_tells_what_each_budget_has_itself",
+    ),
+    ("not string.find(text, '^%d+$') or #text", "#text", "an_error_names_the_place_and_no_key"),
+    (" or #text > 16) then error('KEYS", " or #text > 17) then error('KEYS", "an_error_names_the_place_and_no_key"),
+    (
+        "error('KEYS ' .. 1 + i .. ' holds no amount')",
+        "error(KEYS[1 + i] .. ' holds no amount')",
+        "an_error_names_the_place_and_no_key",
+    ),
+    (
+        "local room = not place.is_cleared and",
+        "local room =",
+        "an_extension_of_what_was_cleared_is_charged_to_the_others_only",
+    ),
+    (
+        "ARGV[13 + i] - place.spent or math.huge",
+        "ARGV[13 + i] or math.huge",
+        "the_key_of_another_request_is_left_alone",
+    ),
+    (
+        "ARGV[13 + i] - place.spent or math.huge",
+        "ARGV[13 + i] - place.spent or 0",
+        "without_a_limit_there_is_always_room",
     ),
     (
         "if room < at_least - held and",
@@ -298,158 +783,128 @@ EXTEND = [
         "an_extension_exactly_to_a_limit_is_granted_and_one_nano_dollar_more_is_not",
     ),
     (
-        "and status == 0 then status = place.status end",
-        "then status = place.status end",
+        "and not refusing then refusing = i end",
+        "then refusing = i end",
         "an_extension_is_held_to_the_limits_of_its_own_hour_and_day",
     ),
-    ("more = math.min(more, math.max(room, 0))", "", "of_several_limits_the_narrowest_says_how_much_there_is_room_for"),
+    ("more = math.min(more, math.max(room, 0))", "more = math.max(room, 0)", "an_extension_refused_or_granted_in_part"),
+    (
+        "  more = math.min(more, math.max(room, 0))\n",
+        "",
+        "of_several_limits_the_narrowest_says_how_much_there_is_room_for",
+    ),
     ("math.max(room, 0)", "room", "a_limit_lowered_below_what_is_spent_extends_nothing_and_takes_nothing_back"),
+    ("for i = 1, OWNERS do call('ZCARD', KEYS[PENDING + i]) end\n", "", "extend_with_a_key_of_another_kind"),
     (
-        "local more, status = math.max(to - held, 0), 0",
-        "local more, status = to - held, 0",
-        "an_extension_sent_again_charges_nothing_more",
-    ),
-    (
-        "local more, status = math.max(to - held, 0), 0",
-        "local more, status = to, 0",
-        "more_than_was_reserved_is_booked_and_returned_as_overrun",
-    ),
-    (
-        "if status > 0 and at_least > held then",
-        "if status > 0 then",
+        "if refusing and at_least > held then",
+        "if refusing then",
         "a_limit_lowered_below_what_is_spent_extends_nothing_and_takes_nothing_back",
     ),
     (
-        "if status > 0 and at_least > held then",
+        "if refusing and at_least > held then",
         "if false then",
         "an_extension_exactly_to_a_limit_is_granted_and_one_nano_dollar_more_is_not",
     ),
     (
-        "  { status = 2, at = 3, limit = tonumber(ARGV[12]), ends_s = DAY_ENDS_S + 86400, mine = true },\n",
-        "",
-        "an_extended_reservation_without_an_end_stays_booked_in_full",
+        "{ places[refusing].status, held, now_us, refusing }",
+        "{ places[refusing].status, held, now_us, places[refusing].status - 1 }",
+        "one_budget_alone_without_an_identifier",
     ),
     (
-        "limit = tonumber(ARGV[11]), window",
-        "limit = nil, window",
-        "the_first_limit_that_fails_is_the_reason",
-    ),
-    (
-        "limit = tonumber(ARGV[13]), window",
-        "limit = nil, window",
-        "the_first_limit_that_fails_is_the_reason",
-    ),
-    (
-        "  { status = 5, at = 5, limit = tonumber(ARGV[14]), ends_s = DAY_ENDS_S + 86400 },\n",
-        "",
-        "of_several_limits_the_narrowest_says_how_much_there_is_room_for",
-    ),
-    (
-        "limit = tonumber(ARGV[15]), ends_s",
-        "limit = nil, ends_s",
-        "the_first_limit_that_fails_is_the_reason",
-    ),
-    (
-        "  { status = 7, at = 7, limit = tonumber(ARGV[16]), ends_s = DAY_ENDS_S + 86400 },\n",
-        "",
-        "the_first_limit_that_fails_is_the_reason",
-    ),
-    (
-        "if flat[i] > over_text then total",
-        "if true then total",
-        "what_has_left_the_window_is_not_in_the_way_of_an_extension",
-    ),
-    (
-        "local made_s = floor(made_at_us / SECOND)",
-        "local made_s = floor(now_us / SECOND)",
-        "an_extension_is_booked_in_the_periods_of_its_reservation",
-    ),
-    (
-        "made_s - made_s % pending_bucket_s",
-        "floor(now_us / SECOND) - floor(now_us / SECOND) % pending_bucket_s",
-        "an_extension_prolongs_no_ttl",
-    ),
-    (
-        "for i = is_cleared and 9 or 8, 10 do\n  local now",
-        "for i = is_cleared and 9 or 8, 9 do\n  local now",
-        "expired_amounts_are_reported_once",
-    ),
-    (
-        "for i = is_cleared and 9 or 8, 10 do\n  local now",
-        "for i = 8, 10 do\n  local now",
-        "an_extension_of_what_was_cleared_is_charged_to_the_others_only",
-    ),
-    (
-        "if place.mine and is_cleared then room = math.huge end",
-        "",
-        "an_extension_of_what_was_cleared_is_charged_to_the_others_only",
-    ),
-    (
-        "  if place.mine and is_cleared then\n    --",
-        "  if false then\n    --",
-        "an_extension_of_what_was_cleared_is_charged_to_the_others_only",
-    ),
-    (
-        "made_at_us <= reset_us",
-        "made_at_us > reset_us",
-        "a_reset_before_a_reservation_or_one_that_is_no_time_clears_nothing",
-    ),
-    (
-        "if place.spent == 0 then call('EXPIRE'",
-        "if false then call('EXPIRE'",
+        "== more and call('TTL', key) < ttl_s then",
+        "== more and false then",
         "an_extension_makes_a_lost_total_again_with_its_ttl",
     ),
     (
-        "if now_there == more and call('TTL', place.key) < window_s + bucket_s then",
-        "if false then",
-        "an_extension_makes_a_lost_total_again_with_its_ttl",
+        "== more and call('TTL', key) < ttl_s then",
+        "== more then",
+        "an_extension_makes_what_was_lost_again_with_its_ttl",
     ),
-    (
-        "if now_there == more and call('TTL', KEYS[i]) < ttl_s then",
-        "if false then",
-        "an_extension_makes_a_lost_total_again_with_its_ttl",
-    ),
-    (
-        "made_at_us, request_digest, rest), 'KEEPTTL')",
-        "made_at_us, request_digest, rest))",
-        "an_extension_prolongs_no_ttl",
-    ),
+    ("== more and call('TTL', key) < ttl_s then", "and call('TTL', key) < ttl_s then", "an_extension_prolongs_no_ttl"),
     (
         "held + more, made_at_us, request_digest",
-        "to, made_at_us, request_digest",
+        "tonumber(ARGV[4]), made_at_us, request_digest",
         "an_extension_takes_what_there_is_room_for_if_that_is_enough",
     ),
-    ("if rid == ARGV[18] then", "if rid then", "an_extension_leaves_the_key_of_another_request_alone"),
-    ("if rid == ARGV[18] then", "if false then", "the_key_of_an_extended_request_shows_what_it_holds"),
+    ("format('open %.0f %.0f %s %s', held", "format('open %.14g %.0f %s %s', held", "a_record_fits_in_200_bytes"),
+    ("request_digest, charged_to), 'KEEPTTL')", "request_digest, charged_to))", "an_extension_prolongs_no_ttl"),
+    (
+        "'^open (%x+) (%S+) %d+ (%d+)$'",
+        "'^%a+ (%x+) (%S+) %d+ (%d+)$'",
+        "a_key_that_has_ended_is_not_opened_by_an_extension",
+    ),
+    ("if body and its_rid == rid then", "if body then", "an_extension_leaves_the_key_of_another_request_alone"),
+    ("if body and its_rid == rid then", "if false then", "the_key_of_an_extended_request_shows_what_it_holds"),
     (
         "held + more, until_us), 'KEEPTTL')",
         "held + more, until_us), 'EX', 86400)",
         "the_ttl_of_an_idempotency_key_is_a_day_from_its_last_change",
     ),
     (
-        "local mine = is_cleared and 0 or more",
-        "local mine = more",
+        "if more > 0 and not place.is_cleared then",
+        "if not place.is_cleared then",
+        "an_extension_that_adds_nothing_makes_nothing",
+    ),
+    (
+        "if more > 0 and not place.is_cleared then",
+        "if more > 0 then",
         "an_extension_of_what_was_cleared_is_charged_to_the_others_only",
+    ),
+    ("      charge_bucket(key, more_text, place.bucket, place.ttl_s)\n", "", "an_extension_holds_more_in_every_scope"),
+    ("      call('INCRBY', key, more_text)\n", "", "an_extension_holds_more_in_every_scope"),
+    (
+        "if place.spent == 0 and place.keep_until_s > 0 then",
+        "if place.spent == 0 then",
+        "a_total_that_lasts_for_ever_has_no_ttl_whoever_makes_it",
+    ),
+    (
+        "if place.spent == 0 and place.keep_until_s > 0 then",
+        "if place.keep_until_s > 0 then",
+        "no_extension_prolongs_a_ttl",
+    ),
+    (
+        "if place.spent == 0 and place.keep_until_s > 0 then",
+        "if false then",
+        "an_extension_makes_a_lost_total_again_with_its_ttl",
+    ),
+    ("(place.is_cleared and 0 or more)\n", "more\n", "an_extension_of_what_was_cleared_is_charged_to_the_others_only"),
+    ("for i = 1, more > 0 and OWNERS or 0 do", "for i = 1, OWNERS do", "an_extension_that_adds_nothing_makes_nothing"),
+    (
+        "for i = 1, more > 0 and OWNERS or 0 do",
+        "for i = 1, more > 0 and OWNERS - 1 or 0 do",
+        "expired_amounts_are_reported_once",
+    ),
+    ("(i == EVERYBODY and RECORD_KEEP_S or 0)", "0", "an_extension_makes_a_lost_total_again_with_its_ttl"),
+    (
+        "if not (is_cleared and i == MINE) then charge",
+        "do charge",
+        "an_extension_of_what_was_cleared_is_charged_to_the_others_only",
+    ),
+    (
+        "more_text, made_s - made_s % pending_bucket_s, ttl_s)",
+        "more_text, floor(now_us / SECOND) - floor(now_us / SECOND) % pending_bucket_s, ttl_s)",
+        "an_extension_prolongs_no_ttl",
     ),
 ]
 SETTLE = [
+    ("now_us = time[1] * SECOND + time[2]", "now_us = time[1] * SECOND", "by_the_servers_own_time"),
     (
-        "if state ~= 'open' then return { 1, tonumber(nanousd), now_us, 0 } end",
-        "",
-        "a_second_settlement_gets_the_first_answer_and_changes_nothing",
-    ),
-    (
-        "if state ~= 'open' then return { 1, tonumber(nanousd), now_us, 0 } end",
-        "if state ~= 'open' then return { 1, actual, now_us, 0 } end",
-        "a_second_settlement_gets_the_first_answer_and_changes_nothing",
-    ),
-    (
-        "if known_digest ~= request_digest then return { 9, 0, now_us, 0 } end",
+        "  if known_digest ~= ARGV[2] then return { 9, 0, now_us, 0 } end\n",
         "",
         "an_end_or_extension_for_another_request_is_a_conflict",
     ),
-    ("delta = actual - held", "delta = -held", "a_settlement_books_what_was_used"),
-    ("held = tonumber(nanousd)", "held = actual", "a_refused_id_may_be_used_again"),
+    (
+        "  if state ~= 'open' then return { 1, tonumber(nanousd), now_us, 0 } end\n",
+        "",
+        "a_second_settlement_gets_the_first_answer_and_changes_nothing",
+    ),
+    (
+        "return { 1, tonumber(nanousd), now_us, 0 }",
+        "return { 1, delta, now_us, 0 }",
+        "a_second_settlement_gets_the_first_answer_and_changes_nothing",
+    ),
+    ("delta = delta - held", "delta = 0 - held", "a_settlement_books_what_was_used"),
+    ("held = tonumber(nanousd)", "held = delta", "a_total_of_nothing_is_an_amount"),
     (
         "elseif now_us >= made_at_us",
         "elseif false and now_us >= made_at_us",
@@ -461,86 +916,17 @@ SETTLE = [
         "a_lost_record_is_late_until_the_record_of_an_end_may_be_over",
     ),
     (
-        "local status, delta, held = 0, actual, 0",
+        "made_at_us + RECORD_KEEP_S * SECOND then",
+        "made_at_us + pending_s * SECOND then",
+        "settled_repeated_late_expired_conflict",
+    ),
+    (
+        "local status, delta, held = 0, tonumber(ARGV[4]), 0",
         "local status, delta, held = 0, 0, 0",
         "a_lost_record_and_booking_is_booked_late_and_once",
     ),
-    ("math.max(delta, 0 - (amount or 0))", "delta", "no_total_goes_below_nothing"),
-    ("0 - (amount or 0)", "-(amount or 0)", "taking_from_a_total_of_nothing_is_a_whole_settlement"),
-    ("and (total.held or delta > 0)", "", "a_settlement_below_its_reservation_makes_no_missing_total"),
-    ("and in_window and", "and", "what_has_left_the_window_is_not_extended_and_its_settlement_makes_nothing_anew"),
-    (
-        "if not total.held then call('EXPIRE'",
-        "if false then call('EXPIRE'",
-        "a_lost_record_and_booking_is_booked_late_and_once",
-    ),
-    ("if not total.held then call('EXPIRE'", "if true then call('EXPIRE'", "no_total_goes_below_nothing"),
-    (
-        "elseif not window.held and call('TTL', window.key) < window_s + bucket_s then",
-        "elseif not window.held and call('TTL', window.key) < 0 then",
-        "a_late_booking_outlives_an_older_bucket_beside_it",
-    ),
-    (
-        "format('%.0f', made_s - made_s % bucket_s)",
-        "format('%.0f', now_s - now_s % bucket_s)",
-        "a_settlement_lands_in_the_periods_of_its_reservation",
-    ),
-    (
-        "local now_s, made_s = floor(now_us / SECOND), floor(made_at_us / SECOND)",
-        "local now_s = floor(now_us / SECOND)\nlocal made_s = now_s",
-        "a_settlement_lands_in_the_periods_of_its_reservation",
-    ),
-    (
-        "format('%.0f', made_s - made_s % pending_bucket_s)",
-        "format('%.0f', now_s - now_s % pending_bucket_s)",
-        "expired_amounts_are_reported_once",
-    ),
-    ("call('ZREM', window.key, bucket)", "", "books_and_reservations_say_when_the_oldest_amount_leaves_the_window"),
-    ("if open.mine then", "if false then", "an_end_takes_no_more_than_its_own_pending_amount"),
-    ("if #open.over > 0 then", "if false then", "retry_after_is_never_early_and_at_most_a_bucket_late"),
-    (
-        "if is_over or (own > 0 and amount <= own) then",
-        "if own > 0 and amount <= own then",
-        "expired_amounts_are_reported_once",
-    ),
-    ("if is_over then expired = expired + math.max(amount - own, 0) end", "", "expired_amounts_are_reported_once"),
-    ("math.max(amount - own, 0)", "amount", "expired_amounts_are_reported_once"),
-    (
-        "pending_bucket_s + pending_s) * SECOND <= now_us",
-        "pending_bucket_s + pending_s) * SECOND < now_us",
-        "expired_amounts_are_reported_once",
-    ),
-    (
-        "made_at_us, request_digest, ARGV[6], ARGV[8], ARGV[11], ARGV[12]),\n  'EX', keep_s)",
-        "made_at_us, request_digest, ARGV[6], ARGV[8], ARGV[11], ARGV[12]))",
-        "the_known_layout_of_keys",
-    ),
-    (
-        "format('%s %s %.0f %s %s %s %s %s', ending, ARGV[4]",
-        "format('%s %s %.0f %s %s %s %s %s', ending, held",
-        "a_second_settlement_gets_the_first_answer_and_changes_nothing",
-    ),
-    ("  { place = 5, keep_until_s = DAY_ENDS_S + 86400 },\n", "", "a_settlement_books_what_was_used"),
-    ("  { place = 6, keep_until_s = HOUR_ENDS_S + 7200 },\n", "", "a_settlement_books_what_was_used"),
-    ("  { place = 7, keep_until_s = DAY_ENDS_S + 86400 },\n", "", "a_settlement_books_what_was_used"),
-    ("local windows = { { place = 4 } }", "local windows = {}", "a_settlement_books_what_was_used"),
-    ("  windows[#windows + 1] = { place = 2 }\n", "", "a_settlement_books_what_was_used"),
-    (
-        "  totals[#totals + 1] = { place = 3, keep_until_s = DAY_ENDS_S + 86400 }\n",
-        "",
-        "a_settlement_books_what_was_used",
-    ),
-    ("open_at(KEYS[9], true), ", "open_at(KEYS[9], false), ", "an_end_takes_no_more_than_its_own_pending_amount"),
-    (
-        "if not is_cleared then\n",
-        "if true then\n",
-        "what_was_reserved_before_its_books_were_cleared_is_not_taken_from_them",
-    ),
-    (
-        "open_at(KEYS[8], not is_cleared)",
-        "open_at(KEYS[8], true)",
-        "what_was_reserved_before_its_books_were_cleared_is_not_taken_from_them",
-    ),
+    ("  status = 2\n", "", "a_lost_record_and_booking_is_booked_late_and_once"),
+    ("local reset_us = MINE > 0 and", "local reset_us =", "an_end_that_changes_nothing_leaves_the_text_alone"),
     (
         "made_at_us <= reset_us",
         "made_at_us < reset_us",
@@ -551,44 +937,252 @@ SETTLE = [
         "made_at_us >= reset_us",
         "a_reset_before_a_reservation_or_one_that_is_no_time_clears_nothing",
     ),
-    ("(not known or owner == ARGV[14])", "true", "an_end_leaves_the_key_of_another_request_alone"),
-    ("(not known or owner == ARGV[14])", "owner == ARGV[14]", "a_lost_record_and_booking_is_booked_late_and_once"),
-    ("elseif owner == ARGV[14] then", "elseif known then", "an_end_leaves_the_key_of_another_request_alone"),
+    ("is_cleared and tonumber(owner) == MINE", "is_cleared", "the_identifier_and_everybody_are_told_by_their_numbers"),
     (
-        "elseif owner == ARGV[14] then",
+        "is_cleared and tonumber(owner) == MINE",
+        "false",
+        "what_was_reserved_before_its_books_were_cleared_is_not_taken_from_them",
+    ),
+    (
+        "floor(made_at_us / SECOND), ceil",
+        "floor(now_us / SECOND), ceil",
+        "a_settlement_lands_in_the_periods_of_its_reservation",
+    ),
+    ("ceil(pending_s / 12)", "floor(pending_s / 12)", "pending_money_has_buckets_of_a_twelfth_rounded_up"),
+    ("ceil(window_s / 20)", "floor(window_s / 20)", "a_window_of_any_length_has_buckets_of_a_twentieth_rounded_up"),
+    (
+        "place.keep_until_s = format('%.0f', made_s - made_s % bucket_s),",
+        "place.keep_until_s = format('%.0f', made_s),",
+        "between_two_buckets_the_one_that_has_begun_counts",
+    ),
+    (
+        "made_s - made_s % bucket_s + bucket_s + window_s",
+        "made_s - made_s % bucket_s + window_s",
+        "what_has_aged_out_is_not_made_again",
+    ),
+    (
+        "not place.bucket and (texts[i] or call('GET', KEYS[1 + i]))",
+        "not place.bucket and texts[i]",
+        "a_late_settlement_with_a_key_of_another_kind",
+    ),
+    ("place.bucket and call('ZSCORE', KEYS[1 + i], place.bucket) or", "", "what_there_is_keeps_its_ttl"),
+    ("not string.find(text, '^%d+$') or #text", "#text", "an_error_names_the_place_and_no_key"),
+    (" or #text > 16) then error('KEYS", " or #text > 17) then error('KEYS", "an_error_names_the_place_and_no_key"),
+    (
+        "error('KEYS ' .. 1 + i .. ' holds no amount')",
+        "error(KEYS[1 + i] .. ' holds no amount')",
+        "an_error_names_the_place_and_no_key",
+    ),
+    (
+        "place.keep_until_s > 0 and place.keep_until_s * SECOND <= now_us",
+        "place.keep_until_s * SECOND <= now_us",
+        "amounts_below_2_to_the_53_are_exact_in_every_kind_of_budget",
+    ),
+    (
+        "place.keep_until_s > 0 and place.keep_until_s * SECOND <= now_us",
+        "false",
+        "what_has_left_the_window_is_not_extended_and_its_settlement_makes_nothing_anew",
+    ),
+    (
+        "place.keep_until_s * SECOND <= now_us",
+        "place.keep_until_s * SECOND < now_us",
+        "what_has_aged_out_is_not_made_again",
+    ),
+    (
+        "and not place.is_cleared and (place.held",
+        "and (place.held",
+        "what_was_reserved_before_its_books_were_cleared_is_not_taken_from_them",
+    ),
+    ("(place.held or delta > 0)", "place.held", "a_lost_record_and_booking_is_booked_late_and_once"),
+    ("max(delta, 0 - (place.held or 0))", "delta", "no_total_goes_below_nothing"),
+    ("local is_over = not start or (start", "local is_over = (start", "pending_money_of_no_time_is_swept_by_an_end"),
+    (
+        "(start + pending_bucket_s + pending_s) * SECOND <= now_us",
+        "(start + pending_bucket_s + pending_s) * SECOND < now_us",
+        "expired_amounts_are_reported_once",
+    ),
+    (
+        "(start + pending_bucket_s + pending_s) * SECOND <= now_us",
+        "(start + pending_s) * SECOND <= now_us",
+        "pending_money_is_over_to_the_microsecond",
+    ),
+    (
+        "flat[j] == pending_bucket and not (is_cleared and i == MINE) and held or 0",
+        "not (is_cleared and i == MINE) and held or 0",
+        "an_end_books_in_the_buckets_of_its_reservation",
+    ),
+    (
+        "and not (is_cleared and i == MINE) and held",
+        "and held",
+        "what_was_reserved_before_its_books_were_cleared_is_not_taken_from_them",
+    ),
+    (
+        "and not (is_cleared and i == MINE) and held",
+        "and not is_cleared and held",
+        "the_identifier_and_everybody_are_told_by_their_numbers",
+    ),
+    (
+        "    if is_over then its.expired = its.expired + max(amount - own, 0) end\n",
+        "",
+        "expired_amounts_are_reported_once",
+    ),
+    ("if is_over then its.expired", "if true then its.expired", "a_late_end_takes_nothing_from_what_others_hold"),
+    ("its.expired + max(amount - own, 0)", "max(amount - own, 0)", "all_that_has_expired_is_told_together"),
+    ("max(amount - own, 0) end", "amount end", "expired_amounts_are_reported_once"),
+    (
+        "if is_over or (own > 0 and amount <= own) then",
+        "if own > 0 and amount <= own then",
+        "expired_amounts_are_reported_once",
+    ),
+    (
+        "if is_over or (own > 0 and amount <= own) then",
+        "if is_over or (own > 0 and amount < own) then",
+        "a_bucket_of_nothing_is_removed_and_a_total_of_nothing_is_not",
+    ),
+    (
+        "if is_over or (own > 0 and amount <= own) then",
+        "if is_over then",
+        "a_bucket_of_nothing_is_removed_and_a_total_of_nothing_is_not",
+    ),
+    ("elseif own > 0 then its.is_mine_there = true end", "end", "an_end_takes_no_more_than_its_own_pending_amount"),
+    (
+        "format('%.0f', made_s - made_s % pending_bucket_s)",
+        "format('%.0f', made_s)",
+        "between_two_buckets_the_one_that_has_begun_counts",
+    ),
+    (
+        "format('%s %s %.0f %s %s', ARGV[3], ARGV[4],",
+        "format('%s %s %.0f %s %s', ARGV[3], held,",
+        "a_second_settlement_gets_the_first_answer_and_changes_nothing",
+    ),
+    (
+        "format('%s %s %.0f %s %s', ARGV[3], ARGV[4],",
+        "format('%s %s %.0f %s %s', 'settled', ARGV[4],",
+        "a_release_leaves_its_record_for_an_hour",
+    ),
+    ("ARGV[2], ARGV[7]), 'EX', RECORD_KEEP_S)", "ARGV[2], ARGV[7]))", "the_known_layout_of_keys"),
+    ("ARGV[2], ARGV[7]), 'EX', RECORD_KEEP_S)", "ARGV[2], ARGV[7]), 'KEEPTTL')", "what_is_kept_and_for_how_long"),
+    (
+        "if ARGV[3] == 'settled' and",
+        "if",
+        "without_its_record_a_reservation_is_not_extended_and_a_release_books_nothing",
+    ),
+    ("(not known or rid == ARGV[#ARGV])", "true", "an_end_leaves_the_key_of_another_request_alone"),
+    ("(not known or rid == ARGV[#ARGV])", "rid == ARGV[#ARGV]", "a_lost_record_and_booking_is_booked_late_and_once"),
+    ("(not known or rid == ARGV[#ARGV])", "not known", "a_callers_key_fits_in_200_bytes"),
+    ("elseif rid == ARGV[#ARGV] then", "elseif known then", "an_end_leaves_the_key_of_another_request_alone"),
+    (
+        "elseif rid == ARGV[#ARGV] then",
         "elseif false then",
         "without_its_record_a_reservation_is_not_extended_and_a_release_books_nothing",
     ),
     (
-        "if ending == 'settled' and",
-        "if",
-        "without_its_record_a_reservation_is_not_extended_and_a_release_books_nothing",
+        "format('settled %s %s %s %.0f', body",
+        "format('open %s %s %s %.0f', body",
+        "a_key_in_flight_settled_and_on_another_body",
     ),
     (
-        "format('settled %s %s %s %.0f', ARGV[13]",
-        "format('open %s %s %s %.0f', ARGV[13]",
+        "now_us), 'EX', IDEMPOTENCY_KEEP_S)",
+        "now_us), 'EX', RECORD_KEEP_S)",
+        "a_key_is_kept_for_a_day_from_its_last_change",
+    ),
+    (
+        "  if place.change == 0 then\n",
+        "  if false then\n",
+        "nothing_goes_below_nothing_and_nothing_that_is_lost_is_made_by_taking_from_it",
+    ),
+    ("    call('INCRBY', key, change)\n", "", "a_settlement_books_what_was_used"),
+    (
+        "if not place.held and place.keep_until_s > 0 then call",
+        "if place.keep_until_s > 0 then call",
+        "no_total_goes_below_nothing",
+    ),
+    (
+        "if not place.held and place.keep_until_s > 0 then call",
+        "if not place.held then call",
+        "a_total_that_lasts_for_ever_has_no_ttl_whoever_makes_it",
+    ),
+    (
+        "if not place.held and place.keep_until_s > 0 then call",
+        "if false then call",
         "a_lost_record_and_booking_is_booked_late_and_once",
     ),
-    ("now_us), 'EX', ARGV[15])", "now_us), 'EX', keep_s)", "a_key_is_kept_for_a_day_from_its_last_change"),
-]
-# The case that notices these is `test_reserve_with_a_key_of_another_kind`, for one of the keys.
-OF_ANOTHER_KIND = [
-    ("text = text or call('GET', KEYS[place])", ""),
-    ("for i = 9, 11 do call('ZCARD', KEYS[i]) end", ""),
-    ("redis.pcall('ZINCRBY'", "call('ZINCRBY'"),
-    ("if type(held) == 'table' then", "if false then"),
-    ("for j = 9, i - 1 do", "for j = 9, i - 2 do"),
-    ("for j = 9, i - 1 do", "for j = 10, i - 1 do"),
-    ("call('ZREM', KEYS[j], pending_bucket)", ""),
-    ("call('ZINCRBY', KEYS[j], -cost, pending_bucket)", ""),
-    ("if pending[j] == cost then", "if false then"),
-    ("    return held\n", ""),
+    (
+        "call('ZINCRBY', key, change, place.bucket)) <= 0 then",
+        "call('ZINCRBY', key, change, place.bucket)) < 0 then",
+        "nothing_goes_below_nothing_and_nothing_that_is_lost_is_made_by_taking_from_it",
+    ),
+    (
+        "call('ZINCRBY', key, change, place.bucket)) <= 0 then",
+        "call('ZINCRBY', key, change, place.bucket)) <= 1 then",
+        "a_nano_dollar_is_an_amount",
+    ),
+    (
+        "    call('ZREM', key, place.bucket)\n",
+        "",
+        "books_and_reservations_say_when_the_oldest_amount_leaves_the_window",
+    ),
+    (
+        "elseif not place.held and call('TTL', key) < place.ttl_s then",
+        "elseif not place.held and call('TTL', key) < 0 then",
+        "a_late_booking_outlives_an_older_bucket_beside_it",
+    ),
+    (
+        "elseif not place.held and call('TTL', key) < place.ttl_s then",
+        "elseif not place.held then",
+        "what_a_settlement_makes_anew_has_its_ttl",
+    ),
+    (
+        "elseif not place.held and call('TTL', key) < place.ttl_s then",
+        "elseif call('TTL', key) < place.ttl_s then",
+        "a_settlement_prolongs_no_ttl",
+    ),
+    (
+        "is_even and (place.is_cleared or place.change == delta)",
+        "true",
+        "after_a_settlement_of_what_has_left_the_window",
+    ),
+    (
+        "is_even and (place.is_cleared or place.change == delta)",
+        "(place.is_cleared or place.change == delta)",
+        "after_a_settlement_of_what_has_left_the_window",
+    ),
+    ("(place.is_cleared or place.change == delta)", "place.change == delta", "after_an_end_of_what_was_cleared"),
+    ("if WINDOWS > 0 and not is_even then", "if not is_even then", "what_has_aged_out_is_not_made_again"),
+    ("if WINDOWS > 0 and not is_even then", "if WINDOWS > 0 then", "an_end_that_changes_nothing_leaves_the_text_alone"),
+    (
+        "call('DEL', unpack(KEYS, 2 + BUDGETS, PENDING))",
+        "call('DEL', KEYS[2 + BUDGETS])",
+        "after_a_settlement_that_changes_one_window_and_another_not",
+    ),
+    (
+        "if its.is_mine_there then call('ZINCRBY'",
+        "if false then call('ZINCRBY'",
+        "an_end_takes_no_more_than_its_own_pending_amount",
+    ),
+    (
+        "  if #its.over > 0 then call('ZREM', its.key, unpack(its.over)) end\n",
+        "",
+        "expired_amounts_leave_the_pending_set_when_they_are_reported",
+    ),
+    (
+        "pendings[EVERYBODY] and pendings[EVERYBODY].expired or 0 }",
+        "pendings[OWNERS].expired }",
+        "only_everybodys_pending_money_is_kept_longer_and_reported",
+    ),
+    ("return { status, tonumber(ARGV[4]), now_us", "return { status, held, now_us", "released"),
 ]
 MUTANTS = [
-    *(("reserve.lua", *mutant) for mutant in RESERVE),
+    *(("reserve.lua", *mutant) for mutant in (*RESERVE, *RUNNING_TEXTS)),
     *(("extend.lua", *mutant) for mutant in EXTEND),
     *(("settle.lua", *mutant) for mutant in SETTLE),
 ]
+BY_HAND = {
+    name.removeprefix("test_"): test
+    for module in (test_bounds, test_budgets, test_replies, test_running, test_wrong_kinds)
+    for name, test in vars(module).items()
+    if name.startswith("test_")
+}
 
 
 @pytest.fixture
@@ -599,9 +1193,23 @@ def suite(redis_url):
     suite.harness.close()
 
 
-@pytest.mark.parametrize("case", sorted({case for *_, case in MUTANTS}))
-def test_the_scripts_as_they_are_pass(suite, case):
-    getattr(suite, f"test_{case}")()
+def arguments_of(test):
+    """What pytest calls it with, besides the client."""
+    marks = [mark.args for mark in getattr(test, "pytestmark", []) if mark.name == "parametrize"]
+    ways = [
+        [dict(zip(names, values, strict=True)) if isinstance(names, tuple) else {names: values} for values in each]
+        for names, each in marks
+    ]
+    return [{name: value for part in parts for name, value in part.items()} for parts in product(*ways)]
+
+
+def run(case, suite, client):
+    if case not in BY_HAND:
+        getattr(suite, f"test_{case}")()
+        return
+    for arguments in arguments_of(BY_HAND[case]):
+        client.flushdb()
+        BY_HAND[case](client, **arguments)
 
 
 def mutant_of(script, right, wrong):
@@ -612,25 +1220,23 @@ def mutant_of(script, right, wrong):
     return mutant
 
 
+def test_no_case_is_of_both_kinds():
+    assert not [case for case in BY_HAND if hasattr(RedisLayout, f"test_{case}")]
+
+
+@pytest.mark.parametrize("case", sorted({case for *_, case in MUTANTS}))
+def test_the_scripts_as_they_are_pass(suite, client, case):
+    run(case, suite, client)
+
+
 @pytest.mark.parametrize(("script", "right", "wrong", "case"), MUTANTS, ids=lambda text: text.strip()[:40])
-def test_a_wrong_in_a_script_is_noticed(monkeypatch, suite, script, right, wrong, case):
-    mutant, run = mutant_of(script, right, wrong), getattr(suite, f"test_{case}")
-    monkeypatch.setattr(atomic, f"_{script.split('.', maxsplit=1)[0].upper()}", mutant)
+def test_a_wrong_in_a_script_is_noticed(monkeypatch, suite, client, script, right, wrong, case):
+    mutant, name = mutant_of(script, right, wrong), script.split(".", maxsplit=1)[0].upper()
+    assert mutant.compile_error(client) is None
+    monkeypatch.setattr(atomic, f"_{name}", mutant)
+    monkeypatch.setattr(by_hand, name, mutant)
     try:
-        run()
-    except Exception:  # noqa: BLE001 (whatever it is, the mutant is noticed)
+        run(case, suite, client)
+    except (Exception, pytest.fail.Exception):  # noqa: BLE001 (whatever it is, the mutant is noticed)
         return
     pytest.fail(f"{case} does not notice it")
-
-
-@pytest.mark.parametrize(("right", "wrong"), OF_ANOTHER_KIND)
-def test_a_key_of_another_kind_notices_it(monkeypatch, redis_url, right, wrong):
-    monkeypatch.setattr(by_hand, "RESERVE", mutant_of("reserve.lua", right, wrong))
-
-    def every_case():
-        for name, limit, comes_first in product(by_hand.RESERVE_KEYS, (10**12, 0), (False, True)):
-            client.flushdb()
-            test_wrong_kinds.test_reserve_with_a_key_of_another_kind(client, name, limit, comes_first)
-
-    with redis.Redis.from_url(redis_url) as client, pytest.raises((AssertionError, pytest.fail.Exception)):
-        every_case()

@@ -1,0 +1,645 @@
+"""What a window came to, which is kept beside it: believed only while nothing can have changed but by its witness.
+
+Whether a text is believed is seen by one that says too much, or too little: `LIE` more than there is.
+"""
+
+import random
+
+import pytest
+
+from tests.lua.by_hand import (
+    BOOKS,
+    BUCKET_S,
+    BY_NAME,
+    COST,
+    DAY_S,
+    LATER_US,
+    MARKER,
+    NOW_S,
+    NOW_US,
+    OF_WHO,
+    RESET,
+    RUNNING,
+    US,
+    WINDOWS,
+    dump,
+    extend,
+    for_ever,
+    release,
+    reserve,
+    ring_of,
+    settle,
+    six,
+    spend,
+    total,
+    window,
+)
+
+LIE = 1_000
+LONG, TODAY = window("long", witness="today"), total("today")
+ROWS = (LONG, TODAY)
+YESTERDAY = (LONG, total("today", start_s=DAY_S - 86_400, end_s=DAY_S))
+
+
+def text_of(nanousd, *, window_s=600, bucket=NOW_S, buckets=1, witness=COST, oldest=NOW_S):
+    return f"{window_s} {bucket} {buckets} {witness} {nanousd} {oldest}".encode()
+
+
+def put(client, row, text):
+    client.set(row.running, text, ex=20)
+
+
+def told_of_the_window(client, rid="asks", rows=ROWS, **changes):
+    """What a new reservation is told that the first window of `rows` holds with it."""
+    answer = reserve(client, rid, rows, **changes)
+    assert answer[0] == 0
+    return answer[8 + next(number for number, row in enumerate(rows) if row.window_s)]
+
+
+def held_in(client, row):
+    return sum(ring_of(client, row.key).values())
+
+
+def assert_right(client, row=LONG, rows=ROWS, **changes):
+    """What the next reservation is told is what the buckets hold."""
+    client.delete("llm:reservation:right")
+    assert told_of_the_window(client, "right", rows, cost=1, **changes) == held_in(client, row)
+
+
+def assert_read(client, row=LONG, rows=ROWS, **changes):
+    """The next reservation goes by the buckets, whatever the text says, and leaves a text that is right."""
+    assert_right(client, row, rows, **changes)
+    buckets, which = ring_of(client, row.key), {"bucket": max(ring_of(client, row.key))}
+    witness = next(each for each in rows if each.name == row.witness)
+    which |= {"window_s": row.window_s, "buckets": len(buckets), "oldest": min(buckets)}
+    assert client.get(row.running) == text_of(held_in(client, row), witness=int(client.get(witness.key)), **which)
+    assert client.ttl(row.running) == -(-row.window_s // 20)
+
+
+# --- what is written, and believed
+
+
+def test_the_first_charge_of_a_bucket_leaves_a_text_and_those_after_it_leave_it_alone(client):
+    reserve(client, rows=ROWS)
+    assert client.get(LONG.running) == text_of(COST)
+    assert client.ttl(LONG.running) == BUCKET_S
+    client.expire(LONG.running, 5)
+    assert told_of_the_window(client, "b", cost=7) == COST + 7
+    assert told_of_the_window(client, "c", cost=1) == COST + 8
+    assert (client.get(LONG.running), client.ttl(LONG.running)) == (text_of(COST), 5)
+
+
+def test_what_a_charge_leaves_of_a_window_that_was_there(client):
+    client.zadd(LONG.key, {NOW_S - 660: 100, NOW_S - 630: 100, NOW_S - 600: 5, NOW_S: 7})
+    client.set(TODAY.key, 50)
+    reserve(client, rows=ROWS)
+    assert client.get(LONG.running) == text_of(COST + 12, buckets=2, witness=COST + 50, oldest=NOW_S - 600)
+    client.delete(LONG.running)
+    assert_read(client)
+
+
+def test_what_a_charge_that_begins_a_bucket_leaves(client):
+    client.zadd(LONG.key, {NOW_S - BUCKET_S: 5, NOW_S - 600: 3})
+    assert_read(client)
+    assert ring_of(client, LONG.key) == {NOW_S - 600: 3, NOW_S - BUCKET_S: 5, NOW_S: 1}
+
+
+def test_of_each_window_of_the_six(client):
+    spend(client, nanousd=3)
+    reserve(client)
+    assert [client.get(RUNNING[name]) for name in WINDOWS] == [text_of(3, witness=3)] * 2
+
+
+def test_a_text_that_may_be_believed_is(client):
+    reserve(client, rows=ROWS)
+    put(client, LONG, text_of(COST + LIE))
+    assert told_of_the_window(client, cost=5) == COST + LIE + 5
+    assert ring_of(client, LONG.key) == {NOW_S: COST + 5}
+    # Until the last moment of its bucket.
+    last_us = (NOW_S + BUCKET_S) * US - 1
+    assert told_of_the_window(client, "b", cost=5, now_us=last_us) == COST + LIE + 10
+    assert client.get(LONG.running) == text_of(COST + LIE)
+
+
+def test_with_what_the_witness_has_gone_up_since(client):
+    reserve(client, rows=ROWS)
+    put(client, LONG, text_of(LIE, witness=COST - 30))
+    assert told_of_the_window(client, cost=5) == LIE + 30 + 5
+    put(client, LONG, text_of(LIE, witness=0))
+    assert told_of_the_window(client, "b", cost=5) == LIE + COST + 10
+
+
+def test_also_by_the_same_id_again(client):
+    reserve(client, rows=ROWS)
+    put(client, LONG, text_of(COST + LIE, oldest=NOW_S - 30))
+    assert reserve(client, rows=ROWS)[8:] == [COST + LIE, COST, NOW_S - 30 + 630]
+
+
+def test_the_oldest_that_it_says_is_told(client):
+    client.zadd(LONG.key, {NOW_S - 300: 5})
+    reserve(client, rows=ROWS)
+    assert reserve(client, "b", ROWS)[10] == NOW_S - 300 + 630
+    put(client, LONG, text_of(5 + COST, buckets=2, oldest=NOW_S - 330))
+    assert reserve(client, "c", ROWS)[10] == NOW_S - 330 + 630
+
+
+def test_of_two_windows_each_has_its_own(client):
+    short = window("short", window_s=60, witness="today")
+    rows = (LONG, TODAY, short, window("mine", OF_WHO, witness="other"), total("other", OF_WHO))
+    client.zadd(rows[2].key, {NOW_S - 3: 7})
+    client.set(rows[4].key, 9)
+    reserve(client, rows=rows)
+    its = {"window_s": 60, "buckets": 2, "oldest": NOW_S - 3}
+    texts = [text_of(COST), text_of(COST + 7, **its), text_of(COST, witness=COST + 9)]
+    assert [client.get(row.running) for row in rows if row.window_s] == texts
+    assert [client.ttl(row.running) for row in rows if row.window_s] == [30, 3, 30]
+    put(client, short, text_of(LIE, **its))
+    assert reserve(client, "b", rows, cost=5)[8:13] == [COST + 5, COST + 5, LIE + 5, COST + 5, COST + 14]
+
+
+def test_the_witness_is_the_total_that_is_named(client):
+    rows = (TODAY, window("long", witness="ever"), total("others", OF_WHO), for_ever("ever"))
+    for number, row in enumerate(rows):
+        client.set(row.key, 5 + number) if not row.window_s else None
+    reserve(client, rows=rows)
+    assert client.get(LONG.running) == text_of(COST, witness=COST + 8)
+
+
+# --- what is not believed
+
+OTHERS = {
+    "another length": {"window_s": 601},
+    "an earlier bucket": {"bucket": NOW_S - BUCKET_S},
+    "a later bucket": {"bucket": NOW_S + BUCKET_S},
+    "fewer buckets": {"buckets": 0},
+    "more buckets": {"buckets": 2},
+    "a witness that has come down": {"witness": COST + 1},
+    "an oldest bucket that is over": {"oldest": NOW_S - 630},
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("lie", [LIE, -LIE])
+def test_a_text_of_something_else(client, other, lie):
+    reserve(client, rows=ROWS)
+    put(client, LONG, text_of(COST + lie, **OTHERS[other]))
+    assert_read(client)
+
+
+GOOD = text_of(COST + LIE, witness=COST - 1).decode()
+NANOUSD = f"{COST + LIE}"
+BY_HAND = [
+    "",
+    " ",
+    "by hand",
+    "0",
+    "\x00\xff",
+    NANOUSD,
+    GOOD[:-10],
+    GOOD[:-11],
+    GOOD[:-19],
+    GOOD + " ",
+    GOOD + " 1",
+    GOOD + "\n",
+    GOOD + "x",
+    " " + GOOD,
+    "0" + GOOD,
+    GOOD.replace(" 1 ", " 01 "),
+    GOOD.replace(" 1 ", "  1 "),
+    GOOD.replace(" 1 ", " 1  "),
+    GOOD.replace(NANOUSD, f"-{NANOUSD}"),
+    GOOD.replace(NANOUSD, f"{NANOUSD}.5"),
+    GOOD.replace(NANOUSD, "1e6"),
+    GOOD.replace(NANOUSD, "0x10"),
+    GOOD.replace(NANOUSD, "nan"),
+    GOOD.replace(NANOUSD, ""),
+    GOOD.replace(f" {NANOUSD}", ""),
+    GOOD.replace(f"{NANOUSD} ", NANOUSD),
+    GOOD.replace(f"{COST - 1} ", f"-{COST} "),
+    GOOD.replace(f"{COST - 1} ", "x "),
+    GOOD.replace(f"{COST - 1} ", f"{COST - 1} 1 "),
+    GOOD.replace(f"{NANOUSD} {NOW_S}", f"{NANOUSD} -{NOW_S}"),
+    GOOD.replace(f"{NANOUSD} {NOW_S}", f"{NANOUSD} none"),
+    GOOD.replace(f"{NANOUSD} {NOW_S}", f"{NANOUSD} 5"),
+    GOOD.replace(" ", "\t"),
+    GOOD * 2,
+]
+
+
+@pytest.mark.parametrize("text", BY_HAND)
+def test_a_text_by_hand(client, text):
+    reserve(client, rows=ROWS)
+    put(client, LONG, text)
+    assert_read(client)
+
+
+@pytest.mark.parametrize("text", BY_HAND)
+def test_an_end_or_an_extension_beside_a_text_by_hand(client, text):
+    reserve(client, rows=ROWS)
+    for call in (extend, settle):
+        put(client, LONG, text)
+        assert call(client, rows=ROWS)[0] == 0
+    assert (ring_of(client, LONG.key), client.get(TODAY.key)) == ({NOW_S: 7}, b"7")
+    assert_read(client)
+
+
+KINDS = {
+    "list": lambda client, key: client.rpush(key, GOOD),
+    "ring": lambda client, key: client.zadd(key, {GOOD: 1}),
+    "hash": lambda client, key: client.hset(key, GOOD, GOOD),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_key_of_another_kind_is_no_error_and_is_written_over(client, kind):
+    reserve(client, rows=ROWS)
+    client.delete(LONG.running)
+    KINDS[kind](client, LONG.running)
+    assert reserve(client, "refused", ROWS, today=0)[0] == 13
+    assert extend(client, rows=ROWS)[0] == 0
+    assert settle(client, rows=ROWS)[0] == 0
+    assert settle(client, "lost", rows=ROWS, made_at_us=NOW_US - 60 * US)[0] == 2
+    assert_read(client)
+
+
+def with_a_bucket_more(client):
+    client.zadd(LONG.key, {NOW_S - BUCKET_S: 100})
+
+
+def with_a_bucket_less(client):
+    client.zrem(LONG.key, NOW_S - 60)
+
+
+def without_the_ring(client):
+    client.delete(LONG.key)
+
+
+def without_the_witness(client):
+    client.delete(TODAY.key)
+
+
+def with_less_in_the_witness(client):
+    client.incrby(TODAY.key, -1)
+
+
+CHANGES = [with_a_bucket_more, with_a_bucket_less, without_the_ring, without_the_witness, with_less_in_the_witness]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_was_changed_by_hand_is_read_anew(client, change):
+    client.zadd(LONG.key, {NOW_S - 60: 50})
+    reserve(client, rows=ROWS)
+    before = client.get(LONG.running)
+    change(client)
+    assert client.get(LONG.running) == before
+    assert_read(client)
+
+
+@pytest.mark.parametrize("nanousd", [100, -100])
+def test_what_another_strategy_charges_or_takes_back_is_in_the_total(client, nanousd):
+    """It changes the window and its witness as much, and knows no text."""
+    reserve(client, rows=ROWS)
+    reserve(client, "b", ROWS)
+    client.zincrby(LONG.key, nanousd, NOW_S)
+    client.incrby(TODAY.key, nanousd)
+    assert_right(client)
+    client.zincrby(LONG.key, -COST, NOW_S)
+    client.incrby(TODAY.key, -COST)
+    assert_right(client)
+
+
+@pytest.mark.parametrize("steps", [(), (reserve,), (settle,), (release,), (settle, reserve)])
+def test_a_ring_that_is_deleted_by_hand_was_not_spent(client, steps):
+    reserve(client, "before", ROWS)
+    reserve(client, rows=ROWS)
+    client.delete(LONG.key)
+    for step in steps:
+        assert step(client, "other" if step is reserve else "rid1", rows=ROWS)[0] == 0
+    assert held_in(client, LONG) == (COST if reserve in steps else 0)
+    assert_right(client)
+    client.delete(LONG.key)
+    assert told_of_the_window(client, "last", long=COST) == COST
+
+
+def test_a_ring_that_is_deleted_by_hand_and_filled_by_an_extension_refuses_nobody(client):
+    reserve(client, rows=ROWS)
+    client.delete(LONG.key)
+    extend(client, rows=ROWS)
+    assert told_of_the_window(client, long=2 * COST) == 2 * COST
+
+
+def test_a_bucket_that_goes_over_within_the_present_one(client):
+    """Of 590 s the buckets are of 30, and what starts with one is over 620 s later: in the midst of another."""
+    row = window("long", window_s=590, witness="today")
+    rows = (row, TODAY)
+    reserve(client, "a", rows, cost=100)
+    reserve(client, "b", rows, cost=10, now_us=(NOW_S + 601) * US)
+    which = {"window_s": 590, "bucket": NOW_S + 600, "buckets": 2, "witness": 110, "oldest": NOW_S}
+    assert client.get(row.running) == text_of(110, **which)
+    put(client, row, text_of(110 + LIE, **which))
+    over_us = (NOW_S + 620) * US
+    assert told_of_the_window(client, "c", rows, cost=1, now_us=over_us - 1) == 111 + LIE
+    assert_read(client, row, rows, now_us=over_us)
+    assert ring_of(client, row.key) == {NOW_S + 600: 12}
+
+
+def test_in_the_next_bucket_the_window_is_read(client):
+    reserve(client, rows=ROWS)
+    put(client, LONG, text_of(COST + LIE))
+    assert_read(client, now_us=(NOW_S + BUCKET_S) * US)
+
+
+def test_of_a_day_that_has_begun_nothing_is_known(client):
+    reserve(client, "yesterday", YESTERDAY, now_us=(DAY_S - 1) * US)
+    put(client, LONG, text_of(LIE, bucket=DAY_S, witness=0, oldest=DAY_S - BUCKET_S))
+    assert_read(client, now_us=DAY_S * US)
+
+
+# --- a refusal rests on the buckets
+
+
+def test_what_says_too_much_refuses_nobody(client):
+    reserve(client, rows=ROWS)
+    put(client, LONG, text_of(10**12))
+    assert_read(client, long=COST + 1)
+    # Nor is less reserved than asked for.
+    put(client, LONG, text_of(10**12))
+    assert reserve(client, "b", ROWS, cost=5, at_least=1, long=COST + 6)[4] == 5
+
+
+def test_what_says_too_little_makes_no_refusal_shorter(client):
+    """By the text there would be room in the window, and the other budget alone would refuse."""
+    spend(client, nanousd=10, rows=ROWS)
+    ever = for_ever("ever", OF_WHO)
+    put(client, LONG, text_of(0, witness=10))
+    before = dump(client)
+    assert reserve(client, "b", (*ROWS, ever), cost=6, long=15, ever=5) == [13, 0, NOW_US, 1, 0, 1]
+    to_midnight_s = DAY_S + 86_400 - NOW_S
+    assert reserve(client, "b", ROWS, cost=6, long=15, today=15) == [13, 0, NOW_US, to_midnight_s, 0, 1]
+    assert dump(client) == before
+    # Nor is more reserved than there is room for.
+    assert reserve(client, "b", ROWS, cost=6, at_least=1, long=13, today=14)[4] == 3
+    assert client.get(LONG.running) == text_of(13, witness=13)
+
+
+def test_a_refusal_changes_no_text(client):
+    spend(client)
+    before = {name: client.get(key) for name, key in RUNNING.items()}
+    assert reserve(client, "b", window=COST)[0] == 3
+    assert reserve(client, "b")[0] == 1
+    client.delete(MARKER)
+    assert reserve(client, "b", global_day=COST)[0] == 7
+    assert {name: client.get(key) for name, key in RUNNING.items()} == before
+
+
+def test_a_shadow_budget_without_room_is_told_by_the_buckets(client):
+    rows = (LONG._replace(shadow=1), TODAY)
+    reserve(client, rows=rows)
+    put(client, LONG, text_of(10**12))
+    answer = reserve(client, "b", rows, long=2 * COST)
+    assert (answer[6], answer[8]) == (b"", 2 * COST)
+    assert reserve(client, "c", rows, long=2 * COST)[6] == b"1 "
+
+
+def test_an_extension_goes_by_the_buckets(client):
+    reserve(client, rows=ROWS)
+    put(client, LONG, text_of(10**12))
+    assert extend(client, rows=ROWS, long=2 * COST) == [0, 2 * COST, LATER_US, 2 * COST, 2 * COST]
+
+
+# --- without a witness
+
+
+UNSEEN = (LONG._replace(witness=""), TODAY)
+
+
+def test_without_a_witness_no_text_is_kept_nor_believed(client):
+    reserve(client, rows=UNSEEN)
+    assert not client.exists(LONG.running)
+    for lie in (LIE, -LIE):
+        put(client, LONG, text_of(COST + lie))
+        assert_right(client, rows=UNSEEN)
+
+
+def test_without_a_witness_nothing_is_left_of_an_end_or_an_extension(client):
+    reserve(client, rows=UNSEEN)
+    assert extend(client, rows=UNSEEN)[0] == 0
+    assert settle(client, rows=UNSEEN)[0] == 0
+    assert release(client, "lost", rows=UNSEEN)[0] == 2
+    assert not client.exists(LONG.running)
+    assert_right(client, rows=UNSEEN)
+
+
+# --- what ends and extensions leave
+
+
+@pytest.mark.parametrize("actual", [0, 1, 7, COST])
+def test_after_a_settlement_the_text_goes_on_to_be_right(client, actual):
+    client.set(TODAY.key, 100)
+    client.zadd(LONG.key, {NOW_S - 60: 50})
+    reserve(client, "first", ROWS)
+    reserve(client, rows=ROWS)
+    before = client.get(LONG.running)
+    settle(client, actual=actual, rows=ROWS)
+    assert client.get(LONG.running) == before
+    assert_right(client)
+    # It is believed.
+    put(client, LONG, text_of(LIE, buckets=2, witness=COST + 100, oldest=NOW_S - 60))
+    assert told_of_the_window(client, cost=5) == LIE + actual + 1 + 5
+
+
+def test_after_the_end_of_the_first_of_its_bucket_the_window_is_read(client):
+    """The witness has come down, or there is a bucket less."""
+    client.zadd(LONG.key, {NOW_S - 60: 50})
+    for actual in (7, 0):
+        reserve(client, f"rid{actual}", ROWS)
+        settle(client, f"rid{actual}", actual, ROWS)
+        assert_right(client)
+
+
+@pytest.mark.parametrize("actual", [COST + 7, 10**15])
+def test_after_an_overrun(client, actual):
+    reserve(client, rows=ROWS)
+    settle(client, actual=actual, rows=ROWS)
+    assert_right(client, long=10**16, today=10**16)
+
+
+def test_after_a_settlement_in_an_earlier_bucket(client):
+    reserve(client, rows=ROWS)
+    now_us = (NOW_S + BUCKET_S) * US
+    reserve(client, "other", ROWS, now_us=now_us)
+    reserve(client, "another", ROWS, now_us=now_us)
+    settle(client, rows=ROWS, now_us=now_us)
+    assert_right(client, now_us=now_us)
+
+
+def test_after_a_late_settlement(client):
+    reserve(client, "other", ROWS)
+    assert settle(client, rows=ROWS)[0] == 2
+    assert_right(client)
+    # In a bucket that is not there: there is one more then.
+    assert settle(client, "later", rows=ROWS, made_at_us=(NOW_S - 60) * US)[0] == 2
+    assert ring_of(client, LONG.key) == {NOW_S - 60: 7, NOW_S: COST + 8}
+    assert_read(client)
+
+
+def test_after_a_settlement_of_what_has_left_the_window(client):
+    """The witness changes and the window does not."""
+    row = window("long", window_s=60, witness="today")
+    rows = (row, TODAY)
+    reserve(client, rows=rows)
+    now_us = NOW_US + 90 * US
+    reserve(client, "a", rows, cost=5, now_us=now_us)
+    reserve(client, "b", rows, cost=COST, now_us=now_us)
+    settle(client, rows=rows, now_us=now_us)
+    assert not client.exists(row.running)
+    assert_read(client, row, rows, now_us=now_us)
+
+
+@pytest.mark.parametrize("of", ["window", "witness"])
+def test_after_a_settlement_that_cannot_take_all_back(client, of):
+    """Less is there than it would take, so the two change by different amounts."""
+    reserve(client, "other", ROWS)
+    reserve(client, rows=ROWS)
+    client.zadd(LONG.key, {NOW_S - 60: 50, NOW_S: COST - 5 if of == "window" else 2 * COST})
+    client.set(TODAY.key, COST - 5 if of == "witness" else 2 * COST)
+    put(client, LONG, text_of(held_in(client, LONG), buckets=2, witness=0, oldest=NOW_S - 60))
+    settle(client, actual=0, rows=ROWS)
+    assert not client.exists(LONG.running)
+    assert_read(client)
+
+
+def test_after_a_settlement_that_changes_one_window_and_another_not(client):
+    short = window("short", window_s=60, witness="today")
+    rows = (LONG, TODAY, short)
+    reserve(client, rows=rows)
+    now_us = NOW_US + 70 * US
+    reserve(client, "other", rows, now_us=now_us)
+    settle(client, rows=rows, now_us=now_us)
+    assert not client.exists(LONG.running, short.running)
+    assert reserve(client, "b", rows, cost=1, now_us=now_us)[8:11] == [COST + 8, COST + 8, COST + 1]
+
+
+@pytest.mark.parametrize("lost", [LONG, TODAY])
+def test_after_a_settlement_without_the_window_or_its_witness(client, lost):
+    reserve(client, rows=ROWS)
+    client.delete(lost.key)
+    settle(client, rows=ROWS)
+    assert not client.exists(LONG.running)
+    assert_read(client)
+
+
+def test_an_end_that_changes_nothing_leaves_the_text_alone(client):
+    reserve(client, rows=ROWS)
+    put(client, LONG, "by hand")
+    settle(client, actual=COST, rows=ROWS)
+    assert client.get(LONG.running) == b"by hand"
+    before = dump(client)
+    settle(client, actual=7, rows=ROWS)
+    assert dump(client) == before
+
+
+def test_after_an_end_of_what_was_cleared(client):
+    """The identifier's books are not changed, those of others are."""
+    rows = (window("mine", OF_WHO, witness="mine_too"), total("mine_too", OF_WHO), *ROWS)
+    reserve(client, "other", rows)
+    reserve(client, rows=rows)
+    client.set(RESET, NOW_US, ex=1_000)
+    texts = [client.get(rows[0].running), client.get(LONG.running)]
+    settle(client, rows=rows)
+    assert [client.get(rows[0].running), client.get(LONG.running)] == texts
+    assert reserve(client, "b", rows, cost=1)[8:12] == [2 * COST + 1, 2 * COST + 1, COST + 8, COST + 8]
+
+
+def test_after_an_extension(client):
+    reserve(client, rows=ROWS)
+    assert extend(client, rows=ROWS)[0] == 0
+    assert_right(client)
+    assert extend(client, to=2 * COST, rows=ROWS)[0] == 0
+    assert extend(client, rows=ROWS, to=3 * COST, long=COST)[0] == 13
+    assert_right(client)
+
+
+def test_after_an_extension_of_what_was_cleared(client):
+    rows = (window("mine", OF_WHO, witness="mine_too"), total("mine_too", OF_WHO), *ROWS)
+    reserve(client, rows=rows)
+    client.set(RESET, NOW_US, ex=1_000)
+    extend(client, rows=rows)
+    assert reserve(client, "b", rows, cost=1)[8:12] == [COST + 1, COST + 1, 2 * COST + 1, 2 * COST + 1]
+
+
+# --- a window of the six
+
+
+def test_the_window_may_grow_and_shrink(client):
+    reserve(client, "a")
+    long = six(window_s=1_200)
+    assert reserve(client, "b", long)[9] == 2 * COST
+    assert client.get(RUNNING["window"]) == text_of(2 * COST, window_s=1_200, witness=2 * COST)
+    assert reserve(client, "c")[9] == 3 * COST
+    assert client.get(RUNNING["window"]) == text_of(3 * COST, witness=3 * COST)
+    assert client.ttl(BOOKS["window"]) == 1_260
+
+
+def test_networks_and_identifiers_have_their_own(client):
+    reserve(client)
+    client.incrby(BY_NAME["day"].key, -1)
+    for key in RUNNING.values():
+        client.set(key, text_of(COST + LIE), ex=20)
+    assert reserve(client, "b", cost=5)[8:14] == [COST + 4, COST + 5, COST + LIE + 5, *[COST + 5] * 3]
+
+
+# --- any order
+
+
+def live_in(client, row, now_us):
+    """Of a window what counts; nothing of a total."""
+    lasts_s = -(-row.window_s // 20) + row.window_s
+    buckets = ring_of(client, row.key) if row.window_s else {}
+    return sum(nanousd for start, nanousd in buckets.items() if (start + lasts_s) * US > now_us)
+
+
+def play(client, rng, lists, jumps=(0, 0, 1, US, 9 * US, 40 * US), losses=()):
+    """Requests and their ends; of each window of an admitted one: what is told of it, and what its buckets hold."""
+    made, now_us = [], NOW_US
+    for number in range(250):
+        now_us += rng.choice(jumps)
+        rows, rid = rng.choice(lists), f"r{number}"
+        held = [live_in(client, row, now_us) for row in rows]
+        answer = reserve(client, rid, rows, cost=rng.randrange(1, 50), now_us=now_us)
+        if answer[0] == 0:
+            made.append((rid, rows, now_us, answer[4]))
+            told = zip(rows, answer[8:], held, strict=False)
+            yield from ((number, row.name, each, own + answer[4]) for row, each, own in told if row.window_s)
+        if made and rng.random() < 0.7:
+            rid, rows, made_at_us, cost = made.pop(rng.randrange(len(made)))
+            its = {"rows": rows, "now_us": now_us, "made_at_us": made_at_us}
+            if rng.random() < 0.3:
+                extend(client, rid, cost + rng.randrange(9), **its)
+            if losses and rng.random() < 0.05:
+                client.delete(f"llm:reservation:{rid}")
+            settle(client, rid, rng.choice([0, 1, cost, cost + 5]), **its)
+        if losses and rng.random() < 0.05:
+            client.delete(rng.choice(losses))
+
+
+SHORT = window("short", window_s=59, limit=600, witness="today")
+LISTED = (LONG._replace(limit=600), TODAY, SHORT)
+LONGER = LONG._replace(window_s=1_203, limit=600)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    "lists", [[LISTED], [LISTED[:2], (TODAY, LONGER)]], ids=["one", "the window grows and shrinks"]
+)
+def test_whatever_came_before_what_is_told_is_what_the_buckets_hold(client, lists, seed):
+    for number, name, told, held in play(client, random.Random(seed), lists):
+        assert told == held, (number, name)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_whatever_is_lost_and_however_the_clock_goes_not_too_little_is_told(client, seed):
+    jumps = (0, 0, 1, US, 9 * US, 40 * US, -US, -40 * US)
+    losses = [LONG.key, TODAY.key, SHORT.key, LONG.running, SHORT.running]
+    for number, name, told, held in play(client, random.Random(seed), [LISTED], jumps, losses):
+        assert told >= held, (number, name)
