@@ -17,10 +17,11 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, SkipValidation
 
+from backends.budgets import zone_of
 from backends.errors import ConfigurationError, shown
-from flaskapp.http.api_keys import ANYONE, ApiKeys, is_key
+from flaskapp.http.api_keys import ANYONE, ApiKeys
 from flaskapp.settings import Baseline, LiveSettings, Source, settings_table
-from flaskapp.value_types import Amount, Choice, ValueType, Whole
+from flaskapp.value_types import Amount, Choice, ValueType, Whole, refusal_text
 
 Mode = Literal["development", "production"]
 
@@ -123,8 +124,8 @@ class Keys(ValueType[ApiKeys]):
     @property
     def allowed(self) -> str:
         return (
-            "keys of visible ASCII characters, or the 64 hex digits of their SHA-256, with commas between them, "
-            "or * alone (the value is not shown)"
+            "keys of visible ASCII characters, or the 64 hex digits of their SHA-256, with commas between them, or * "
+            "alone; a key may follow its one name (name=… or name@team=…); the value is not shown"
         )
 
     def read(self, value: object) -> ApiKeys:
@@ -133,11 +134,31 @@ class Keys(ValueType[ApiKeys]):
     def read_text(self, text: str) -> ApiKeys:
         if text.strip() == ANYONE:
             return ApiKeys(is_open=True)
-        keys = [part.strip() for part in text.split(",")]
-        return ApiKeys.of(keys) if all(map(is_key, keys)) else self.refuse()
+        try:
+            return ApiKeys.of(part.strip() for part in text.split(","))
+        except ValueError:
+            self.refuse()
 
     def shown(self, text: str) -> str | None:  # noqa: ARG002 (that it is not used is the point)
         return None
+
+
+@dataclass(frozen=True)
+class Zone(ValueType[str]):
+    """A time zone by its IANA name."""
+
+    @property
+    def allowed(self) -> str:
+        return "an IANA time zone such as Europe/Berlin"
+
+    def read(self, value: object) -> str:
+        if not isinstance(value, str):
+            self.refuse()
+        try:
+            zone_of(value)
+        except ConfigurationError:
+            self.refuse()
+        return value
 
 
 @dataclass(frozen=True)
@@ -207,6 +228,9 @@ class Config(BaseModel):
             maximum=MAX_STREAM_DEADLINE_SECONDS,
         ),
     ] = 120
+    budget_time_zone: Annotated[
+        str, Zone("Whose calendar the periods of further budgets have; the six budgets keep UTC.")
+    ] = "UTC"
     llm_base_url: Annotated[
         str | None,
         Url("An OpenAI-compatible upstream; without it the built-in model answers.", schemes=("http", "https")),
@@ -317,7 +341,7 @@ def load_config(environ: Mapping[str, str] | None = None) -> Config:
     if mode == "development":
         boot.setdefault("api_keys", ApiKeys(is_open=True))
     config = Config.model_validate({**_with_models(boot), "mode": mode, "data_dir": Path.cwd() / ".data"})
-    baseline = _baseline(given, mode, config.stream_deadline_seconds)
+    baseline = _baseline(given, config)
     return config.model_copy(update={"live_baseline": baseline})
 
 
@@ -344,11 +368,11 @@ def _read(name: str, value_type: ValueType[object], given: Mapping[str, str]) ->
     try:
         return value_type.read_text(given[name])
     except ValueError as error:
-        raise _unusable(name, str(error), value_type.shown(given[name])) from None
+        raise ConfigurationError(f"{name}: {refusal_text(error, value_type.shown(given[name]))}") from None
 
 
-def _unusable(name: str, allowed: str, got: str | None) -> ConfigurationError:
-    return ConfigurationError(f"{name}: {allowed}" + ("" if got is None else f"; got {got}"))
+def _unusable(name: str, allowed: str, got: str) -> ConfigurationError:
+    return ConfigurationError(f"{name}: {allowed}; got {got}")
 
 
 def _check_prices(given: Mapping[str, str]) -> None:
@@ -372,18 +396,19 @@ def _mode(given: Mapping[str, str]) -> Mode:
     return "development" if develops else "production"
 
 
-def _baseline(given: Mapping[str, str], mode: Mode, stream_deadline_seconds: int) -> Baseline:
-    table = settings_table(stream_deadline_seconds)
+def _baseline(given: Mapping[str, str], config: Config) -> Baseline:
+    deadline_seconds, zone = config.stream_deadline_seconds, config.budget_time_zone
+    table = settings_table(deadline_seconds, zone)
     values = {name: row.default for name, row in table.items()}
     sources: dict[str, Source] = dict.fromkeys(table, "default")
-    if mode == "development":
+    if config.mode == "development":
         values |= dict.fromkeys(_SWITCHES_OFF_IN_DEVELOPMENT, False)
     for name, row in table.items():
         if row.variable in given:
             values[name] = _read(row.variable, row.value_type, given)
             sources[name] = "environment"
     settings = LiveSettings.model_validate(values)
-    if settings.high_cost_window_seconds < stream_deadline_seconds:
+    if settings.high_cost_window_seconds < deadline_seconds:
         allowed = f"at most HIGH_COST_WINDOW_SECONDS, which is {settings.high_cost_window_seconds}"
-        raise _unusable("STREAM_DEADLINE_SECONDS", allowed, str(stream_deadline_seconds))
-    return Baseline(settings, sources, mode == "development", stream_deadline_seconds)
+        raise _unusable("STREAM_DEADLINE_SECONDS", allowed, str(deadline_seconds))
+    return Baseline(settings, sources, config.mode == "development", deadline_seconds, zone)

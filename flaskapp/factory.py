@@ -200,7 +200,7 @@ def _register_routes(app: Flask, tollgate: Tollgate, metrics: Metrics, clock: Cl
         "chat": make_chat(chat),
         "challenges": make_challenge_route(challenges, lambda: settings.current.values.throttle_on_error == "closed"),
         "openai": make_openai_api(openai),
-        "usage": make_usage(guard, lambda: settings.current.values, keys),
+        "usage": make_usage(guard, lambda: settings.current.values, keys, clock),
         "admin": _make_admin(tollgate, clock),
     }
     _limit_rates(make_limiter(app, tollgate.link, clock), limited, settings, keys)

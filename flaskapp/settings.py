@@ -10,19 +10,21 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cached_property
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from backends.contract import Event, Limits, Observer
+from backends.budgets import BUILT_IN, SHORTEST_WINDOW_SECONDS, Budget, Calendar, Sliding
+from backends.contract import Event, Observer
 from backends.errors import StoreBusy, StoreError, TollgateError, shown
 from backends.keys import SETTINGS_KEY
 from backends.money import nanousd_from_usd
 from backends.store.link import Link
 from backends.store.shared_text import SharedText
 from flaskapp import strict_json
+from flaskapp.budgets import EACH_OWNER, BudgetPlan, BudgetRows, FurtherBudget, Override, OverrideRows
 from flaskapp.strict_json import StrictJsonError
-from flaskapp.value_types import Amount, Choice, Duration, Rate, Switch, ValueType, Whole
+from flaskapp.value_types import Amount, Choice, Duration, Rate, Switch, ValueType, Whole, refusal_text, shown_json
 
 Source = Literal["redis", "environment", "default"]
 
@@ -30,6 +32,28 @@ POLL_INTERVAL_SECONDS = 0.4
 _REPORTED_FIELDS = 20
 """How many unusable fields of one text are logged: very many must not fill the log."""
 _WINDOW = "high_cost_window_seconds"
+
+
+class LimitSetting(NamedTuple):
+    """Where a built-in budget has its limit from."""
+
+    name: str
+    """Of the live setting."""
+    marker_times: int = 0
+    """TTL of the throttle marker that its refusal sets, as so many `cost_throttle_duration_seconds`; 0 sets none."""
+
+
+LIMIT_SETTINGS: Mapping[str, LimitSetting] = MappingProxyType(
+    {
+        "day": LimitSetting("daily_cost_limit_usd", marker_times=2),
+        "window": LimitSetting("high_cost_threshold_usd", marker_times=1),
+        "network_window": LimitSetting("network_cost_limit_usd"),
+        "network_day": LimitSetting("network_daily_cost_limit_usd"),
+        "global_hour": LimitSetting("hourly_spend_limit_usd"),
+        "global_day": LimitSetting("daily_spend_limit_usd"),
+    }
+)
+"""By name of the built-in budget."""
 
 
 class LiveSettings(BaseModel):
@@ -68,6 +92,13 @@ class LiveSettings(BaseModel):
     daily_spend_limit_usd: Annotated[Decimal, Amount("What everybody together may spend in a UTC day.")] = Decimal(
         "5.00"
     )
+    budgets: Annotated[
+        tuple[FurtherBudget, ...],
+        BudgetRows("Further budgets beside the six: what else the owners of a scope may spend in a period."),
+    ] = ()
+    budget_overrides: Annotated[
+        tuple[Override, ...], OverrideRows("Other limits for single owners, of any budget; 0 blocks the owner.")
+    ] = ()
     reservation_policy: Annotated[
         Literal["worst_case", "slices"],
         Choice(
@@ -112,18 +143,20 @@ class LiveSettings(BaseModel):
     chat_rate_limit: Annotated[str, Rate("Requests of one identifier, in flask-limiter's words.")] = "60 per minute"
 
     @cached_property
-    def limits(self) -> Limits:
-        """The limits for the backends: integers, and `None` for no limit."""
-        return Limits(
-            window_nanousd=nanousd_from_usd(self.high_cost_threshold_usd),
-            day_nanousd=nanousd_from_usd(self.daily_cost_limit_usd),
-            network_window_nanousd=nanousd_from_usd(self.network_cost_limit_usd) or None,
-            network_day_nanousd=nanousd_from_usd(self.network_daily_cost_limit_usd) or None,
-            global_hour_nanousd=nanousd_from_usd(self.hourly_spend_limit_usd),
-            global_day_nanousd=nanousd_from_usd(self.daily_spend_limit_usd),
-            window_seconds=self.high_cost_window_seconds,
-            throttle_seconds=self.cost_throttle_duration_seconds,
-            mark_when_busy=self.throttle_when_busy,
+    def plan(self) -> BudgetPlan:
+        """What requests are charged to."""
+        return BudgetPlan([self._built_in(name) for name in BUILT_IN], self.budgets, self.budget_overrides)
+
+    def _built_in(self, name: str) -> Budget:
+        scope, unit, limit = BUILT_IN[name].scope, BUILT_IN[name].unit, LIMIT_SETTINGS[name]
+        return Budget(
+            name,
+            EACH_OWNER,
+            Sliding(self.high_cost_window_seconds) if unit is None else Calendar(unit),
+            # 0 is allowed only where it means that there is no limit.
+            nanousd_from_usd(getattr(self, limit.name)) or None,
+            scope,
+            throttle_seconds=limit.marker_times * self.cost_throttle_duration_seconds,
         )
 
 
@@ -141,17 +174,24 @@ class Setting:
         return self.name.upper()
 
 
-def settings_table(stream_deadline_seconds: int = 1) -> dict[str, Setting]:
-    """All live settings by name; the window is never shorter than the longest answer."""
+def settings_table(stream_deadline_seconds: int = 1, budget_time_zone: str = "UTC") -> dict[str, Setting]:
+    """All live settings by name; no sliding window is shorter than the longest answer."""
     rows = {}
     for name, info in LiveSettings.model_fields.items():
         value_type = next(item for item in info.metadata if isinstance(item, ValueType))
-        if name == _WINDOW and isinstance(value_type, Whole):
-            value_type = replace(
-                value_type, minimum=stream_deadline_seconds, note=" (not shorter than STREAM_DEADLINE_SECONDS)"
-            )
-        rows[name] = Setting(name, value_type, info.default)
+        bounded = _bounded(name, value_type, stream_deadline_seconds, budget_time_zone)
+        rows[name] = Setting(name, bounded, info.default)
     return rows
+
+
+def _bounded(name: str, value_type: ValueType[Any], stream_deadline_seconds: int, zone: str) -> ValueType[Any]:
+    """The type with the bounds that the environment gives it."""
+    if name == _WINDOW and isinstance(value_type, Whole):
+        return replace(value_type, minimum=stream_deadline_seconds, note=" (not shorter than STREAM_DEADLINE_SECONDS)")
+    if isinstance(value_type, BudgetRows):
+        shortest_seconds = max(SHORTEST_WINDOW_SECONDS, stream_deadline_seconds)
+        return replace(value_type, shortest_seconds=shortest_seconds, zone=zone)
+    return value_type
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +213,7 @@ class Baseline:
     sources: Mapping[str, Source] = field(default_factory=lambda: dict.fromkeys(LiveSettings.model_fields, "default"))
     development: bool = False
     stream_deadline_seconds: int = 1
+    budget_time_zone: str = "UTC"
 
 
 class SettingsRejected(TollgateError):
@@ -190,13 +231,16 @@ class SettingsStore:
     """The live settings of this process, kept up to date from Redis.
 
     Events: ``throttling_switched`` (`message`, `on`, `source`) at the first read and at each change of it;
-    ``setting_ignored`` (`setting`, `allowed`, `got`) for what is unusable in Redis, once a distinct text;
+    ``setting_ignored`` (`setting`, `allowed`, `got`) for what is unusable in Redis, once a distinct text; of a list it
+    may be one row, such as ``budgets[2].period``, and the other rows hold;
     ``settings_unreadable`` (`error`) once an outage; ``settings_replaced`` (`got`) when a change had to overwrite what
     is no JSON object.
     """
 
     def __init__(self, link: Link, baseline: Baseline, observer: Observer) -> None:
-        self.table: Mapping[str, Setting] = MappingProxyType(settings_table(baseline.stream_deadline_seconds))
+        self.table: Mapping[str, Setting] = MappingProxyType(
+            settings_table(baseline.stream_deadline_seconds, baseline.budget_time_zone)
+        )
         self.baseline = baseline
         self._shared = SharedText(link, SETTINGS_KEY)
         self._observer = observer
@@ -284,7 +328,7 @@ class SettingsStore:
             try:
                 wanted[name] = None if value is None else setting.value_type.read(value)
             except ValueError as error:
-                problems[name] = f"{error}; got {_shown_value(value)}"
+                problems[name] = refusal_text(error, shown_json(value))
         if problems:
             raise SettingsRejected(problems)
         return wanted
@@ -343,15 +387,16 @@ def _effective(text: bytes | None, baseline: Baseline, table: Mapping[str, Setti
         if value is None:
             continue
         try:
-            values[name] = table[name].value_type.read(value)
+            values[name], problems = table[name].value_type.read_leniently(value)
             sources[name] = "redis"
+            ignored += [_ignored(f"{name}{problem.place}", problem.allowed, problem.got) for problem in problems]
         except KeyError:
-            ignored.append(_ignored(shown(name), "no setting of this name", _shown_value(value)))
+            ignored.append(_ignored(shown(name), "no setting of this name", shown_json(value)))
         except ValueError as error:
-            ignored.append(_ignored(name, str(error), _shown_value(value)))
+            ignored.append(_ignored(name, str(error), shown_json(value)))
     more = len(ignored) - _REPORTED_FIELDS
     if more > 0:
-        ignored[_REPORTED_FIELDS:] = [_ignored(SETTINGS_KEY, "only what has a name in the table", f"{more} more")]
+        ignored[_REPORTED_FIELDS:] = [_ignored(SETTINGS_KEY, "only what the table of settings allows", f"{more} more")]
     return Effective(LiveSettings.model_validate(values), MappingProxyType(sources)), ignored
 
 
@@ -361,10 +406,3 @@ def _ignored(name: str, allowed: str, got: str) -> Event:
 
 def _shown_text(text: bytes) -> str:
     return shown(text.decode(errors="backslashreplace"))
-
-
-def _shown_value(value: object) -> str:
-    try:
-        return shown(strict_json.dumps(value))
-    except (TypeError, ValueError):
-        return shown(value)

@@ -49,7 +49,10 @@ def loads(text: bytes | str) -> object:
 
 
 def dumps(value: object) -> str:
-    """Write what `loads` reads; a `Decimal` becomes a number and keeps every digit."""
+    """Write what `loads` reads; a `Decimal` becomes a number and keeps every digit.
+
+    An object of our own is written as what its method `as_json` returns.
+    """
     if isinstance(value, dict):
         return "{" + ", ".join(f"{json.dumps(key)}: {dumps(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):
@@ -57,7 +60,8 @@ def dumps(value: object) -> str:
     if isinstance(value, Decimal):
         # Short numbers are written out (0.000000001, not 1E-9); one with a huge exponent stays as it is.
         return format(value, "f") if abs(value.adjusted()) <= _INT_DIGITS else str(value)
-    return json.dumps(value)
+    as_json = getattr(value, "as_json", None)
+    return json.dumps(value) if as_json is None else dumps(as_json())
 
 
 def _integer(digits: str) -> int | Decimal:

@@ -1,5 +1,8 @@
 """``GET /api/v1/usage``: what the caller has spent, has pending and has left of each of its own limits, and until when.
 
+Its own are the enforced budgets of its identifier and of its API key. `window_seconds` is the length of a window or of
+the calendar period that now is; what lasts for ever has none, and is never renewed.
+
 It needs no challenge: a caller that knows a hash learns amounts and nothing else, and could already spend that budget.
 """
 
@@ -7,30 +10,35 @@ from collections.abc import Callable
 
 from flask import Blueprint, Request, Response, json, request
 
-from backends.clock import US_PER_SECOND
-from backends.contract import Books, Marker
+from backends.budgets import Calendar, span_at
+from backends.clock import US_PER_SECOND, Clock
+from backends.contract import Books, BudgetUse, Marker
 from backends.errors import StoreError
 from backends.guard import Guard
-from backends.keys import SECONDS_PER_DAY
 from backends.money import usd_text
+from flaskapp.budgets import own
 from flaskapp.http.api_keys import ApiKeys
+from flaskapp.http.headers import FIRST_NAMED, length_seconds
 from flaskapp.http.identity import HEADER, Identity, identify, rate_key
 from flaskapp.http.refusals import THROTTLE_UNAVAILABLE, problem
 from flaskapp.settings import LiveSettings
 
 ROUTE = "/api/v1/usage"
 _RETRY_SECONDS = 1
+_NO_MODEL = ""
+"""Whatever budgets models have, they are not the caller's own."""
 
 
-def make_usage(guard: Guard, settings: Callable[[], LiveSettings], keys: ApiKeys) -> Blueprint:
+def make_usage(guard: Guard, settings: Callable[[], LiveSettings], keys: ApiKeys, clock: Clock) -> Blueprint:
     """The blueprint ``usage``; a caller with one of `keys` gets what that key has spent at ``/v1``."""
     blueprint = Blueprint("usage", __name__)
 
     @blueprint.get(ROUTE, endpoint="tell")  # the endpoint's name is part of its rate counters' keys
     def usage() -> Response:
         who, values = _who_asks(request, keys), settings()
+        budgets = own(values.plan.of(who.owners(_NO_MODEL), clock.now_us()))
         try:
-            books = guard.books(who.identifier, who.network, values.limits.window_seconds)
+            books = guard.books(budgets)
         except StoreError:
             message = "What was spent cannot be looked up now. Please try again."
             return problem(503, THROTTLE_UNAVAILABLE, "store", message, retry_after_seconds=_RETRY_SECONDS)
@@ -38,7 +46,7 @@ def make_usage(guard: Guard, settings: Callable[[], LiveSettings], keys: ApiKeys
             "enabled": values.enable_cost_throttling,
             "identifier": who.identifier,
             "as_of": books.as_of_us // US_PER_SECOND,
-            "limits": _limits(books, values),
+            "limits": _limits(books),
             "throttled": None if books.marker is None else _throttled(books.marker),
         }
         text = json.dumps(body, sort_keys=False) + "\n"
@@ -68,34 +76,30 @@ def _brings_a_key(request: Request, keys: ApiKeys) -> bool:
     return scheme == "bearer" and HEADER not in request.headers and not keys.is_open
 
 
-def _limits(books: Books, values: LiveSettings) -> dict[str, object]:
-    limits = values.limits
-    day_ends_at = (books.as_of_us // US_PER_SECOND // SECONDS_PER_DAY + 1) * SECONDS_PER_DAY
-    window = _amounts(limits.window_nanousd, books.window_nanousd, books.pending_nanousd)
-    day = _amounts(limits.day_nanousd, books.day_nanousd, books.pending_today_nanousd)
-    return {
-        "window": {
-            "window_seconds": limits.window_seconds,
-            **window,
-            **_renewal(books.window_frees_at_seconds, books.as_of_us),
-        },
-        "day": {"window_seconds": SECONDS_PER_DAY, **day, **_renewal(day_ends_at, books.as_of_us)},
-    }
+def _limits(books: Books) -> dict[str, object]:
+    uses = sorted(books.uses, key=lambda use: use.budget.name != FIRST_NAMED)
+    return {use.budget.name: _limit(use, books.as_of_us) for use in uses}
 
 
-def _amounts(limit_nanousd: int, booked_nanousd: int, pending_nanousd: int) -> dict[str, object]:
-    """What is booked, in two parts, pending and spent, and what is left."""
-    pending_nanousd = min(pending_nanousd, booked_nanousd)
+def _limit(use: BudgetUse, now_us: int) -> dict[str, object]:
+    """What is booked, in two parts, pending and spent, what is left, and when it renews."""
+    period, limit_nanousd, now_seconds = use.budget.period, use.budget.limit_nanousd or 0, now_us // US_PER_SECOND
+    pending_nanousd = min(use.pending_nanousd, use.spent_nanousd)
+    seconds = length_seconds(period, now_seconds)
+    # A calendar period ends whether something is booked in it or not.
+    ends_at = span_at(period, now_seconds).end_seconds if isinstance(period, Calendar) else use.renews_at_seconds
     return {
+        **({} if seconds is None else {"window_seconds": seconds}),
         "limit_usd": usd_text(limit_nanousd),
-        "spent_usd": usd_text(booked_nanousd - pending_nanousd),
+        "spent_usd": usd_text(use.spent_nanousd - pending_nanousd),
         "held_usd": usd_text(pending_nanousd),
-        "left_usd": usd_text(max(0, limit_nanousd - booked_nanousd)),
+        "left_usd": usd_text(max(0, limit_nanousd - use.spent_nanousd)),
+        **_renewal(ends_at, now_us),
     }
 
 
 def _renewal(at_seconds: int | None, now_us: int) -> dict[str, object]:
-    """When the first amount leaves the period; None where nothing is booked."""
+    """When the first amount leaves the period; None where nothing is booked, and where it never does."""
     seconds_left = None if at_seconds is None else max(1, -(-(at_seconds * US_PER_SECOND - now_us) // US_PER_SECOND))
     return {"renews_at": at_seconds, "renews_in_seconds": seconds_left}
 
@@ -103,6 +107,7 @@ def _renewal(at_seconds: int | None, now_us: int) -> dict[str, object]:
 def _throttled(marker: Marker) -> dict[str, object]:
     return {
         "reason": marker.cause.value,
+        "budget": marker.budget,
         "ends_in_seconds": marker.left_seconds,
         "retry_after_seconds": marker.retry_after_seconds,
         "in_flight": marker.in_flight,

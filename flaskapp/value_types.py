@@ -1,19 +1,21 @@
 """The types of values that a setting can have: what is allowed, in words and in numbers, and how it is read.
 
 `read` takes what strict JSON gives and coerces nothing; `read_text` takes a typed text (a variable, a form, a command
-line). Both raise `ValueError` whose text is `allowed`.
+line). Both raise `ValueError` whose text is `allowed`; of a list it is `RowRefused` where one row cannot be used.
 """
 # ruff: noqa: D102 (what a value type overrides is documented at `ValueType`)
 
 import re
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from decimal import Decimal
-from typing import Generic, Literal, NoReturn, TypeVar
+from typing import Generic, Literal, NamedTuple, NoReturn, TypeVar
 
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from backends.errors import shown
+from flaskapp import strict_json
 
 T = TypeVar("T")
 
@@ -41,6 +43,49 @@ _PERIOD_SECONDS = {
 _MAX_RATES = 5
 
 
+class RowProblem(NamedTuple):
+    """Why one row of a list cannot be used."""
+
+    row: int
+    """From 1 on."""
+    field: str
+    """Empty where it is the whole row."""
+    allowed: str
+    got: str
+
+    @property
+    def place(self) -> str:
+        """Where it stands, to be put behind the name of the setting."""
+        return f"[{self.row}].{self.field}" if self.field else f"[{self.row}]"
+
+    @property
+    def sentence(self) -> str:
+        """All of it in one line."""
+        where = f"row {self.row}, {self.field}" if self.field else f"row {self.row}"
+        return f"{where}: {self.allowed}; got {self.got}"
+
+
+class RowRefused(ValueError):
+    """A list with a row that cannot be used; the text says which row, why, and what was got."""
+
+    def __init__(self, problem: RowProblem) -> None:
+        super().__init__(problem.sentence)
+        self.problem = problem
+
+
+def refusal_text(error: ValueError, got: str | None) -> str:
+    """What a value type's error says, and what was got, where that is no secret and the error does not say it."""
+    return str(error) if got is None or isinstance(error, RowRefused) else f"{error}; got {got}"
+
+
+def shown_json(value: object) -> str:
+    """A value of strict JSON as `shown` shows a text."""
+    try:
+        return shown(strict_json.dumps(value))
+    except (TypeError, ValueError):
+        return shown(value)
+
+
 @dataclass(frozen=True)
 class ValueType(Generic[T]):
     """The base of all types. As `Annotated` metadata of a pydantic field it validates with `read`."""
@@ -62,6 +107,14 @@ class ValueType(Generic[T]):
     def read(self, value: object) -> T:
         """The value of what strict JSON gave. Raises ValueError."""
         raise NotImplementedError
+
+    def read_leniently(self, value: object) -> tuple[T, Sequence[RowProblem]]:
+        """As `read`, but of a list the rows that can be used, and why the others cannot.
+
+        Raises:
+            ValueError: it is no list, or of another type, which can be used as a whole or not at all.
+        """
+        return self.read(value), ()
 
     def read_text(self, text: str) -> T:
         """The value of a typed text. Raises ValueError."""

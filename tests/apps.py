@@ -13,6 +13,8 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from backends.budgets import Scope
+from backends.contract import Books
 from flaskapp.config import load_config
 from flaskapp.factory import create_app
 from flaskapp.tollgate import Tollgate
@@ -62,6 +64,11 @@ class Service:
     def window(self, identifier: str = "hash456") -> int:
         """What the identifier's window holds."""
         return int(sum(held for _, held in self.redis.zrange(f"llm:cost:recent:{identifier}", 0, -1, withscores=True)))
+
+    def books(self, identifier: str = "hash456") -> Books:
+        """What the strategy itself says is booked in the budgets that are always there."""
+        plan = self.tollgate.settings.current.values.plan
+        return self.tollgate.guard.books(plan.of({Scope.IDENTIFIER: identifier, Scope.NETWORK: NETWORK}, now_us=0))
 
     def stored(self) -> dict[str, Any]:
         """All keys of the guard and their values; request counters aside."""

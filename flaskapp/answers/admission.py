@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from flask import Response, g
 
+from backends.budgets import Budget
 from backends.contract import Ask, Duplicate, Event, Idempotency, Refusal, Verdict
 from backends.errors import ThrottleUnavailable
 from backends.guard import Guard
@@ -43,22 +44,25 @@ class Admission:
         idempotency: Idempotency | None,
     ) -> AdmittedAnswer | Response:
         """Reserve the most that an answer can cost: the admitted answer, or the refusal to send instead."""
-        started_seconds = self.context.clock.monotonic_seconds()
+        clock = self.context.clock
+        started_seconds = clock.monotonic_seconds()
+        owners = who.owners(cost_bound.price.model)
+        budgets = settings.plan.of(owners, clock.now_us())
         try:
-            verdict = self._reserve(who, cost_bound, settings, idempotency)
+            verdict = self._reserve(who, cost_bound, budgets, settings, idempotency)
         except ThrottleUnavailable as error:
             return self.timed(store_unavailable(error), started_seconds)
         if isinstance(verdict, Duplicate):
             return self.timed(duplicate_refused(verdict), started_seconds)
         if isinstance(verdict, Refusal):
-            return self.timed(cost_refused(verdict), started_seconds)
-        now_seconds = self.context.clock.monotonic_seconds()
+            return self.timed(cost_refused(verdict, budgets), started_seconds)
+        now_seconds = clock.monotonic_seconds()
         return AdmittedAnswer(
             g.request_id,
             upstream,
-            Meter(self.guard, verdict, cost_bound, lambda: self.settings().limits),
+            Meter(self.guard, verdict, cost_bound, lambda: self.settings().plan.of(owners, clock.now_us())),
             self.context,
-            admitted_headers(verdict, settings.limits, now_seconds - started_seconds),
+            admitted_headers(verdict, now_seconds - started_seconds),
             deadline_at_seconds=now_seconds + self.stream_deadline_seconds,
         )
 
@@ -74,7 +78,12 @@ class Admission:
         return None if duplicate is None else self.timed(duplicate_refused(duplicate), started_seconds)
 
     def _reserve(
-        self, who: Identity, cost_bound: CostBound, settings: LiveSettings, idempotency: Idempotency | None
+        self,
+        who: Identity,
+        cost_bound: CostBound,
+        budgets: tuple[Budget, ...],
+        settings: LiveSettings,
+        idempotency: Idempotency | None,
     ) -> Verdict | None:
         """The guard's verdict; None while cost throttling is off."""
         is_on = settings.enable_cost_throttling
@@ -91,17 +100,17 @@ class Admission:
         return self.guard.reserve(
             Ask(
                 reservation_id=g.request_id,
-                identifier=who.identifier,
-                network=who.network,
                 cost_nanousd=cost_nanousd,
-                limits=settings.limits,
+                budgets=budgets,
                 pending_seconds=self.stream_deadline_seconds + SETTLE_SECONDS,
                 idempotency=idempotency,
                 at_least_nanousd=at_least_nanousd,
+                mark_when_busy=settings.throttle_when_busy,
             )
         )
 
     def timed(self, response: Response, started_seconds: float) -> Response:
         """`response` with ``Server-Timing``: the time since `started_seconds`."""
-        response.headers["Server-Timing"] = timing(self.context.clock.monotonic_seconds() - started_seconds)
+        check_seconds = self.context.clock.monotonic_seconds() - started_seconds
+        response.headers["Server-Timing"] = timing(check_seconds * 1_000)
         return response

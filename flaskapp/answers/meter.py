@@ -4,7 +4,8 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from backends.contract import Limits, Reservation
+from backends.budgets import Budget
+from backends.contract import Reservation
 from backends.guard import Guard
 from backends.pricing.prices import Price
 from backends.pricing.token_bounds import shows_its_tokens
@@ -124,11 +125,15 @@ class Meter:
 
     Args:
         reservation: None while cost throttling is off; then the meter only counts.
-        limits: read at each extension.
+        budgets: those of today, asked for at each extension.
     """
 
     def __init__(
-        self, guard: Guard, reservation: Reservation | None, cost_bound: CostBound, limits: Callable[[], Limits]
+        self,
+        guard: Guard,
+        reservation: Reservation | None,
+        cost_bound: CostBound,
+        budgets: Callable[[], tuple[Budget, ...]],
     ) -> None:
         self.max_usage = cost_bound.max_usage
         self._guard = guard
@@ -136,7 +141,7 @@ class Meter:
         self._cost_bound = cost_bound
         self._price = cost_bound.price
         self._slices = cost_bound.slices if reservation is not None else None
-        self._limits = limits
+        self._budgets = budgets
         self._covered_tokens = self.max_usage.output_tokens
         if cost_bound.slices is not None:
             self._covered_tokens = self._tokens_within(self._reserved_nanousd, 0, self._covered_tokens)
@@ -241,7 +246,7 @@ class Meter:
             extended = self._guard.extend(
                 reservation,
                 self._cost_bound.highest_cost_nanousd(wanted),
-                self._limits(),
+                self._budgets(),
                 at_least_nanousd=self._cost_bound.highest_cost_nanousd(at_least),
             )
             if extended is None:

@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 from flask import Request
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from backends.pricing.token_bounds import Message
 from flaskapp.http.json_body import not_usable, read_json_object
 from flaskapp.http.refusals import InvalidRequest
 
@@ -40,11 +39,6 @@ class ChatBody(BaseModel):
 
     _defaults: set[str] = PrivateAttr(default_factory=set)
     """The fields that the client did not send."""
-
-    @property
-    def history(self) -> list[Message]:
-        """The earlier messages, oldest first."""
-        return [Message(turn.role, turn.content) for turn in self.chat_history]
 
 
 def read_chat_body(request: Request, *, default_model: str, models: tuple[str, ...], max_tokens: int) -> ChatBody:

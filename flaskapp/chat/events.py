@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import orjson
 
@@ -9,11 +10,11 @@ from backends.money import usd_text
 from flaskapp.llm import Piece, Usage
 
 
+@dataclass(slots=True)
 class ChatStreamFormat:
     """The events of the chat endpoint. See `answer.StreamFormat`."""
 
-    def __init__(self, request_id: str) -> None:
-        self._request_id = request_id
+    request_id: str
 
     def pieces(self, pieces: Sequence[Piece]) -> bytes:
         """An event for each text, where the pieces have one."""
@@ -26,7 +27,7 @@ class ChatStreamFormat:
         return _event(
             {
                 "status": "complete",
-                "request_id": self._request_id,
+                "request_id": self.request_id,
                 "usage": {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens},
                 "cost_usd": usd_text(cost_nanousd),
                 "finish_reason": finish_reason,
@@ -38,7 +39,7 @@ class ChatStreamFormat:
         return _event(
             {
                 "status": "error",
-                "request_id": self._request_id,
+                "request_id": self.request_id,
                 "error": error,
                 "message": message,
                 "usage": {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens},

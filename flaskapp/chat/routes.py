@@ -83,8 +83,9 @@ class ChatRoutes:
     @staticmethod
     def _fitting(body: ChatBody, max_tokens: int) -> tuple[tuple[Message, ...], int]:
         """The messages for the model, the oldest left out where there are too many, and the bound of their tokens."""
+        history = [Message(turn.role, turn.content) for turn in body.chat_history]
         try:
-            return bound_for(body.model).fit(SYSTEM_PROMPT, body.history, body.query, max_tokens)
+            return bound_for(body.model).fit(SYSTEM_PROMPT, history, body.query, max_tokens)
         except InputTooLong as error:
             reason = f"is longer than the {max_tokens} tokens that an input may have"
             raise InvalidRequest(422, "query", reason) from error

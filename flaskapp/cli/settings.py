@@ -12,6 +12,7 @@ from flaskapp.config import load_config
 from flaskapp.ops.running_services import running_services
 from flaskapp.settings import Effective, Setting, SettingsStore
 from flaskapp.tollgate import Tollgate
+from flaskapp.value_types import refusal_text
 
 OF_THIS_SHELL = "this shell's environment"
 
@@ -84,7 +85,7 @@ def make_settings_cli(get_view: Callable[[], SettingsView]) -> click.Group:
         try:
             wanted = setting.value_type.read_text(value)
         except ValueError as error:
-            fail(f"{name}: {error}; got {setting.value_type.shown(value)}")
+            fail(f"{name}: {refusal_text(error, setting.value_type.shown(value))}")
         _change(view, setting, wanted)
 
     @group.command("unset")

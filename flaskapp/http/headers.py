@@ -7,10 +7,11 @@ from functools import lru_cache
 
 from flask import Request
 
+from backends.budgets import Calendar, Period, Sliding, span_at
 from backends.clock import US_PER_SECOND
-from backends.contract import Idempotency, Limits, Reservation
-from backends.keys import SECONDS_PER_DAY
+from backends.contract import Idempotency, Reservation
 from backends.money import usd_text
+from flaskapp.budgets import own
 from flaskapp.http.refusals import InvalidRequest
 
 UNGUARDED = "off"
@@ -18,6 +19,10 @@ IDEMPOTENCY_HEADER = "Idempotency-Key"
 _KEY = re.compile(r"[!-~]{1,128}")
 _NANOUSD_PER_MICROUSD = 1_000
 _UNIT = "tollgate-microusd"
+FIRST_NAMED = "window"
+"""The budget that the headers name first."""
+timing: Callable[[float], str] = "throttle;dur={:.3f}".format
+"""``Server-Timing``: the time of the check alone, in milliseconds."""
 
 
 def read_idempotency(request: Request, identifier: str, route: str, body_text: Callable[[], str]) -> Idempotency | None:
@@ -37,47 +42,61 @@ def read_idempotency(request: Request, identifier: str, route: str, body_text: C
     return Idempotency(scoped[:32], hashlib.sha256(body_text().encode()).hexdigest()[:16])
 
 
-def timing(seconds: float) -> str:
-    """``Server-Timing``: the time of the check alone."""
-    return f"throttle;dur={seconds * 1_000:.3f}"
-
-
-def admitted_headers(reservation: Reservation | None, limits: Limits, check_seconds: float) -> dict[str, str]:
+def admitted_headers(reservation: Reservation | None, check_seconds: float) -> dict[str, str]:
     """The headers of an admitted answer; without a reservation only ``X-Throttle-Backend: off``."""
     if reservation is None:
         return {"X-Throttle-Backend": UNGUARDED}
     return {
         "X-Throttle-Backend": reservation.backend,
         "X-Cost-Reserved-USD": usd_text(reservation.cost_nanousd),
-        "Server-Timing": timing(check_seconds),
-        **rate_limit_headers(reservation, limits),
+        "Server-Timing": timing(check_seconds * 1_000),
+        **rate_limit_headers(reservation),
     }
 
 
-def rate_limit_headers(reservation: Reservation, limits: Limits) -> dict[str, str]:
+def rate_limit_headers(reservation: Reservation) -> dict[str, str]:
     """``RateLimit-Policy`` and ``RateLimit`` after draft-ietf-httpapi-ratelimit-headers, from the reply of `reserve`.
 
-    Amounts are micro-dollars, rounded down; `t` is seconds until the next amount leaves the window, or the day ends.
+    They name the caller's own budgets and no others. Amounts are micro-dollars, rounded down; `w` is the length of the
+    window or of this period, `t` is seconds until the next amount leaves the window, or the period ends.
     """
-    made_at_us = reservation.made_at_us
-    day_seconds_left = SECONDS_PER_DAY - made_at_us // US_PER_SECOND % SECONDS_PER_DAY
-    window_seconds_left = max(
-        1, -(-(reservation.window_frees_at_seconds * US_PER_SECOND - made_at_us) // US_PER_SECOND)
-    )
-    window_left = max(0, limits.window_nanousd - reservation.window_spent_nanousd) // _NANOUSD_PER_MICROUSD
-    day_left = max(0, limits.day_nanousd - reservation.day_spent_nanousd) // _NANOUSD_PER_MICROUSD
-    return {
-        "RateLimit-Policy": _policy(limits),
-        "RateLimit": f'"window";r={window_left};t={window_seconds_left}, "day";r={day_left};t={day_seconds_left}',
-    }
+    amounts = zip(reservation.spent_nanousd, reservation.renews_at_seconds, strict=True)
+    booked = dict(zip([budget.name for budget in reservation.budgets], amounts, strict=True))
+    policies: list[_Named] = []
+    left: list[str] = []
+    # Each answer passes here.
+    for name, _, period, limit_nanousd, _, _, _ in own(reservation.budgets):
+        if limit_nanousd is None:
+            continue
+        spent_nanousd, renews_at_seconds = booked[name]
+        item = f'"{name}";r={max(0, limit_nanousd - spent_nanousd) // _NANOUSD_PER_MICROUSD}'
+        if renews_at_seconds is not None:
+            us_left = renews_at_seconds * US_PER_SECOND - reservation.made_at_us
+            item = f"{item};t={max(1, -(-us_left // US_PER_SECOND))}"
+        place = 0 if name == FIRST_NAMED else len(left)
+        left.insert(place, item)
+        ends_at_seconds = renews_at_seconds if isinstance(period, Calendar) else None
+        policies.insert(place, (name, limit_nanousd, period, ends_at_seconds))
+    return {"RateLimit-Policy": _policy(tuple(policies)), "RateLimit": ", ".join(left)}
 
 
-@lru_cache(maxsize=16)
-def _policy(limits: Limits) -> str:
-    rows = (
-        ("window", limits.window_nanousd, limits.window_seconds),
-        ("day", limits.day_nanousd, SECONDS_PER_DAY),
-    )
-    return ", ".join(
-        f'"{name}";q={limit // _NANOUSD_PER_MICROUSD};w={seconds};qu="{_UNIT}"' for name, limit, seconds in rows
-    )
+def length_seconds(period: Period, at_seconds: int) -> int | None:
+    """The length of a window, or of the calendar period that holds a moment; None of what lasts for ever."""
+    if isinstance(period, Calendar):
+        start_seconds, end_seconds = span_at(period, at_seconds)
+        return end_seconds - start_seconds
+    return period.seconds if isinstance(period, Sliding) else None
+
+
+_Named = tuple[str, int, Period, int | None]
+"""A budget's name, limit (nano-dollars) and period, and when that ends, if it is one of a calendar (unix time)."""
+
+
+@lru_cache(maxsize=64)
+def _policy(named: tuple[_Named, ...]) -> str:
+    items = []
+    for name, limit_nanousd, period, ends_at_seconds in named:
+        seconds = length_seconds(period, (ends_at_seconds or 1) - 1)
+        length = "" if seconds is None else f";w={seconds}"
+        items.append(f'"{name}";q={limit_nanousd // _NANOUSD_PER_MICROUSD}{length};qu="{_UNIT}"')
+    return ", ".join(items)

@@ -1,18 +1,19 @@
-"""The identity of a caller: a browser's stable identifier, its challenge, and the network that it calls from."""
+"""The identity of a caller: its stable identifier, its challenge, its networks, and the name and team of its key."""
 
-import ipaddress
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 
 from flask import Request
 
+from backends.budgets import EVERYBODY, Scope
+from flaskapp.http.networks import UNKNOWN_NETWORK, network_of, wide_network_of
 from flaskapp.http.refusals import InvalidRequest
+
+__all__ = ["HEADER", "UNKNOWN_NETWORK", "Identity", "identify", "network_of", "rate_key", "wide_network_of"]
 
 HEADER = "X-Fingerprint"
 _WORD = r"[A-Za-z0-9_-]{1,128}"
 _FINGERPRINT = re.compile(rf"(?:fp:({_WORD}):)?({_WORD})")
-UNKNOWN_NETWORK = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +21,34 @@ class Identity:
     """One caller, as far as a request shows it."""
 
     identifier: str
-    """The hash of the fingerprint, or ``ip:<network>`` without one."""
+    """The hash of the fingerprint or of the key, or ``ip:<network>`` without either."""
     network: str
     challenge: str | None
     has_fingerprint: bool
+    key: str | None = None
+    """The name of its API key."""
+    team: str | None = None
+    """The team of its API key."""
+
+    @property
+    def wide_network(self) -> str:
+        """The IPv4 /24 or IPv6 /48 that its network is in."""
+        return wide_network_of(self.network)
+
+    def owners(self, model: str) -> dict[Scope, str]:
+        """Whose budgets a request of this caller to `model` is charged to, of each scope that has an owner."""
+        owners = {
+            Scope.IDENTIFIER: self.identifier,
+            Scope.NETWORK: self.network,
+            Scope.WIDE_NETWORK: wide_network_of(self.network),
+            Scope.GLOBAL: EVERYBODY,
+            Scope.MODEL: model,
+        }
+        if self.key is not None:
+            owners[Scope.KEY] = self.key
+        if self.team is not None:
+            owners[Scope.TEAM] = self.team
+        return owners
 
 
 def identify(request: Request) -> Identity:
@@ -49,17 +74,3 @@ def rate_key(request: Request) -> str:
         return identify(request).identifier
     except InvalidRequest:
         return f"ip:{network_of(request.remote_addr)}"
-
-
-@lru_cache(maxsize=1_024)
-def network_of(address: str | None) -> str:
-    """The IPv4 address, or the /64 of an IPv6 one."""
-    try:
-        parsed = ipaddress.ip_address((address or "").partition("%")[0])
-    except ValueError:
-        return UNKNOWN_NETWORK
-    if isinstance(parsed, ipaddress.IPv6Address):
-        if parsed.ipv4_mapped is not None:
-            return str(parsed.ipv4_mapped)
-        return str(ipaddress.ip_network((int(parsed) >> 64 << 64, 64)))
-    return str(parsed)

@@ -1,12 +1,13 @@
 """Refusals and errors as responses: RFC 9457 problems, with their statuses, words and headers in one place."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from flask import Flask, Response, current_app, g, has_request_context, json, request
 from werkzeug.exceptions import HTTPException, NotFound, RequestEntityTooLarge
 from werkzeug.http import HTTP_STATUS_CODES
 
-from backends.contract import Duplicate, DuplicateState, Reason, Refusal
+from backends.budgets import Budget, Reason
+from backends.contract import Duplicate, DuplicateState, Refusal
 from backends.errors import ThrottleUnavailable
 from backends.money import usd_text
 from flaskapp.http.openai_errors import error_object, retry_headers, speaks_openai
@@ -91,17 +92,17 @@ def _with_headers(response: Response, retry_after_seconds: int | None, headers: 
     return response
 
 
-def cost_refused(refusal: Refusal) -> Response:
-    """429 for a refusal by the guard."""
+def cost_refused(refusal: Refusal, budgets: Iterable[Budget]) -> Response:
+    """429 for a refusal by the guard; `budgets` are those that the request would have been charged to."""
     flags = {"can_never_fit": refusal.can_never_fit, "in_flight": refusal.in_flight}
     return problem(
         429,
         COST_THROTTLED,
         refusal.reason.value,
-        _cost_message(refusal),
+        _cost_message(refusal, budgets),
         retry_after_seconds=refusal.retry_after_seconds,
         scope=refusal.scope.value,
-        extra={name: True for name, is_set in flags.items() if is_set},
+        extra={"budget": refusal.budget, **{name: True for name, is_set in flags.items() if is_set}},
     )
 
 
@@ -131,14 +132,20 @@ def store_unavailable(error: ThrottleUnavailable) -> Response:
     return problem(503, THROTTLE_UNAVAILABLE, "store", message, retry_after_seconds=error.retry_after_seconds)
 
 
-def _cost_message(refusal: Refusal) -> str:
-    message = _MESSAGES[refusal.cause]
+def _cost_message(refusal: Refusal, budgets: Iterable[Budget]) -> str:
+    message = _MESSAGES.get(refusal.cause) or f"Usage limit reached ({refusal.budget})."
     if refusal.can_never_fit:
-        limit = "" if refusal.limit_nanousd is None else f" of {usd_text(refusal.limit_nanousd)} USD"
-        return f"{message} This request alone is larger than the whole limit{limit}: ask for less."
+        # What refuses may have room for it one day; what it can never fit into has the smallest limit of all.
+        limits = [each.limit_nanousd for each in budgets if each.limit_nanousd is not None and not each.is_shadow]
+        if 0 in limits:
+            return f"{message} Nothing may be spent here now: a limit is set to 0."
+        limit = f" of {usd_text(min(limits))} USD" if limits else ""
+        return f"{message} This request alone is larger than a whole limit{limit}: ask for less."
+    if refusal.retry_after_seconds is None:
+        return f"{message} Waiting does not help: this limit is not renewed."
     if refusal.in_flight:
         message += " Answers that are still under way hold the rest of it."
-    return f"{message} Please try again in {_duration(refusal.retry_after_seconds or 1)}."
+    return f"{message} Please try again in {_duration(refusal.retry_after_seconds)}."
 
 
 def _duration(seconds: int) -> str:

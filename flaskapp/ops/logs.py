@@ -5,19 +5,22 @@ import logging
 import sys
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 from types import TracebackType
 from typing import TypeAlias
 
 from pythonjsonlogger.json import JsonFormatter
 
 from backends.clock import US_PER_SECOND, SystemClock
-from backends.contract import Event, Refusal
+from backends.contract import Event, Refusal, Reservation
 from backends.money import usd_text
 
 LOGGER = logging.getLogger("tollgate")
 # There is no log until a server sets it up: a command reports its errors itself.
 LOGGER.addHandler(logging.NullHandler())
 _SHOWN_CHARACTERS = 8
+_SHOWN_SPENT = ("window", "day")
+"""The budgets whose amounts stand in the line of an admission."""
 _CLOCK = SystemClock()
 _Trace: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None]
 
@@ -26,6 +29,7 @@ _WORDS = {
     "check_called": "Cost throttling check called",
     "reserved": "Cost recorded for stable_identifier",
     "refused": "Cost-based throttling triggered",
+    "shadow_refused": "Shadow budget would have refused",
     "check_failed": "Error executing cost throttle Lua script",
     "settled": "Cost settled",
     "duplicate": "Request sent before, not charged again",
@@ -113,6 +117,7 @@ class _Record(logging.LogRecord):
         )
 
 
+@lru_cache(maxsize=256)
 def cut(identifier: str) -> str:
     """So much of an identifier as helps to find it again, and never all of it."""
     return identifier[: min(_SHOWN_CHARACTERS, len(identifier) * 2 // 3)] + "…"
@@ -137,8 +142,11 @@ def _shown(fields: Mapping[str, object]) -> dict[str, object]:
         elif isinstance(value, float):
             shown[name] = round(value, 3)
         elif isinstance(value, Refusal):
-            shown["reason"], shown["cause"] = value.reason.value, value.cause.value
+            shown["reason"], shown["cause"], shown["budget"] = value.reason.value, value.cause.value, value.budget
             shown["retry_after_seconds"], shown["in_flight"] = value.retry_after_seconds, value.in_flight
+        elif isinstance(value, Reservation):
+            spent = {budget.name: nanousd for budget, nanousd in zip(value.budgets, value.spent_nanousd, strict=True)}
+            shown |= {f"{name}_usd": usd_text(spent[name]) for name in _SHOWN_SPENT if name in spent}
         elif name != "exception":
             shown[name] = value
     return shown

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 from flask import Blueprint, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
@@ -10,7 +11,9 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from backends.contract import Event, Refusal
 from backends.guard import EMERGENCY
 
-_Count = Callable[[dict[str, object], str], None]
+_Fields = dict[str, Any]
+"""Of an event; `backends.guard.events` says what each event has."""
+_Count = Callable[[_Fields, str], None]
 """Counts an event with these fields, of this backend."""
 _CHECK_BUCKETS = (0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2)
 
@@ -25,7 +28,7 @@ class Metrics:
     def __init__(self, directory: str | None) -> None:
         self._directory = directory
         self._registry = CollectorRegistry()
-        self.checks = self._counter("checks", "Requests that the guard decided", "backend", "outcome")
+        self.checks = self._counter("checks", "Requests that the guard decided", "backend", "budget", "outcome")
         check_seconds = Histogram(
             "tollgate_check_seconds",
             "Time of the check alone",
@@ -37,6 +40,7 @@ class Metrics:
         self.check_seconds: Callable[[str], Histogram] = cache(check_seconds.labels)
         self.reserved = self._counter("reserved_nanousd", "Nano-dollars reserved", "backend")
         self.booked = self._counter("booked_nanousd", "Nano-dollars booked at settlement", "backend", "outcome")
+        self.shadow_refusals = self._counter("shadow_refusals", "Admitted, over a shadow budget", "budget")
         self.overrun = self._counter("overrun_nanousd", "Nano-dollars used above what was reserved", "backend")
         self.expired = self._counter(
             "expired_nanousd", "Nano-dollars of reservations that nobody ended, booked in full"
@@ -48,9 +52,10 @@ class Metrics:
         self._counts: dict[str, _Count] = {
             "reserved": self._reserved,
             "refused": self._refused,
+            "shadow_refused": lambda fields, _: self.shadow_refusals(str(fields["budget"])).inc(),
             "duplicate": lambda fields, backend: self._decided(fields, backend, "duplicate"),
             "settled": self._settled,
-            "expired": lambda fields, _: self.expired.inc(_amount(fields, "expired_nanousd")),
+            "expired": lambda fields, _: self.expired.inc(fields["expired_nanousd"]),
             "extended": self._extended,
             "extension_refused": lambda _, backend: self.extensions(backend, "refused").inc(),
             "check_failed": lambda fields, _: self.failures(str(fields["is_bug"]).lower()).inc(),
@@ -72,42 +77,36 @@ class Metrics:
         MultiProcessCollector(all_workers, path=self._directory)  # type: ignore[no-untyped-call] # the library leaves it so
         return generate_latest(all_workers)
 
-    def _reserved(self, fields: dict[str, object], backend: str) -> None:
+    def _reserved(self, fields: _Fields, backend: str) -> None:
         self._decided(fields, backend, "admitted")
-        self.reserved(backend).inc(_amount(fields, "cost_nanousd"))
+        self.reserved(backend).inc(fields["cost_nanousd"])
         if backend == EMERGENCY:
-            self.emergency.inc(_amount(fields, "cost_nanousd"))
+            self.emergency.inc(fields["cost_nanousd"])
 
-    def _extended(self, fields: dict[str, object], backend: str) -> None:
+    def _extended(self, fields: _Fields, backend: str) -> None:
         self.extensions(backend, "granted").inc()
         if backend == EMERGENCY:
-            self.emergency.inc(_amount(fields, "more_nanousd"))
+            self.emergency.inc(fields["more_nanousd"])
 
-    def _refused(self, fields: dict[str, object], backend: str) -> None:
-        refusal = fields["refusal"]
-        self._decided(fields, backend, refusal.reason.value if isinstance(refusal, Refusal) else "refused")
+    def _refused(self, fields: _Fields, backend: str) -> None:
+        refusal: Refusal = fields["refusal"]
+        self._decided(fields, backend, refusal.reason.value, refusal.budget)
 
-    def _settled(self, fields: dict[str, object], backend: str) -> None:
-        self.booked(backend, str(fields["outcome"])).inc(_amount(fields, "booked_nanousd"))
+    def _settled(self, fields: _Fields, backend: str) -> None:
+        self.booked(backend, str(fields["outcome"])).inc(fields["booked_nanousd"])
         overrun = self.overrun(backend)
         if fields["overrun_nanousd"]:
-            overrun.inc(_amount(fields, "overrun_nanousd"))
+            overrun.inc(fields["overrun_nanousd"])
 
-    def _decided(self, fields: dict[str, object], backend: str, outcome: str) -> None:
-        self.checks(backend, outcome).inc()
-        check_ms = fields["check_ms"]
-        if isinstance(check_ms, float):
-            self.check_seconds(backend).observe(check_ms / 1_000)
+    def _decided(self, fields: _Fields, backend: str, outcome: str, budget: str = "") -> None:
+        """Count a decision; `budget` is the one that refused, under a marker the one that set it."""
+        self.checks(backend, budget, outcome).inc()
+        self.check_seconds(backend).observe(fields["check_ms"] / 1_000)
 
     def _counter(self, name: str, text: str, *labels: str) -> Callable[..., Counter]:
         """The counter of each set of labels."""
         counter = Counter(f"tollgate_{name}", text, labels, registry=self._registry)
         return cache(counter.labels) if labels else lambda: counter
-
-
-def _amount(fields: dict[str, object], name: str) -> int:
-    amount = fields.get(name, 0)
-    return amount if isinstance(amount, int) else 0
 
 
 def make_metrics_page(metrics: Metrics) -> Blueprint:

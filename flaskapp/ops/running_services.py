@@ -13,7 +13,13 @@ from pathlib import Path
 
 from flaskapp.settings import settings_table
 
-_NOTED = {"ENVIRONMENT", "DEBUG", "STREAM_DEADLINE_SECONDS", *(row.variable for row in settings_table().values())}
+_NOTED = {
+    "ENVIRONMENT",
+    "DEBUG",
+    "STREAM_DEADLINE_SECONDS",
+    "BUDGET_TIME_ZONE",
+    *(row.variable for row in settings_table().values()),
+}
 """What settings fall back to; no secret is among them."""
 
 

@@ -97,7 +97,7 @@ class Stage:
         self.upstream = upstream
         self.under_way = AnswersUnderWay()
         self.clock = clock or SystemClock()
-        self.meter = Meter(None, None, CostBound(PRICE, MOST), limits=lambda: None)
+        self.meter = Meter(None, None, CostBound(PRICE, MOST), budgets=lambda: ())
         context = AnswerContext(self.clock, self.emitted.append, self.under_way, lambda: drain_seconds)
         ends = self.clock.monotonic_seconds() + deadline_seconds
         self.answer = AdmittedAnswer("rid", upstream, self.meter, context, {"X-Mine": "1"}, deadline_at_seconds=ends)

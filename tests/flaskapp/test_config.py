@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backends.budgets import Scope, Sliding
 from backends.errors import ConfigurationError
 from flaskapp.config import Config, load_config, variables
 from flaskapp.http.api_keys import ApiKeys
@@ -26,6 +27,7 @@ def test_the_defaults_are_those_of_the_contract():
         "redis_url": None,
         "throttle_backend": "atomic",
         "stream_deadline_seconds": 120,
+        "budget_time_zone": "UTC",
         "llm_base_url": None,
         "llm_api_key": None,
         "llm_model": "gpt-4o",
@@ -60,6 +62,8 @@ def test_the_defaults_are_those_of_the_contract():
         "network_daily_cost_limit_usd": Decimal(1),
         "hourly_spend_limit_usd": Decimal(1),
         "daily_spend_limit_usd": Decimal(5),
+        "budgets": (),
+        "budget_overrides": (),
         "reservation_policy": "worst_case",
         "reservation_slice_tokens": 256,
         "reservation_cushion_tokens": 16,
@@ -119,8 +123,8 @@ def test_every_variable_is_read():
     assert config.admin_token.get_secret_value() == "pässword"
     assert (config.demo_tokens_per_second, config.log_level, config.web_concurrency) == (0.5, "DEBUG", 4)
     live = config.live_baseline
-    assert live.values.limits.network_window_nanousd is None
-    assert live.values.limits.window_seconds == 60
+    (network_window, *_) = live.values.plan.of({Scope.NETWORK: "198.51.100.7"}, now_us=0)
+    assert (network_window.limit_nanousd, network_window.period) == (None, Sliding(60))
     assert live.values.throttle_when_busy is False
     assert live.values.chat_rate_limit == "5/second; 100 per hour"
     assert sorted(name for name, source in live.sources.items() if source == "environment") == [
@@ -298,7 +302,13 @@ def test_the_configuration_never_changes():
         config.port = 1
 
 
-@pytest.mark.parametrize("text", ["one,", ",", "a b", "one,*", "*,one", "schlüssel", "x" * 1_001, "one\ttwo"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("one,", ",", "a b", "one,*", "*,one", "schlüssel", "x" * 1_001, "one\ttwo", "web=*", "web=a b"),
+        *("web=one,mobile=one", "web@a=one,web@b=one", "web=one,one", f"web=one,{hashlib.sha256(b'one').hexdigest()}"),
+    ],
+)
 def test_what_is_no_list_of_keys_stops_the_start(text):
     assert refusal(API_KEYS=text).startswith("API_KEYS: keys of visible ASCII characters")
 

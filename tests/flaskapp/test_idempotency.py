@@ -29,8 +29,8 @@ def duplicate(refused):
 
 
 def booked(service, identifier="hash456"):
-    books = service.tollgate.guard.books(identifier, NETWORK, 600)
-    return books.window_nanousd, books.day_nanousd, books.pending_nanousd
+    books = service.books(identifier)
+    return books.spent("window"), books.spent("day"), books.use("window").pending_nanousd
 
 
 @pytest.fixture(params=["atomic", "legacy", "memory"])

@@ -4,7 +4,8 @@ import pytest
 from werkzeug.test import EnvironBuilder
 from werkzeug.wrappers import Request
 
-from flaskapp.http.identity import identify, network_of, rate_key
+from backends.budgets import Scope
+from flaskapp.http.identity import identify, network_of, rate_key, wide_network_of
 from flaskapp.http.refusals import InvalidRequest
 from tests.servers import CHAT, LITECOIN
 
@@ -68,6 +69,38 @@ def test_a_line_break_at_the_end_is_no_part_of_it():
 )
 def test_a_network_is_an_ipv4_address_or_an_ipv6_64(address, network):
     assert network_of(address) == network
+
+
+@pytest.mark.parametrize(
+    ("address", "wide_network"),
+    [
+        ("203.0.113.9", "203.0.113.0/24"),
+        ("203.0.113.255", "203.0.113.0/24"),
+        ("203.0.114.0", "203.0.114.0/24"),
+        ("0.0.0.1", "0.0.0.0/24"),
+        ("::ffff:203.0.113.9", "203.0.113.0/24"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1::/48"),
+        ("2001:db8:1:ffff::", "2001:db8:1::/48"),
+        ("2001:db8:2::", "2001:db8:2::/48"),
+        ("::1", "::/48"),
+        ("fe80::1%eth0", "fe80::/48"),
+        (None, "unknown"),
+        ("rubbish", "unknown"),
+    ],
+)
+def test_a_wide_network_is_an_ipv4_24_or_an_ipv6_48(address, wide_network):
+    assert identify(request_with(address)).wide_network == wide_network
+    assert wide_network_of(wide_network) == wide_network
+
+
+def test_a_visitor_has_owners_in_all_scopes_but_those_of_keys():
+    assert identify(request_with(**{"X-Fingerprint": "hash456"})).owners("gpt-4o") == {
+        Scope.IDENTIFIER: "hash456",
+        Scope.NETWORK: "198.51.100.7",
+        Scope.WIDE_NETWORK: "198.51.100.0/24",
+        Scope.GLOBAL: "all",
+        Scope.MODEL: "gpt-4o",
+    }
 
 
 def test_a_bad_fingerprint_counts_for_its_network():

@@ -5,8 +5,9 @@ from decimal import Decimal
 
 import pytest
 
+from backends.budgets import Budget, Forever, Scope
 from backends.clock import SystemClock
-from backends.conformance.cases import ROOMY, make_ask
+from backends.conformance.cases import NETWORK, ROOMY, WHO, make_ask
 from backends.conformance.harness import MemoryHarness
 from backends.contract import Reservation
 from backends.guard import EmergencyBudget, FailurePolicy, Guard
@@ -55,13 +56,13 @@ def meter_of(guard):
         cost = PRICE.highest_cost_nanousd(most.input_tokens, first_tokens)
         made = guard.reserve(make_ask("r0", cost, limits))
         assert isinstance(made, Reservation)
-        return Meter(guard, made, CostBound(price, most, slices), lambda: limits)
+        return Meter(guard, made, CostBound(price, most, slices), lambda: limits.budgets(WHO, NETWORK))
 
     return make
 
 
 def day(books):
-    return books.backend.books("hash456", "198.51.100.7", 600).day_nanousd
+    return books.backend.books(ROOMY.budgets(WHO, NETWORK)).spent("day")
 
 
 def test_a_slice_and_the_cushion_are_reserved_before_the_answer(meter_of, books):
@@ -235,6 +236,20 @@ def test_a_lead_is_forgotten_after_a_while():
     assert lead.tokens == 2
 
 
+@pytest.mark.parametrize(("today_tokens", "reserved_tokens"), [(60, 60), (61, 61), (None, 111)])
+def test_an_extension_keeps_to_the_budgets_of_today(guard, today_tokens, reserved_tokens):
+    """What is charged was fixed at the admission; a budget that is gone has no limit any more."""
+
+    def further(tokens):
+        return Budget("dear", "m", Forever(), INPUT + tokens * TOKEN, Scope.MODEL)
+
+    made = guard.reserve(make_ask("r0", INPUT + 60 * TOKEN, further=(further(10**6),)))
+    today = (*ROOMY.budgets(WHO, NETWORK), *([] if today_tokens is None else [further(today_tokens)]))
+    meter = Meter(guard, made, CostBound(PRICE, MOST, SLICES), lambda: today)
+    assert [meter.count(piece()) for _ in range(51)] == [True] * 50 + [reserved_tokens > 60]
+    assert guard.books((further(1),)).spent("dear") == INPUT + reserved_tokens * TOKEN
+
+
 def test_released_books_nothing(meter_of, books):
     meter = meter_of()
     assert meter.release() == 0 == day(books)
@@ -242,7 +257,7 @@ def test_released_books_nothing(meter_of, books):
 
 
 def test_without_a_reservation_everything_is_covered(guard):
-    meter = Meter(guard, None, CostBound(PRICE, MOST, SLICES), lambda: ROOMY)
+    meter = Meter(guard, None, CostBound(PRICE, MOST, SLICES), lambda: ())
     assert all(meter.count(piece()) for _ in range(400))
     assert meter.settle(None) == INPUT + 400 * TOKEN
 

@@ -8,11 +8,12 @@ from tests.servers import events, nanousd
 
 
 def numbers(service):
+    """By name and the values of the labels, in the order of the alphabet; empty ones are left out."""
     answer = service.client.get("/metrics")
     assert answer.status_code == 200
     assert answer.mimetype == "text/plain"
     return {
-        (sample.name.removeprefix("tollgate_"), tuple(sample.labels.values())): sample.value
+        (sample.name.removeprefix("tollgate_"), tuple(filter(None, sample.labels.values()))): sample.value
         for family in text_string_to_metric_families(answer.text)
         for sample in family.samples
     }
@@ -28,8 +29,8 @@ def test_admissions_and_refusals_are_counted_with_their_amounts(make_app, backen
     service.chat()
     counted = numbers(service)
     assert counted["checks_total", (backend, "admitted")] == admitted
-    assert counted["checks_total", (backend, "window_limit")] == 1
-    assert counted["checks_total", (backend, "throttled")] == 1
+    assert counted["checks_total", (backend, "window", "window_limit")] == 1
+    assert counted["checks_total", (backend, "window", "throttled")] == 1
     assert counted["reserved_nanousd_total", (backend,)] == admitted * 4_192_500
     assert counted["booked_nanousd_total", (backend, "settled")] == spent == service.daily()
     assert counted["overrun_nanousd_total", (backend,)] == 0

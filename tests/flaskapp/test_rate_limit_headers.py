@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backends.budgets import Budget, Calendar, Forever, Scope, Sliding, span_at
 from backends.conformance.cases import ROOMY
 from backends.conformance.harness import ManualClock
 from backends.contract import Reservation
@@ -127,6 +128,14 @@ def test_without_a_reservation_nothing_is_reported(make_app):
     assert {"RateLimit", "RateLimit-Policy", "X-Cost-Reserved-USD"}.isdisjoint(headers.keys())
 
 
+def reservation_of(budgets, spent_nanousd, renews_at_seconds, made_at_us=0):
+    return Reservation(
+        *("r", 1, budgets, "0" * 16, made_at_us, 120, "atomic"),
+        spent_nanousd=tuple(spent_nanousd),
+        renews_at_seconds=tuple(renews_at_seconds),
+    )
+
+
 MOST = 1_000_000 * 10**9
 """Nano-dollars: the highest limit that a setting takes."""
 
@@ -136,17 +145,13 @@ MOST = 1_000_000 * 10**9
 )
 def test_any_amounts_make_fields_that_can_be_parsed(window, day, spent, made_at_us, window_seconds):
     limits = replace(ROOMY, window_nanousd=window, day_nanousd=day, window_seconds=window_seconds)
-    reservation = Reservation(
-        *("r", "who", NETWORK, 1, "0" * 16),
-        made_at_us=made_at_us,
-        window_seconds=window_seconds,
-        pending_seconds=120,
-        backend="atomic",
-        window_spent_nanousd=spent,
-        day_spent_nanousd=spent,
-        window_frees_at_seconds=made_at_us // US + bucket_seconds_of(window_seconds),
+    made = made_at_us // US
+    day_ends, frees = made - made % DAY + DAY, made + bucket_seconds_of(window_seconds)
+    headers = rate_limit_headers(
+        reservation_of(
+            limits.budgets("who", NETWORK), [spent] * 6, [day_ends, frees, frees, day_ends, 0, 0], made_at_us
+        )
     )
-    headers = rate_limit_headers(reservation, limits)
     policy, left = parsed(headers["RateLimit-Policy"]), parsed(headers["RateLimit"])
     assert list(policy) == list(left) == ["window", "day"]
     assert all(list(each) == ["q", "w", "qu"] for each in policy.values())
@@ -154,3 +159,46 @@ def test_any_amounts_make_fields_that_can_be_parsed(window, day, spent, made_at_
     assert all(0 <= left[name]["r"] <= policy[name]["q"] for name in left)
     assert all(left[name]["t"] >= 1 for name in left)
     assert left["day"]["t"] <= DAY
+
+
+PERIODS = st.one_of(
+    st.integers(60, 2_678_400).map(Sliding),
+    st.builds(Calendar, st.sampled_from(["hour", "day", "week", "month"]), st.sampled_from(["UTC", "Europe/Berlin"])),
+    st.just(Forever()),
+)
+FURTHER = st.builds(
+    Budget,
+    name=st.text("abcdefghijklmnopqrstuvwxyz0123456789_", min_size=1, max_size=32).map(lambda name: f"x{name}"[:32]),
+    owner=st.just("somebody"),
+    period=PERIODS,
+    limit_nanousd=st.integers(1, MOST),
+    scope=st.sampled_from(Scope),
+    is_shadow=st.booleans(),
+)
+
+
+@given(
+    st.lists(FURTHER, max_size=16, unique_by=lambda budget: budget.name), st.integers(0, MOST), st.integers(0, 2**40)
+)
+def test_of_any_further_budgets_the_callers_own_are_told_and_no_others(further, spent, made_at_us):
+    budgets = (*ROOMY.budgets("who", NETWORK), *further)
+    made, renews_at = made_at_us // US, []
+    for budget in budgets:
+        match budget.period:
+            case Calendar():
+                renews_at.append(span_at(budget.period, made).end_seconds)
+            case Sliding(seconds):
+                renews_at.append(made + seconds)
+            case _:
+                renews_at.append(None)
+    headers = rate_limit_headers(reservation_of(budgets, [spent] * len(budgets), renews_at, made_at_us))
+    policy, left = parsed(headers["RateLimit-Policy"]), parsed(headers["RateLimit"])
+    told = [budget for budget in further if budget.scope in {Scope.IDENTIFIER, Scope.KEY} and not budget.is_shadow]
+    assert list(policy) == list(left) == ["window", "day", *(budget.name for budget in told)]
+    for budget in told:
+        lasts_for_ever = budget.period == Forever()
+        assert list(policy[budget.name]) == (["q", "qu"] if lasts_for_ever else ["q", "w", "qu"])
+        assert left[budget.name] == {"r": max(0, budget.limit_nanousd - spent) // 1_000} | (
+            {} if lasts_for_ever else {"t": left[budget.name]["t"]}
+        )
+        assert lasts_for_ever or 1 <= left[budget.name]["t"] <= policy[budget.name]["w"]

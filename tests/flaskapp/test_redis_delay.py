@@ -6,7 +6,7 @@ import pytest
 
 from backends import open_backend
 from backends.clock import SystemClock
-from backends.conformance.cases import COST, NETWORK, ROOMY, WHO, WINDOW_SECONDS, make_ask
+from backends.conformance.cases import COST, NETWORK, ROOMY, WHO, make_ask
 from backends.contract import Reservation
 from backends.store.link import Link
 from flaskapp.config import load_config
@@ -78,7 +78,7 @@ def test_a_pipeline_waits_once_and_a_read_of_the_books_too(app_of, waited):
     tollgate.link.time_us()
     waited.seconds.clear()
     tollgate.link.run(lambda client: client.pipeline(transaction=True).get("one").get("two").execute())
-    open_backend("atomic", tollgate.link).books(WHO, NETWORK, WINDOW_SECONDS)
+    open_backend("atomic", tollgate.link).books(ROOMY.budgets(WHO, NETWORK))
     assert waited.seconds == [0.1, 0.1]
 
 

@@ -2,10 +2,12 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
-from backends.contract import Reason, Refusal, Scope
+from backends.budgets import Budget, Forever, Reason, Scope
+from backends.contract import Refusal
 from flaskapp.http.refusals import cost_refused
 from tests.servers import BEARER, CHAT, SETTINGS
 
@@ -50,7 +52,8 @@ def test_a_cost_refusal(service):
     service.chat()
     refused = service.chat()
     assert refused.status_code == 429
-    assert members_of(refused) == []
+    assert members_of(refused) == ["budget"]
+    assert refused.json["budget"] == "window"
     assert refused.json["error"] == "cost_throttled"
     assert refused.json["scope"] == "identifier"
     assert int(refused.headers["Retry-After"]) >= 1
@@ -60,7 +63,7 @@ def test_a_cost_refusal(service):
 def test_one_that_can_never_fit_has_no_retry_after(service):
     service.patch(high_cost_threshold_usd="0.001")
     refused = service.chat()
-    assert members_of(refused) == ["can_never_fit"]
+    assert members_of(refused) == ["budget", "can_never_fit"]
     assert refused.json["can_never_fit"] is True
     assert refused.json["message"].startswith("High usage detected")
     assert "0.001000000 USD" in refused.json["message"]
@@ -70,11 +73,35 @@ def test_one_that_only_open_reservations_cause_says_so(make_app):
     service = make_app(HIGH_COST_THRESHOLD_USD="0.005", DEMO_TOKENS_PER_SECOND="10")
     under_way = service.open_chat()
     refused = service.chat()
-    assert members_of(refused) == ["in_flight"]
+    assert members_of(refused) == ["budget", "in_flight"]
     assert refused.json["in_flight"] is True
     # The marker refuses until its TTL ends.
     assert refused.headers["Retry-After"] == "30"
     under_way.close()
+
+
+REFUSAL = Refusal(
+    Reason.BUDGET_LIMIT,
+    Reason.BUDGET_LIMIT,
+    Scope.MODEL,
+    "dear_model",
+    retry_after_seconds=100,
+    in_flight=False,
+    can_never_fit=False,
+    marker_seconds=0,
+    limit_nanousd=1_000,
+)
+
+
+@pytest.fixture
+def told(service):
+    """`told(budgets, **changes)`: the answer to `REFUSAL` with these changes."""
+
+    def tell(budgets=(), **changes):
+        with service.app.test_request_context():
+            return cost_refused(replace(REFUSAL, **changes), budgets)
+
+    return tell
 
 
 @pytest.mark.parametrize(
@@ -82,42 +109,76 @@ def test_one_that_only_open_reservations_cause_says_so(make_app):
     [
         (Reason.THROTTLED, Reason.DAILY_LIMIT, "Daily usage limit reached."),
         (Reason.THROTTLED, Reason.WINDOW_LIMIT, "High usage detected."),
+        (Reason.THROTTLED, Reason.BUDGET_LIMIT, "Usage limit reached (x)."),
         (Reason.DAILY_LIMIT, Reason.DAILY_LIMIT, "Daily usage limit reached."),
         (Reason.WINDOW_LIMIT, Reason.WINDOW_LIMIT, "High usage detected."),
         (Reason.NETWORK_LIMIT, Reason.NETWORK_LIMIT, "High usage detected from your network."),
         (Reason.NETWORK_DAILY_LIMIT, Reason.NETWORK_DAILY_LIMIT, "Your network has reached its daily usage limit."),
         (Reason.GLOBAL_HOURLY_LIMIT, Reason.GLOBAL_HOURLY_LIMIT, "This service has reached its usage limit for this"),
         (Reason.GLOBAL_DAILY_LIMIT, Reason.GLOBAL_DAILY_LIMIT, "This service has reached its usage limit for today."),
+        (Reason.BUDGET_LIMIT, Reason.BUDGET_LIMIT, "Usage limit reached (x)."),
     ],
 )
-def test_the_message_names_the_limit(service, reason, cause, words):
-    refusal = Refusal(
-        reason, cause, Scope.NETWORK, 100, in_flight=False, can_never_fit=False, marker_seconds=0, limit_nanousd=None
-    )
-    with service.app.test_request_context():
-        answer = cost_refused(refusal)
-    assert answer.json["message"].startswith(words)
-    assert (answer.json["reason"], answer.json["scope"]) == (reason.value, "network")
+def test_the_message_names_the_limit(told, reason, cause, words):
+    answer = told(reason=reason, cause=cause, scope=Scope.NETWORK, budget="x")
+    assert answer.json["message"].startswith(f"{words} " if words.endswith(".") else words)
+    assert (answer.json["reason"], answer.json["scope"], answer.json["budget"]) == (reason.value, "network", "x")
 
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [(1, "1 second."), (119, "119 seconds."), (120, "2 minutes."), (121, "3 minutes."), (7_201, "3 hours.")],
 )
-def test_a_wait_is_given_in_words_that_are_never_too_short(service, seconds, words):
-    cause = Reason.WINDOW_LIMIT
-    refusal = Refusal(
-        cause,
-        cause,
-        Scope.IDENTIFIER,
-        seconds,
-        in_flight=False,
-        can_never_fit=False,
-        marker_seconds=30,
-        limit_nanousd=1,
+def test_a_wait_is_given_in_words_that_are_never_too_short(told, seconds, words):
+    answer = told(retry_after_seconds=seconds)
+    assert answer.json["message"] == f"Usage limit reached (dear_model). Please try again in {words}"
+    assert answer.headers["Retry-After"] == str(seconds)
+
+
+def test_where_waiting_never_helps_it_says_so_and_has_no_retry_after(told):
+    answer = told(retry_after_seconds=None)
+    assert answer.json["message"] == (
+        "Usage limit reached (dear_model). Waiting does not help: this limit is not renewed."
     )
-    with service.app.test_request_context():
-        assert cost_refused(refusal).json["message"].endswith(f"in {words}")
+    assert answer.json["retry_after_seconds"] is None
+    assert "Retry-After" not in answer.headers
+
+
+def budget(limit_nanousd, **more):
+    return Budget("a", "b", Forever(), limit_nanousd, **more)
+
+
+def test_what_can_never_fit_is_told_the_smallest_limit_that_is_enforced(told):
+    budgets = (budget(3_000), budget(2_000), budget(None), budget(1, is_shadow=True))
+    # Also where the limit that refuses is another one, and it would fit into that.
+    answer = told(budgets, can_never_fit=True, retry_after_seconds=None, limit_nanousd=3_000)
+    assert answer.json["message"] == (
+        "Usage limit reached (dear_model). "
+        "This request alone is larger than a whole limit of 0.000002000 USD: ask for less."
+    )
+    assert answer.json["can_never_fit"] is True
+
+
+@pytest.mark.parametrize("limit_nanousd", [0, None])
+def test_who_is_blocked_is_not_told_to_ask_for_less(told, limit_nanousd):
+    """Under the throttle marker too, where no limit is told."""
+    budgets = (budget(3_000), budget(0))
+    answer = told(budgets, can_never_fit=True, retry_after_seconds=None, limit_nanousd=limit_nanousd)
+    assert answer.json["message"] == (
+        "Usage limit reached (dear_model). Nothing may be spent here now: a limit is set to 0."
+    )
+
+
+def test_in_openais_shape_the_budget_is_named_too(service):
+    with service.app.test_request_context("/v1/chat/completions"):
+        answer = cost_refused(replace(REFUSAL, in_flight=True), ())
+    assert list(answer.json["error"].items())[5:] == [
+        ("reason", "budget_limit"),
+        ("scope", "model"),
+        ("retry_after_seconds", 100),
+        ("budget", "dear_model"),
+        ("in_flight", True),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,16 @@ from flaskapp.ops.running_services import note_service, running_services
 def test_what_settings_fall_back_to_is_noted_and_no_secret(tmp_path):
     environment = {
         "DAILY_COST_LIMIT_USD": "1",
+        "BUDGETS": "[]",
+        "BUDGET_TIME_ZONE": "Europe/Berlin",
         "ENVIRONMENT": "staging",
         "ADMIN_TOKEN": "secret",
         "REDIS_URL": "redis://:secret@x",
     }
     with note_service(tmp_path, 8000, environment):
         (one,) = running_services(tmp_path)
-        assert (one.port, one.variables) == (8000, {"DAILY_COST_LIMIT_USD": "1", "ENVIRONMENT": "staging"})
+        names = ("DAILY_COST_LIMIT_USD", "BUDGETS", "BUDGET_TIME_ZONE", "ENVIRONMENT")
+        assert (one.port, one.variables) == (8000, {name: environment[name] for name in names})
         assert "secret" not in "".join(path.read_text() for path in tmp_path.rglob("*.json"))
     assert running_services(tmp_path) == []
 

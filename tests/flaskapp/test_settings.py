@@ -7,8 +7,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from limits import parse_many
 
+from backends.budgets import Scope
 from backends.clock import SystemClock
-from backends.contract import Limits
 from backends.errors import StoreError, shown
 from backends.keys import SETTINGS_KEY
 from backends.store.link import Link
@@ -17,6 +17,20 @@ from flaskapp.settings import Baseline, LiveSettings, SettingsRejected, Settings
 from flaskapp.strict_json import dumps
 from flaskapp.value_types import MAX_DURATION_SECONDS, Amount, Duration, Rate, Switch, Whole
 
+ROW_FIELDS = ["name", "scope", "owner", "period", "limit_usd", "mode", "throttle_seconds", "budget", "until"]
+ROW_VALUES = [
+    "day",
+    "month",
+    "key",
+    "global",
+    "all",
+    "*",
+    "shadow",
+    "2026-03-14T09:20:30Z",
+    0,
+    1,
+    {"sliding_seconds": 1},
+]
 USD = Amount("what")
 USD_OR_NONE = Amount("what", zero_is_none=True)
 
@@ -199,28 +213,12 @@ def test_what_is_shown_of_a_value_is_one_short_harmless_line():
 
 def test_each_setting_is_described_and_has_a_usable_default():
     table = settings_table(120)
-    assert len(table) == 20
+    assert len(table) == 22
     for name, row in table.items():
         assert row.value_type.description.endswith(".")
         assert row.value_type.read(row.default) == row.default
         assert row.value_type.read_text(row.value_type.text(row.default)) == row.default
         assert row.variable == name.upper()
-
-
-def test_limits_are_integers_and_zero_is_none_for_networks():
-    settings = LiveSettings(network_cost_limit_usd=Decimal(0), network_daily_cost_limit_usd=Decimal("0.0"))
-    assert settings.limits == Limits(
-        window_nanousd=20_000_000,
-        day_nanousd=250_000_000,
-        network_window_nanousd=None,
-        network_day_nanousd=None,
-        global_hour_nanousd=1_000_000_000,
-        global_day_nanousd=5_000_000_000,
-        window_seconds=600,
-        throttle_seconds=30,
-        mark_when_busy=True,
-    )
-    assert settings.limits is settings.limits
 
 
 # --- what holds
@@ -234,7 +232,8 @@ def test_redis_beats_environment_beats_default(link, put, told):
     assert (now.values.daily_cost_limit_usd, now.sources["daily_cost_limit_usd"]) == (Decimal("0.01"), "redis")
     assert (now.values.llm_max_tokens, now.sources["llm_max_tokens"]) == (50, "environment")
     assert (now.values.hourly_spend_limit_usd, now.sources["hourly_spend_limit_usd"]) == (1, "default")
-    assert now.values.limits.day_nanousd == 10_000_000
+    (day, *_) = now.values.plan.of({Scope.IDENTIFIER: "hash456"}, now_us=0)
+    assert (day.name, day.limit_nanousd) == ("day", 10_000_000)
     link.run(lambda client: client.delete("settings"))
     assert store.refresh().values.daily_cost_limit_usd == 3
 
@@ -293,7 +292,8 @@ def test_a_key_of_another_type_is_ignored_and_the_next_change_replaces_it(store,
         | st.booleans()
         | st.integers()
         | st.decimals(allow_nan=False, allow_infinity=False)
-        | st.text(max_size=5),
+        | st.text(max_size=5)
+        | st.lists(st.none() | st.dictionaries(st.sampled_from(ROW_FIELDS), st.sampled_from(ROW_VALUES))),
     ).map(dumps)
 )
 def test_no_text_in_redis_breaks_the_settings(text):

@@ -29,9 +29,8 @@ def amounts(body):
 
 def booked(service, identifier="hash456"):
     """What the strategy itself says is booked: window, day."""
-    values = service.tollgate.settings.current.values
-    books = service.tollgate.guard.books(identifier, NETWORK, values.high_cost_window_seconds)
-    return books.window_nanousd, books.day_nanousd
+    books = service.books(identifier)
+    return books.spent("window"), books.spent("day")
 
 
 @pytest.fixture(params=BACKENDS)
@@ -148,6 +147,7 @@ def test_a_marker_is_reported_with_what_set_it_and_when_it_ends(timed):
     body = usage(service).json["throttled"]
     assert body == {
         "reason": "window_limit",
+        "budget": "window",
         "ends_in_seconds": 30 - 12,
         "retry_after_seconds": int(refused.headers["Retry-After"]) - 12,
         "in_flight": False,
@@ -250,7 +250,7 @@ def test_asking_changes_nothing_and_takes_one_round_trip(make_app):
     trips = []
     run = link.run
     link.run = lambda command: (trips.append(1), run(command))[1]
-    service.tollgate.guard.books("hash456", NETWORK, 600)
+    service.books()
     link.run = run
     assert len(trips) == 1
     assert usage(service).status_code == 200

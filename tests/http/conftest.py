@@ -7,6 +7,14 @@ from tests.servers import Service, client_of
 from tests.upstream import Upstream
 
 
+def empty(client):
+    """Forget everything, and where there were settings, wait until the workers have noticed."""
+    had_settings = client.delete("settings")
+    client.flushall()
+    if had_settings:
+        Service.notice()
+
+
 @pytest.fixture(scope="session")
 def redis_of(tmp_path_factory):
     """`redis_of(name)`: a server of its own for each service, so that one may be emptied."""
@@ -43,11 +51,7 @@ def _legacy(redis_of, tmp_path_factory):
 def books(redis_of):
     """The Redis of both, emptied."""
     with client_of(redis_of("books")) as client:
-        had_settings = client.delete("settings")
-        client.flushall()
-        if had_settings:
-            # The workers may take a second to notice.
-            Service.notice()
+        empty(client)
         yield client
 
 
@@ -80,7 +84,7 @@ def _in_front(redis_of, _upstream, tmp_path_factory):
         "LLM_BASE_URL": _upstream.base_url,
         "LLM_API_KEY": "key-of-the-upstream",
         "LLM_MODELS": "gpt-4o,gpt-4o-mini",
-        "API_KEYS": "key-of-a-client,key-of-another",
+        "API_KEYS": "web@house=key-of-a-client,app@house=key-of-another",
         "STREAM_DEADLINE_SECONDS": "2",
         "ENABLE_COST_THROTTLING": "true",
         "HIGH_COST_THRESHOLD_USD": "1",
@@ -111,5 +115,5 @@ def front(_in_front, upstream):
 def stored(redis_of, front):
     """The Redis of that service, emptied."""
     with client_of(redis_of("front")) as client:
-        client.flushall()
+        empty(client)
         yield client
