@@ -1,19 +1,23 @@
-"""What the operator sees and changes: the one module of the dashboard that uses the library."""
+"""What the operator sees and changes: with `tables` all of the dashboard that uses the library."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from backends.budgets import BUILT_IN
 from backends.clock import US_PER_SECOND, Clock
 from backends.errors import StoreError
 from backends.keys import ENDED_SESSION_PREFIX
 from backends.store.link import Link
 from flaskapp import strict_json
+from flaskapp.admin import tables
+from flaskapp.admin.tables import TABLES, Draft, Table
+from flaskapp.budgets import BudgetRows, OverrideRows
 from flaskapp.settings import Effective, Setting, SettingsRejected, SettingsStore
 from flaskapp.strict_json import StrictJsonError
-from flaskapp.value_types import MAX_AMOUNT_USD, Amount, Choice, Switch, Whole
+from flaskapp.value_types import MAX_AMOUNT_USD, Amount, Choice, RowProblem, RowRefused, Switch, ValueType, Whole
 
-__all__ = ["Panel", "Row", "SettingsRejected", "StoreError", "StrictJsonError"]
+__all__ = ["Panel", "Row", "RowsRejected", "SettingsRejected", "StaleDraft", "StoreError", "StrictJsonError"]
 
 _GROUPS = {
     "Switches": ("enable_cost_throttling", "enable_challenge_response"),
@@ -27,6 +31,7 @@ _GROUPS = {
     ),
     "One network": ("network_cost_limit_usd", "network_daily_cost_limit_usd"),
     "Everybody together": ("hourly_spend_limit_usd", "daily_spend_limit_usd"),
+    "Further budgets": tuple(TABLES),
     "The model": ("llm_max_tokens", "llm_max_input_tokens"),
     "Reservations": (
         "reservation_policy",
@@ -48,22 +53,42 @@ class Row:
     unit: str
     allowed: str
     control: str
-    """`switch`, `number`, `select` or `text`."""
+    """`switch`, `number`, `select`, `text` or `table`."""
     value: str
+    shown: str
+    """The value in a few words."""
     source: str
     fallback: str
-    """The value without a change in Redis."""
+    """What is shown without a change in Redis."""
     fallback_source: str
     minimum: str = ""
     maximum: str = ""
     step: str = ""
     options: tuple[str, ...] = ()
+    table: Table | None = None
     typed: str | None = None
     problem: str | None = None
 
 
+class RowsRejected(SettingsRejected):
+    """A list with rows that cannot be used; nothing was changed. Each of `rows` is the first problem of its row."""
+
+    def __init__(self, name: str, rows: Sequence[RowProblem]) -> None:
+        others = f" (and {len(rows) - 1} more)" if len(rows) > 1 else ""
+        super().__init__({name: f"{rows[0].sentence}{others}"})
+        self.rows = tuple(rows)
+
+
+class StaleDraft(Exception):
+    """The list has changed since the form was made; nothing was changed. `seen` is its digest now."""
+
+    def __init__(self, seen: str) -> None:
+        super().__init__("the list has changed")
+        self.seen = seen
+
+
 class Panel:
-    """The settings as rows and as JSON, the two ways to change them, and the sessions that a log-out ended.
+    """The settings as rows and as JSON, the ways to change them, and the sessions that a log-out ended.
 
     Args:
         mode: `development` or `production`.
@@ -122,13 +147,24 @@ class Panel:
         settings = {name: _json_row(row, now) for name, row in self._store.table.items()}
         return strict_json.dumps({"mode": self.mode, "backend": self.backend_name, "settings": settings})
 
-    def groups(self, typed: Mapping[str, str], problems: Mapping[str, str]) -> dict[str, list[Row]]:
-        """All settings by group; where something was typed and refused, with that and the reason."""
+    @property
+    def budget_names(self) -> list[str]:
+        """The names of all budgets that there are."""
+        return [*BUILT_IN, *(budget.name for budget in self._store.current.values.budgets)]
+
+    def groups(
+        self, typed: Mapping[str, str], problems: Mapping[str, str], draft: Draft | None = None
+    ) -> dict[str, list[Row]]:
+        """All settings by group; where something was typed and not saved, with that and perhaps the reason."""
         now = self._store.refresh()
         rows = {
             name: self._row(setting, now, typed.get(name), problems.get(name))
             for name, setting in self._store.table.items()
         }
+        for name in TABLES:
+            typed_here = draft if draft is not None and draft.name == name else None
+            value, zone, seen = getattr(now.values, name), self._store.baseline.budget_time_zone, self._seen(name, now)
+            rows[name] = replace(rows[name], table=tables.table(name, value, zone, seen, typed_here))
         groups = {title: [rows.pop(name) for name in names if name in rows] for title, names in _GROUPS.items()}
         return {**groups, _THE_REST: list(rows.values())}
 
@@ -163,22 +199,46 @@ class Panel:
             setting = self._store.table.get(name)
             try:
                 patch[name] = text if setting is None or text is None else setting.value_type.read_text(text)
+            except RowRefused as error:
+                problems[name] = str(error)
             except ValueError as error:
                 problems[name] = f"has to be {error}"
         if problems:
             raise SettingsRejected(problems)
         self._store.change(patch)
 
+    def change_rows(self, draft: Draft) -> None:
+        """Change a list to what was typed; a row that cannot be used leaves all as it is.
+
+        Raises:
+            StaleDraft: the form was made from another list.
+            RowsRejected: with one reason a row; nothing was changed.
+            StoreError: Redis could not be asked.
+        """
+        seen = self._seen(draft.name, self._store.refresh())
+        if draft.seen != seen:
+            raise StaleDraft(seen)
+        typed = [tables.json_row(texts) for texts in draft.rows]
+        value, problems = self._store.table[draft.name].value_type.read_leniently(typed)
+        if problems:
+            raise RowsRejected(draft.name, problems)
+        self._store.change({draft.name: value})
+
+    def _seen(self, name: str, now: Effective) -> str:
+        return tables.digest(self._store.table[name].value_type.text(getattr(now.values, name)))
+
     def _row(self, setting: Setting, now: Effective, typed: str | None = None, problem: str | None = None) -> Row:
         value_type, baseline = setting.value_type, self._store.baseline
+        value, fallback = getattr(now.values, setting.name), getattr(baseline.values, setting.name)
         return Row(
             name=setting.name,
             description=value_type.description,
             unit=value_type.unit,
             allowed=value_type.allowed,
-            value=value_type.text(getattr(now.values, setting.name)),
+            value=value_type.text(value),
+            shown=_shown(value, value_type),
             source=now.sources[setting.name],
-            fallback=value_type.text(getattr(baseline.values, setting.name)),
+            fallback=_shown(fallback, value_type),
             fallback_source=baseline.sources[setting.name],
             typed=typed,
             problem=problem,
@@ -186,8 +246,16 @@ class Panel:
         )
 
 
+def _shown(value: object, value_type: ValueType[object]) -> str:
+    if not isinstance(value, tuple):
+        return value_type.text(value)
+    return f"{len(value) or 'no'} row{'' if len(value) == 1 else 's'}"
+
+
 def _control(value_type: object) -> dict[str, Any]:
     match value_type:
+        case BudgetRows() | OverrideRows():
+            return {"control": "table"}
         case Switch():
             return {"control": "switch"}
         case Choice(values=values):

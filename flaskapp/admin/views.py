@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,26 @@ from werkzeug.utils import import_string
 from werkzeug.wrappers import Response as WsgiResponse
 
 from flaskapp.admin.access import SESSION_SECONDS, Access, Session
-from flaskapp.admin.panel import Panel, Row, SettingsRejected, StoreError, StrictJsonError
+from flaskapp.admin.panel import (
+    Panel,
+    Row,
+    RowsRejected,
+    SettingsRejected,
+    StaleDraft,
+    StoreError,
+    StrictJsonError,
+)
+from flaskapp.admin.tables import TABLES, Draft, blank, without_blanks
 from flaskapp.http.refusals import INVALID_REQUEST, THROTTLE_UNAVAILABLE, problem
 
 COOKIE = "tollgate_admin"
 MAX_BODY_BYTES = 1_000_000
+_MAX_TABLE_BYTES = 4 * MAX_BODY_BYTES
+"""Of a list as a form: it takes more bytes than the same as JSON."""
+_STALE = (
+    "Nothing was changed: {} has changed since this page was made. Below is what was typed; save again to put it in "
+    "place of the list that holds now."
+)
 _REDIS_SILENT = "Redis could not be asked, so the change may or may not be there: look again when Redis is back."
 
 
@@ -38,6 +54,8 @@ def make_admin(panel: Panel, admin_token: str | None, race_dir: Path | None = No
     blueprint.add_url_rule("/admin/login", "login", dashboard.log_in, methods=["POST"])
     blueprint.add_url_rule("/admin/logout", "logout", dashboard.log_out, methods=["POST"])
     blueprint.add_url_rule("/admin/settings", "change", dashboard.change, methods=["POST"])
+    lists = f"/admin/settings/<any({', '.join(TABLES)}):name>"
+    blueprint.add_url_rule(lists, "change_list", dashboard.change_list, methods=["POST"])
     if race_dir is not None:
         _add_race(blueprint, panel, access, race_dir)
     blueprint.after_request(_never_store)
@@ -141,11 +159,9 @@ class _Dashboard(BehindLogIn):
         return response
 
     def change(self) -> WsgiResponse:
-        session = self.session()
-        if session is None:
-            return self.log_in_page(error="The session has ended; nothing was changed.")
-        if not self.access.is_same(request.form.get("csrf_token", ""), session):
-            return self._page(session, 403, error="This form is from another session; nothing was changed. Try again.")
+        session = self._session_of_form()
+        if not isinstance(session, Session):
+            return session
         texts = _texts(request.form.to_dict(), request.form.getlist("unset"))
         try:
             self.panel.change_texts(texts)
@@ -156,7 +172,47 @@ class _Dashboard(BehindLogIn):
             )
         except StoreError:
             return self._page(session, 503, error=_REDIS_SILENT)
-        return redirect(url_for("admin.dashboard", changed=",".join(texts), _anchor=next(iter(texts), None)), 303)
+        return self._changed(*texts)
+
+    def change_list(self, name: str) -> WsgiResponse:
+        """Save the rows of a list, or show one more or one less of them, which saves nothing."""
+        request.max_content_length = request.max_form_memory_size = _MAX_TABLE_BYTES
+        session = self._session_of_form()
+        if not isinstance(session, Session):
+            return session
+        draft = _draft(name)
+        if draft is None:
+            return self._page(session, 422, error="This form is none of ours; nothing was changed.")
+        if "add" in request.form or "remove" in request.form:
+            return self._page(session, draft=draft)
+        return self._saved(session, replace(draft, rows=without_blanks(name, draft.rows)))
+
+    def _saved(self, session: Session, draft: Draft) -> WsgiResponse:
+        try:
+            self.panel.change_rows(draft)
+        except RowsRejected as error:
+            draft = replace(draft, problems={problem.row: problem for problem in error.rows})
+            return self._page(
+                session, 422, error=f"Nothing was changed. {error}.", problems=error.problems, draft=draft
+            )
+        except StaleDraft as error:
+            return self._page(session, 409, error=_STALE.format(draft.name), draft=replace(draft, seen=error.seen))
+        except StoreError:
+            return self._page(session, 503, error=_REDIS_SILENT, draft=draft)
+        return self._changed(draft.name)
+
+    def _session_of_form(self) -> Session | Response:
+        """The session that a form was made for, or the page that says why nothing was changed."""
+        session = self.session()
+        if session is None:
+            return self.log_in_page(error="The session has ended; nothing was changed.")
+        if not self.access.is_same(request.form.get("csrf_token", ""), session):
+            return self._page(session, 403, error="This form is from another session; nothing was changed. Try again.")
+        return session
+
+    @staticmethod
+    def _changed(*names: str) -> WsgiResponse:
+        return redirect(url_for("admin.dashboard", changed=",".join(names), _anchor=next(iter(names), None)), 303)
 
     def _page(
         self,
@@ -167,8 +223,9 @@ class _Dashboard(BehindLogIn):
         changed: list[Row] | None = None,
         typed: Mapping[str, str] | None = None,
         problems: Mapping[str, str] | None = None,
+        draft: Draft | None = None,
     ) -> Response:
-        groups = self.panel.groups(typed or {}, problems or {})
+        groups = self.panel.groups(typed or {}, problems or {}, draft)
         return rendered(
             "admin/dashboard.html",
             status,
@@ -196,6 +253,20 @@ def _texts(form: Mapping[str, str], unset: list[str]) -> dict[str, str | None]:
     """What to change: a field that is named by an `unset` button goes back, whatever stands in it."""
     texts: dict[str, str | None] = {name: text for name, text in form.items() if name not in {"csrf_token", "unset"}}
     return {**texts, **dict.fromkeys(unset)}
+
+
+def _draft(name: str) -> Draft | None:
+    """The rows of the form in hand, without the one that is to be removed; None for a form that is none of ours."""
+    columns = blank(name)
+    cells = [request.form.getlist(column) for column in columns]
+    if len({len(column) for column in cells}) > 1:
+        return None
+    rows = [dict(zip(columns, texts, strict=True)) for texts in zip(*cells, strict=True)]
+    if "add" in request.form:
+        rows.append(dict(blank(name)))
+    removed = request.form.get("remove", "")
+    kept = [texts for number, texts in enumerate(rows, 1) if str(number) != removed]
+    return Draft(name, kept, request.form.get("seen", ""))
 
 
 def _cookie_attributes() -> dict[str, Any]:

@@ -1,5 +1,6 @@
 import json
 import re
+from html import unescape
 from html.parser import HTMLParser
 
 import pytest
@@ -10,6 +11,7 @@ from backends.store.link import Link
 from flaskapp.admin import Panel, make_admin
 from flaskapp.admin.access import SESSION_SECONDS
 from flaskapp.admin.panel import _GROUPS
+from flaskapp.admin.tables import TABLES
 from flaskapp.config import load_config
 from flaskapp.settings import LiveSettings, SettingsStore
 
@@ -49,6 +51,60 @@ class Controls(HTMLParser):
             self.found[attrs["name"]] = attrs
 
 
+class Form(HTMLParser):
+    """What a browser sends of a form: the values of its fields, by name, and what the page marks as wrong there."""
+
+    def __init__(self, page, form_id):
+        super().__init__()
+        self.page, self.form_id = page, form_id
+        self.fields, self.marked, self.focus = {}, [], None
+        self._is_here, self._select = False, None
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        if tag == "form":
+            self._is_here, self.action = attrs.get("id") == self.form_id, attrs["action"]
+        if not self._is_here:
+            return
+        if tag in {"input", "select"}:
+            places = self.fields.setdefault(attrs["name"], [])
+            places.append(attrs.get("value", ""))
+            self._select = places if tag == "select" else None
+            if "aria-invalid" in attrs:
+                self.marked.append((attrs["name"], len(places), attrs["aria-describedby"]))
+            if "autofocus" in attrs:
+                assert self.focus is None
+                self.focus = (attrs["name"], len(places))
+        elif tag == "option" and "selected" in attrs:
+            self._select[-1] = attrs["value"]
+
+    def handle_endtag(self, tag):
+        self._is_here = self._is_here and tag != "form"
+
+    def rows(self):
+        """Of a list: its rows, the fields that are blank left out."""
+        columns = [(name, texts) for name, texts in self.fields.items() if name not in {"csrf_token", "seen"}]
+        count = len(columns[0][1])
+        return [{name: texts[row] for name, texts in columns if texts[row]} for row in range(count)]
+
+    def type(self, row, **texts):
+        """Type into a row, from 0 on; -1 is the last one."""
+        for name, text in texts.items():
+            self.fields[name][row] = text
+        return self
+
+
+def shown_list(client, name):
+    return Form(client.get("/admin").text, name)
+
+
+def press(client, form, button=None):
+    """Save, or press another button of the form: its name, or its name and value."""
+    name, value = button if isinstance(button, tuple) else (button, "1")
+    return client.post(f"/admin/settings/{form.form_id}", data={**form.fields, **({name: value} if button else {})})
+
+
 @pytest.fixture
 def clock():
     return HandClock()
@@ -69,8 +125,8 @@ def raw(link):
 
 @pytest.fixture
 def make_client(clock):
-    def make(link, token=TOKEN, *, throttling=None, **panel):
-        environment = {"ENVIRONMENT": "development", "HOURLY_SPEND_LIMIT_USD": "3"}
+    def make(link, token=TOKEN, *, throttling=None, budgets="", **panel):
+        environment = {"ENVIRONMENT": "development", "HOURLY_SPEND_LIMIT_USD": "3", "BUDGETS": budgets}
         config = load_config({**environment, "ENABLE_COST_THROTTLING": throttling} if throttling else environment)
         store = SettingsStore(link, config.live_baseline, [].append)
         app = Flask(__name__)
@@ -322,8 +378,11 @@ def test_the_page_shows_every_setting_under_its_name(operator):
     answer = operator.get("/admin")
     page = Controls(answer.text)
     assert answer.status_code == 200
-    assert page.labels == set(LiveSettings.model_fields)
-    assert set(page.found) == set(LiveSettings.model_fields)
+    assert page.labels == set(LiveSettings.model_fields) - set(TABLES)
+    fields = {column.name for columns in TABLES.values() for column in columns}
+    assert set(page.found) == (page.labels | fields | {"add"})
+    for name in TABLES:
+        assert re.search(rf'<table aria-labelledby="{name}-label" aria-describedby="{name}-about">', answer.text)
     assert page.found["enable_cost_throttling"]["role"] == "switch"
     assert page.found["enable_cost_throttling"]["aria-checked"] == "false"
     window = page.found["high_cost_window_seconds"]
@@ -435,6 +494,233 @@ def test_the_notice_shows_only_settings(operator, changed):
     assert "<script" not in page.text
 
 
+def test_a_list_that_comes_as_one_text_is_refused_in_the_words_of_its_row(operator, raw):
+    answer = change(operator, budgets='[{"name": "a", "scope": "team", "period": "year", "limit_usd": 1}]')
+    assert answer.status_code == 422
+    assert "Nothing was changed. budgets: row 1, period: {" in unescape(answer.text)
+    assert "has to be" not in answer.text
+    assert "budgets: has to be a JSON list" in change(operator, budgets="{}").text
+    assert raw() == {}
+
+
+# --- the two lists
+
+BLANK = {"mode": "enforce"}
+TYPED = {"name": "team_month", "scope": "team", "period": "month", "limit_usd": "50"}
+MONTH = {"name": "team_month", "scope": "team", "period": "month", "limit_usd": 50}
+EVERY_FIELD = {
+    "name": "a_1",
+    "scope": "identifier",
+    "owner": "hash456",
+    "period": "sliding",
+    "sliding_seconds": "3600",
+    "limit_usd": "0.000000001",
+    "mode": "shadow",
+    "throttle_seconds": "60",
+}
+
+
+def test_a_list_without_rows_has_a_blank_one_to_type_into(operator):
+    for name, blank in (("budgets", BLANK), ("budget_overrides", {})):
+        form = shown_list(operator, name)
+        assert (form.rows(), form.marked, form.focus) == ([blank], [], None)
+    assert 'name="remove"' not in form.page
+
+
+def test_a_budget_is_typed_saved_and_shown(operator, raw):
+    form = shown_list(operator, "budgets").type(0, **{**TYPED, "limit_usd": " 50.00 "})
+    answer = press(operator, form)
+    assert (answer.status_code, answer.location) == (303, "/admin?changed=budgets#budgets")
+    assert raw() == {"budgets": [MONTH]}
+    page = operator.get(answer.location).text
+    assert "Saved: <code>budgets</code> is <strong>1 row</strong>" in page
+    assert Form(page, "budgets").rows() == [{**TYPED, **BLANK}, BLANK]
+    press(operator, shown_list(operator, "budgets").type(1, **EVERY_FIELD))
+    assert raw()["budgets"][1] == {
+        "name": "a_1",
+        "scope": "identifier",
+        "owner": "hash456",
+        "period": {"sliding_seconds": 3600},
+        "limit_usd": 0.000000001,
+        "mode": "shadow",
+        "throttle_seconds": 60,
+    }
+    assert shown_list(operator, "budgets").rows() == [{**TYPED, **BLANK}, EVERY_FIELD, BLANK]
+
+
+def test_what_is_shown_can_be_saved_again(operator, raw):
+    press(operator, shown_list(operator, "budgets").type(0, **EVERY_FIELD))
+    before = raw()
+    assert press(operator, shown_list(operator, "budgets")).status_code == 303
+    assert raw() == before
+
+
+def test_an_override_is_typed_saved_and_shown_and_its_budget_suggested(operator, raw):
+    press(operator, shown_list(operator, "budgets").type(0, **TYPED))
+    form = shown_list(operator, "budget_overrides")
+    assert [name in form.page for name in ('<option value="day">', '<option value="team_month">')] == [True, True]
+    until = "2030-01-01T00:00:00+01:00"
+    assert press(operator, form.type(0, budget="day", owner="hash456", limit_usd="0", until=until)).status_code == 303
+    utc = "2029-12-31T23:00:00Z"
+    assert raw()["budget_overrides"] == [{"budget": "day", "owner": "hash456", "limit_usd": 0, "until": utc}]
+    row = {"budget": "day", "owner": "hash456", "limit_usd": "0", "until": utc}
+    assert shown_list(operator, "budget_overrides").rows() == [row, {}]
+
+
+def test_the_seconds_count_only_for_a_sliding_window(operator, raw):
+    press(operator, shown_list(operator, "budgets").type(0, **TYPED, sliding_seconds="much"))
+    assert raw() == {"budgets": [MONTH]}
+
+
+def test_one_more_row_keeps_what_was_typed_and_saves_nothing(operator, raw):
+    answer = press(operator, shown_list(operator, "budgets").type(0, name="<b>", limit_usd=" much "), "add")
+    assert answer.status_code == 200
+    form = Form(answer.text, "budgets")
+    assert form.rows() == [{"name": "<b>", "limit_usd": " much ", **BLANK}, BLANK]
+    assert (form.marked, form.focus) == ([], ("name", 2))
+    assert "Not saved yet." in answer.text
+    form = Form(press(operator, form, "add").text, "budgets")
+    assert form.rows() == [{"name": "<b>", "limit_usd": " much ", **BLANK}, BLANK, BLANK]
+    assert raw() == {}
+
+
+def test_one_row_less_is_saved_when_save_is_pressed(operator, raw):
+    press(operator, shown_list(operator, "budgets").type(0, **TYPED))
+    press(operator, shown_list(operator, "budgets").type(1, **{**TYPED, "name": "other"}))
+    answer = press(operator, shown_list(operator, "budgets").type(2, name="typed"), ("remove", "1"))
+    form = Form(answer.text, "budgets")
+    assert [row.get("name") for row in form.rows()] == ["other", "typed", None]
+    assert len(raw()["budgets"]) == 2
+    assert press(operator, form.type(1, name="")).status_code == 303
+    assert [row["name"] for row in raw()["budgets"]] == ["other"]
+    assert press(operator, Form(press(operator, form, ("remove", "1")).text, "budgets")).status_code == 409
+    form = Form(press(operator, shown_list(operator, "budgets"), ("remove", "1")).text, "budgets")
+    assert press(operator, form).status_code == 303
+    assert raw() == {"budgets": []}
+
+
+def test_each_wrong_row_has_its_reason_at_its_field_and_nothing_typed_is_lost(operator, raw):
+    press(operator, shown_list(operator, "budgets").type(0, **TYPED))
+    form = shown_list(operator, "budgets").type(1, name='"><script>', scope="team")
+    for texts in ({**TYPED, "name": "b", "scope": ""}, {**TYPED, "name": "c", "period": "sliding"}):
+        form = Form(press(operator, form, "add").text, "budgets").type(-1, **texts)
+    typed = [{**TYPED, **BLANK}, {"name": '"><script>', "scope": "team", **BLANK}, *form.rows()[2:]]
+    answer = press(operator, form)
+    form = Form(answer.text, "budgets")
+    assert answer.status_code == 422
+    assert form.rows() == [*typed, BLANK]
+    assert form.marked == [
+        ("name", 2, "budgets-2-problem"),
+        ("scope", 3, "budgets-3-problem"),
+        ("sliding_seconds", 4, "budgets-4-problem"),
+    ]
+    assert form.focus == ("name", 2)
+    assert "<script" not in answer.text
+    page = unescape(answer.text)
+    assert "Nothing was changed. budgets: row 2, name: 1 to 32 of a-z 0-9 _" in page
+    assert "(and 2 more)." in page
+    reasons = [page.partition(f'id="budgets-{row}-problem">')[2].partition("</p>")[0] for row in (2, 3, 4)]
+    assert reasons[0].startswith("Row 2, <code>name</code>: 1 to 32 of a-z 0-9 _")
+    assert reasons[1].startswith("Row 3, <code>scope</code>: identifier or ")
+    assert reasons[1].endswith("; got nothing.")
+    assert reasons[2].endswith('; got {"sliding_seconds": ""}.')
+    assert raw() == {"budgets": [MONTH]}
+
+
+def test_a_row_that_is_one_too_many_is_marked_at_its_beginning(operator, raw):
+    form = shown_list(operator, "budgets")
+    rows = [{**TYPED, "name": f"b{number}"} for number in range(17)]
+    for name, texts in form.fields.items():
+        form.fields[name] = texts if name in {"csrf_token", "seen"} else [row.get(name, texts[0]) for row in rows]
+    answer = press(operator, form)
+    assert answer.status_code == 422
+    assert Form(answer.text, "budgets").marked == [("name", 17, "budgets-17-problem")]
+    assert "Row 17: at most 16 further budgets that may apply to one request; got one more." in answer.text
+    assert raw() == {}
+
+
+def test_wrong_overrides_are_named_too(operator, raw):
+    form = shown_list(operator, "budget_overrides").type(0, budget="day", owner="*", limit_usd="1")
+    form = Form(press(operator, form, "add").text, "budget_overrides")
+    answer = press(operator, form.type(1, budget="day", owner="a", limit_usd="1", until="tomorrow"))
+    form = Form(answer.text, "budget_overrides")
+    assert answer.status_code == 422
+    assert [(name, row) for name, row, _ in form.marked] == [("owner", 1), ("until", 2)]
+    assert raw() == {}
+
+
+@pytest.mark.parametrize("hidden", ["name", "mode"])
+def test_rows_whose_fields_do_not_belong_together_are_refused(operator, raw, hidden):
+    form = shown_list(operator, "budgets").type(0, **TYPED)
+    form.fields[hidden] = []
+    assert press(operator, form).status_code == 422
+    assert press(operator, form, "add").status_code == 422
+    assert raw() == {}
+
+
+def test_words_that_no_list_offers_are_refused_and_kept(operator, raw):
+    answer = press(operator, shown_list(operator, "budgets").type(0, **{**TYPED, "scope": "<planet>"}))
+    assert answer.status_code == 422
+    assert "<option selected>&lt;planet&gt;</option>" in answer.text
+    assert raw() == {}
+
+
+def test_a_list_goes_back_to_the_environment(make_client, link, raw):
+    client = make_client(link, budgets=json.dumps([TYPED]))
+    client.post("/admin/login", data={"token": TOKEN})
+    form = shown_list(client, "budgets")
+    assert form.rows() == [{**TYPED, **BLANK}, BLANK]
+    assert '<span class="source environment">environment</span>' in form.page
+    press(client, form.type(0, limit_usd="7"))
+    form = shown_list(client, "budgets")
+    assert form.rows()[0]["limit_usd"] == "7"
+    assert "Back to environment (1 row)" in form.page
+    back = Form(form.page, "budgets-unset")
+    assert client.post("/admin/settings", data=back.fields).status_code == 303
+    assert raw() == {}
+    assert shown_list(client, "budgets").rows()[0]["limit_usd"] == "50"
+
+
+def test_a_list_is_shown_as_json_too(operator):
+    assert "The same as JSON" not in operator.get("/admin").text
+    press(operator, shown_list(operator, "budgets").type(0, **TYPED))
+    assert f"<code>{json.dumps([MONTH])}</code>" in unescape(operator.get("/admin").text)
+
+
+def test_a_list_that_has_changed_meanwhile_is_not_replaced_unseen(operator, client, raw):
+    form = shown_list(operator, "budgets").type(0, **TYPED)
+    client.patch(URL, headers=BEARER, json={"budgets": [{**MONTH, "name": "other"}]})
+    answer = press(operator, form)
+    assert answer.status_code == 409
+    assert "budgets has changed since this page was made" in answer.text
+    assert [row["name"] for row in raw()["budgets"]] == ["other"]
+    form = Form(answer.text, "budgets")
+    assert form.rows() == [{**TYPED, **BLANK}, BLANK]
+    assert press(operator, form).status_code == 303
+    assert [row["name"] for row in raw()["budgets"]] == ["team_month"]
+
+
+def test_a_list_is_changed_in_a_session_by_its_own_form_only(operator, make_client, link, raw):
+    form = shown_list(operator, "budgets").type(0, **TYPED)
+    assert press(make_client(link), form).status_code == 401
+    for mark in ("", "ä" * 64):
+        answer = press(operator, form.type(0, csrf_token=mark))
+        assert answer.status_code == 403
+        assert "team_month" not in answer.text
+    assert operator.post("/admin/settings/llm_max_tokens", data=form.fields).status_code == 404
+    assert raw() == {}
+
+
+def test_a_thousand_overrides_fit_into_the_form(operator, raw):
+    form = shown_list(operator, "budget_overrides")
+    form.fields |= {"budget": ["day"] * 1_000, "limit_usd": ["1"] * 1_000, "until": [""] * 1_000}
+    form.fields["owner"] = [f"{number}{'é' * 100}" for number in range(1_000)]
+    assert len(press(operator, form).text) > 1_000_000
+    form.fields["owner"] = [f"{number}{'x' * 250}" for number in range(1_000)]
+    assert press(operator, form).status_code == 303
+    assert len(raw()["budget_overrides"]) == 1_000
+
+
 # --- Redis away
 
 
@@ -467,3 +753,12 @@ def test_without_redis_the_page_says_so(make_client, dead_link):
     answer = change(client, llm_max_tokens="9")
     assert answer.status_code == 503
     assert "Redis could not be asked" in answer.text
+
+
+def test_without_redis_a_list_keeps_what_was_typed(make_client, dead_link):
+    client = make_client(dead_link)
+    client.post("/admin/login", data={"token": TOKEN})
+    answer = press(client, shown_list(client, "budgets").type(0, **TYPED))
+    assert answer.status_code == 503
+    assert "Redis could not be asked" in answer.text
+    assert Form(answer.text, "budgets").rows() == [{**TYPED, **BLANK}, BLANK]
