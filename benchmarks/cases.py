@@ -1,60 +1,22 @@
 """The benchmarks: each case yields its rows. All run on a server of their own."""
 
-import random
 import time
-from collections.abc import Callable, Iterator
-from itertools import count
-from statistics import median
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import redis
-
-from backends import Ask, Backend, Link, Reservation, SystemClock, open_backend
-from backends.keys import WINDOW_BUCKETS, book_keys
+from backends import Ask, Backend, Budget, Calendar, Link, Reservation, Scope, open_backend
+from backends.budgets import BUILT_IN, MOST_BUDGETS
+from backends.keys import WINDOW_BUCKETS, marker_key, record_key, rows_at, running_key
+from benchmarks.bench import IN_WINDOW, Bench, the_six
 from benchmarks.measure import Row, at_least, at_most, medians_us, placed, placements
+from benchmarks.server_time import server_time_of_the_scripts
 from flaskapp.lab.delay import delayed
-from flaskapp.lab.prefilled_books import leave_as_after
-from flaskapp.lab.race import AMPLE_NANOUSD, COST_NANOUSD, PENDING_SECONDS, window_alone
+from flaskapp.lab.race import AMPLE_NANOUSD, COST_NANOUSD
 from flaskapp.lab.wire import Wire
-from flaskapp.ops.running_redis import HOST
 
-LIMITS = window_alone(AMPLE_NANOUSD)
-IN_WINDOW = (1, 10, 1_000_000)
-SERVER_BLOCK = 100
-
-ATOMIC_TO_NO_OP, LEGACY_TO_ATOMIC, LEGACY_TO_ATOMIC_AT_1_MS = 2.0, 4.0, 5.0
-BYTES_AN_IDENTIFIER, BYTES_A_RESERVATION = 2_048, 200
-
-
-class Bench:
-    """A server, links to it, and as many asks as a case needs."""
-
-    def __init__(self, port: int, pid: int, seed: int, turns: int) -> None:
-        self.port = port
-        self.pid = pid
-        self.turns = turns
-        self.random = random.Random(seed)
-        self.raw: Any = redis.Redis(HOST, port)
-        self.no_op = self.raw.script_load("return 0")
-        self.own_link = self.link()
-        self._numbers = count()
-
-    def close(self) -> None:
-        """Give back the connections."""
-        self.own_link.close()
-        self.raw.close()
-
-    def link(self, port: int | None = None, wire: Wire | None = None) -> Link:
-        """As the service has it; to another port of this machine where one is named."""
-        return Link(f"redis://{HOST}:{port or self.port}/0", clock=SystemClock(), before_each_send=wire)
-
-    def ask(self, who: str) -> Ask:
-        """One more request, within every limit."""
-        return Ask(f"bench-{next(self._numbers)}", who, f"net-{who}", COST_NANOUSD, LIMITS, PENDING_SECONDS)
-
-    def leave_as_after(self, requests: int, who: str) -> None:
-        """Write what `requests` reservations, spread over the window, would have left in the store."""
-        leave_as_after(self.own_link, who, requests, self.random)
+ATOMIC_TO_NO_OP, LEGACY_TO_ATOMIC, LEGACY_TO_ATOMIC_AT_1_MS = 1.9, 4.0, 5.0
+BYTES_AN_IDENTIFIER, BYTES_A_RESERVATION, BYTES_WITH_FURTHER_BUDGETS = 2_048, 200, 300
+FURTHER_BUDGETS = MOST_BUDGETS - len(BUILT_IN)
 
 
 def reserve_beside_no_op(bench: Bench) -> Iterator[Row]:
@@ -144,52 +106,35 @@ def _legacy_beside_atomic(bench: Bench, port: int, where: str, turns: int, limit
     yield at_least(f"reserve, {where}", us["atomic"], ("legacy, its check alone", us["check"]), None)
 
 
-def server_time_a_decision(bench: Bench) -> Iterator[Row]:
-    """What Redis itself says that a decision took, by the requests in the window; in alternating blocks."""
-    link = bench.link()
-    backend = open_backend("atomic", link)
-    blocks_us: dict[int, list[float]] = {requests: [] for requests in IN_WINDOW}
-    for _ in range(max(5, bench.turns // 200)):
-        for requests, taken_us in blocks_us.items():
-            who = f"server-{requests}"
-            bench.leave_as_after(requests, who)
-            _admitted(backend, bench.ask(who))
-            bench.raw.config_resetstat()
-            for _ in range(SERVER_BLOCK):
-                _admitted(backend, bench.ask(who))
-            taken_us.append(float(bench.raw.info("commandstats")["cmdstat_evalsha"]["usec_per_call"]))
-    link.close()
-    fewest = (f"{IN_WINDOW[0]:,} in the window", median(blocks_us[IN_WINDOW[0]]))
-    for requests, taken_us in blocks_us.items():
-        yield at_most(f"server time of reserve, {requests:,} in the window", median(taken_us), fewest, None)
-
-
 def memory(bench: Bench) -> Iterator[Row]:
     """What Redis keeps of an identifier with all buckets filled, of its network, and of one reservation."""
     link = bench.link()
     backend = open_backend("atomic", link)
     who = "memory"
     bench.leave_as_after(1_000_000, who)
-    reservation = _admitted(backend, bench.ask(who))
-    keys = book_keys(reservation.reservation_id, who, f"net-{who}", int(time.time()))
-    bench.raw.set(keys.marker, "window_limit 1700000000000000 1700000000000000 spent", ex=30)
-    yield _bytes(
-        bench,
-        "memory of an identifier, windows full",
-        (keys.marker, keys.recent, keys.daily, keys.pending_identifier),
-        BYTES_AN_IDENTIFIER,
-    )
-    yield _bytes(
-        bench,
-        "memory of its network, windows full",
-        (keys.network_recent, keys.network_daily, keys.pending_network),
-        BYTES_AN_IDENTIFIER,
-    )
-    yield _bytes(bench, "memory of a reservation's record", (keys.record,), BYTES_A_RESERVATION)
+    further = [Budget(f"further_{number}", who, Calendar("day"), AMPLE_NANOUSD) for number in range(FURTHER_BUDGETS)]
+    alone, with_further = _admitted(backend, bench.ask(who)), _admitted(backend, bench.ask(who, further))
+    bench.raw.set(marker_key(who), "window_limit 1700000000000000 1700000000000000 spent", ex=30)
+    its_keys = {marker_key(who), *_keys_of(who, Scope.IDENTIFIER)}
+    yield _bytes(bench, "memory of an identifier, windows full", its_keys, BYTES_AN_IDENTIFIER)
+    network_keys = _keys_of(who, Scope.NETWORK)
+    yield _bytes(bench, "memory of its network, windows full", network_keys, BYTES_AN_IDENTIFIER)
+    for name, made, limit in (
+        ("memory of a reservation's record", alone, BYTES_A_RESERVATION),
+        (f"the same with {FURTHER_BUDGETS} further budgets", with_further, BYTES_WITH_FURTHER_BUDGETS),
+    ):
+        yield _bytes(bench, name, {record_key(made.reservation_id)}, limit)
     link.close()
 
 
-def _bytes(bench: Bench, name: str, keys: tuple[str, ...], limit: int) -> Row:
+def _keys_of(who: str, scope: Scope) -> set[str]:
+    """What is kept of the owner of a scope, without further budgets."""
+    rows = [row for row in rows_at(the_six(who), int(time.time())) if row.budget.scope is scope]
+    notes = {running_key(row.key) for row in rows if row.layout.window_seconds}
+    return {row.key for row in rows} | {row.pending_key for row in rows} | notes
+
+
+def _bytes(bench: Bench, name: str, keys: Iterable[str], limit: int) -> Row:
     used = sum(int(bench.raw.memory_usage(key, samples=0) or 0) for key in keys)
     return Row(name, used, "bytes", target=f"≤ {limit:,}", is_met=used <= limit)
 
@@ -230,6 +175,6 @@ CASES: tuple[Case, ...] = (
     reserve_beside_no_op,
     settle_beside_no_op,
     legacy_beside_atomic,
-    server_time_a_decision,
+    server_time_of_the_scripts,
     memory,
 )

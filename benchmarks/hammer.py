@@ -1,6 +1,6 @@
 """``python -m benchmarks.hammer``: many processes, no pause, every invariant checked by an oracle after each seed.
 
-On a server of its own. A seed is a population of callers and limits and all that they do: reserve, say again, extend,
+On a server of its own. A seed is a population of callers and budgets and all that they do: reserve, say again, extend,
 settle, release, or never end; ids that several processes hold, idempotency keys that many use. What must hold, and what
 of it is proved, is at the head of `hammer_oracle.py`. Exit status 1 if anything did not hold.
 """

@@ -12,8 +12,9 @@ from hashlib import blake2b
 from multiprocessing.synchronize import Barrier
 
 from backends import open_backend
+from backends.budgets import BUILT_IN, EVERYBODY, Budget, Calendar, Forever, Period, Scope, Sliding, Unit
 from backends.clock import SystemClock
-from backends.contract import Ask, Backend, Duplicate, Idempotency, Limits, Outcome, Refusal, Reservation
+from backends.contract import Ask, Backend, Duplicate, Idempotency, Outcome, Refusal, Reservation
 from backends.errors import ReservationConflict
 from backends.store.link import Link
 
@@ -21,48 +22,110 @@ PATIENCE_SECONDS = 60
 AMPLE = 10**14
 COST = 1_000_000
 Step = Callable[[], None]
-LIMIT_NAMES = (
-    "window_nanousd",
-    "day_nanousd",
-    "network_window_nanousd",
-    "network_day_nanousd",
-    "global_hour_nanousd",
-    "global_day_nanousd",
-)
+MOST_FURTHER_BUDGETS = 10
+OWNERS = {
+    Scope.IDENTIFIER: (1, 3, 20, 100),
+    Scope.NETWORK: (1, 2, 8),
+    Scope.WIDE_NETWORK: (1, 2),
+    Scope.GLOBAL: (1,),
+    Scope.KEY: (1, 3, 20),
+    Scope.TEAM: (1, 2),
+    Scope.MODEL: (1, 3),
+}
+WINDOWS_SECONDS = (1, 2, 3, 60, 600, 3_600, 86_400)
+UNITS: tuple[Unit, ...] = ("hour", "day", "week", "month")
+ZONES = ("UTC", "Europe/Berlin", "America/St_Johns", "Asia/Kathmandu")
 
 
 @dataclass(frozen=True)
 class Population:
-    """Who asks under a seed, and within which limits."""
+    """Who asks under a seed, and within which budgets."""
 
     seed: int
     requests: int
-    identifiers: int
-    networks: int
-    limits: Limits
+    owners: dict[Scope, int]
+    """How many there are of each scope."""
+    budgets: tuple[Budget, ...]
+    """The six and further ones, of no owner."""
     pending_seconds: int
+    mark_when_busy: bool
 
-    def identifier(self, number: int) -> str:
-        return f"who{number}"
+    @property
+    def window_seconds(self) -> int:
+        """Of the two built-in windows."""
+        return next(each.period.seconds for each in self.budgets if isinstance(each.period, Sliding))
 
-    def network(self, number: int) -> str:
-        return f"198.51.100.{number % self.networks}"
+    def owner(self, scope: Scope, who: int) -> str | None:
+        """The owner of a scope whose budgets a caller is charged to; None where it has none."""
+        number = who % self.owners[scope]
+        match scope:
+            case Scope.GLOBAL:
+                return EVERYBODY
+            case Scope.NETWORK:
+                return f"198.51.100.{number}" if number % 2 else f"2001:db8:0:{number}::/64"
+            case Scope.WIDE_NETWORK:
+                return f"2001:db8:{number}::/48"
+            case Scope.KEY | Scope.TEAM if who % 4 == 3:
+                return None
+            case _:
+                return f"{scope}{number}"
+
+    def budgets_of(self, who: int) -> tuple[Budget, ...]:
+        """What the requests of a caller are charged to."""
+        owned = ((budget, self.owner(budget.scope, who)) for budget in self.budgets)
+        return tuple(budget._replace(owner=owner) for budget, owner in owned if owner is not None)
+
+    def may_refuse(self, name: str) -> bool:
+        """Whether the budget of that name is enforced, and may be spent."""
+        return any(budget.name == name and is_tight(budget) for budget in self.budgets)
+
+
+def is_tight(budget: Budget) -> bool:
+    """Whether a budget may refuse."""
+    return not budget.is_shadow and budget.limit_nanousd is not None and budget.limit_nanousd < AMPLE
 
 
 def population_of(seed: int, requests: int) -> Population:
-    """Few or many callers; one to three limits that refuse; windows that slide while the seed runs, or not."""
+    """Few or many callers; one to three of the six that refuse, and up to ten further budgets; windows that slide while
+    the seed runs, or not.
+    """
     rng = random.Random(seed)
-    identifiers, networks = rng.choice((1, 3, 20, 100)), rng.choice((1, 2, 8))
-    window_seconds = rng.choice((1, 2, 3, 60, 600))
-    demand = requests * COST
-    owners = (identifiers, identifiers, networks, networks, 1, 1)
-    amounts: dict[str, int] = dict.fromkeys(LIMIT_NAMES, AMPLE)
-    for place in rng.sample(range(len(LIMIT_NAMES)), rng.randint(1, 3)):
-        share = demand // owners[place]
-        amounts[LIMIT_NAMES[place]] = max(3 * COST, int(share * rng.uniform(0.05, 0.7)))
-    limits = Limits(**amounts, window_seconds=window_seconds, throttle_seconds=1, mark_when_busy=rng.random() < 0.2)
+    owners = {scope: rng.choice(counts) for scope, counts in OWNERS.items()}
+    window_seconds = rng.choice(WINDOWS_SECONDS[:5])
     pending_seconds = rng.choice([seconds for seconds in (1, 2, 120) if seconds <= window_seconds])
-    return Population(seed, requests, identifiers, networks, limits, pending_seconds)
+
+    def limit(scope: Scope, *, tight: bool) -> int | None:
+        share = requests * COST // owners[scope]
+        return max(3 * COST, int(share * rng.uniform(0.05, 0.7))) if tight else rng.choice((None, AMPLE))
+
+    tight_names = rng.sample(list(BUILT_IN), rng.randint(1, 3))
+    six = [
+        Budget(
+            name=name,
+            owner="",
+            period=Sliding(window_seconds) if row.unit is None else Calendar(row.unit),
+            limit_nanousd=limit(row.scope, tight=name in tight_names),
+            scope=row.scope,
+            throttle_seconds={"window": 1, "day": 2}.get(name, 0),
+        )
+        for name, row in BUILT_IN.items()
+    ]
+    further = []
+    for number in range(rng.randint(0, MOST_FURTHER_BUDGETS)):
+        scope = rng.choice(list(Scope))
+        amount = limit(scope, tight=rng.random() < 0.3)
+        marker_seconds = rng.randint(0, 1) if scope is Scope.IDENTIFIER else 0
+        period = _some_period(rng, pending_seconds)
+        further.append(Budget(f"further_{number}", "", period, amount, scope, rng.random() < 0.3, marker_seconds))
+    return Population(seed, requests, owners, (*six, *further), pending_seconds, rng.random() < 0.2)
+
+
+def _some_period(rng: random.Random, pending_seconds: int) -> Period:
+    """A window is no shorter than a reservation may be pending."""
+    kind = rng.choice(("sliding", "forever", *UNITS))
+    if kind == "sliding":
+        return Sliding(rng.choice([seconds for seconds in WINDOWS_SECONDS if seconds >= pending_seconds]))
+    return Forever() if kind == "forever" else Calendar(kind, rng.choice(ZONES))
 
 
 @dataclass(frozen=True)
@@ -85,7 +148,7 @@ class Plan:
 def plan_of(population: Population, rid: str, *, is_shared: bool) -> Plan:
     """The plan of a request: the same in every process."""
     rng = random.Random(f"{population.seed}:{rid}")
-    who = rng.randrange(population.identifiers)
+    who = rng.randrange(population.owners[Scope.IDENTIFIER])
     name = rng.randrange(max(2, population.requests // 20))
     overruns = not is_shared and rng.random() < 0.01
     cost = rng.randint(1, 2 * COST)
@@ -109,13 +172,12 @@ def ask_of(population: Population, rid: str, plan: Plan) -> Ask:
         idempotency = Idempotency(digest, digest[:16])
     return Ask(
         rid,
-        population.identifier(plan.who),
-        population.network(plan.who),
         plan.cost,
-        population.limits,
+        population.budgets_of(plan.who),
         population.pending_seconds,
         idempotency,
         plan.at_least,
+        population.mark_when_busy,
     )
 
 
@@ -244,6 +306,8 @@ class _Hammering:
             return None
         if isinstance(verdict, Refusal):
             self._report.count(f"refused: {verdict.reason}")
+            if not self._population.may_refuse(verdict.budget):
+                self._violated(f"I1: {ask.reservation_id} was refused by {verdict.budget}, which refuses nobody")
             return None
         if isinstance(verdict, Duplicate):
             self._report.count("duplicates")
@@ -253,15 +317,26 @@ class _Hammering:
         return verdict
 
     def _check_admitted(self, ask: Ask, plan: Plan, verdict: Reservation) -> None:
-        limits = ask.limits
         if verdict.cost_nanousd < ask.cost_nanousd:
             self._report.count("admitted on the last of a budget")
         if not plan.is_shared and not ask.least_nanousd <= verdict.cost_nanousd <= ask.cost_nanousd:
             self._violated(f"I2: {ask.reservation_id} holds {verdict.cost_nanousd}, asked {ask.cost_nanousd}")
-        if not plan.is_shared and verdict.window_spent_nanousd > limits.window_nanousd:
-            self._violated(f"I1: admitted with {verdict.window_spent_nanousd} in the window of {limits.window_nanousd}")
-        if not plan.is_shared and verdict.day_spent_nanousd > limits.day_nanousd:
-            self._violated(f"I1: admitted with {verdict.day_spent_nanousd} in the day of {limits.day_nanousd}")
+        if not plan.is_shared:
+            self._check_limits(ask, verdict)
+
+    def _check_limits(self, ask: Ask, verdict: Reservation) -> None:
+        """No enforced budget is over its limit, and the shadow budgets that are have been told."""
+        over = {
+            budget.name: budget.is_shadow
+            for budget in ask.budgets
+            if budget.limit_nanousd is not None and verdict.spent(budget.name) > budget.limit_nanousd
+        }
+        for name in (name for name, is_shadow in over.items() if not is_shadow):
+            self._violated(f"I1: admitted with {verdict.spent(name)} in {name}, which is over its limit")
+        if sorted(verdict.over_shadow) != sorted(name for name, is_shadow in over.items() if is_shadow):
+            self._violated(f"I1: {ask.reservation_id} is told to be over {verdict.over_shadow}, and is over {over}")
+        if verdict.over_shadow:
+            self._report.count("admitted over a shadow budget")
 
     def _repeat(self, ask: Ask, made: Reservation) -> None:
         self._report.count("repeats")
@@ -269,7 +344,8 @@ class _Hammering:
             again = self._backend.reserve(ask)
         except ReservationConflict:
             again = made if ask.reservation_id.split("-")[1].startswith("x") else None
-        if not isinstance(again, Reservation) or again.made_at_us != made.made_at_us:
+        is_same = isinstance(again, Reservation) and again.made_at_us == made.made_at_us
+        if not is_same or again.budgets != made.budgets:
             self._violated(f"I3: {ask.reservation_id} said again is another reservation: {again}")
 
     def _extend(self, made: Reservation, trace: Trace) -> None:
@@ -277,7 +353,7 @@ class _Hammering:
         plan = trace.plan
         to = made.cost_nanousd + plan.extend_by
         try:
-            answer = self._backend.extend(made, to, self._population.limits, at_least_nanousd=made.cost_nanousd + 1)
+            answer = self._backend.extend(made, to, made.budgets, at_least_nanousd=made.cost_nanousd + 1)
         except ReservationConflict:
             # Ended by another process, or so old that its window is over.
             return

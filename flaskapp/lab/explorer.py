@@ -24,7 +24,7 @@ from backends import open_backend
 from backends.clock import US_PER_SECOND
 from backends.contract import Ask, Backend, Reservation
 from backends.errors import ConfigurationError
-from backends.keys import book_keys
+from backends.keys import rows_at
 from backends.progress import Progress, no_progress
 from backends.store.link import Link
 from flaskapp.lab.race import (
@@ -32,7 +32,7 @@ from flaskapp.lab.race import (
     COST_NANOUSD,
     PENDING_SECONDS,
     TIMEOUT_SECONDS,
-    WINDOW_SECONDS,
+    WINDOW,
     refuse_used_database,
     window_alone,
 )
@@ -212,7 +212,7 @@ class _Setup:
         )
 
     def ask(self, who: str, rid: str) -> Ask:
-        return Ask(rid, who, who, COST_NANOUSD, window_alone(self.limit_nanousd), PENDING_SECONDS)
+        return Ask(rid, COST_NANOUSD, window_alone(self.limit_nanousd, who, network=who), PENDING_SECONDS)
 
     def _warm_up(self) -> None:
         """Load the scripts into the server: that belongs to no schedule."""
@@ -230,8 +230,10 @@ class _Run:
         self._setup = setup
         self._who = who
         asks = [setup.ask(who, f"{who}-{_letter(number)}") for number in range(setup.callers)]
-        shared = book_keys("", who, who, _NOW_US // US_PER_SECOND)._replace(record="", marker="", recent="")
-        self._out_of_reach = set(map(self._plain, shared))
+        self._budgets = asks[0].budgets
+        rows = rows_at(self._budgets, _NOW_US // US_PER_SECOND)
+        never_refuse = {row.key for row in rows if row.budget.name != WINDOW} | {row.pending_key for row in rows}
+        self._out_of_reach = set(map(self._plain, never_refuse))
         self._callers = [Caller(setup.gate, partial(setup.backend.reserve, ask)) for ask in asks]
         self.spent_nanousd = 0
         """What the identifier's window holds when all are done. Then its keys are deleted."""
@@ -250,7 +252,7 @@ class _Run:
         touched = self._touches(turn) if turn.is_transaction else self._pending[caller]
         self._wait_for(caller)
         if not self._pending:
-            self.spent_nanousd = self._setup.backend.books(self._who, self._who, WINDOW_SECONDS).window_nanousd
+            self.spent_nanousd = self._setup.backend.books(self._budgets).spent(WINDOW)
             self._clear()
         return touched
 

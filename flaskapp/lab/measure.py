@@ -18,6 +18,7 @@ from statistics import median
 from typing import Any
 
 from backends import open_backend
+from backends.budgets import Budget
 from backends.contract import Ask, Reservation
 from backends.errors import StoreBusy
 from backends.progress import Progress
@@ -45,7 +46,6 @@ IN_WINDOW = (10, 100, 1_000, 10_000, 100_000, 1_000_000)
 CALLERS = 16
 THROUGHPUT_SECONDS = 0.6
 BLOCKS, BLOCK = 5, 60
-LIMITS = window_alone(AMPLE_NANOUSD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ def server_times(link: Link, names: Sequence[str], seed: int, progress: Progress
         progress("server time a decision", number, len(IN_WINDOW) * len(names))
         backend, blocks_us, who = open_backend(name, link, CLOCK), [], f"server-{name}-{in_window}"
         for _ in range(BLOCKS):
-            leave_as_after(link, who, in_window, its_random)
+            leave_as_after(link, _budgets(who), in_window, its_random)
             backend.reserve(_ask(f"{who}-{next(serial)}", who))
             before_us = _worked_us(link)
             for _ in range(BLOCK):
@@ -158,7 +158,11 @@ def _worked_us(link: Link) -> float:
 
 
 def _ask(rid: str, who: str) -> Ask:
-    return Ask(rid, who, f"net-{who}", COST_NANOUSD, LIMITS, PENDING_SECONDS)
+    return Ask(rid, COST_NANOUSD, _budgets(who), PENDING_SECONDS)
+
+
+def _budgets(who: str) -> tuple[Budget, ...]:
+    return window_alone(AMPLE_NANOUSD, who, network=f"net-{who}")
 
 
 def _admitted(verdict: object) -> None:

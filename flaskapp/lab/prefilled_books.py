@@ -1,25 +1,23 @@
 """Writes books as many reservations would have left them: for measuring, never in a database in use."""
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
+from backends.budgets import SECONDS_PER_DAY, Budget
 from backends.clock import US_PER_SECOND
-from backends.keys import (
-    PENDING_BUCKETS,
-    SECONDS_PER_DAY,
-    WINDOW_BUCKETS,
-    book_keys,
-    bucket_seconds_of,
-    pending_bucket_seconds_of,
-)
+from backends.keys import PENDING_BUCKETS, WINDOW_BUCKETS, pending_bucket_seconds_of, rows_at, running_key
 from backends.store.link import Link
-from flaskapp.lab.race import CLOCK, COST_NANOUSD, PENDING_SECONDS, WINDOW_SECONDS
+from flaskapp.lab.race import CLOCK, COST_NANOUSD, PENDING_SECONDS
 
 
-def leave_as_after(link: Link, who: str, requests: int, its_random: random.Random) -> None:
-    """Write the books of `who`, in the network ``net-<who>``, after reservations that were spread over the window."""
+def leave_as_after(link: Link, budgets: Sequence[Budget], requests: int, its_random: random.Random) -> None:
+    """Write the books of `budgets` after reservations that were spread over each window, and over what may be pending.
+
+    What the windows come to is not noted: the next decision has to read them.
+    """
     now_seconds = CLOCK.now_us() // US_PER_SECOND
-    keys = book_keys("", who, f"net-{who}", now_seconds)
+    rows = rows_at(budgets, now_seconds)
 
     def buckets_of(each_seconds: int, buckets: int) -> dict[Any, int]:
         """Amounts of `requests` over at most `buckets` buckets, each another amount."""
@@ -28,17 +26,20 @@ def leave_as_after(link: Link, who: str, requests: int, its_random: random.Rando
         each = requests // filled * COST_NANOUSD
         return {newest - each_seconds * age: each - its_random.randrange(COST_NANOUSD) for age in range(filled)}
 
-    spent = buckets_of(bucket_seconds_of(WINDOW_SECONDS), WINDOW_BUCKETS + 1)
     pending = buckets_of(pending_bucket_seconds_of(PENDING_SECONDS), PENDING_BUCKETS + 1)
-    windows = dict.fromkeys((keys.recent, keys.network_recent), spent)
-    windows |= dict.fromkeys((keys.pending_identifier, keys.pending_network, keys.pending_global), pending)
+    windows = {row.pending_key: (pending, SECONDS_PER_DAY) for row in rows}
+    totals = [row.key for row in rows if not row.layout.window_seconds]
+    for row in rows:
+        if row.layout.window_seconds:
+            ttl_seconds = row.layout.window_seconds + row.bucket_seconds
+            windows[row.key] = buckets_of(row.bucket_seconds, WINDOW_BUCKETS + 1), ttl_seconds
 
     def write(client: Any) -> None:
-        for key, members in windows.items():
-            client.delete(key)
+        for key, (members, ttl_seconds) in windows.items():
+            client.delete(key, running_key(key))
             client.zadd(key, members)
-            client.expire(key, WINDOW_SECONDS + bucket_seconds_of(WINDOW_SECONDS))
-        for key in (keys.daily, keys.network_daily, keys.global_hourly, keys.global_daily):
-            client.set(key, sum(spent.values()), ex=SECONDS_PER_DAY)
+            client.expire(key, ttl_seconds)
+        for key in totals:
+            client.set(key, requests * COST_NANOUSD, ex=SECONDS_PER_DAY)
 
     link.run(write)

@@ -22,10 +22,11 @@ from statistics import median, quantiles
 from urllib.parse import urlsplit
 
 from backends import open_backend
+from backends.budgets import BUILT_IN, EVERYBODY, SECONDS_PER_HOUR, Budget, Calendar, Scope, Sliding
 from backends.clock import US_PER_SECOND, SystemClock
-from backends.contract import Ask, Backend, Limits, Reservation
+from backends.contract import Ask, Backend, Reservation
 from backends.errors import ConfigurationError, StoreBusy
-from backends.keys import SECONDS_PER_HOUR, book_keys
+from backends.keys import marker_key, record_key, rows_at, running_key
 from backends.progress import Progress, no_progress
 from backends.store.link import Link
 from flaskapp.lab.delay import delayed
@@ -35,7 +36,10 @@ from flaskapp.ops.running_redis import HOST
 CLOCK = SystemClock()
 AMPLE_NANOUSD = 10**15
 COST_NANOUSD = 4_050_000
+WINDOW = "window"
+"""The budget that refuses in a race."""
 WINDOW_SECONDS = 600
+THROTTLE_SECONDS = 30
 PENDING_SECONDS = 120
 TIMEOUT_SECONDS = 5.0
 MAX_SPREAD = 0.9
@@ -213,19 +217,30 @@ def race(
             return _Race(link, backends, plan, wire, progress, watch, rtt_ms).run()
 
 
-def window_alone(limit_nanousd: int) -> Limits:
-    """Limits of which only the identifier's window can refuse; the others are out of reach."""
-    return Limits(
-        window_nanousd=limit_nanousd,
-        day_nanousd=AMPLE_NANOUSD,
-        network_window_nanousd=AMPLE_NANOUSD,
-        network_day_nanousd=AMPLE_NANOUSD,
-        global_hour_nanousd=AMPLE_NANOUSD,
-        global_day_nanousd=AMPLE_NANOUSD,
-        window_seconds=WINDOW_SECONDS,
-        throttle_seconds=30,
-        mark_when_busy=True,
+def window_alone(limit_nanousd: int, identifier: str, network: str) -> tuple[Budget, ...]:
+    """The built-in budgets, of which only the identifier's window can refuse; the others are out of reach."""
+    owners = {Scope.IDENTIFIER: identifier, Scope.NETWORK: network, Scope.GLOBAL: EVERYBODY}
+    return tuple(
+        Budget(
+            name=name,
+            owner=owners[row.scope],
+            period=Sliding(WINDOW_SECONDS) if row.unit is None else Calendar(row.unit),
+            limit_nanousd=limit_nanousd if name == WINDOW else AMPLE_NANOUSD,
+            scope=row.scope,
+            throttle_seconds=THROTTLE_SECONDS if name == WINDOW else 0,
+        )
+        for name, row in BUILT_IN.items()
     )
+
+
+def keys_of(ask: Ask, at_seconds: int) -> set[str]:
+    """Every key that a request may leave behind which was made at a moment (unix time)."""
+    keys = {record_key(ask.reservation_id), marker_key(ask.identifier)}
+    for row in rows_at(ask.budgets, at_seconds):
+        keys |= {row.key, row.pending_key}
+        if row.layout.window_seconds:
+            keys.add(running_key(row.key))
+    return keys
 
 
 @contextmanager
@@ -300,8 +315,8 @@ class _Race:
         sent_before = self.wire.round_trips
         calls = self._at_once(self.backends[name], asks)
         round_trips = self.wire.round_trips - sent_before
-        books = self.backends[name].books(identifier, asks[0].network, WINDOW_SECONDS)
-        return Round(name, self.rtt_ms, number, calls, books.window_nanousd, limit_nanousd, round_trips)
+        spent_nanousd = self.backends[name].books(asks[0].budgets).spent(WINDOW)
+        return Round(name, self.rtt_ms, number, calls, spent_nanousd, limit_nanousd, round_trips)
 
     def _at_once(self, backend: Backend, asks: Sequence[Ask]) -> tuple[Call, ...]:
         """As many threads as there are requests."""
@@ -371,9 +386,9 @@ class _Race:
 
     def _ask(self, identifier: str, number: int, limit_nanousd: int, cost_nanousd: int | None = None) -> Ask:
         """One request, which only its window can refuse; its network has no other."""
-        limits = window_alone(limit_nanousd)
-        rid = f"{identifier}-{number}"
-        ask = Ask(rid, identifier, identifier, cost_nanousd or self.plan.cost_nanousd, limits, PENDING_SECONDS)
+        budgets = window_alone(limit_nanousd, identifier, network=identifier)
+        cost_nanousd = cost_nanousd or self.plan.cost_nanousd
+        ask = Ask(f"{identifier}-{number}", cost_nanousd, budgets, PENDING_SECONDS)
         self.made.append((ask, CLOCK.now_us() // US_PER_SECOND))
         return ask
 
@@ -383,7 +398,7 @@ class _Race:
             key
             for ask, at_seconds in self.made
             for seconds in (at_seconds, at_seconds + SECONDS_PER_HOUR)
-            for key in book_keys(ask.reservation_id, ask.identifier, ask.network, seconds)
+            for key in keys_of(ask, seconds)
         }
         if keys:
             self.link.run(lambda client: client.delete(*keys))

@@ -7,8 +7,16 @@ from pathlib import Path
 import pytest
 import redis
 
+from backends import open_backend
+from backends.strategies import script_words
+from benchmarks import scripts_before
+from benchmarks.__main__ import program_of
+from benchmarks.bench import Bench, the_six
 from benchmarks.measure import at_least, at_most, medians_us
+from benchmarks.server_time import Scripts
 from flaskapp.lab.delay import delayed
+from flaskapp.lab.race import COST_NANOUSD
+from flaskapp.ops.embedded_redis import bundled_server
 from flaskapp.ops.running_redis import HOST
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,11 +32,52 @@ def test_every_benchmark_runs_beside_its_baseline_in_one_run(tmp_path):
     assert done.returncode == (1 if missed else 0), done.stderr
     assert all(f"missed: {name}" in done.stderr for name in missed)
     names = " | ".join(row["name"] for row in written["rows"])
-    for part in ("1,000,000 in the window", "settle", "1 ms to Redis", "server time", "memory of an identifier"):
+    for part in (
+        "1,000,000 in the window",
+        "settle",
+        "1 ms to Redis",
+        "server time",
+        "12 budgets",
+        "memory of an identifier",
+        "16 further budgets",
+    ):
         assert part in names
+    beside_before = [row for row in written["rows"] if row["baseline_name"] == "before budgets were rows"]
+    assert {row["target"] for row in beside_before} == {"≤ 1 x", ""}
     assert all(row["baseline"] for row in written["rows"] if row["unit"] == "µs")
     assert {"machine", "server", "python", "redis-py", "seed"} <= written["about"].keys()
     assert written["about"]["machine"] in done.stdout
+
+
+@pytest.fixture
+def bench(redis_server):
+    bench = Bench(redis_server.port, redis_server.pid, seed=1, turns=1)
+    bench.raw.flushdb()
+    yield bench
+    bench.close()
+
+
+@pytest.mark.parametrize("words", [scripts_before, script_words], ids=["before", "now"])
+def test_the_scripts_of_both_times_book_the_same(bench, words):
+    scripts = Scripts(bench, words)
+    kept, more = scripts.reserve(bench.ask("me")), scripts.reserve(bench.ask("me"))
+    scripts.extend(more)
+    scripts.settle(kept)
+    backend = open_backend("atomic", bench.own_link)
+    its_spent = {use.spent_nanousd for use in backend.books(the_six("me")).uses}
+    assert its_spent == {COST_NANOUSD + 2 * (COST_NANOUSD // 4)}
+
+
+def test_a_server_is_chosen_by_its_name(monkeypatch, tmp_path):
+    program = tmp_path / "redis-server"
+    program.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert program_of("redis") == program
+    assert program_of("valkey") == bundled_server()
+    assert program_of(None) is None
+    program.unlink()
+    with pytest.raises(SystemExit, match="not on PATH"):
+        program_of("redis")
 
 
 def test_the_proxy_delays(redis_server):

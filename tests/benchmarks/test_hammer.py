@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import redis
 
+from backends.budgets import BUILT_IN, Calendar, Forever, Scope, Sliding
 from backends.clock import SystemClock
-from backends.ledger.snapshot import PENDING_KINDS, Place
 from backends.store.link import Link
 from benchmarks.hammer import Hammer
-from benchmarks.hammer_load import Share, plan_of, population_of, run_share
-from benchmarks.hammer_oracle import removable_at_us, violations
+from benchmarks.hammer_load import MOST_FURTHER_BUDGETS, Share, is_tight, plan_of, population_of, run_share
+from benchmarks.hammer_oracle import Place, removable_at_us, violations
 
 ROOT = Path(__file__).resolve().parents[2]
 PROCESSES = 4
@@ -36,7 +36,17 @@ def test_the_legacy_strategy_is_caught(redis_url):
 def test_a_seed_is_the_same_population_and_plans_again():
     assert population_of(5, 100) == population_of(5, 100) != population_of(6, 100)
     assert plan_of(population_of(5, 100), "r", is_shared=False) == plan_of(population_of(5, 100), "r", is_shared=False)
-    assert len({population_of(seed, 100).limits.window_seconds for seed in range(50)}) == 5
+    assert len({population_of(seed, 100).window_seconds for seed in range(50)}) == 5
+
+
+def test_seeds_have_all_kinds_of_further_budgets():
+    lists = [population_of(seed, 100).budgets[len(BUILT_IN) :] for seed in range(100)]
+    assert {len(further) for further in lists} == set(range(MOST_FURTHER_BUDGETS + 1))
+    budgets = [budget for further in lists for budget in further]
+    assert {budget.scope for budget in budgets} == set(Scope)
+    assert {type(budget.period) for budget in budgets} == {Sliding, Calendar, Forever}
+    assert {budget.is_shadow for budget in budgets} == {True, False}
+    assert any(is_tight(budget) for budget in budgets)
 
 
 def test_the_command_prints_figures_and_its_status_is_0(tmp_path):
@@ -50,21 +60,25 @@ def test_the_command_prints_figures_and_its_status_is_0(tmp_path):
 def test_a_pending_bucket_may_be_removed_once_its_time_is_over():
     """Otherwise the oracle would miss it in every seed that outlasts it."""
     short = next(found for found in (population_of(seed, 400) for seed in range(100)) if found.pending_seconds == 2)
-    assert [removable_at_us(short, Place(kind, "", 60)) for kind in PENDING_KINDS] == [63_000_000] * 3
+    keys = ("llm:open:identifier:me", "llm:open:team:ours", "llm:open:global")
+    assert [removable_at_us(short, Place(key, 60)) for key in keys] == [63_000_000] * 3
 
 
 # --- the oracle can fail
+
+
+def has_what_is_falsified(population):
+    """Pending for two minutes: nothing has left a window when it is checked. And further budgets of either type."""
+    further = population.budgets[len(BUILT_IN) :]
+    kinds = {type(budget.period) for budget in further if budget.scope is Scope.GLOBAL}
+    return population.pending_seconds == 120 and {Sliding, Calendar} <= kinds
 
 
 class Bench:
     """A seed that was hammered by this process alone, to be falsified."""
 
     def __init__(self, url):
-        # A window of a minute: nothing has left it when it is checked.
-        numbers = (seed for seed in range(1_000) if population_of(seed, 400).limits.window_seconds >= 60)
-        self.population = next(
-            found for found in (population_of(seed, 400) for seed in numbers) if found.pending_seconds == 120
-        )
+        self.population = next(filter(has_what_is_falsified, (population_of(seed, 400) for seed in range(1_000))))
         self.link = Link(url, clock=SystemClock(), timeout_seconds=10)
         self.raw = redis.Redis.from_url(url, decode_responses=True)
         self.report = run_share(Share(self.population, 0, 1, url, "atomic"))
@@ -110,6 +124,21 @@ def settled_in_another_bucket(bench):
     start, held = bench.raw.zrange(key, 0, -1, withscores=True)[0]
     bench.raw.zrem(key, start)
     bench.raw.zadd(key, {str(int(start) - 2): held})
+
+
+def wrong_further_total(bench):
+    bench.raw.incrby(bench.key("llm:budget:*:all:*"), 1)
+
+
+def wrong_further_bucket(bench):
+    key = bench.key("llm:budget:*:sliding*:all")
+    bench.raw.zincrby(key, 1, bench.raw.zrange(key, 0, -1)[0])
+
+
+def further_total_in_another_period(bench):
+    key = bench.key("llm:budget:*:all:*")
+    budget_and_owner, _, start = key.rpartition(":")
+    bench.raw.rename(key, f"{budget_and_owner}:{int(start) - 900}")
 
 
 def two_ends(bench):
@@ -159,6 +188,9 @@ def record_of_an_end_that_never_was(bench):
         (more_at_one_instant, "I1"),
         (wrong_total, "I2"),
         (wrong_bucket, "I2"),
+        (wrong_further_total, "I2"),
+        (wrong_further_bucket, "I2"),
+        (further_total_in_another_period, "I6"),
         (two_ends, "I3"),
         (other_answer_to_a_repeat, "I3"),
         (no_end, "I3"),

@@ -1,5 +1,6 @@
 """What is in the code is on the pages, and the other way round."""
 
+import json
 import re
 from pathlib import Path
 
@@ -8,15 +9,20 @@ import yaml
 
 import backends
 import flaskapp
+from backends.budgets import Budget, Calendar, Forever, Sliding
+from backends.conformance.cases import ROOMY
 from backends.keys import (
     PENDING_BUCKETS,
     SETTINGS_KEY,
     WINDOW_BUCKETS,
-    book_keys,
     bucket_seconds_of,
     idempotency_key,
     known_key,
+    marker_key,
+    record_key,
     reset_key,
+    rows_at,
+    running_key,
 )
 from docs.settings_page import PAGE, renewed
 from flaskapp.config import variables
@@ -82,7 +88,7 @@ def test_the_page_of_metrics_names_the_labels():
 def test_every_event_is_told_with_the_words_of_the_log():
     told = {unquoted(row[0]): row[1] for row in rows(DOCS / "METRICS.md", "`name`")}
     own_metric = {"reserved", "refused", "duplicate", "check_failed", "settled", "expired", "extended"}
-    own_metric |= {"extension_refused"}
+    own_metric |= {"extension_refused", "shadow_refused"}
     assert own_metric.isdisjoint(told)
     assert set(told) | own_metric == _events() | {"extended"}
     assert {name: words for name, words in told.items() if name in _WORDS} == {
@@ -98,37 +104,63 @@ def _events() -> set[str]:
 # --- keys
 
 
+WILD = {
+    "<id>": r".+",
+    "<net>": r".+",
+    "<owner>": r".+",
+    "<scope>": r"[a-z_]+",
+    "<name>": r"[a-z0-9_]+",
+    "<n>": r"\d+",
+    "<unit>": r"(?:hour|day|week|month)",
+    "<start>": r"\d+",
+    "<rid>": r"[^:]+",
+    "<challenge>": r"[0-9a-f]{64}",
+    "<digest>": r"[0-9a-f]{32}",
+    "<date>": r"\d{4}-\d\d-\d\d",
+    "<hour>": r"\d\d",
+    "…": r".+",
+}
+FOR_EVER = "for ever"
+
+
 def key_rows():
     return [[unquoted(row[0]), *row[1:]] for row in rows(DOCS / "KEYS.md", "key")]
 
 
 def pattern_of(key: str) -> "re.Pattern[str]":
-    wild = {
-        "<id>": r".+",
-        "<net>": r".+",
-        "<rid>": r"[^:]+",
-        "<challenge>": r"[0-9a-f]{64}",
-        "<digest>": r"[0-9a-f]{32}",
-        "<date>": r"\d{4}-\d\d-\d\d",
-    }
-    wild |= {"<hour>": r"\d\d", "…": ".+"}
-    parts = re.split("(" + "|".join(map(re.escape, wild)) + ")", key)
-    return re.compile("".join(wild.get(part) or re.escape(part) for part in parts))
+    parts = re.split("(" + "|".join(map(re.escape, WILD)) + ")", key)
+    return re.compile("".join(WILD.get(part) or re.escape(part) for part in parts))
+
+
+def names_of(key: str) -> list[str]:
+    """What the key map calls it."""
+    return [row[0] for row in key_rows() if pattern_of(row[0]).fullmatch(key)]
+
+
+def keys_of_the_code() -> set[str]:
+    """One of each kind."""
+    periods = {"some": Calendar("month", "Europe/Berlin"), "other": Sliding(3_600), "trial": Forever()}
+    further = [Budget(name, "2001:db8::/56", period, None) for name, period in periods.items()]
+    made = rows_at((*ROOMY.budgets("hash456", "2001:db8::/56"), *further), AT_SECONDS)
+    keys = {key for row in made for key in (row.key, row.pending_key)}
+    keys |= {running_key(row.key) for row in made if row.layout.window_seconds}
+    keys |= {record_key("rid1"), marker_key("hash456"), reset_key("hash456"), idempotency_key("0" * 32)}
+    return keys | {SETTINGS_KEY, "llm:challenge:" + "0" * 64, "llm:session:" + "0" * 32, "llm:rate:LIMITER/x"}
 
 
 def test_the_key_map_is_that_of_the_code():
-    made = book_keys("<rid>", "<id>", "<net>", AT_SECONDS)
-    keys = {key.replace("2026-03-14T09", "<date>T<hour>").replace("2026-03-14", "<date>") for key in made}
-    keys |= {SETTINGS_KEY, "llm:challenge:<challenge>", "llm:session:<digest>", "llm:rate:…"}
-    keys |= {idempotency_key("<digest>"), reset_key("<id>")}
-    assert {row[0] for row in key_rows()} == keys
+    names = {key: names_of(key) for key in keys_of_the_code()}
+    assert {key: called for key, called in names.items() if len(called) != 1} == {}
+    assert {name for [name] in names.values()} == {row[0] for row in key_rows()}
 
 
 def test_the_key_map_says_what_the_head_of_the_code_says():
     head = Path(backends.keys.__file__).read_text(encoding="utf-8")
-    told = re.findall(r"^``([^`]+)``\s+(string|zset)\s+.+?\s{2,}(.+)$", head, re.MULTILINE)
-    assert [(row[0], row[1]) for row in key_rows()] == [(key, value_type) for key, value_type, _ in told]
-    assert [life for row, (_, _, life) in zip(key_rows(), told, strict=True) if not row[3].startswith(life)] == []
+    # A key that is too long for its column goes on in the next line.
+    row = r"^``([^`]+)``\s+(string|zset)\s+.+?\s{2,}(.+)(?:\n``([^`]+)``(?!\s+(?:string|zset)))?"
+    told = [(key + more, kind, ttl) for key, kind, ttl, more in re.findall(row, head, re.MULTILINE)]
+    assert [(row[0], row[1]) for row in key_rows()] == [(key, kind) for key, kind, _ in told]
+    assert [ttl for row, (_, _, ttl) in zip(key_rows(), told, strict=True) if not row[3].startswith(ttl)] == []
 
 
 def test_the_key_map_says_how_fine_the_buckets_are():
@@ -139,10 +171,22 @@ def test_the_key_map_says_how_fine_the_buckets_are():
     assert f"at most {PENDING_BUCKETS + 2} buckets" in page
 
 
+BUDGETS = [
+    {"name": "some", "scope": "identifier", "period": "month", "limit_usd": "5"},
+    {"name": "other", "scope": "model", "period": {"sliding_seconds": 3_600}, "limit_usd": "5"},
+    {"name": "trial", "scope": "global", "period": "forever", "limit_usd": "5"},
+]
+
+
 @pytest.fixture
 def used(make_app):
     """A Redis after a visit of each kind: admitted, refused, with a challenge, setting, key; a reset; a log-out."""
-    service = make_app(ENABLE_COST_THROTTLING="true", ENABLE_CHALLENGE_RESPONSE="false", DEMO_TOKENS_PER_SECOND="20")
+    service = make_app(
+        ENABLE_COST_THROTTLING="true",
+        ENABLE_CHALLENGE_RESPONSE="false",
+        DEMO_TOKENS_PER_SECOND="20",
+        BUDGETS=json.dumps(BUDGETS),
+    )
     assert service.chat("hash456", max_tokens=1).status_code == 200
     assert service.patch(daily_cost_limit_usd="0.001").status_code == 200
     assert service.chat("poor").status_code == 429
@@ -157,14 +201,20 @@ def used(make_app):
 
 
 def test_a_redis_in_use_holds_what_the_key_map_says(used):
-    table = {row[0]: (pattern_of(row[0]), row[1]) for row in key_rows()}
-    seen = set()
+    table, seen = {row[0]: row for row in key_rows()}, set()
     for key in used.scan_iter("*"):
-        names = [name for name, (pattern, _) in table.items() if pattern.fullmatch(key)]
-        assert used.type(key) in {table[name][1] for name in names}, key
-        assert (used.ttl(key) > 0) == (key != SETTINGS_KEY), key
+        names = names_of(key)
+        assert len(names) == 1, (key, names)
+        _, value_type, _, ttl, *_ = table[names[0]]
+        assert used.type(key) == value_type, key
+        assert (used.ttl(key) < 0) == ttl.startswith(FOR_EVER), key
         seen.update(names)
     assert seen == set(table)
+
+
+def test_only_settings_and_what_never_ends_are_kept_for_ever():
+    kept = {row[0] for row in key_rows() if row[3].startswith(FOR_EVER)}
+    assert kept == {SETTINGS_KEY, "llm:budget:<name>:forever:<owner>"}
 
 
 def test_the_audit_knows_every_key_of_a_redis_in_use(used):
