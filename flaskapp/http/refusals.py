@@ -149,7 +149,7 @@ def _cost_message(refusal: Refusal, budgets: Iterable[Budget]) -> str:
 
 
 def _duration(seconds: int) -> str:
-    for size, unit in ((3_600, "hour"), (60, "minute")):
+    for size, unit in ((86_400, "day"), (3_600, "hour"), (60, "minute")):
         if seconds >= 2 * size:
             return f"{-(-seconds // size)} {unit}s"
     return f"{seconds} second{'' if seconds == 1 else 's'}"

@@ -7,7 +7,7 @@ from backends.records import digest_of, key_digest
 from backends.store.scripts import Script
 
 RESERVE, EXTEND, SETTLE = Script("reserve.lua"), Script("extend.lua"), Script("settle.lua")
-CONSUME = Script("consume.lua")
+CONSUME, RESET_BOOKS = Script("consume.lua"), Script("reset.lua")
 US = 1_000_000
 NOW_S = 1_773_483_600  # 2026-03-14 10:20:00 UTC
 NOW_US = NOW_S * US + 250_000
@@ -267,6 +267,14 @@ def settle(client, rid=ID, actual=7, rows=SIX, key=None, **changes):
 
 def release(client, rid=ID, rows=SIX, key=None, **changes):
     return settle(client, rid, 0, rows, key, end="released", **changes)
+
+
+def reset(client, rows=(), now_us=LATER_US):
+    """Clear the identifier's books: of these budgets of its own, of the six unless others are given."""
+    rows = rows or [row for row in SIX if row.owner == OF_WHO]
+    windows, totals = [row for row in rows if row.window_s], [row for row in rows if not row.window_s]
+    keys = [RESET, MARKER, OF_WHO, *(row.key for row in (*windows, *totals)), *(row.running for row in windows)]
+    return RESET_BOOKS.run(client, keys, [now_us, 172_800, len(windows), len(totals)])
 
 
 def spend(client, rid="spent", nanousd=COST, rows=SIX, now_us=NOW_US, **changes):

@@ -145,7 +145,7 @@ def test_under_a_marker(client, limit):
 
 
 def test_a_marker_set_by_hand(client):
-    client.set(MARKER, "by hand", px=20_000)
+    client.set(MARKER, "by hand", px=19_500)
     assert reserve(client) == [1, 20, NOW_US, 20, 0, b""]
     client.persist(MARKER)
     assert reserve(client) == [1, 30, NOW_US, 30, 0, b""]  # as long as the shortest that a budget sets
@@ -154,7 +154,7 @@ def test_a_marker_set_by_hand(client):
     without = [row._replace(marker_s=0) for row in SIX]
     assert reserve(client, rows=without) == [1, 1, NOW_US, 1, 0, b""]
     for text in ("", "window_limit 1 2", "window_limit 1 2 busy ", "window-limit 1 2 busy", "window_limit 1.5 2 busy"):
-        client.set(MARKER, text, px=20_000)
+        client.set(MARKER, text, px=19_500)
         assert reserve(client) == [1, 20, NOW_US, 20, 0, b""]
 
 
