@@ -22,7 +22,7 @@ def digest_of(text: str) -> str:
     return urlsafe_b64encode(hashlib.blake2b(text.encode(), digest_size=6).digest()).decode()
 
 
-KEY_DIGEST_CHARACTERS = 7
+KEY_DIGEST_CHARACTERS = 6
 
 
 @lru_cache(maxsize=4_096)
@@ -96,7 +96,7 @@ def budgets_charged(record: Record, budgets: tuple[Budget, ...]) -> tuple[Budget
     return tuple(charged)
 
 
-_RECORD = re.compile(rb"([a-z]+) (\d+) (\d+) ([0-9a-f]+) (\d+) (\d+) ([\w-]+) ([\w-]+)(?: ((?:[\w-]{7})+))?")
+_RECORD = re.compile(rb"([a-z]+) (\d+) (\d+) ([0-9a-f]+) (\d+) (\d+) ([\w-]+) ([\w-]+)(?: ((?:[\w-]{6})+))?")
 _IDEMPOTENCY = re.compile(rb"([a-z]+) ([0-9a-f]+) (\S+) (\d+) (\d+)")
 MARKER = re.compile(rb"([a-z0-9_:]+) (\d+) (\d+) (busy|spent)")
 

@@ -85,10 +85,10 @@ def test_a_record_of_the_old_form_is_charged_to_the_six_alone():
     "text",
     [
         b"open 5 5 0f 600 120 AAAAAAAA BBBBBBBB ",
-        b"open 5 5 0f 600 120 AAAAAAAA BBBBBBBB  CCCCCCC",
-        b"open 5 5 0f 600 120 AAAAAAAA BBBBBBBB CCCC:CC",
-        b"open 5 5 0f 600 120 AAAAAAAA BBBBBBBB CCCCCCCDDDDDD",
-        b"open 5 5 0f 600 120 AAAAAAAA BBBBBBBB CCCCCCC\n",
+        b"open 5 5 0f 600 120 AAAAAAAA BBBBBBBB  CCCCCC",
+        b"open 5 5 0f 600 120 AAAAAAAA BBBBBBBB CCCC:C",
+        b"open 5 5 0f 600 120 AAAAAAAA BBBBBBBB CCCCCCDDDDD",
+        b"open 5 5 0f 600 120 AAAAAAAA BBBBBBBB CCCCCC\n",
         b"open 5 5 0f 600 120 AAAAAAAA",
     ],
 )

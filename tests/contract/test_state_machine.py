@@ -72,7 +72,7 @@ EXAMPLES = int(os.environ.get("STATE_MACHINE_EXAMPLES", "30"))
 HOUR, DAY = 3_600, 86_400
 OFTEN = 30
 PICKS = st.integers(0, OFTEN + 7)
-"""Mostly one of those that are pending."""
+"""Mostly one of those that are pending, one of the youngest or of the two oldest."""
 AMOUNTS = st.sampled_from([1, 50, 333, 333, 700, 999, 1_000, 1_001, 2_500])
 
 # Time.
@@ -80,7 +80,7 @@ AMOUNTS = st.sampled_from([1, 50, 333, 333, 700, 999, 1_000, 1_001, 2_500])
 PAUSES_S = mixed(
     (6, st.integers(1, 30)),
     (3, st.sampled_from([20, 60, PENDING_SECONDS, PENDING_SECONDS + PENDING_BUCKET_SECONDS])),
-    (1, st.sampled_from([WINDOW_SECONDS - PENDING_SECONDS, WINDOW_SECONDS + BUCKET_SECONDS, 1_800])),
+    (2, st.sampled_from([WINDOW_SECONDS - PENDING_SECONDS, WINDOW_SECONDS + BUCKET_SECONDS, 1_800])),
     (
         1,
         st.sampled_from(
@@ -206,8 +206,8 @@ ROWS = st.builds(
 )
 FURTHER = mixed(
     (1, st.just([])),
-    (1, st.lists(ROWS, max_size=3, unique_by=lambda row: row.name)),
-    (2, st.lists(ROWS, min_size=5, max_size=MOST_BUDGETS - len(REASONS), unique_by=lambda row: row.name)),
+    (2, st.lists(ROWS, min_size=1, max_size=3, unique_by=lambda row: row.name)),
+    (3, st.lists(ROWS, min_size=5, max_size=MOST_BUDGETS - len(REASONS), unique_by=lambda row: row.name)),
 )
 SIX = st.builds(
     lambda narrow, throttle_seconds, seconds: list(
@@ -682,7 +682,7 @@ class Books(RuleBasedStateMachine):
 
     def pick(self, number):
         open_ones = [held for held in self.callers if held.state == "open" and held.has_record(self.now_us)]
-        among = open_ones[-6:] if open_ones and number < OFTEN else self.callers[-8:]
+        among = open_ones[-4:] + open_ones[:2] if open_ones and number < OFTEN else self.callers[-8:]
         return among[number % len(among)]
 
     def over_open_money(self, but):
@@ -1106,7 +1106,7 @@ def request(ask):
     """What an id stands for: an ask that differs in it is another request."""
     owners = {budget.scope: budget.owner for budget in ask.budgets}
     who = owners.get(Scope.IDENTIFIER), owners.get(Scope.NETWORK)
-    return ask.cost_nanousd, who if any(who) else owners
+    return ask.cost_nanousd, who if any(who) else [(budget.name, budget.owner) for budget in ask.budgets]
 
 
 def add_to(ring, start, nanousd):
