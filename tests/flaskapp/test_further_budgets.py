@@ -95,7 +95,7 @@ def test_a_models_month_is_kept_under_its_key_and_renews_at_the_first(make_timed
     before = service.stored()
     refused = service.chat("two")
     assert refused.headers["Retry-After"] == str(MARCH - NOW)
-    assert refused.json["message"].endswith(f"in {-(-(MARCH - NOW) // 3_600)} hours.")
+    assert refused.json["message"].endswith(f"in {-(-(MARCH - NOW) // 86_400)} days.")
     assert service.stored() == before
     clock.us = (MARCH - 1) * 1_000_000
     assert service.chat("two").status_code == 429
