@@ -18,6 +18,7 @@ NOT_IN_THE_TABLE = {
 }
 OWN_DEFAULTS = {
     "API_KEYS": "none; `*` in development mode",
+    "CORS_ORIGINS": "none",
     "LLM_MODELS": "`LLM_MODEL` alone",
     "REDIS_URL": "the embedded server of this directory, else `redis://127.0.0.1:6379/0`",
 }

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, SkipValidation
 from backends.budgets import zone_of
 from backends.errors import ConfigurationError, shown
 from flaskapp.http.api_keys import ANYONE, ApiKeys
+from flaskapp.http.cors import ANY_ORIGIN
 from flaskapp.settings import Baseline, LiveSettings, Source, settings_table
 from flaskapp.value_types import Amount, Choice, ValueType, Whole, refusal_text
 
@@ -29,6 +30,12 @@ MAX_STREAM_DEADLINE_SECONDS = 3_600
 MAX_REDIS_DELAY_MS = 100
 _SWITCHES_OFF_IN_DEVELOPMENT = ("enable_cost_throttling", "enable_challenge_response")
 _MAX_SECRET_CHARACTERS = 1_000
+_MAX_PORT = 65_535
+_USUAL_PORTS = {"http": "80", "https": "443"}
+_ORIGIN = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]{0,31})://(?:[a-z0-9_](?:[a-z0-9._-]{0,251}[a-z0-9_])?|\[[0-9a-f:.]{2,45}\])"
+    r"(?::(?P<port>[0-9]{1,5}))?"
+)
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,37 @@ class Words(ValueType[tuple[str, ...]]):
 
     def text(self, value: tuple[str, ...]) -> str:
         return ",".join(value)
+
+
+@dataclass(frozen=True)
+class Origins(ValueType[tuple[str, ...]]):
+    """Origins of pages as their browsers spell them, or `*` alone."""
+
+    @property
+    def allowed(self) -> str:
+        return (
+            "origins such as https://chat.example or http://localhost:3000 (a scheme, a host in ASCII, perhaps a port; "
+            "no path), with commas between them, or * alone"
+        )
+
+    def read(self, value: object) -> tuple[str, ...]:
+        if not isinstance(value, tuple):
+            self.refuse()
+        return value if value == (ANY_ORIGIN,) else tuple(dict.fromkeys(map(self._origin, value)))
+
+    def read_text(self, text: str) -> tuple[str, ...]:
+        return self.read(tuple(part.strip() for part in text.split(",")))
+
+    def text(self, value: tuple[str, ...]) -> str:
+        return ",".join(value)
+
+    def _origin(self, text: object) -> str:
+        """In a browser's spelling: lower case, and without the port that its scheme has anyway."""
+        match = _ORIGIN.fullmatch(text.lower()) if isinstance(text, str) else None
+        if match is None or not 0 < int(match["port"] or 1) <= _MAX_PORT:
+            self.refuse()
+        usual = _USUAL_PORTS.get(match["scheme"], "")
+        return match[0].removesuffix(f":{usual}") if match["port"] == usual else match[0]
 
 
 @dataclass(frozen=True)
@@ -263,6 +301,10 @@ class Config(BaseModel):
     api_keys: Annotated[ApiKeys | None, Keys("The keys that open `/v1`; `*` opens it to anyone, none closes it.")] = (
         Field(default=None, repr=False)
     )
+    cors_origins: Annotated[
+        tuple[str, ...],
+        Origins("Origins whose pages may call the chat, challenge, usage and `/v1` routes; `*` is every origin."),
+    ] = ()
     admin_token: Annotated[SecretStr | None, Secret("Password of the dashboard and token of the admin API.")] = None
     trusted_proxy_hops: Annotated[
         int, Whole("Proxies in front that are believed about the address.", minimum=0, maximum=100)
@@ -275,7 +317,7 @@ class Config(BaseModel):
             words="a host name or an address",
         ),
     ] = "127.0.0.1"
-    port: Annotated[int, Whole("Where gunicorn listens.", maximum=65_535)] = 8_000
+    port: Annotated[int, Whole("Where gunicorn listens.", maximum=_MAX_PORT)] = 8_000
     web_concurrency: Annotated[int, Whole("Workers of gunicorn.", maximum=1_024)] = 2
     log_format: Annotated[Literal["text", "json"], Choice("How the log is written.", values=("text", "json"))] = "text"
     log_level: Annotated[

@@ -21,13 +21,16 @@ from backends.store.link import Link
 from flaskapp.admin import Panel, make_admin
 from flaskapp.answers.admission import Admission
 from flaskapp.answers.answer import AnswerContext
+from flaskapp.chat.challenge_route import ROUTE as CHALLENGE_ROUTE
 from flaskapp.chat.challenge_route import make_challenge_route
+from flaskapp.chat.routes import ROUTE as CHAT_ROUTE
 from flaskapp.chat.routes import ChatRoutes, make_chat
 from flaskapp.cli.commands import register_commands
 from flaskapp.config import Config, load_config, metrics_directory
 from flaskapp.http.api_keys import ApiKeys
 from flaskapp.http.bounded_request import BoundedRequest
 from flaskapp.http.challenges import Challenges
+from flaskapp.http.cors import allow_origins
 from flaskapp.http.identity import rate_key
 from flaskapp.http.limiter import ADMIN_RATE_LIMIT, LinkLimiter, make_limiter, network_key, network_rate
 from flaskapp.http.refusals import register_error_handlers
@@ -42,11 +45,14 @@ from flaskapp.ops.metrics import Metrics, make_metrics_page
 from flaskapp.ops.running_redis import running_url
 from flaskapp.settings import SettingsStore
 from flaskapp.tollgate import Tollgate
+from flaskapp.usage import ROUTE as USAGE_ROUTE
 from flaskapp.usage import make_usage, usage_rate_key
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
+VISITORS_ROUTES = (CHAT_ROUTE, CHALLENGE_ROUTE, USAGE_ROUTE)
+"""What pages of other origins may ask, beside all of `/v1`."""
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 MAX_BODY_BYTES = 1_000_000
 # What a request may wait for Redis before its answer begins: three of the longest replies that are no time-out. With
@@ -183,6 +189,9 @@ def _register_requests(app: Flask, tollgate: Tollgate) -> None:
         g.request_id = uuid.uuid4().hex
         if not trusts_proxies and "HTTP_X_FORWARDED_FOR" in request.environ and warning.is_first():
             tollgate.emit("forwarded_ignored")
+
+    if tollgate.config.cors_origins:
+        allow_origins(app, tollgate.config.cors_origins, VISITORS_ROUTES)
 
     @app.after_request
     def end(response: Response) -> Response:

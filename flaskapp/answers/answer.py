@@ -111,7 +111,8 @@ class AdmittedAnswer:
         if isinstance(failed, Response):
             return failed
         self._written_at_seconds = self._waits_since_seconds = self._clock.monotonic_seconds()
-        headers = [("Cache-Control", "no-store"), ("X-Accel-Buffering", "no"), *self._headers.items()]
+        # A proxy that packs a stream gathers it first: no-transform.
+        headers = [("Cache-Control", "no-store, no-transform"), ("X-Accel-Buffering", "no"), *self._headers.items()]
         # Passed through: the server iterates and closes this object itself.
         return Response(self, 200, headers, content_type=_EVENT_STREAM, direct_passthrough=True)
 

@@ -9,12 +9,14 @@ from flaskapp.http.challenges import CHALLENGE_SECONDS, Challenges
 from flaskapp.http.identity import HEADER, identify
 from flaskapp.http.refusals import THROTTLE_UNAVAILABLE, InvalidRequest, problem
 
+ROUTE = "/api/v1/auth/challenge"
+
 
 def make_challenge_route(challenges: Challenges, is_closed_on_error: Callable[[], bool]) -> Blueprint:
     """The blueprint ``challenge``."""
     blueprint = Blueprint("challenge", __name__)
 
-    @blueprint.get("/api/v1/auth/challenge")
+    @blueprint.get(ROUTE)
     def give() -> Response:
         who = identify(request)
         if not who.has_fingerprint or who.challenge is not None:

@@ -13,6 +13,7 @@ from backends.pricing.token_bounds import InputTooLong, Message, bound_for
 from flaskapp.answers.admission import Admission
 from flaskapp.answers.meter import CostBound, slices_of
 from flaskapp.chat.body import ChatBody, read_chat_body
+from flaskapp.chat.challenge_route import ROUTE as CHALLENGE_ROUTE
 from flaskapp.chat.events import ChatStreamFormat
 from flaskapp.http.challenges import ChallengeResult, Challenges
 from flaskapp.http.headers import read_idempotency
@@ -27,7 +28,7 @@ SYSTEM_PROMPT = (
     "Answer briefly, truthfully and in the language of the question; say so when you do not know."
 )
 """All that the service adds to a prompt; at most 256 bytes."""
-_GET_CHALLENGE = "GET /api/v1/auth/challenge"
+_GET_CHALLENGE = f"GET {CHALLENGE_ROUTE}"
 _CHALLENGE_MESSAGES = {
     ChallengeResult.UNKNOWN: (
         f"This challenge was never given, was used, or is over: get a new one of {_GET_CHALLENGE}."

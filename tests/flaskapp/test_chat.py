@@ -76,7 +76,7 @@ def test_an_answer_is_chunks_and_then_what_it_cost(service):
     assert list(last["usage"]) == ["input_tokens", "output_tokens"]
     assert last["usage"]["output_tokens"] == len(chunks) >= 40
     assert nanousd(last["cost_usd"]) == last["usage"]["input_tokens"] * 2_500 + len(chunks) * 10_000
-    assert answer.headers["Cache-Control"] == "no-store"
+    assert answer.headers["Cache-Control"] == "no-store, no-transform"
 
 
 def test_the_headers_of_an_admitted_answer(service):

@@ -38,6 +38,7 @@ def test_the_defaults_are_those_of_the_contract():
         "redis_delay_ms": 0,
         "demo_tokens_per_second": 50.0,
         "api_keys": None,
+        "cors_origins": (),
         "admin_token": None,
         "trusted_proxy_hops": 0,
         "host": "127.0.0.1",
