@@ -14,6 +14,7 @@ from typing import Any, Self, TypeVar
 import redis
 import requests
 
+from flaskapp.http.refusals import later
 from flaskapp.ops.embedded_redis import EmbeddedServer, free_port, guardian_of
 from tests.processes import children_of
 
@@ -209,6 +210,12 @@ def nanousd(text: str) -> int:
     assert point == "."
     assert len(places) == 9, text
     return int(whole) * 10**9 + int(places)
+
+
+def earliest_wait(refused: Any) -> int:
+    """When the refusal can end, in seconds: `Retry-After` without what its request's id has put on top."""
+    request_id, told = refused.headers["X-Request-ID"], int(refused.headers["Retry-After"])
+    return max(each for each in range(1, told + 1) if later(each, request_id) == told)
 
 
 def wait_until(holds: Callable[[], bool], timeout_seconds: float, what: str) -> None:

@@ -5,11 +5,14 @@ import re
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from backends.budgets import Budget, Forever, Reason, Scope
+from backends.conformance.harness import ManualClock
 from backends.contract import Refusal
-from flaskapp.http.refusals import cost_refused
-from tests.servers import BEARER, CHAT, SETTINGS
+from flaskapp.http.refusals import cost_refused, later
+from tests.servers import BEARER, CHAT, SETTINGS, earliest_wait
 
 MEMBERS = [
     "error",
@@ -76,8 +79,38 @@ def test_one_that_only_open_reservations_cause_says_so(make_app):
     assert members_of(refused) == ["budget", "in_flight"]
     assert refused.json["in_flight"] is True
     # The marker refuses until its TTL ends.
-    assert refused.headers["Retry-After"] == "30"
+    assert earliest_wait(refused) == 30
     under_way.close()
+
+
+def test_callers_that_are_refused_together_do_not_come_back_together_and_none_too_early(make_app):
+    clock = ManualClock()
+    service = make_app(clock=clock, THROTTLE_BACKEND="memory", HOURLY_SPEND_LIMIT_USD="0.005")
+    service.chat("first")
+    hour_ends_in_seconds = 3_600 - clock.us // 1_000_000 % 3_600
+    refused = [service.chat(f"visitor-{number}") for number in range(40)]
+    assert {each.json["reason"] for each in refused} == {"global_hourly_limit"}
+    waits = [int(each.headers["Retry-After"]) for each in refused]
+    assert waits == [each.json["retry_after_seconds"] for each in refused]
+    assert all(hour_ends_in_seconds <= each <= hour_ends_in_seconds + 10 for each in waits)
+    # Eleven are possible; that forty have fewer than five of them is one chance in 10^11.
+    assert len(set(waits)) >= 5
+
+
+@given(st.integers(1, 40_000_000), st.uuids(version=4))
+def test_what_is_put_on_top_of_a_wait_is_bounded_and_the_same_for_the_same_request(wait_seconds, request_id):
+    told_seconds = later(wait_seconds, request_id.hex)
+    assert told_seconds == later(wait_seconds, request_id.hex)
+    assert wait_seconds <= told_seconds <= wait_seconds + max(2, min(10, wait_seconds // 20))
+    # OpenAI's clients do not wait longer by themselves.
+    assert (wait_seconds <= 60) == (told_seconds <= 60)
+
+
+@pytest.mark.parametrize(("wait_seconds", "least", "most"), [(1, 1, 3), (30, 30, 32), (60, 60, 60), (600, 600, 610)])
+def test_every_part_of_the_spread_is_used(wait_seconds, least, most):
+    told = {later(wait_seconds, f"{number:08x}") for number in range(0, 2**32, 2**24)}
+    assert told == set(range(least, most + 1))
+    assert (later(wait_seconds, "0" * 32), later(wait_seconds, "f" * 32)) == (least, most)
 
 
 REFUSAL = Refusal(
