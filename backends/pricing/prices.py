@@ -5,12 +5,15 @@ about 100 µs, so every record of an offered model is turned into integers once,
 record: fixed at the reservation and used again at the settlement. Amounts are nano-dollars, rounded up; rates are
 integers over one common denominator, so the arithmetic is exact.
 
-Priced are text tokens (input, read from a cache, written to a cache, output, reasoning) and the fee for a request,
-where a model has one. Not priced, because the service never asks for them: audio, generated images, hosted tools,
-service tiers, batches, and caches that live longer than a provider's usual ones.
+Priced are tokens (input, read from a cache, written to a usual or a longer cache, output, reasoning), and the fees for
+a request and for a search, where a model has them. Some models answer with images, sounds or films that nothing asked
+for: what is not known to be text costs as much as the dearest kind of output. A model whose own searches or images the
+table cannot bound stops the start. Not priced, because the service never asks for them: hosted tools, service tiers
+and batches.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -27,8 +30,14 @@ from backends.money import NANOUSD_PER_USD
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NANOUSD_PER_TOKEN = Fraction(NANOUSD_PER_USD, 1_000_000)
 """At one dollar per million tokens."""
-_NANOUSD_PER_REQUEST = Fraction(NANOUSD_PER_USD, 1_000)
-"""At one dollar per thousand requests."""
+_NANOUSD_PER_THOUSANDTH = Fraction(NANOUSD_PER_USD, 1_000)
+"""At one dollar per thousand requests or searches."""
+_OUTPUT_KINDS = ("output_image_mtok", "output_audio_mtok", "output_video_mtok")
+"""What a model may give in place of text."""
+_SEARCHES = re.compile(r"sonar|web-?search|search-(preview|api)|deep-research|[-:]online|compound")
+"""Names of models that search by themselves; each search, and what it finds, is billed."""
+_DRAWS = re.compile(r"image|banana|gemini-omni")
+"""Names of models that answer with images or films by themselves."""
 _OVERRIDE_VARIABLES = "LLM_PRICE_INPUT_USD_PER_MTOK and LLM_PRICE_OUTPUT_USD_PER_MTOK"
 
 _Amount: TypeAlias = Decimal | types.TieredPrices | None
@@ -47,11 +56,17 @@ class Rates:
     output: int
     reasoning: int
     request: int
+    long_cache_write: int
+    """Written to a cache that lasts longer than the usual one."""
+    other_output: int
+    """Output that is not known to be text: the dearest kind of it."""
+    search: int
 
     def highest(self, input_tokens: int, output_tokens: int) -> int:
         """The most that this many tokens can cost, whatever their kinds, in `1 / denominator` nano-dollars."""
-        input_rate = max(self.input, self.cache_read, self.cache_write)
-        return input_tokens * input_rate + output_tokens * max(self.output, self.reasoning) + self.request
+        input_rate = max(self.input, self.cache_read, self.cache_write, self.long_cache_write)
+        output_rate = max(self.output, self.reasoning, self.other_output)
+        return input_tokens * input_rate + output_tokens * output_rate + self.request
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,31 +101,40 @@ class Price:
         )
         return cls(model, denominator, tiers)
 
-    def cost_nanousd(
+    def cost_nanousd(  # noqa: PLR0913 (each is a kind that has its own price)
         self,
         input_tokens: int,
         output_tokens: int,
         cached_input_tokens: int = 0,
         *,
         cache_write_tokens: int = 0,
+        long_cache_write_tokens: int = 0,
         reasoning_tokens: int = 0,
+        text_tokens: int = 0,
+        searches: int = 0,
     ) -> int:
         """What this usage costs, rounded up.
 
-        Cached and written tokens are part of the input, reasoning tokens part of the output. Larger parts than the
-        whole are cut to it, and negative counts to 0: an upstream's nonsense never makes a cost negative.
+        Cached and written tokens are part of the input, and those written to a longer cache part of the written ones;
+        reasoning and text are parts of the output, and the rest of it may be of any kind. Larger parts than the whole
+        are cut to it, and negative counts to 0: an upstream's nonsense never makes a cost negative.
         """
         input_tokens, output_tokens = max(0, input_tokens), max(0, output_tokens)
         cached = min(max(0, cached_input_tokens), input_tokens)
         written = min(max(0, cache_write_tokens), input_tokens - cached)
+        written_long = min(max(0, long_cache_write_tokens), written)
         reasoning = min(max(0, reasoning_tokens), output_tokens)
+        text = min(max(0, text_tokens), output_tokens - reasoning)
         rates = self._rates(input_tokens)
         amount = (
             (input_tokens - cached - written) * rates.input
             + cached * rates.cache_read
-            + written * rates.cache_write
-            + (output_tokens - reasoning) * rates.output
+            + (written - written_long) * rates.cache_write
+            + written_long * rates.long_cache_write
+            + (output_tokens - reasoning - text) * rates.other_output
+            + text * rates.output
             + reasoning * rates.reasoning
+            + max(0, searches) * rates.search
             + rates.request
         )
         return -(-amount // self.denominator)
@@ -183,7 +207,9 @@ def _prices_of(
         if override is not None:
             return ((None, Price.flat(model, *override)),)
         info = get_snapshot().find_provider_model(model, None, provider, None)[1]
-        return tuple((one.constraint, Price.of_record(model, one.prices)) for one in records_of(info))
+        problem = next((words for one in records_of(info) if (words := _unbounded(model, one.prices))), "")
+        if not problem:
+            return tuple((one.constraint, Price.of_record(model, one.prices)) for one in records_of(info))
     except ValueError:
         problem = "costs nothing" if override is not None else "has no price for text, or a price of 0"
     except LookupError:
@@ -192,6 +218,17 @@ def _prices_of(
         f"LLM_MODEL, LLM_MODELS: {model!r} of LLM_PROVIDER {provider!r} {problem}; "
         f"name another one or set {_OVERRIDE_VARIABLES}, both above 0"
     )
+
+
+def _unbounded(model: str, record: types.ModelPrice) -> str:
+    """Why `record` does not bound what `model` costs; empty where it does."""
+    name = model.lower()
+    # A fee for each request is the price of its searches too.
+    if _SEARCHES.search(name) and _amount(record, "requests_kcount") is None:
+        return "searches by itself, and the price table does not bound what its searches cost"
+    if _DRAWS.search(name) and all(_amount(record, kind) is None for kind in _OUTPUT_KINDS):
+        return "may answer with images, and the price table does not say what they cost"
+    return ""
 
 
 def read_price_table() -> None:
@@ -204,21 +241,36 @@ def records_of(info: types.ModelInfo) -> Sequence[types.ConditionalPrice]:
     return [types.ConditionalPrice(prices=info.prices)] if isinstance(info.prices, types.ModelPrice) else info.prices
 
 
+def _amount(record: types.ModelPrice, name: str) -> _Amount:
+    """An amount that most records do not have."""
+    amount: _Amount = getattr(record, name, None)
+    return amount
+
+
 def _amounts(record: types.ModelPrice) -> tuple[_Amount, ...]:
-    """The amounts in the order of `Rates`: input, cache read, cache write, output, reasoning."""
+    """The amounts of tokens: input, cache read, cache write, output, reasoning, long cache write, kinds of output."""
+    cache_write = record.input_mtok if record.cache_write_mtok is None else record.cache_write_mtok
+    long_cache_write = _amount(record, "cache_write_1h_mtok")
     return (
         record.input_mtok,
         record.input_mtok if record.cache_read_mtok is None else record.cache_read_mtok,
-        record.input_mtok if record.cache_write_mtok is None else record.cache_write_mtok,
+        cache_write,
         record.output_mtok,
         record.output_mtok if record.output_reasoning_mtok is None else record.output_reasoning_mtok,
+        cache_write if long_cache_write is None else long_cache_write,
+        *(_amount(record, kind) for kind in _OUTPUT_KINDS),
     )
 
 
 def _exact_rates(record: types.ModelPrice, start: int) -> list[Fraction]:
-    """Nano-dollars a token, in the order of `_amounts`, and a request, for input longer than `start`."""
-    tokens = [Fraction(_amount_above(amount, start)) * _NANOUSD_PER_TOKEN for amount in _amounts(record)]
-    return [*tokens, Fraction(_amount_above(record.requests_kcount, start)) * _NANOUSD_PER_REQUEST]
+    """Nano-dollars, in the order of `Rates`, for input longer than `start`."""
+    amounts = [Fraction(_amount_above(amount, start)) * _NANOUSD_PER_TOKEN for amount in _amounts(record)]
+    tokens, long_cache_write, others = amounts[:5], amounts[5], amounts[6:]
+    request, search = (
+        Fraction(_amount_above(_amount(record, name), start)) * _NANOUSD_PER_THOUSANDTH
+        for name in ("requests_kcount", "web_searches_kcount")
+    )
+    return [*tokens, request, long_cache_write, max(tokens[3], *others), search]
 
 
 def _amount_above(amount: _Amount, start: int) -> Decimal:

@@ -7,6 +7,8 @@ Counted without a network, and from above:
   of their JSON counts as a token, and each has an allowance. An unknown model's template may write them with line
   breaks: then the bytes are those of JSON with an indent of four. The target of a ``$ref`` counts once for each pointer
   to it, in case the template expands it, until it leads back into itself.
+* Fields that are not known stand there too, name and value: as many tokens as their JSON has bytes, and an allowance
+  for each. A server may put any of them into the prompt.
 * An image counts as the documented maximum of its model. Without a documented maximum there is no bound, and images
   are refused.
 """
@@ -24,6 +26,17 @@ _DEFINITIONS = ("tools", "functions", "tool_choice", "function_call", "response_
 _STEERING = ("reasoning_effort", "verbosity", "parallel_tool_calls")
 """Options that may add words to the prompt of a few models."""
 _TEXT_KEYS = ("name", "tool_call_id", "refusal", "reasoning_content")
+_MESSAGE_FIELDS = frozenset({"role", "content", "tool_calls", "function_call", "annotations", "audio", *_TEXT_KEYS})
+_CALL_FIELDS = {"": frozenset({"id", "type", "function", "custom"})} | dict.fromkeys(
+    ("function", "custom"), frozenset({"name", "arguments", "input"})
+)
+_PART_FIELDS = {
+    "text": frozenset({"type", "text"}),
+    "refusal": frozenset({"type", "refusal"}),
+    "image_url": frozenset({"type", "image_url"}),
+}
+_IMAGE_FIELDS = frozenset({"url", "detail"})
+"""What is counted as what it is; any other field is counted as JSON."""
 _PLACE = re.compile(r"[0-9]{1,7}")
 """An index of a list, in a pointer."""
 _PIECE_TOKENS = 16
@@ -129,13 +142,16 @@ class _Counter:
         for key in _TEXT_KEYS:
             if message.get(key):
                 self.add(_PIECE_TOKENS)
-                self.add_text(message[key])
-        for call in _calls(message):
+                self._add_text_or_json(message[key])
+        for call in message.get("tool_calls") or ():
             self.add(_PIECE_TOKENS)
-            for text in _texts(call):
-                self.add_text(text)
+            self._add_call(call)
+        if message.get("function_call"):
+            self.add(_PIECE_TOKENS)
+            self._add_named(message["function_call"], _CALL_FIELDS["function"])
         for annotation in message.get("annotations") or ():
             self.add_definition(annotation)
+        self._add_unknown(message, _MESSAGE_FIELDS)
 
     def add_definition(self, definition: object) -> None:
         if not self._has_definitions:
@@ -149,11 +165,39 @@ class _Counter:
 
     def _add_part(self, part: Mapping[str, Any]) -> None:
         self.add(_PIECE_TOKENS)
-        if part.get("type") == "image_url":
+        kind = part.get("type")
+        if kind == "image_url":
             self.add(image_tokens(self._model, part["image_url"].get("detail")))
+            self._add_unknown(part["image_url"], _IMAGE_FIELDS)
+        known = _PART_FIELDS.get(str(kind), frozenset())
+        for key in known & {"text", "refusal"}:
+            self.add_text(part.get(key))
+        self._add_unknown(part, known)
+
+    def _add_call(self, call: Mapping[str, Any]) -> None:
+        self._add_named(call, _CALL_FIELDS[""])
+        for kind in ("function", "custom"):
+            if isinstance(call.get(kind), dict):
+                self._add_named(call[kind], _CALL_FIELDS[kind])
+
+    def _add_named(self, value: Mapping[str, Any], known: frozenset[str]) -> None:
+        for key in known:
+            self.add_text(value.get(key))
+        self._add_unknown(value, known)
+
+    def _add_unknown(self, value: Mapping[str, Any], known: frozenset[str]) -> None:
+        if value.keys() <= known:
+            return
+        for key, item in value.items():
+            if key not in known:
+                self.add(_PIECE_TOKENS)
+                self.add(self._size({key: item}))
+
+    def _add_text_or_json(self, value: object) -> None:
+        if isinstance(value, str):
+            self.add_text(value)
         else:
-            self.add_text(part.get("text"))
-            self.add_text(part.get("refusal"))
+            self.add(self._size(value))
 
     def _size(self, value: object) -> int:
         # Non-ASCII characters are counted as JSON escapes, which are longer than UTF-8.
@@ -241,12 +285,3 @@ def _nodes(value: object) -> Iterator[object]:
     children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     for child in children:
         yield from _nodes(child)
-
-
-def _calls(message: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    single = message.get("function_call")
-    return [*(message.get("tool_calls") or ()), *([single] if single else ())]
-
-
-def _texts(value: object) -> Iterator[str]:
-    return (node for node in _nodes(value) if isinstance(node, str))

@@ -80,14 +80,15 @@ class TokenBound:
     ) -> tuple[tuple[Message, ...], int]:
         """The newest messages of `history` that fit between `system` and `query`, with both, and their bound in tokens.
 
-        Each text is counted once, from the newest on, until one does not fit.
+        Each text is counted once, from the newest on, until one does not fit. What is kept begins with a user's turn:
+        many models refuse a conversation that does not. An empty `system` is left out.
 
         Raises:
             InputTooLong: `system` and `query` do not fit alone.
         """
-        first, last = Message("system", system), Message("user", query)
+        first, last = [Message("system", system)] if system else [], Message("user", query)
         left: int | None = max_input_tokens - self.request_tokens
-        for message in (first, last):
+        for message in (*first, last):
             left = self._left_after(message, left)
         if left is None:
             raise InputTooLong(max_input_tokens)
@@ -98,7 +99,9 @@ class TokenBound:
                 break
             left = rest
             kept.append(message)
-        return (first, *reversed(kept), last), max_input_tokens - left
+        while kept and kept[-1].role != "user":
+            left += max_input_tokens - (self._left_after(kept.pop(), max_input_tokens) or 0)
+        return (*first, *reversed(kept), last), max_input_tokens - left
 
     def _left_after(self, message: Message, left: int | None) -> int | None:
         limit = -1 if left is None else left - self.message_tokens

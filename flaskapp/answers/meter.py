@@ -126,6 +126,7 @@ class Meter:
     Args:
         reservation: None while cost throttling is off; then the meter only counts.
         budgets: those of today, asked for at each extension.
+        books_seen: an answer that ended well and reported no usage is booked at what was counted, and not whole.
     """
 
     def __init__(
@@ -134,8 +135,12 @@ class Meter:
         reservation: Reservation | None,
         cost_bound: CostBound,
         budgets: Callable[[], tuple[Budget, ...]],
+        *,
+        books_seen: bool = False,
     ) -> None:
         self.max_usage = cost_bound.max_usage
+        self.books_seen = books_seen
+        self._is_seen_all = False
         self._guard = guard
         self._reservation = reservation
         self._cost_bound = cost_bound
@@ -146,7 +151,7 @@ class Meter:
         if cost_bound.slices is not None:
             self._covered_tokens = self._tokens_within(self._reserved_nanousd, 0, self._covered_tokens)
         self.is_exceeded = False
-        """The upstream gave more than its maximum, by steps, or by tokens where they can be counted."""
+        """The upstream gave more than its maximum."""
         self._deltas = 0
         self._tokens = 0
         self._retry_at_tokens = 0
@@ -161,8 +166,15 @@ class Meter:
         return self._slices is not None
 
     @property
+    def model(self) -> str:
+        """The model's name."""
+        return self._price.model
+
+    @property
     def assumed_usage(self) -> Usage:
         """The usage that is reported where the real one is unknown: as much as is booked for it."""
+        if self._is_seen_all:
+            return Usage(self.max_usage.input_tokens, self._tokens)
         return Usage(self.max_usage.input_tokens, max(self._unknown_tokens, self._seen_tokens))
 
     def count(self, batch: Batch) -> bool:
@@ -174,10 +186,15 @@ class Meter:
         deltas = sum([piece.deltas for piece in batch.pieces])
         self._deltas += deltas
         self._tokens += batch.tokens
-        maximum = self.max_usage.output_tokens
-        # Parts of a text may have a few tokens more than the whole: an eighth of the maximum, at least eight, passes.
-        has_more_tokens = self._tokens > maximum + max(8, maximum // 8) and shows_its_tokens(self._price.model)
-        self.is_exceeded = self._deltas > maximum or has_more_tokens
+        steps, tokens, maximum = self._deltas, self._tokens, self.max_usage.output_tokens
+        # Some servers send single letters: events that are more than the tokens in them are no steps of generation.
+        self.is_exceeded = maximum < steps <= tokens
+        if tokens > maximum and shows_its_tokens(self._price.model):
+            # A text that is counted in parts may have a few tokens more than the whole: an eighth, at least eight.
+            self.is_exceeded = self.is_exceeded or tokens > maximum + max(8, maximum // 8)
+        elif tokens > 3 * maximum:
+            # The estimate is too high for some scripts, but hardly for an honest answer by so much.
+            self.is_exceeded = self.is_exceeded or steps > maximum
         if self._slices is not None:
             self._slices.observed_lead.note(batch.lead_tokens, deltas)
         if self.is_exceeded or self._is_used_up:
@@ -196,8 +213,15 @@ class Meter:
             steps -= last.deltas
         return kept
 
-    def settle(self, usage: Usage | None, *, is_fully_read: bool = False) -> int:
+    def priced_nanousd(self, usage: Usage) -> int:
+        """What `usage` costs at the price of the reservation."""
+        return usage.cost_nanousd(self._price)
+
+    def settle(self, usage: Usage | None, *, is_fully_read: bool = False, is_unreported: bool = False) -> int:
         """Book `usage`, or all that is reserved where it is unknown (None).
+
+        What the upstream itself says that it bills is booked where it is more. Where the answer ended well and its
+        usage `is_unreported`, what was counted is booked if the meter `books_seen`.
 
         Where a refused extension ended the answer, only the upstream's lead is unknown if it `is_fully_read`: every
         piece that came before the end, or before the hang-up, was counted.
@@ -210,7 +234,13 @@ class Meter:
                 return self._cost_nanousd
             if is_fully_read and self._is_used_up and self._slices is not None:
                 self._max_lead_tokens = self._slices.least_cushion_tokens
-            cost_nanousd = self._unknown_cost_nanousd if usage is None else usage.cost_nanousd(self._price)
+            self._is_seen_all = is_unreported and self.books_seen
+            if usage is not None:
+                cost_nanousd = max(usage.cost_nanousd(self._price), usage.billed_nanousd)
+            elif self._is_seen_all:
+                cost_nanousd = self._cost_bound.highest_cost_nanousd(self._tokens)
+            else:
+                cost_nanousd = self._unknown_cost_nanousd
             self._cost_nanousd = cost_nanousd
             reservation = self._reservation
         if reservation is not None:

@@ -1,9 +1,11 @@
 """What an OpenAI-compatible server streams, event by event: the text to show, and the usage as far as it is known."""
 
+import codecs
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import reduce
 from itertools import islice
 from typing import Any, NoReturn
 
@@ -11,15 +13,31 @@ import orjson
 
 from flaskapp.llm import BETWEEN, Piece, Usage
 from flaskapp.llm.event_stream import ServerEvent
+from flaskapp.llm.finish_reasons import plain_finish_reason
+from flaskapp.llm.usages import ReportedUsages, added, usage_of, usage_places, with_output, without_usage
 
-_MOST_TOKENS = 10**9
-"""More than any model takes; a larger count is rubbish and would only break the books."""
+_MOST_NOTICE_BYTES = 256
+"""Longer than any text with which a server only says that it is still there."""
+_CHUNK_NAMES = {"", "message", "data", "chunk", "delta", "completion"}
+"""Names under which servers send what others send without a name."""
 _MOST_DEPTH = 64
 """Lists and objects in each other. Answers have less than ten levels; deeper ones would only break their readers."""
 
 
 class ErrorEvent(Exception):
-    """The server reports, in the middle of its answer, that it failed."""
+    """The server reports, in place of an answer or in the middle of it, that it failed.
+
+    Args:
+        text: the whole event, or the whole body.
+        is_first: nothing was generated before.
+        usage: what it says, with the error, that it used.
+    """
+
+    def __init__(self, text: str, *, is_first: bool = False, usage: Usage | None = None) -> None:
+        super().__init__(text)
+        self.text = text
+        self.is_first = is_first
+        self.usage = usage
 
 
 class NotACompletion(ValueError):
@@ -30,8 +48,10 @@ class Completion:
     """The state of one streamed completion. Reads `choices[0].delta.content` (or `refusal`), `usage` and the end.
 
     A usage counts only if the server sent it with the last text that it generated or later, since an earlier one is too
-    low. Of several the last counts, unless an earlier one was higher: then the highest, number by number. The upstream
-    bills by its usage, so it counts also where more tokens were read; one without tokens counts for nothing.
+    low. Of several the last counts, unless an earlier one was higher: then the highest, number by number. Where each
+    chunk has a usage of its own, or each choice, their sum counts. The upstream bills by its usage, so it counts also
+    where more tokens were read, but for several choices, of which some servers report one. One without tokens counts
+    for nothing.
 
     Args:
         count_tokens: counts the tokens of a text.
@@ -43,6 +63,8 @@ class Completion:
         self._choices = choices
         self._uncounted: dict[int, list[str]] = {}
         """What was generated since the last count, of each choice."""
+        self._counts: dict[int, _TokenCount] = {}
+        self._counted_tokens = 0
         self._finished: set[int] = set()
         self._open: set[int] = set()
         self._was_summed_up = False
@@ -51,7 +73,8 @@ class Completion:
         """The server sent ``[DONE]``: nothing follows."""
         self.finish_reason = "stop"
         self._is_generated = False
-        self._usage: Usage | None = None
+        self._reported = ReportedUsages()
+        self._reported_of_choices: dict[int, ReportedUsages] = {}
         self._usage_is_last = False
 
     @property
@@ -66,8 +89,23 @@ class Completion:
     @property
     def usage(self) -> Usage | None:
         """What was used; None where the server sent no usage, or an impossible one."""
-        usage = self._usage if self.ended and self._usage_is_last else None
-        return _credible(usage, is_generated=self._is_generated)
+        if not self.ended or not self._usage_is_last:
+            return None
+        usage = _credible(self._reported_usage(), is_generated=self._is_generated)
+        return usage if usage is None or not self._has_choices else with_output(usage, self._counted_tokens)
+
+    @property
+    def _has_choices(self) -> bool:
+        return self._choices > 1 or len(self._counts) > 1
+
+    def _reported_usage(self) -> Usage | None:
+        if self._reported or not self._reported_of_choices:
+            return self._reported.usage(self._counted_tokens)
+        usages = [each.usage(self._tokens_of(index)) for index, each in self._reported_of_choices.items()]
+        return reduce(added, [usage for usage in usages if usage is not None])
+
+    def _tokens_of(self, index: int) -> int:
+        return self._counts[index].tokens if index in self._counts else 0
 
     def read(self, events: Sequence[ServerEvent], pieces: list[Piece]) -> None:
         """Add the pieces in `events` to `pieces`, to the last one or to ``[DONE]``.
@@ -89,29 +127,52 @@ class Completion:
 
     def _read_event(self, event: ServerEvent) -> Piece | None:
         """The piece in an event; None for ``[DONE]``."""
-        if event.data == b"[DONE]":
+        if _is_done(event.data):
             self.done = True
             return None
+        if _is_notice(event.data):
+            return Piece("")
         chunk, data = _loads(event.data)
         if not event.name and data and (text := _plain_text(chunk)):
             self._pattern.learn(data, chunk)
             return self._plain([text], data, has_usage="usage" in chunk)
+        return self._read_chunk(event, chunk, data)
+
+    def _read_chunk(self, event: ServerEvent, chunk: dict[str, Any], data: bytes) -> Piece:
+        usage, usages_of_choices = usage_places(chunk)
         if event.name == "error" or _is_error(chunk):
-            raise ErrorEvent(event.data.decode(errors="replace"))
+            reported = _credible(usage_of(usage), is_generated=self._is_generated)
+            raise ErrorEvent(event.data.decode(errors="replace"), is_first=not self._is_generated, usage=reported)
         choices = _objects(chunk.get("choices"))
         shown, deltas = "", 0
         for choice in choices:
             text, is_step = self._read_choice(choice)
             shown += text
             deltas += is_step
-        if chunk.get("usage") is not None:
-            self._read_usage(chunk["usage"], is_summary=not choices)
+        if usage is not None or usages_of_choices:
+            self._read_usages(usage, usages_of_choices, is_summary=not choices, has_text=deltas > 0)
+            if usage is None or chunk.get("usage") is None:
+                # It is handed on where OpenAI has it, so that it is shown, or not, like any other.
+                said = usage if usage is not None else next(iter(usages_of_choices.values()))
+                chunk, data = {**without_usage(chunk), "usage": said}, b""
+        if event.name not in _CHUNK_NAMES and "choices" not in chunk:
+            # Nothing that a client of completions knows: a ping, or what a server says of itself.
+            return Piece("")
         return Piece(shown, deltas, chunk, data)
 
     def count_tokens(self) -> int:
-        """The tokens generated since the last count. Parts have more than the whole, so they are counted together."""
-        tokens = sum([max(len(texts), self._count_tokens("".join(texts))) for texts in self._uncounted.values()])
+        """The tokens that the answer has more since the last count.
+
+        Parts have more tokens than the whole, however it is cut, so each choice is counted as one text.
+        """
+        tokens = 0
+        for index, texts in self._uncounted.items():
+            count = self._counts.get(index)
+            if count is None:
+                count = self._counts[index] = _TokenCount(self._count_tokens)
+            tokens += count.add("".join(texts))
         self._uncounted.clear()
+        self._counted_tokens += tokens
         return tokens
 
     def _plain(self, texts: list[str], data: bytes, *, has_usage: bool) -> Piece:
@@ -134,17 +195,55 @@ class Completion:
         if _finish_reason(choice) not in {None, "", "null"}:
             self._open.discard(index)
             self._finished.add(index)
-            self.finish_reason = "length" if _finish_reason(choice) in {"length", "max_tokens"} else "stop"
+            self.finish_reason = plain_finish_reason(_finish_reason(choice) or "")
         text = _text_of(delta.get("content") or delta.get("refusal") or "")
         return (text if index == 0 else ""), bool(generated)
 
-    def _read_usage(self, raw: object, *, is_summary: bool) -> None:
-        usage = _usage_of(raw)
-        # A usage without counts does not undo an earlier one.
+    def _read_usages(self, raw: object, of_choices: Mapping[int, object], *, is_summary: bool, has_text: bool) -> None:
+        usage = usage_of(raw)
         if usage is not None:
+            self._reported.add(usage, is_summary=is_summary, has_text=has_text)
+        usages = {index: usage_of(each) for index, each in of_choices.items()}
+        for index, of_choice in usages.items():
+            if of_choice is not None:
+                self._reported_of_choices.setdefault(index, ReportedUsages()).add(
+                    of_choice, is_summary=False, has_text=has_text
+                )
+        # A usage without counts does not undo an earlier one.
+        if usage is not None or any(usages.values()):
             self._usage_is_last = True
             self._was_summed_up |= is_summary and bool(self._finished) and not self._open
-            self._usage = usage if self._usage is None else _later(self._usage, usage)
+
+
+class _TokenCount:
+    """Counts a text that comes in parts, with hardly more tokens than it has as a whole.
+
+    Only its last words are counted again when more of it comes: no token reaches from one word into the next.
+    """
+
+    _MOST_CHARACTERS = 64
+    """Of the last words. A text without spaces is cut there, which adds a token at most."""
+
+    def __init__(self, count_tokens: Callable[[str], int]) -> None:
+        self._count_tokens = count_tokens
+        self._before = 0
+        self._last_words = ""
+        self.tokens = 0
+        """Of all of it so far; it never falls."""
+
+    def add(self, text: str) -> int:
+        """The tokens that `text` adds."""
+        text = self._last_words + text
+        if len(text) > self._MOST_CHARACTERS:
+            end = text.rfind(" ")
+            if end < len(text) - self._MOST_CHARACTERS:
+                end = len(text)
+            self._before += self._count_tokens(text[:end])
+            text = text[end:]
+        self._last_words = text
+        more = max(0, self._before + (self._count_tokens(text) if text else 0) - self.tokens)
+        self.tokens += more
+        return more
 
 
 _EMPTY = b'""'
@@ -216,7 +315,9 @@ def read_whole(received: bytes) -> tuple[dict[str, Any], bytes]:
     """
     body, data = _loads(received)
     if _is_error(body):
-        raise ErrorEvent(str(body.get("error") or body))
+        is_first = not any(text for message in _messages(body) for text in _strings(message))
+        usage = _credible(usage_of(usage_places(body)[0]), is_generated=not is_first)
+        raise ErrorEvent(received.decode(errors="replace"), is_first=is_first, usage=usage)
     if not isinstance(body.get("choices"), list):
         raise NotACompletion("no choices")
     for choice in body["choices"]:
@@ -226,10 +327,16 @@ def read_whole(received: bytes) -> tuple[dict[str, Any], bytes]:
     return body, data
 
 
-def usage_of_whole(body: dict[str, Any]) -> Usage | None:
+def usage_of_whole(body: dict[str, Any], count_tokens: Callable[[str], int] = len) -> Usage | None:
     """The usage of a whole answer; None where the server sent none, or an impossible one."""
-    is_generated = any(text for message in _messages(body) for text in _strings(message))
-    return _credible(_usage_of(body.get("usage")), is_generated=is_generated)
+    messages = _messages(body)
+    is_generated = any(text for message in messages for text in _strings(message))
+    raw, of_choices = usage_places(body)
+    reported = [usage_of(raw)] if raw is not None else list(map(usage_of, of_choices.values()))
+    usages = [usage for usage in reported if usage is not None]
+    usage = _credible(reduce(added, usages) if usages else None, is_generated=is_generated)
+    # Some servers report the usage of one choice for all of them.
+    return with_output(usage, tokens_of_whole(body, count_tokens)) if usage and len(messages) > 1 else usage
 
 
 def tokens_of_whole(body: dict[str, Any], count_tokens: Callable[[str], int]) -> int:
@@ -238,12 +345,75 @@ def tokens_of_whole(body: dict[str, Any], count_tokens: Callable[[str], int]) ->
 
 
 def _messages(body: dict[str, Any]) -> list[dict[str, Any]]:
-    return [_object(choice.get("message")) for choice in _objects(body["choices"])]
+    return [_object(choice.get("message")) for choice in _objects(body.get("choices"))]
+
+
+def events_of_document(document: bytes) -> list[ServerEvent]:
+    """The events in which a server would have streamed the whole answer that it sent in place of a stream.
+
+    Raises:
+        ErrorEvent: the server reports an error.
+        ValueError: it is no answer.
+    """
+    try:
+        body, _ = read_whole(document.removeprefix(codecs.BOM_UTF8))
+    except json.JSONDecodeError:
+        # One event a line, without the words of an event stream.
+        lines = [line for line in document.splitlines() if line.strip()]
+        return [ServerEvent("", line) for line in lines]
+    choices = [
+        {**{name: value for name, value in choice.items() if name != "message"}, "delta": _as_delta(choice)}
+        for choice in _objects(body["choices"])
+    ]
+    chunk = {**body, "object": "chat.completion.chunk", "choices": choices}
+    return [ServerEvent("", json.dumps(chunk).encode()), ServerEvent("", _DONE)]
+
+
+def usage_in_error(text: str) -> Usage | None:
+    """The usage that the body of an error says; nearly none does."""
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return _credible(usage_of(usage_places(body)[0]), is_generated=False) if isinstance(body, dict) else None
+
+
+def _as_delta(choice: dict[str, Any]) -> dict[str, Any]:
+    message = _object(choice.get("message"))
+    calls = message.get("tool_calls")
+    if not isinstance(calls, list):
+        return message
+    return {**message, "tool_calls": [{"index": index, **_object(call)} for index, call in enumerate(calls)]}
+
+
+_DONE = b"[DONE]"
+
+
+def _is_done(data: bytes) -> bool:
+    """Whether an event is the last one; some servers write it with spaces or quotes."""
+    return data == _DONE or (len(data) <= _MOST_NOTICE_BYTES and data.translate(None, b" \t\r\n\"'\\") == _DONE)
+
+
+def _is_notice(data: bytes) -> bool:
+    """Whether an event is none of the answer, only a sign that the server is still there: empty, or some word."""
+    text = data.strip()
+    if text[:1] == b"{" or len(text) > _MOST_NOTICE_BYTES:
+        return False
+    try:
+        return not isinstance(orjson.loads(text), list)
+    except orjson.JSONDecodeError:
+        return True
 
 
 def _is_error(body: dict[str, Any]) -> bool:
-    """Whether `body` is an error of OpenAI's API, or of an older server."""
-    return bool(body.get("error")) or body.get("object") == "error"
+    """Whether `body` is an error of OpenAI's API, or in the words of another server."""
+    if body.get("error") or "error" in (body.get("object"), body.get("type")):
+        return True
+    if "choices" in body or usage_places(body)[0] is not None:
+        return False
+    return any(body.get(name) for name in ("detail", "errors", "error_msg", "error_message", "error_code")) or bool(
+        body.get("message") and (body.get("code") or body.get("status"))
+    )
 
 
 def _credible(usage: Usage | None, *, is_generated: bool) -> Usage | None:
@@ -252,54 +422,12 @@ def _credible(usage: Usage | None, *, is_generated: bool) -> Usage | None:
     return usage
 
 
-def _usage_of(raw: object) -> Usage | None:
-    counts = _object(raw)
-    inputs, outputs = _object(counts.get("prompt_tokens_details")), _object(counts.get("completion_tokens_details"))
-    input_tokens, output_tokens = _count(counts.get("prompt_tokens")), _count(counts.get("completion_tokens"))
-    if input_tokens is None or output_tokens is None:
-        return None
-    reasoning_tokens = _count(outputs.get("reasoning_tokens")) or 0
-    # Some servers count reasoning beside the output and not within it: the total shows that, or more reasoning than
-    # output does.
-    total_tokens = input_tokens + output_tokens + reasoning_tokens
-    is_beside = counts.get("total_tokens") == total_tokens or 0 < output_tokens < reasoning_tokens
-    return Usage(
-        input_tokens,
-        output_tokens + reasoning_tokens if is_beside else output_tokens,
-        _count(inputs.get("cached_tokens")) or 0,
-        _count(inputs.get("cache_write_tokens")) or 0,
-        reasoning_tokens,
-    )
-
-
-def _later(one: Usage, other: Usage) -> Usage:
-    """The second, unless the first has more of anything."""
-    if other.input_tokens >= one.input_tokens and other.output_tokens >= one.output_tokens:
-        return other
-    # Cached tokens are the cheaper ones: there, less is dearer.
-    return Usage(
-        max(one.input_tokens, other.input_tokens),
-        max(one.output_tokens, other.output_tokens),
-        min(one.cached_input_tokens, other.cached_input_tokens),
-        max(one.cache_write_tokens, other.cache_write_tokens),
-        max(one.reasoning_tokens, other.reasoning_tokens),
-    )
-
-
 def _index(choice: dict[str, Any]) -> int:
     index = choice.get("index", 0)
     return index if isinstance(index, int) else 0
 
 
-def _count(value: object) -> int | None:
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST_TOKENS:
-        return None
-    return value
-
-
-_NOT_GENERATED = {"role", "id", "type", "index", "provider_specific_fields", "annotations", "citations"}
+_NOT_GENERATED = {"role", "id", "type", "index", "provider_specific_fields", "annotations", "citations", "usage"}
 
 
 def _strings(value: object) -> Iterator[str]:
@@ -339,12 +467,13 @@ def _loads_leniently(data: bytes) -> object:
 
 
 _PLAIN_FIELDS = {"content", "role"}
+_NO_USAGE: tuple[object, dict[int, object]] = (None, {})
 
 
 def _plain_text(chunk: dict[str, Any]) -> str:
     """The text of a chunk that has one choice, the first, and nothing else to read; empty where it has."""
     choices = chunk.get("choices")
-    if not isinstance(choices, list) or len(choices) != 1 or chunk.get("usage") is not None or _is_error(chunk):
+    if not isinstance(choices, list) or len(choices) != 1 or _is_error(chunk) or usage_places(chunk) != _NO_USAGE:
         return ""
     choice = choices[0]
     if not isinstance(choice, dict) or choice.get("index", 0) != 0 or "text" in choice:

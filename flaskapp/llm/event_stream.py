@@ -1,9 +1,11 @@
 """Server-sent events, read from bytes as they come, after the WHATWG specification. Their size is bounded."""
 
 import codecs
+from collections.abc import Callable
 from typing import NamedTuple
 
 MAX_EVENT_BYTES = 1_048_576
+MAX_DOCUMENT_BYTES = 16_777_216
 
 
 class ServerEvent(NamedTuple):
@@ -15,9 +17,15 @@ class ServerEvent(NamedTuple):
 
 
 class EventStream:
-    """Parses bytes, cut anywhere, into the events that they complete."""
+    """Parses bytes, cut anywhere, into the events that they complete.
 
-    def __init__(self) -> None:
+    Args:
+        events_of_document: the events in a document of JSON that came in place of a stream.
+    """
+
+    def __init__(self, events_of_document: Callable[[bytes], list[ServerEvent]] | None = None) -> None:
+        self._events_of_document = events_of_document
+        self._document: bytearray | None = None
         self._line = bytearray()
         """The beginning of a line whose end is still to come."""
         self._has_begun = False
@@ -26,12 +34,24 @@ class EventStream:
         self._data: list[bytes] = []
         self._event_bytes = 0
 
+    @property
+    def is_in_document(self) -> bool:
+        """Whether what has come is a document, whose end is still to come."""
+        return self._document is not None
+
     def feed(self, received: bytes) -> list[ServerEvent]:
         """The events that `received` completes.
 
         Raises:
             ValueError: an event is larger than `MAX_EVENT_BYTES`.
         """
+        if not (self._has_begun or self._line) and self._events_of_document and _is_document(received):
+            self._document = self._document or bytearray()
+        if self._document is not None:
+            self._document += received
+            if len(self._document) > MAX_DOCUMENT_BYTES:
+                raise ValueError("a document is too large")
+            return []
         if not self._event_bytes and not self._after_carriage_return and (events := _whole_events(received)):
             self._has_begun = True
             return events
@@ -39,6 +59,9 @@ class EventStream:
 
     def end(self) -> list[ServerEvent]:
         """The last event, at the end of the stream: some servers leave out the empty line after it."""
+        if self._document is not None and self._events_of_document is not None:
+            document, self._document = bytes(self._document), None
+            return self._events_of_document(document)
         return [event for event in (self._read_line(b""), self._dispatch()) if event is not None]
 
     def _read_lines(self, received: bytes) -> list[ServerEvent]:
@@ -80,6 +103,10 @@ class EventStream:
         self._data.clear()
         self._event_bytes = 0
         return event
+
+
+def _is_document(received: bytes) -> bool:
+    return received.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"{"
 
 
 def _whole_events(received: bytes) -> list[ServerEvent]:

@@ -45,9 +45,12 @@ _WORDS = {
     "store_broken": "Redis says that a command of ours is wrong",
     "challenge_skipped": "Challenge not checked, since Redis does not answer",
     "upstream_failed": "The model's server failed",
+    "upstream_learnt": "The model's server refused how it was asked, and is asked otherwise from now on",
     "client_left": "The client left before the end of its answer",
     "client_stuck": "Hung up on a client that did not read its answer",
     "answer_cut": "Answer cut before its end",
+    "usage_missing": "The model's server reports no usage, so LLM_WITHOUT_USAGE says what is booked",
+    "bill_higher": "The model's server bills more than our price, and that is booked",
     "keys_taken_as_digests": "Keys in API_KEYS that are 64 hex digits are taken as the SHA-256 of a key, not as a key",
     "forwarded_ignored": "X-Forwarded-For is ignored, since TRUSTED_PROXY_HOPS is 0",
     "unexpected_error": "Unexpected error",
@@ -65,6 +68,9 @@ _LEVELS = {
     "store_broken": logging.CRITICAL,
     "challenge_skipped": logging.WARNING,
     "upstream_failed": logging.WARNING,
+    "upstream_learnt": logging.WARNING,
+    "usage_missing": logging.WARNING,
+    "bill_higher": logging.WARNING,
     "keys_taken_as_digests": logging.WARNING,
     "forwarded_ignored": logging.WARNING,
     "unexpected_error": logging.ERROR,
@@ -77,6 +83,9 @@ _LEVELS = {
 def log_event(event: Event) -> None:
     """One line for one event; nothing is formatted for a level that is not logged."""
     level = logging.WARNING if event.fields.get("overrun_nanousd") else _LEVELS.get(event.name, logging.INFO)
+    if event.fields.get("is_first") is False:
+        # It was logged before, and is counted.
+        level = logging.DEBUG
     if not LOGGER.isEnabledFor(level):
         return
     fields = event.fields

@@ -48,6 +48,9 @@ class Metrics:
         self.extensions = self._counter("extensions", "Extensions of running answers", "backend", "outcome")
         self.emergency = self._counter("emergency_nanousd", "Nano-dollars admitted while failing open")()
         self.failures = self._counter("store_failures", "Checks that the store failed", "is_bug")
+        self.usage_missing = self._counter(
+            "usage_missing", "Answers that ended well and reported no usage", "model", "booked"
+        )
         self.events = self._counter("events", "Everything else that was told", "name")
         self._counts: dict[str, _Count] = {
             "reserved": self._reserved,
@@ -58,6 +61,7 @@ class Metrics:
             "expired": lambda fields, _: self.expired.inc(fields["expired_nanousd"]),
             "extended": self._extended,
             "extension_refused": lambda _, backend: self.extensions(backend, "refused").inc(),
+            "usage_missing": lambda fields, _: self.usage_missing(fields["model"], fields["booked"]).inc(),
             "check_failed": lambda fields, _: self.failures(str(fields["is_bug"]).lower()).inc(),
         }
 

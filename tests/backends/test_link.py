@@ -202,6 +202,9 @@ def test_what_an_address_may_say(new_link, url):
 def test_fake_needs_no_server(new_link):
     link = new_link("fake://")
     assert link.run(lambda client: client.ping())
+    # Replies have the form that the strategies read, which is not the newest protocol's.
+    link.run(lambda client: client.zadd("key", {"1": 2}))
+    assert link.run(lambda client: client.execute_command("ZRANGE", "key", 0, -1, "WITHSCORES")) == [b"1", b"2"]
 
 
 def test_a_connection_that_the_server_closed_is_replaced_unnoticed(new_link, redis_url, told):

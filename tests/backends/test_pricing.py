@@ -100,6 +100,54 @@ def test_the_fee_for_a_request_and_the_rate_for_reasoning():
     assert price.highest_cost_nanousd(0, 10) == 12_000_000 + 10 * 3_000
 
 
+def test_what_is_not_known_to_be_text_costs_as_much_as_the_dearest_kind():
+    price = one_price("gemini-2.5-flash-image", "google")
+    assert price.highest_cost_nanousd(0, 2_000) == 2_000 * 30_000
+    assert price.cost_nanousd(0, 1_290) == 1_290 * 30_000
+    assert price.cost_nanousd(0, 1_300, text_tokens=10) == 10 * 2_500 + 1_290 * 30_000
+    assert price.cost_nanousd(0, 10, text_tokens=11) == 10 * 2_500
+
+
+@pytest.mark.parametrize("kind", ["output_image_mtok", "output_audio_mtok", "output_video_mtok"])
+def test_whatever_a_model_may_give_in_place_of_text_is_in_the_hold(kind):
+    price = Price.of_record("m", ModelPrice(input_mtok=Decimal(1), output_mtok=Decimal(2), **{kind: Decimal(9)}))
+    assert price.highest_cost_nanousd(0, 10) == price.cost_nanousd(0, 10) == 90_000
+
+
+def test_a_longer_cache_is_in_the_hold_and_has_its_own_price():
+    price = one_price("claude-sonnet-4-6", "anthropic")
+    usual = price.cost_nanousd(1_000, 0, cache_write_tokens=1_000)
+    long = price.cost_nanousd(1_000, 0, cache_write_tokens=1_000, long_cache_write_tokens=1_000)
+    assert usual < long == price.highest_cost_nanousd(1_000, 0)
+
+
+def test_searches_that_are_billed_are_priced():
+    price = one_price("gemini-2.5-flash", "google")
+    assert price.cost_nanousd(0, 0, searches=2) == 2 * 35_000_000
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "why"),
+    [
+        ("perplexity", "sonar-deep-research", "searches by itself"),
+        ("openrouter", "perplexity/sonar", "searches by itself"),
+        ("openai", "gpt-4o-search-preview", "searches by itself"),
+        ("openai", "gpt-5-search-api", "searches by itself"),
+        ("openai", "gpt-5-image", "may answer with images"),
+        ("openrouter", "google/gemini-2.5-flash-image", "may answer with images"),
+    ],
+)
+def test_a_model_that_bills_what_the_table_does_not_bound_stops_the_start(provider, model, why):
+    with pytest.raises(ConfigurationError, match=why) as caught:
+        PriceBook(provider, [model])
+    assert "\n" not in str(caught.value)
+    assert PriceBook(provider, [model], (Decimal(1), Decimal(2))).offers(model)
+
+
+def test_a_fee_for_each_request_bounds_its_searches():
+    assert one_price("sonar-pro", "perplexity").highest_cost_nanousd(0, 0) == 14_000_000
+
+
 @pytest.mark.parametrize(
     ("input_tokens", "output_tokens", "kinds"),
     [
@@ -158,7 +206,7 @@ def test_every_record_agrees_with_the_library_to_the_nano_dollar():
             theirs = record.calc_price(Usage(input_tokens=used_in, output_tokens=used_out, cache_read_tokens=cached))[
                 "total_price"
             ]
-            ours = price.cost_nanousd(used_in, used_out, cached)
+            ours = price.cost_nanousd(used_in, used_out, cached, text_tokens=used_out)
             # Rounded up, and theirs is a Decimal of 28 digits: a hair of tolerance, far below a nano-dollar.
             assert -Fraction(1, 10**6) <= ours - Fraction(theirs) * 10**9 < 1, info.id
 

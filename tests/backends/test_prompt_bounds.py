@@ -135,11 +135,28 @@ def test_whatever_the_model_reads_counts(options):
         },
         {"role": "assistant", "content": [{"type": "refusal", "refusal": "字" * 200}]},
         {"role": "assistant", "content": "x", "annotations": [{"title": "字" * 200}]},
+        {"role": "assistant", "content": "x", "reasoning_details": [{"text": "字" * 200}]},
+        {"role": "assistant", "content": "x", "字" * 200: None},
+        {"role": "assistant", "content": "x", "reasoning_content": ["字" * 200]},
+        {"role": "user", "content": [{"type": "text", "text": "x", "own": {"字" * 200: 1}}]},
+        {"role": "assistant", "content": [{"type": "thinking", "thinking": "字" * 200}]},
+        {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "a"}, "own": {"字" * 200: 1}}]},
+        {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "a", "字" * 200: 1}}]},
+        {"role": "assistant", "function_call": {"name": "a", "字" * 200: 1}},
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://a", "own": "字" * 200}}]},
     ],
     ids=lambda message: list(message)[-1],
 )
 def test_every_text_of_a_message_counts(message):
     assert prompt_tokens("gpt-4o", [message], {}, PLENTY) >= COUNT("字" * 200)
+
+
+@pytest.mark.parametrize("value", [12345678901234567890, [1.5] * 9, {"a": {"b": None}}, True], ids=str)
+def test_what_is_not_known_counts_as_many_tokens_as_its_json_has_bytes(value):
+    bare, more = ({"role": "assistant", "content": "x", **own} for own in ({}, {"own": value}))
+    for model in ("gpt-4o", "stranger"):
+        tokens = prompt_tokens(model, [more], {}, PLENTY) - prompt_tokens(model, [bare], {}, PLENTY)
+        assert tokens >= len(json.dumps({"own": value}))
 
 
 def test_words_that_steer_have_an_allowance():

@@ -84,8 +84,18 @@ def test_the_newest_whole_turns_stay():
     exact, same = bound_for("gpt-4o").fit("s", history, "q", all_of_it)
     assert (exact, same) == (whole, all_of_it)
     fewer, less = bound_for("gpt-4o").fit("s", history, "q", all_of_it - 1)
-    assert fewer == (whole[0], *whole[2:])
+    # Without the first question its answer goes too: what is left begins with a user's turn.
+    assert fewer == (whole[0], *whole[3:])
+    assert less == bound_for("gpt-4o").fit("s", history[2:], "q", 100_000)[1]
     assert less < all_of_it
+
+
+@pytest.mark.parametrize("history", [[("assistant", "a")], [("assistant", "a"), ("assistant", "b"), ("user", "c")]])
+def test_a_conversation_begins_with_a_users_turn(history):
+    turns = [Message(*turn) for turn in history]
+    kept, bound = bound_for("gpt-4o").fit("", turns, "q", 3_000)
+    assert kept == (*[turn for turn in turns if turn.role == "user"], Message("user", "q"))
+    assert bound == bound_for("gpt-4o").fit("", kept[:-1], "q", 3_000)[1]
 
 
 def test_an_old_turn_does_not_jump_over_a_newer_one_that_is_too_long():

@@ -72,7 +72,8 @@ def test_a_usage_is_believed_unless_it_says_nothing():
             {"completion_tokens": 300, "total_tokens": 510, "completion_tokens_details": {"reasoning_tokens": 200}},
             Usage(10, 500, 0, 0, 200),
         ),
-        ({"completion_tokens": 5, "total_tokens": 215}, Usage(10, 5)),
+        # In the total alone, as Gemini tells it.
+        ({"completion_tokens": 5, "total_tokens": 215}, Usage(10, 205)),
         ({"completion_tokens": 5.0, "total_tokens": 15.0}, Usage(10, 5)),
     ],
 )
@@ -143,8 +144,10 @@ def test_what_was_generated_is_counted_together_and_choice_by_choice():
     words = Completion(lambda text: len(text.split()), choices=2)
     for text, index in (("to", 0), ("one ", 1), ("get", 0), ("two", 1), ("her", 0)):
         piece_in(words, said(text, index=index))
-    assert words.count_tokens() == 3 + 2, "never fewer than its steps, and two words of the second"
+    assert words.count_tokens() == 1 + 2, "one word in three steps, and two words"
     assert words.count_tokens() == 0
+    piece_in(words, said(" more", index=0))
+    assert words.count_tokens() == 1
 
 
 @pytest.mark.parametrize(
@@ -261,9 +264,9 @@ def test_whatever_stands_where_texts_were_is_read_as_if_each_had_come_alone(midd
 def test_halves_of_a_surrogate_pair_are_counted(model):
     completion = Completion(counter_for(model))
     pieces_in(completion, PLAIN % b'"\\ud83d"', PLAIN % b'"\\ude00"')
-    assert 2 <= completion.count_tokens() <= 3
-    assert piece_in(completion, PLAIN % b'"\\ud83d"').text == "\ud83d"
     assert 1 <= completion.count_tokens() <= 3
+    assert piece_in(completion, PLAIN % b'"\\ud83d"').text == "\ud83d"
+    assert 0 <= completion.count_tokens() <= 3
 
 
 def test_a_content_elsewhere_is_not_taken_for_the_text():
