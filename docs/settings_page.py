@@ -20,6 +20,7 @@ OWN_DEFAULTS = {
     "API_KEYS": "none; `*` in development mode",
     "CORS_ORIGINS": "none",
     "LLM_MODELS": "`LLM_MODEL` alone",
+    "LLM_SYSTEM_PROMPT": "a short one of our own",
     "REDIS_URL": "the embedded server of this directory, else `redis://127.0.0.1:6379/0`",
 }
 

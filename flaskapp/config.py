@@ -14,6 +14,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
+from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined] # it is there; its stubs are not
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, SkipValidation
 
@@ -28,6 +29,10 @@ Mode = Literal["development", "production"]
 
 MAX_STREAM_DEADLINE_SECONDS = 3_600
 MAX_REDIS_DELAY_MS = 100
+MAX_PROMPT_CHARACTERS = 32_000
+PROXY_OF_THE_ENVIRONMENT = "environment"
+_MAY_BE_EMPTY = {"LLM_SYSTEM_PROMPT"}
+"""Everywhere else an empty variable counts as unset."""
 _SWITCHES_OFF_IN_DEVELOPMENT = ("enable_cost_throttling", "enable_challenge_response")
 _MAX_SECRET_CHARACTERS = 1_000
 _MAX_PORT = 65_535
@@ -156,6 +161,32 @@ class Secret(ValueType[SecretStr]):
 
 
 @dataclass(frozen=True)
+class Prose(ValueType[str]):
+    """A text of any length up to a maximum, also of none."""
+
+    _: KW_ONLY
+    maximum: int
+
+    @property
+    def allowed(self) -> str:
+        return f"at most {self.maximum} characters without control characters but line breaks and tabs"
+
+    def read(self, value: object) -> str:
+        if not isinstance(value, str) or len(value) > self.maximum:
+            self.refuse()
+        return value if re.sub(r"[\r\n\t]", "", value).isprintable() else self.refuse()
+
+
+@dataclass(frozen=True)
+class HeaderName(Choice):
+    """One of a few headers, in any case."""
+
+    def read_text(self, text: str) -> str:
+        word = text.strip()
+        return self.read(next((value for value in self.values if value.lower() == word.lower()), word))
+
+
+@dataclass(frozen=True)
 class Keys(ValueType[ApiKeys]):
     """Keys with commas between them, or `*`; never shown."""
 
@@ -233,6 +264,18 @@ class Url(ValueType[str]):
         return parts.scheme in self.schemes and (has_host or parts.scheme in self.schemes_without_host)
 
 
+@dataclass(frozen=True)
+class ProxyUrl(Url):
+    """The address of a proxy, or `environment`."""
+
+    @property
+    def allowed(self) -> str:
+        return f"{super().allowed}, or {PROXY_OF_THE_ENVIRONMENT}"
+
+    def _is_url(self, text: str) -> bool:
+        return text == PROXY_OF_THE_ENVIRONMENT or super()._is_url(text)
+
+
 _MODEL = Word("", pattern=r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}", words="a model's name")
 
 
@@ -279,12 +322,54 @@ class Config(BaseModel):
     llm_provider: Annotated[
         str, Word("Whose prices hold.", pattern=r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", words="a provider's name")
     ] = "openai"
+    llm_system_prompt: Annotated[
+        str | None,
+        Prose("What the chat puts before a conversation; an empty one leaves it out.", maximum=MAX_PROMPT_CHARACTERS),
+    ] = None
+    llm_auth_header: Annotated[
+        str,
+        HeaderName(
+            "The header in which this upstream wants its key; in `Authorization` it is a bearer token.",
+            values=("Authorization", "api-key"),
+        ),
+    ] = "Authorization"
+    llm_max_tokens_parameter: Annotated[
+        str,
+        Choice(
+            "What this upstream calls the maximum of output tokens; `auto` goes by the model's name, and learns once "
+            "from a refusal.",
+            values=("max_tokens", "max_completion_tokens", "auto"),
+        ),
+    ] = "auto"
+    llm_stream_usage: Annotated[
+        str,
+        Choice(
+            "Whether this upstream is asked for its usage in a stream (`stream_options`); `auto`: until it refuses "
+            "that.",
+            values=("true", "false", "auto"),
+        ),
+    ] = "auto"
+    llm_proxy: Annotated[
+        str | None,
+        ProxyUrl(
+            "An HTTP proxy on the way to the upstream; `environment` is that of `HTTPS_PROXY`, `HTTP_PROXY`, "
+            "`ALL_PROXY` and `NO_PROXY`.",
+            schemes=("http",),
+        ),
+    ] = Field(default=None, repr=False)
     llm_price_input_usd_per_mtok: Annotated[
         Decimal | None, Amount("Price of input instead of the table's.", unit="USD per million tokens")
     ] = None
     llm_price_output_usd_per_mtok: Annotated[
         Decimal | None, Amount("Price of output instead of the table's.", unit="USD per million tokens")
     ] = None
+    llm_without_usage: Annotated[
+        Literal["whole", "seen"],
+        Choice(
+            "What is booked where an answer ended well and reported no usage: the whole reservation, or what was seen.",
+            values=("whole", "seen"),
+        ),
+    ] = "whole"
     redis_delay_ms: Annotated[
         int,
         Whole(
@@ -374,12 +459,15 @@ def load_config(environ: Mapping[str, str] | None = None) -> Config:
         ConfigurationError: one line; nothing was started yet.
     """
     source = os.environ if environ is None else environ
-    given = {name: text for name, text in source.items() if text.strip()}
+    given = {name: text for name, text in source.items() if text.strip() or name in _MAY_BE_EMPTY}
     boot = {name: _read(name.upper(), value_type, given) for name, value_type in _boot_kinds() if name.upper() in given}
     _check_prices(given)
     mode = _mode(given)
     if boot.get("redis_delay_ms") and mode != "development":
         raise _unusable("REDIS_DELAY_MS", "0 outside development mode", shown(given["REDIS_DELAY_MS"]))
+    if boot.get("llm_proxy") == PROXY_OF_THE_ENVIRONMENT:
+        del boot["llm_proxy"]
+        boot |= _proxy_of_environment(str(boot.get("llm_base_url", "")), given)
     if mode == "development":
         boot.setdefault("api_keys", ApiKeys(is_open=True))
     config = Config.model_validate({**_with_models(boot), "mode": mode, "data_dir": Path.cwd() / ".data"})
@@ -423,6 +511,24 @@ def _check_prices(given: Mapping[str, str]) -> None:
     if len(missing) == 1:
         other = next(name for name in names if name in given)
         raise _unusable(missing[0], f"to be set where {other} is, or neither", "nothing")
+
+
+def _proxy_of_environment(base_url: str, given: Mapping[str, str]) -> dict[str, str]:
+    """As `llm_proxy`, the proxy that other programs would take for this address; empty where there is none."""
+    parts = urlsplit(base_url)
+    # Of HTTP_PROXY only the small letters count: a web server sets the other one from a client's header.
+    names = ["HTTPS_PROXY", "https_proxy"] if parts.scheme == "https" else ["http_proxy"]
+    name = next((name for name in [*names, "ALL_PROXY", "all_proxy"] if name in given), None)
+    without = given.get("no_proxy") or given.get("NO_PROXY") or ""
+    if name is None or proxy_bypass_environment(parts.netloc.rpartition("@")[2], {"no": without}):
+        return {}
+    address = given[name].strip()
+    url = address if "://" in address else f"http://{address}"
+    value_type = Url("", schemes=("http",))
+    try:
+        return {"llm_proxy": value_type.read_text(url)}
+    except ValueError as error:
+        raise ConfigurationError(f"{name}: {refusal_text(error, value_type.shown(url))}") from None
 
 
 def _with_models(boot: Mapping[str, object]) -> dict[str, object]:

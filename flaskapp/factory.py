@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from time import sleep
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from flask import Blueprint, Flask, Response, g, request
 from werkzeug.middleware.proxy_fix import ProxyFix
@@ -12,11 +13,11 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from backends import open_backend
 from backends.clock import Clock, SystemClock
 from backends.contract import Event, Observer
-from backends.errors import StoreError
+from backends.errors import ConfigurationError, StoreError
 from backends.guard import EmergencyBudget, FailurePolicy, Guard, Health
 from backends.money import nanousd_from_usd
 from backends.pricing.prices import PriceBook
-from backends.pricing.token_bounds import bound_for
+from backends.pricing.token_bounds import InputTooLong, TokenBound, bound_for
 from backends.store.link import Link
 from flaskapp.admin import Panel, make_admin
 from flaskapp.answers.admission import Admission
@@ -24,7 +25,7 @@ from flaskapp.answers.answer import AnswerContext
 from flaskapp.chat.challenge_route import ROUTE as CHALLENGE_ROUTE
 from flaskapp.chat.challenge_route import make_challenge_route
 from flaskapp.chat.routes import ROUTE as CHAT_ROUTE
-from flaskapp.chat.routes import ChatRoutes, make_chat
+from flaskapp.chat.routes import SYSTEM_PROMPT, ChatRoutes, make_chat
 from flaskapp.cli.commands import register_commands
 from flaskapp.config import Config, load_config, metrics_directory
 from flaskapp.http.api_keys import ApiKeys
@@ -36,8 +37,9 @@ from flaskapp.http.limiter import ADMIN_RATE_LIMIT, LinkLimiter, make_limiter, n
 from flaskapp.http.refusals import register_error_handlers
 from flaskapp.llm import Model
 from flaskapp.llm.builtin import BuiltinModel
-from flaskapp.llm.openai_compatible import OpenAICompatibleModel
+from flaskapp.llm.openai_compatible import Habits, OpenAICompatibleModel
 from flaskapp.openai.routes import OpenAIRoutes, make_openai_api
+from flaskapp.openapi.document import Offer, make_openapi
 from flaskapp.ops.first_worker import FirstOfWorkers
 from flaskapp.ops.health import make_health
 from flaskapp.ops.logs import log_event
@@ -112,7 +114,7 @@ def _make_tollgate(
     )
     settings = SettingsStore(link, config.live_baseline, observer)
     guard = _make_guard(config, link, settings, clock, observer)
-    return Tollgate(config, link, settings, guard, observer, _make_model(config, clock))
+    return Tollgate(config, link, settings, guard, observer, _make_model(config, clock, observer))
 
 
 def _delayed(seconds: float, then: Callable[[bytes], None] | None) -> Callable[[bytes], None] | None:
@@ -159,11 +161,12 @@ def _make_guard(config: Config, link: Link, settings: SettingsStore, clock: Cloc
     )
 
 
-def _make_model(config: Config, clock: Clock) -> Model:
+def _make_model(config: Config, clock: Clock, observer: Observer) -> Model:
     if config.llm_base_url is None:
         return BuiltinModel(config.demo_tokens_per_second, clock=clock)
     key = config.llm_api_key.get_secret_value() if config.llm_api_key else None
-    return OpenAICompatibleModel(config.llm_base_url, key, clock=clock)
+    habits = Habits(config.llm_auth_header, config.llm_max_tokens_parameter, config.llm_stream_usage, config.llm_proxy)
+    return OpenAICompatibleModel(config.llm_base_url, key, clock=clock, habits=habits, observer=observer)
 
 
 def _make_prices(config: Config) -> PriceBook:
@@ -217,6 +220,7 @@ def _register_routes(app: Flask, tollgate: Tollgate, metrics: Metrics, clock: Cl
         *limited.values(),
         make_health(guard, lambda: tollgate.link.is_up),
         make_metrics_page(metrics),
+        _make_openapi(openai, settings),
     ):
         app.register_blueprint(blueprint)
 
@@ -224,22 +228,46 @@ def _register_routes(app: Flask, tollgate: Tollgate, metrics: Metrics, clock: Cl
 def _make_chat_routes(tollgate: Tollgate, challenges: Challenges, clock: Clock) -> ChatRoutes:
     config, settings = tollgate.config, tollgate.settings
     prices = _make_prices(config)
+    prompt = SYSTEM_PROMPT if config.llm_system_prompt is None else config.llm_system_prompt.strip()
     for model in prices.models:
         # A vocabulary takes a tenth of a second to load: here, and not while a visitor waits.
-        bound_for(model)
+        _refuse_long_prompt(bound_for(model), prompt, config.live_baseline.values.llm_max_input_tokens)
     deadline_seconds = config.stream_deadline_seconds
-    context = AnswerContext(clock, tollgate.observer, tollgate.answers, lambda: settings.current.values.drain_seconds)
+    without_usage = {model: FirstOfWorkers(f"usage-missing-{number}") for number, model in enumerate(prices.models)}
+    context = AnswerContext(
+        clock,
+        tollgate.observer,
+        tollgate.answers,
+        lambda: settings.current.values.drain_seconds,
+        upstream=urlsplit(config.llm_base_url or "").netloc.rpartition("@")[2],
+        is_first_without_usage=lambda model: model not in without_usage or without_usage[model].is_first(),
+    )
     return ChatRoutes(
-        admission=Admission(tollgate.guard, lambda: settings.current.values, deadline_seconds, context),
+        admission=Admission(
+            tollgate.guard,
+            lambda: settings.current.values,
+            deadline_seconds,
+            context,
+            books_seen=config.llm_without_usage == "seen",
+        ),
         challenges=challenges,
         model=tollgate.model,
         prices=prices,
         default_model=config.llm_model,
+        system_prompt=prompt,
         stream_deadline_seconds=deadline_seconds,
         settings=lambda: settings.current.values,
         clock=clock,
         observer=tollgate.observer,
     )
+
+
+def _refuse_long_prompt(bound: TokenBound, prompt: str, max_input_tokens: int) -> None:
+    try:
+        bound.fit(prompt, [], "", max_input_tokens)
+    except InputTooLong as error:
+        allowed = f"a text that fits into LLM_MAX_INPUT_TOKENS, which is {max_input_tokens}"
+        raise ConfigurationError(f"LLM_SYSTEM_PROMPT: {allowed}; got {len(prompt)} characters") from error
 
 
 def _make_openai_routes(chat: ChatRoutes, keys: ApiKeys, owner: str) -> OpenAIRoutes:
@@ -255,6 +283,11 @@ def _make_openai_routes(chat: ChatRoutes, keys: ApiKeys, owner: str) -> OpenAIRo
         settings=chat.settings,
         clock=chat.clock,
     )
+
+
+def _make_openapi(openai: OpenAIRoutes, settings: SettingsStore) -> Blueprint:
+    offer = Offer(openai.prices.models, openai.default_model, openai.model.max_choices, openai.keys.is_open)
+    return make_openapi(offer, lambda: settings.current.values.llm_max_tokens, settings.table)
 
 
 def _make_admin(tollgate: Tollgate, clock: Clock) -> Blueprint:

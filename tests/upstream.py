@@ -60,6 +60,8 @@ class Script:
     hidden_tokens: int = 0
     """Generated and billed, and never sent."""
     ignore_max_tokens: bool = False
+    error_first: bool = False
+    """Report an error in place of an answer, with status 200: as JSON, or as the first event. It bills nothing."""
     raw: str = ""
     """Sent as it is: the whole body, or the first event of a stream."""
 
@@ -219,6 +221,12 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in script.headers:
             self.send_header(name, value)
         self.end_headers()
+        if script.error_first:
+            exchange.input_tokens = 0
+            text = '{"error": {"message": "no", "code": 429}}'
+            self._write(script, text if script.content_type == "application/json" else f"data: {text}\n\n")
+            self.wfile.write(b"0\r\n\r\n")
+            return
         self._stream(script, exchange)
 
     def _instead(self, what: str) -> None:
@@ -369,7 +377,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _last_usages(self, script: Script, exchange: Exchange) -> list[dict[str, Any]]:
         usage = self._usage(script, exchange)
-        less = {**usage, "completion_tokens": 1, "prompt_tokens": 1}
+        less = {**usage, "completion_tokens": 1, "prompt_tokens": 1, "total_tokens": 2}
         return {
             "end": [usage],
             "every": [usage],
@@ -475,9 +483,9 @@ def count_input_tokens(request: dict[str, Any]) -> int:
             if part["type"] == "image_url":
                 tokens += 85 if part["image_url"].get("detail") == "low" else 1_105
             else:
-                tokens += count(part["text"])
+                tokens += count(part.get("text") or "")
         for call in message.get("tool_calls") or ():
-            tokens += 3 + count(call["function"]["name"]) + count(call["function"]["arguments"])
+            tokens += 3 + count(call["function"]["name"]) + count(call["function"]["arguments"] or "")
     for name in ("tools", "response_format"):
         if name in request:
             tokens += 8 + count(json.dumps(request[name]))

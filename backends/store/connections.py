@@ -243,7 +243,7 @@ def _fake_client() -> redis.Redis:
         import fakeredis  # noqa: PLC0415 (a development dependency; only fake:// needs it)
     except ImportError as error:
         raise ConfigurationError("REDIS_URL: fake:// needs the package fakeredis[lua], which is missing") from error
-    return fakeredis.FakeRedis(version=(7, 2))
+    return fakeredis.FakeRedis(version=(7, 2), protocol=2)
 
 
 def call_before_each_send(pool: redis.ConnectionPool, before_each_send: Callable[[bytes], None]) -> None:

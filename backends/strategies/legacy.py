@@ -2,21 +2,14 @@
 
 Facing page: `atomic.py`. For one reservation it sends, one round trip each:
 
-    check    GET     llm:reservation:<rid>               is the id known?
-             GET     llm:throttle:<id>                   is there a throttle marker?
-             GET     llm:cost:daily:<id>:<date>          the identifier's day,
-             ZRANGE  llm:cost:recent:<id>                its window,
-             ZRANGE  llm:network:recent:<net>            the network's window,
-             GET     llm:network:daily:<net>:<date>      its day,
-             GET     llm:global:hourly:<date>T<hour>     the hour and
-             GET     llm:global:daily:<date>             the day of all together
-    decide   in Python: total + cost <= limit, six times (`verbs.reserve` is the rest of this page)
-             ZRANGE  llm:open:identifier:<id>            what is pending, to be kept short
-             ZRANGE  llm:open:network:<net>
-             ZRANGE  llm:open:global
-                                                         <- THE RACE: other callers have read the same totals
-    record   ZINCRBY, INCRBY                             the cost in nine places, each with the TTL of its key
-             SET     llm:reservation:<rid>
+    check    GET             the id's record         is the id known?
+             GET             the throttle marker     is there one?
+             GET or ZRANGE   the key of each budget  its total, or the buckets of its window: with the six, six times
+    decide   in Python: total + cost <= limit, for each budget (`verbs.reserve` is the rest of this page)
+             ZRANGE          what is pending         of each owner, to be kept short: with the six, three times
+                                                     <- THE RACE: other callers have read the same totals
+    record   ZINCRBY, INCRBY                         the cost of each budget and owner, each with the TTL of its key
+             SET             the id's record
 
 N callers at once all get in, with room for k. The other weaknesses stay too:
 

@@ -34,6 +34,8 @@ class Admission:
     stream_deadline_seconds: int
     """The longest that an answer may take."""
     context: AnswerContext
+    books_seen: bool = False
+    """Whether an answer that ended well and reported no usage is booked at what was counted."""
 
     def admit(
         self,
@@ -60,7 +62,13 @@ class Admission:
         return AdmittedAnswer(
             g.request_id,
             upstream,
-            Meter(self.guard, verdict, cost_bound, lambda: self.settings().plan.of(owners, clock.now_us())),
+            Meter(
+                self.guard,
+                verdict,
+                cost_bound,
+                lambda: self.settings().plan.of(owners, clock.now_us()),
+                books_seen=self.books_seen,
+            ),
             self.context,
             admitted_headers(verdict, now_seconds - started_seconds),
             deadline_at_seconds=now_seconds + self.stream_deadline_seconds,

@@ -8,18 +8,28 @@ on for a while, since what was generated and not read cannot be known.
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
-from flask import Response, has_request_context, request
+from flask import Response, g, has_request_context, request
 
 from backends.clock import Clock
 from backends.contract import Event, Observer
-from backends.money import usd_text
+from flaskapp.answers.failures import Failure, failure_of
 from flaskapp.answers.meter import Meter
 from flaskapp.answers.under_way import WATCH_SECONDS, AnswersUnderWay
-from flaskapp.http.refusals import INTERNAL_ERROR, UPSTREAM_ERROR, problem
-from flaskapp.llm import NOTHING, Answer, Batch, Completed, Piece, UpstreamBroken, UpstreamError, Usage
+from flaskapp.http.refusals import INTERNAL_ERROR
+from flaskapp.llm import (
+    NOTHING,
+    Answer,
+    Batch,
+    Completed,
+    Piece,
+    UpstreamBroken,
+    UpstreamError,
+    UpstreamNotTaken,
+    Usage,
+)
 from flaskapp.llm.exchange import shut_down
 
 STREAM_DEADLINE, SERVER_STOPPING = "stream_deadline", "server_stopping"
@@ -28,14 +38,15 @@ HEARTBEAT = b": still here\n\n"
 HEARTBEAT_SECONDS = 1.0
 HANG_UP_SECONDS = 2.0
 """How long after the deadline a client may still read what was sent."""
+NO_USAGE = Usage(0, 0)
 _EVENT_STREAM = "text/event-stream; charset=utf-8"
 _MAX_UNREAD_BYTES = 1_048_576
 """Under `slices`: what is kept for a client that does not read. Beyond that the answer is cut."""
 _NOT_ANSWERED = "The server is stopping, and the model had not answered yet."
-_MESSAGES = {
-    STREAM_DEADLINE: "The answer took longer than it may, and was cut.",
-    SERVER_STOPPING: "The server is stopping, and the answer was cut.",
-    INTERNAL_ERROR: "Something went wrong on our side.",
+_OWN_FAILURES = {
+    STREAM_DEADLINE: Failure(504, STREAM_DEADLINE, STREAM_DEADLINE, "The answer took longer than it may, and was cut."),
+    SERVER_STOPPING: Failure(503, SERVER_STOPPING, SERVER_STOPPING, "The server is stopping, and the answer was cut."),
+    INTERNAL_ERROR: Failure(500, INTERNAL_ERROR, INTERNAL_ERROR, "Something went wrong on our side."),
 }
 
 
@@ -51,7 +62,7 @@ class StreamFormat(Protocol):
     def complete(self, usage: Usage, cost_nanousd: int, finish_reason: str, *, was_cut: bool) -> bytes:
         """The last event of an answer that ended well; `was_cut`: we ended it, so the upstream gave no reason."""
 
-    def broken(self, error: str, message: str, usage: Usage, cost_nanousd: int) -> bytes:
+    def broken(self, failure: Failure, usage: Usage, cost_nanousd: int) -> bytes:
         """The last event of an answer that broke after it had begun."""
 
 
@@ -63,6 +74,10 @@ class AnswerContext:
     observer: Observer
     under_way: AnswersUnderWay
     drain_seconds: Callable[[], float]
+    upstream: str = ""
+    """The address of the model's server, as the log shows it."""
+    is_first_without_usage: Callable[[str], bool] = lambda _: True
+    """Whether no answer of a model, by its name, came without a usage before."""
 
 
 class AdmittedAnswer:
@@ -190,7 +205,10 @@ class AdmittedAnswer:
         except UpstreamError as error:
             return self._failed(error)
         except BaseException:
-            self._end()
+            cost_nanousd = self._end()
+            if has_request_context():
+                # For the error's response: what was charged must not be bought again.
+                g.charged_nanousd = cost_nanousd
             raise
 
     def _completed(self) -> Completed:
@@ -200,15 +218,12 @@ class AdmittedAnswer:
         return completed
 
     def _failed(self, error: UpstreamError) -> Response:
-        is_broken, timed_out = isinstance(error, UpstreamBroken), getattr(error, "timed_out", False)
-        message = _NOT_ANSWERED if self._is_stopped else str(error)
-        cost_nanousd = self._end(is_free=not is_broken)
-        self._emit("upstream_failed", error=message, detail=error.detail)
-        reason = "timeout" if timed_out else "broken" if is_broken else "not_taken"
-        extra: dict[str, object] = {"cost_usd": usd_text(cost_nanousd)}
-        if error.status is not None:
-            extra["upstream_status"] = error.status
-        return problem(504 if timed_out else 502, UPSTREAM_ERROR, reason, message, headers=self._headers, extra=extra)
+        failure = failure_of(error)
+        if self._is_stopped:
+            failure = replace(failure, message=_NOT_ANSWERED)
+        cost_nanousd = self._end(is_free=_is_free(error))
+        self._emit("upstream_failed", error=failure.message, detail=error.detail)
+        return failure.response(cost_nanousd, self._headers)
 
     def _end(self, *, is_free: bool = False) -> int:
         """Settle, and leave those that are under way; the amount booked."""
@@ -226,28 +241,45 @@ class AdmittedAnswer:
         try:
             self._upstream.close()
         finally:
-            usage = self._upstream.usage
-            cost_nanousd = meter.release() if is_free else meter.settle(usage, is_fully_read=is_fully_read)
+            usage, is_first = self._upstream.usage, not self._is_over
+            if is_free:
+                cost_nanousd = meter.release()
+            else:
+                is_unreported = usage is None and self._upstream.has_ended
+                cost_nanousd = meter.settle(usage, is_fully_read=is_fully_read, is_unreported=is_unreported)
+                if is_first and (is_unreported or (usage is not None and usage.billed_nanousd)):
+                    self._report_bill(usage)
             self._is_over = True
-        return usage or meter.assumed_usage, cost_nanousd
+        return (NO_USAGE if is_free else usage or meter.assumed_usage), cost_nanousd
+
+    def _report_bill(self, usage: Usage | None) -> None:
+        """Report that the upstream says no usage, or that it bills more than our price."""
+        fields = {"model": self._meter.model, "upstream": self._context.upstream}
+        if usage is None:
+            booked = "seen" if self._meter.books_seen else "whole"
+            self._emit(
+                "usage_missing", **fields, booked=booked, is_first=self._context.is_first_without_usage(fields["model"])
+            )
+        elif (priced_nanousd := self._meter.priced_nanousd(usage)) < usage.billed_nanousd:
+            self._emit("bill_higher", **fields, priced_nanousd=priced_nanousd, billed_nanousd=usage.billed_nanousd)
 
     def _step(self) -> bytes:
         """Read the upstream once: what the client gets of it, with the last event where the answer has ended."""
         try:
             return self._read_once()
-        except UpstreamBroken as error:
+        except UpstreamError as error:
             if self._is_stopped:
                 return self._cut_off(SERVER_STOPPING)
             if self._cause_of_cut:
                 return self._complete()
-            if error.timed_out:
+            if isinstance(error, UpstreamBroken) and error.timed_out:
                 return self._cut_off(STREAM_DEADLINE)
             if not self._has_left:
                 self._emit("upstream_failed", error=str(error), detail=error.detail)
-            return self._broken(UPSTREAM_ERROR, str(error))
+            return self._broken(failure_of(error), is_free=_is_free(error))
         except Exception as error:  # noqa: BLE001 - a bug: it is logged, and the client learns the cost
             self._emit("unexpected_error", exception=error)
-            return self._broken(INTERNAL_ERROR, _MESSAGES[INTERNAL_ERROR])
+            return self._broken(_OWN_FAILURES[INTERNAL_ERROR])
         except BaseException:
             self._settle()
             raise
@@ -308,11 +340,11 @@ class AdmittedAnswer:
     def _cut_off(self, cause: str) -> bytes:
         if not self._has_left:
             self._emit("answer_cut", cause=cause)
-        return self._broken(cause, _MESSAGES[cause])
+        return self._broken(_OWN_FAILURES[cause])
 
-    def _broken(self, error: str, message: str) -> bytes:
-        usage, cost_nanousd = self._settle()
-        return b"" if self._has_left else self._format.broken(error, message, usage, cost_nanousd)
+    def _broken(self, failure: Failure, *, is_free: bool = False) -> bytes:
+        usage, cost_nanousd = self._settle(is_free=is_free)
+        return b"" if self._has_left else self._format.broken(failure, usage, cost_nanousd)
 
     def _read_on(self) -> None:
         """The client has left: read on for the usage at the end."""
@@ -336,6 +368,11 @@ class AdmittedAnswer:
 
     def _emit(self, name: str, **fields: object) -> None:
         self._context.observer(Event(name, {"request_id": self._request_id, **fields}))
+
+
+def _is_free(error: UpstreamError) -> bool:
+    """Whether the server did no work and billed none."""
+    return isinstance(error, UpstreamNotTaken) and not error.is_billed
 
 
 class _ReadAhead:

@@ -27,7 +27,7 @@ SYSTEM_PROMPT = (
     "You are a helpful assistant on a public web page, at home in Litecoin and other digital money. "
     "Answer briefly, truthfully and in the language of the question; say so when you do not know."
 )
-"""All that the service adds to a prompt; at most 256 bytes."""
+"""All that the service adds to a prompt, unless `LLM_SYSTEM_PROMPT` is another; at most 256 bytes."""
 _GET_CHALLENGE = f"GET {CHALLENGE_ROUTE}"
 _CHALLENGE_MESSAGES = {
     ChallengeResult.UNKNOWN: (
@@ -46,6 +46,8 @@ class ChatRoutes:
     model: Model
     prices: PriceBook
     default_model: str
+    system_prompt: str
+    """Empty for none."""
     stream_deadline_seconds: int
     settings: Callable[[], LiveSettings]
     clock: Clock
@@ -81,12 +83,11 @@ class ChatRoutes:
         answer = self.admission.admit(who, upstream, cost_bound, settings, idempotency)
         return answer if isinstance(answer, Response) else answer.stream(ChatStreamFormat(g.request_id))
 
-    @staticmethod
-    def _fitting(body: ChatBody, max_tokens: int) -> tuple[tuple[Message, ...], int]:
+    def _fitting(self, body: ChatBody, max_tokens: int) -> tuple[tuple[Message, ...], int]:
         """The messages for the model, the oldest left out where there are too many, and the bound of their tokens."""
         history = [Message(turn.role, turn.content) for turn in body.chat_history]
         try:
-            return bound_for(body.model).fit(SYSTEM_PROMPT, history, body.query, max_tokens)
+            return bound_for(body.model).fit(self.system_prompt, history, body.query, max_tokens)
         except InputTooLong as error:
             reason = f"is longer than the {max_tokens} tokens that an input may have"
             raise InvalidRequest(422, "query", reason) from error

@@ -16,7 +16,8 @@ from flaskapp.http.refusals import InvalidRequest
 
 UNGUARDED = "off"
 IDEMPOTENCY_HEADER = "Idempotency-Key"
-_KEY = re.compile(r"[!-~]{1,128}")
+IDEMPOTENCY_KEY = r"[!-~]{1,128}"
+_KEY = re.compile(IDEMPOTENCY_KEY)
 _NANOUSD_PER_MICROUSD = 1_000
 _UNIT = "tollgate-microusd"
 FIRST_NAMED = "window"

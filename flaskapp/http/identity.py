@@ -9,11 +9,23 @@ from backends.budgets import EVERYBODY, Scope
 from flaskapp.http.networks import UNKNOWN_NETWORK, network_of, wide_network_of
 from flaskapp.http.refusals import InvalidRequest
 
-__all__ = ["HEADER", "UNKNOWN_NETWORK", "Identity", "identify", "network_of", "rate_key", "wide_network_of"]
+__all__ = [
+    "FINGERPRINT",
+    "HEADER",
+    "UNKNOWN_NETWORK",
+    "WORD",
+    "Identity",
+    "identify",
+    "network_of",
+    "rate_key",
+    "wide_network_of",
+]
 
 HEADER = "X-Fingerprint"
-_WORD = r"[A-Za-z0-9_-]{1,128}"
-_FINGERPRINT = re.compile(rf"(?:fp:({_WORD}):)?({_WORD})")
+WORD = r"[A-Za-z0-9_-]{1,128}"
+"""The pattern of a hash, and of a challenge."""
+FINGERPRINT = rf"(?:fp:({WORD}):)?({WORD})"
+_FINGERPRINT = re.compile(FINGERPRINT)
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,9 +163,15 @@ def make_limiter(app: Flask, link: Link, clock: Clock) -> LinkLimiter:
         current = limiter.current_limit
         wait_seconds = _wait_seconds(current, clock)
         allowed = f"{_words(current.limit)} are allowed" if current is not None else "no more are allowed now"
-        message = f"Too many requests: {allowed}. Please try again in {wait_seconds} seconds."
         scope = "network" if error.limit.key_func is network_key else "identifier"
-        return problem(429, RATE_LIMITED, "rate_limit", message, retry_after_seconds=wait_seconds, scope=scope)
+        return problem(
+            429,
+            RATE_LIMITED,
+            "rate_limit",
+            lambda seconds: f"Too many requests: {allowed}. Please try again in {seconds} seconds.",
+            retry_after_seconds=wait_seconds,
+            scope=scope,
+        )
 
     return limiter
 

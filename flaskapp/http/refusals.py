@@ -1,22 +1,31 @@
 """Refusals and errors as responses: RFC 9457 problems, with their statuses, words and headers in one place."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from flask import Flask, Response, current_app, g, has_request_context, json, request
-from werkzeug.exceptions import HTTPException, NotFound, RequestEntityTooLarge
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge
 from werkzeug.http import HTTP_STATUS_CODES
 
 from backends.budgets import Budget, Reason
 from backends.contract import Duplicate, DuplicateState, Refusal
 from backends.errors import ThrottleUnavailable
 from backends.money import usd_text
-from flaskapp.http.openai_errors import error_object, retry_headers, speaks_openai
+from flaskapp.http.not_offered import is_googles, not_offered
+from flaskapp.http.openai_errors import (
+    MOST_WAIT_SECONDS,
+    error_object,
+    retry_headers,
+    speaks_openai,
+    status_for_openai,
+)
 
 COST_THROTTLED = "cost_throttled"
 RATE_LIMITED = "rate_limited"
 INVALID_CHALLENGE = "invalid_challenge"
 INVALID_REQUEST = "invalid_request"
 UPSTREAM_ERROR = "upstream_error"
+UPSTREAM_REFUSED = "upstream_refused"
+UPSTREAM_BUSY = "upstream_busy"
 THROTTLE_UNAVAILABLE = "throttle_unavailable"
 DUPLICATE_REQUEST = "duplicate_request"
 INTERNAL_ERROR = "internal_error"
@@ -25,6 +34,10 @@ _NOTHING_HERE = (
     "There is nothing here. The chat is POST /api/v1/chat/stream, for OpenAI's clients POST /v1/chat/completions; "
     "the dashboard is GET /admin."
 )
+_SPREAD = {COST_THROTTLED, RATE_LIMITED, THROTTLE_UNAVAILABLE}
+"""What many callers are refused for at one moment."""
+_LEAST_SPREAD_SECONDS, _MOST_SPREAD_SECONDS = 2, 10
+_SPREAD_PART = 20
 _PASSED_HEADERS = {"Allow", "WWW-Authenticate"}
 _TITLES = {
     COST_THROTTLED: "Cost limit reached",
@@ -33,6 +46,8 @@ _TITLES = {
     "unauthorized": "Not authorized",
     INVALID_REQUEST: "Request not usable",
     UPSTREAM_ERROR: "The model did not answer",
+    UPSTREAM_REFUSED: "The model refused the request",
+    UPSTREAM_BUSY: "The model takes no requests now",
     THROTTLE_UNAVAILABLE: "Budgets cannot be asked",
     DUPLICATE_REQUEST: "Request sent before",
 }
@@ -50,7 +65,7 @@ def problem(  # noqa: PLR0913 (each is a field of RFC 9457 or a header)
     status: int,
     error: str,
     reason: str,
-    message: str,
+    message: str | Callable[[int | None], str],
     *,
     retry_after_seconds: int | None = None,
     scope: str | None = None,
@@ -59,11 +74,17 @@ def problem(  # noqa: PLR0913 (each is a field of RFC 9457 or a header)
 ) -> Response:
     """An ``application/problem+json`` response; `retry_after_seconds` also becomes ``Retry-After``.
 
-    On the routes for OpenAI's clients it has OpenAI's shape.
+    Where many may be refused together it comes a little later, see `later`; a `message` that names the wait is made
+    of what the caller gets. On the routes for OpenAI's clients the response has OpenAI's shape.
     """
+    if retry_after_seconds is not None and error in _SPREAD:
+        retry_after_seconds = later(retry_after_seconds, g.get("request_id") if has_request_context() else None)
+    if not isinstance(message, str):
+        message = message(retry_after_seconds)
     if has_request_context() and speaks_openai(request.path):
         details = {"reason": reason, "scope": scope, "retry_after_seconds": retry_after_seconds, **(extra or {})}
         content = error_object(status, error, message, request_id=g.get("request_id"), details=details)
+        status = status_for_openai(status, error, details)
         response = Response(json.dumps({"error": content}, sort_keys=False) + "\n", status, mimetype="application/json")
         response.headers.extend(retry_headers(status, retry_after_seconds, details))
         return _with_headers(response, retry_after_seconds, headers)
@@ -84,6 +105,20 @@ def problem(  # noqa: PLR0913 (each is a field of RFC 9457 or a header)
     return _with_headers(response, retry_after_seconds, headers)
 
 
+def later(wait_seconds: int, request_id: str | None) -> int:
+    """`wait_seconds`, and a part that the request's id chooses: up to a twentieth of it, but 2 to 10 seconds.
+
+    So callers that are refused together do not come back together, and none comes too early. What OpenAI's clients
+    wait for by themselves stays within what they wait for.
+    """
+    if request_id is None:
+        return wait_seconds
+    most = min(_MOST_SPREAD_SECONDS, max(_LEAST_SPREAD_SECONDS, wait_seconds // _SPREAD_PART))
+    if wait_seconds <= MOST_WAIT_SECONDS:
+        most = min(most, MOST_WAIT_SECONDS - wait_seconds)
+    return wait_seconds + (int(request_id[:8], 16) * (most + 1) >> 32)
+
+
 def _with_headers(response: Response, retry_after_seconds: int | None, headers: Mapping[str, str] | None) -> Response:
     response.headers["Cache-Control"] = "no-store"
     response.headers.extend(headers or {})
@@ -99,25 +134,26 @@ def cost_refused(refusal: Refusal, budgets: Iterable[Budget]) -> Response:
         429,
         COST_THROTTLED,
         refusal.reason.value,
-        _cost_message(refusal, budgets),
+        lambda wait_seconds: _cost_message(refusal, budgets, wait_seconds),
         retry_after_seconds=refusal.retry_after_seconds,
         scope=refusal.scope.value,
         extra={"budget": refusal.budget, **{name: True for name, is_set in flags.items() if is_set}},
     )
 
 
-_OTHER_BODY = "other_body"
+OTHER_BODY = "other_body"
+"""The reason of a duplicate that is none of the states of the first request."""
 _DUPLICATE_MESSAGES = {
     DuplicateState.IN_FLIGHT.value: "A request with this Idempotency-Key is under way: wait for its answer.",
     DuplicateState.SETTLED.value: "A request with this Idempotency-Key was charged; it is not sent again.",
     DuplicateState.EXPIRED.value: "A request with this Idempotency-Key broke off; its whole reservation is booked.",
-    _OTHER_BODY: "This Idempotency-Key came with another body before: take a new key for a new request.",
+    OTHER_BODY: "This Idempotency-Key came with another body before: take a new key for a new request.",
 }
 
 
 def duplicate_refused(duplicate: Duplicate) -> Response:
     """409 for a request that was sent before; `first_request_id` and `cost_usd` are those of the first one."""
-    reason = duplicate.state.value if duplicate.same_body else _OTHER_BODY
+    reason = duplicate.state.value if duplicate.same_body else OTHER_BODY
     extra = {
         "first_request_id": duplicate.reservation_id,
         "first_state": duplicate.state.value,
@@ -132,7 +168,7 @@ def store_unavailable(error: ThrottleUnavailable) -> Response:
     return problem(503, THROTTLE_UNAVAILABLE, "store", message, retry_after_seconds=error.retry_after_seconds)
 
 
-def _cost_message(refusal: Refusal, budgets: Iterable[Budget]) -> str:
+def _cost_message(refusal: Refusal, budgets: Iterable[Budget], wait_seconds: int | None) -> str:
     message = _MESSAGES.get(refusal.cause) or f"Usage limit reached ({refusal.budget})."
     if refusal.can_never_fit:
         # What refuses may have room for it one day; what it can never fit into has the smallest limit of all.
@@ -141,11 +177,11 @@ def _cost_message(refusal: Refusal, budgets: Iterable[Budget]) -> str:
             return f"{message} Nothing may be spent here now: a limit is set to 0."
         limit = f" of {usd_text(min(limits))} USD" if limits else ""
         return f"{message} This request alone is larger than a whole limit{limit}: ask for less."
-    if refusal.retry_after_seconds is None:
+    if wait_seconds is None:
         return f"{message} Waiting does not help: this limit is not renewed."
     if refusal.in_flight:
         message += " Answers that are still under way hold the rest of it."
-    return f"{message} Please try again in {_duration(refusal.retry_after_seconds)}."
+    return f"{message} Please try again in {_duration(wait_seconds)}."
 
 
 def _duration(seconds: int) -> str:
@@ -153,6 +189,17 @@ def _duration(seconds: int) -> str:
         if seconds >= 2 * size:
             return f"{-(-seconds // size)} {unit}s"
     return f"{seconds} second{'' if seconds == 1 else 's'}"
+
+
+def _not_offered(error: NotFound | MethodNotAllowed) -> Response | None:
+    """404 for a route of a model's API that is not offered; None for any other path, and for a method of ours."""
+    if isinstance(error, MethodNotAllowed) and not is_googles(request.path):
+        return None
+    found = not_offered(request.method, request.path, request.headers, g.request_id)
+    if found is None:
+        return None
+    response = Response(json.dumps(found.body, sort_keys=False) + "\n", 404, mimetype="application/json")
+    return _with_headers(response, None, found.headers)
 
 
 class InvalidRequest(Exception):
@@ -184,6 +231,8 @@ def register_error_handlers(app: Flask) -> None:
 
     @app.errorhandler(HTTPException)
     def http(error: HTTPException) -> Response:
+        if isinstance(error, NotFound | MethodNotAllowed) and (answer := _not_offered(error)) is not None:
+            return answer
         status = error.code or 500
         if status == 400:  # noqa: PLR2004 (a status of HTTP)
             return problem(400, INVALID_REQUEST, "request: cannot be read", "The request cannot be read.")
@@ -197,4 +246,5 @@ def register_error_handlers(app: Flask) -> None:
     def unexpected(error: Exception) -> Response:
         current_app.extensions["tollgate"].emit("unexpected_error", error=type(error).__name__, exception=error)
         message = "Something went wrong on our side; the request id helps to find it in the log."
-        return problem(500, INTERNAL_ERROR, INTERNAL_ERROR, message)
+        extra = {"cost_usd": usd_text(g.charged_nanousd)} if "charged_nanousd" in g else None
+        return problem(500, INTERNAL_ERROR, INTERNAL_ERROR, message, extra=extra)

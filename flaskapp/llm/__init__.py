@@ -44,6 +44,14 @@ class Usage:
     """Of the input, what was written to a cache (some providers charge more for that)."""
     reasoning_tokens: int = 0
     """Of the output, what was thought and not shown."""
+    long_cache_write_tokens: int = 0
+    """Of what was written to a cache, what was written to one that lasts longer and costs more."""
+    text_tokens: int = 0
+    """Of the output, what is known to be text. The rest may be of any kind that the model bills."""
+    searches: int = 0
+    """Searches that are billed beside the tokens."""
+    billed_nanousd: int = 0
+    """What the provider itself says that it bills; 0 where it does not say."""
 
     def cost_nanousd(self, price: Price) -> int:
         """What it costs at `price`, rounded up."""
@@ -52,7 +60,10 @@ class Usage:
             self.output_tokens,
             self.cached_input_tokens,
             cache_write_tokens=self.cache_write_tokens,
+            long_cache_write_tokens=self.long_cache_write_tokens,
             reasoning_tokens=self.reasoning_tokens,
+            text_tokens=self.text_tokens,
+            searches=self.searches,
         )
 
 
@@ -67,7 +78,7 @@ class Piece:
     text: str
     """To show; empty where it has none (reasoning, tool calls, another choice, the usage)."""
     deltas: int = 0
-    """Steps of generation that it certainly stands for, at least one token each; 0 where nothing was generated."""
+    """Events of it in which something was generated. Mostly each is a token; some servers send single letters."""
     chunk: Mapping[str, Any] | None = None
     """The server's own event; None where `is_plain`."""
     data: bytes = b""
@@ -94,7 +105,7 @@ class Batch:
 
     pieces: Sequence[Piece] = ()
     tokens: int = 0
-    """Tokens that they stand for, counted with the model's tokenizer where that is known; never below their deltas."""
+    """Tokens that they add to the answer, counted with the model's tokenizer where that is known."""
     lead_tokens: int = 0
     """The upstream's lead: tokens that came, with these, since the reader last had read all there was."""
     is_last: bool = False
@@ -111,6 +122,10 @@ class Answer(Protocol):
     @property
     def usage(self) -> Usage | None:
         """What was used, once the answer has ended or was closed; None where it cannot be known."""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the answer came to its own end, so that a usage that has not come by then never comes."""
 
     @property
     def finish_reason(self) -> str:
@@ -131,6 +146,7 @@ class Answer(Protocol):
         """What came with one read; `NOTHING` where nothing came in the time; None at the end.
 
         Raises:
+            UpstreamNotTaken: the server reported an error before it gave anything of an answer.
             UpstreamBroken: the answer broke off, or its deadline has passed.
         """
 
@@ -169,6 +185,9 @@ class Model(Protocol):
 class UpstreamError(Exception):
     """The model's server failed. The message is safe for clients; `detail` is for the log, short, without secrets."""
 
+    is_billed = False
+    """The server sent a usage with its error: then that is the answer's, and what it cost."""
+
     def __init__(self, message: str, *, detail: str = "", status: int | None = None) -> None:
         super().__init__(message)
         self.detail = detail
@@ -177,12 +196,48 @@ class UpstreamError(Exception):
 
 
 class UpstreamNotTaken(UpstreamError):
-    """The server could not be reached, or answered with an error status or a redirect: it costs nothing (502)."""
+    """The server could not be reached, or answered with an error in place of an answer: it costs nothing (502)."""
+
+
+class UpstreamRefused(UpstreamNotTaken):
+    """The server finds the request at fault (400)."""
+
+    def __init__(self, reason: str, *, is_too_long: bool = False, detail: str = "", status: int | None = None) -> None:
+        super().__init__(f"The model's server refused the request: {reason}", detail=detail, status=status)
+        self.reason = reason
+        """The server's own words, cut and cleaned."""
+        self.is_too_long = is_too_long
+        """The request is longer than the model's context."""
+
+
+class UpstreamUnknownModel(UpstreamNotTaken):
+    """The server has no such model."""
+
+
+class UpstreamBusy(UpstreamNotTaken):
+    """The server takes no requests now (429 or 503)."""
+
+    def __init__(
+        self,
+        *,
+        is_rate_limited: bool,
+        helps_to_wait: bool = True,
+        retry_after_seconds: int | None = None,
+        detail: str = "",
+        status: int | None = None,
+    ) -> None:
+        words = "accepts no more requests of this service for now" if is_rate_limited else "is overloaded"
+        super().__init__(f"The model's server {words}.", detail=detail, status=status)
+        self.is_rate_limited = is_rate_limited
+        self.helps_to_wait = helps_to_wait
+        """False where an account is used up."""
+        self.retry_after_seconds = retry_after_seconds
+        """How long the server says to wait; None where it does not say."""
 
 
 class UpstreamBroken(UpstreamError):
     """The request was sent, then it failed: the whole reservation is booked (502, or 504 if `timed_out`)."""
 
-    def __init__(self, message: str, *, detail: str = "", timed_out: bool = False) -> None:
-        super().__init__(message, detail=detail)
+    def __init__(self, message: str, *, detail: str = "", timed_out: bool = False, status: int | None = None) -> None:
+        super().__init__(message, detail=detail, status=status)
         self.timed_out = timed_out

@@ -102,6 +102,11 @@ class BuiltinAnswer:
         """Known at any moment; it changes no more once the answer is closed."""
         return Usage(self._request.input_tokens, self._output_tokens)
 
+    @property
+    def has_ended(self) -> bool:
+        """Its usage is always known."""
+        return True
+
     def open(self) -> None:
         """Never fails."""
         tokens = _TOKEN.findall(reply(self._request.messages))

@@ -12,8 +12,10 @@ import socket
 import ssl
 import threading
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -29,6 +31,9 @@ _IDLE_CONNECTIONS = 64
 _IDLE_SECONDS = 4.0
 """Shorter than the five seconds after which usual servers hang up: a request must not meet a closing connection."""
 _READ_BYTES = 65_536
+_MAX_UNPACKED_BYTES = 16_777_216
+"""The most that one read of a compressed body may come to."""
+_ZLIB_OR_GZIP = zlib.MAX_WBITS | 32
 _MAX_BYTES_BETWEEN = 131_072
 """The largest head of a response, all interim ones included, and the most that may come without a byte of its body."""
 _AT_ONCE_SECONDS = 0.000_5
@@ -141,16 +146,31 @@ class _EncryptedConnection(_Connection):
             super().send(self._outgoing.read(), wait_seconds)
 
 
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """An HTTP proxy on the way to a server."""
+
+    host: str
+    port: int
+    credentials: str = ""
+    """HTTP's basic ones; empty for none."""
+
+
 class Connections:
     """The connections to one server.
 
     Args:
         host: a name or an address.
         tls: the context of an ``https`` server; None for ``http``.
+        proxy: where to connect instead. An encrypted connection goes through it as a tunnel.
     """
 
-    def __init__(self, host: str, port: int, tls: ssl.SSLContext | None, *, clock: Clock) -> None:
+    def __init__(
+        self, host: str, port: int, tls: ssl.SSLContext | None, *, clock: Clock, proxy: Proxy | None = None
+    ) -> None:
         self._host, self._port = host, port
+        self._proxy = proxy
+        self._near_host, self._near_port = (proxy.host, proxy.port) if proxy else (host, port)
         self._tls = tls
         self._clock = clock
         self._idle: deque[_Connection] = deque()
@@ -258,15 +278,37 @@ class Connections:
         raise failure
 
     def _encrypted(self, plain: socket.socket, tls: ssl.SSLContext, ends: float) -> _Connection:
+        if self._proxy is not None:
+            self._tunnel(plain, self._proxy, ends)
         connection = _EncryptedConnection(plain, tls, self._host)
         while not connection.shake_hands(self._left(ends)):
             pass
         return connection
 
+    def _tunnel(self, plain: socket.socket, proxy: Proxy, ends: float) -> None:
+        """Ask the proxy for a connection to the server."""
+        name = f"[{self._host}]:{self._port}" if ":" in self._host else f"{self._host}:{self._port}"
+        lines = [f"CONNECT {name} HTTP/1.1", f"Host: {name}"]
+        if proxy.credentials:
+            lines.append(f"Proxy-Authorization: Basic {proxy.credentials}")
+        plain.settimeout(self._left(ends))
+        plain.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
+        head = b""
+        # The server says nothing before we do, so what comes is the proxy's head and no more.
+        while b"\r\n\r\n" not in head:
+            plain.settimeout(self._left(ends))
+            received = plain.recv(_READ_BYTES)
+            head += received
+            if not received or len(head) > _READ_BYTES:
+                raise OSError("the proxy gave no answer")
+        status = head.split(b"\r\n", 1)[0].split(b" ")[1:2]
+        if status != [b"200"]:
+            raise OSError(f"the proxy answered with status {b''.join(status)[:3].decode(errors='replace')}")
+
     def _addresses(self, ends: float, on_wait: Callable[[_Wake | None], None]) -> list[Any]:
         with contextlib.suppress(OSError):
             # An address needs no look-up.
-            return _look_up(_original_getaddrinfo, self._host, self._port, socket.AI_NUMERICHOST)
+            return _look_up(_original_getaddrinfo, self._near_host, self._near_port, socket.AI_NUMERICHOST)
         found: queue.SimpleQueue[list[Any] | OSError] = queue.SimpleQueue()
         on_wait(partial(found.put, OSError("broken off")))
         threading.Thread(target=self._find, args=(found.put,), name="tollgate-lookup", daemon=True).start()
@@ -281,7 +323,7 @@ class Connections:
     def _find(self, put: Callable[[list[Any] | OSError], None]) -> None:
         # In a thread of its own: a look-up has no time-out, and cannot be broken off.
         try:
-            put(_look_up(socket.getaddrinfo, self._host, self._port))
+            put(_look_up(socket.getaddrinfo, self._near_host, self._near_port))
         except OSError as error:
             put(error)
 
@@ -330,6 +372,10 @@ class Exchange:
     def media_type(self) -> str | None:
         """The response's content type without parameters; None without one."""
         return self._response.media_type
+
+    def header(self, name: str) -> str | None:
+        """A header of the response, the first of that name; None without one."""
+        return self._response.first_header(name)
 
     def send(self, request: bytes, deadline_at_seconds: float) -> None:
         """Send the request, and read the head of the response.
@@ -437,6 +483,25 @@ class Exchange:
         return left
 
 
+_Unpack = Callable[[bytearray], bytes]
+
+
+def _unpacking() -> _Unpack:
+    """Unpacks a body of gzip or deflate, as it comes."""
+    unpacker = zlib.decompressobj(_ZLIB_OR_GZIP)
+
+    def unpack(data: bytearray) -> bytes:
+        try:
+            unpacked = unpacker.decompress(data, _MAX_UNPACKED_BYTES)
+        except zlib.error as error:
+            raise HTTPParseError(f"a body that cannot be unpacked: {error}") from error
+        if unpacker.unconsumed_tail:
+            raise HTTPParseError("a body that unpacks to too much")
+        return unpacked
+
+    return unpack
+
+
 class _Response(HTTPResponse):
     """The library's parser. It reads one final response; what follows makes the connection useless."""
 
@@ -446,6 +511,8 @@ class _Response(HTTPResponse):
         """0 until the head of the final response was read."""
         self.media_type: str | None = None
         self.is_over = False
+        self._unpack: _Unpack | None = None
+        """Of a body that is compressed, though it was asked for as it is."""
         self.failure: HTTPParseError | None = None
         """What came after the body that can still be taken was no HTTP."""
 
@@ -467,6 +534,12 @@ class _Response(HTTPResponse):
         self._body_buffer.clear()
         return body
 
+    def first_header(self, name: str) -> str | None:
+        """The first header of that name; None without one."""
+        value = self.get(name)
+        first = value[0] if isinstance(value, list) else value
+        return first if isinstance(first, str) else None
+
     def feed(self, data: str | bytes) -> None:
         try:
             super().feed(data)
@@ -486,9 +559,10 @@ class _Response(HTTPResponse):
             raise HTTPParseError("no status")
         if self.get_code() >= _FIRST_FINAL_STATUS:
             self.final_status = self.get_code()
-            value = self.get("content-type")
-            first = value[0] if isinstance(value, list) else value
+            first = self.first_header("content-type")
             self.media_type = None if first is None else first.partition(";")[0].strip().lower()
+            if str(self.get("content-encoding")).lower() in {"gzip", "x-gzip", "deflate"}:
+                self._unpack = _unpacking()
         return skips_body
 
     def _on_header_field(self, string: str) -> None:
@@ -499,6 +573,9 @@ class _Response(HTTPResponse):
     def _on_header_value(self, string: str) -> None:
         if not self.final_status:
             super()._on_header_value(string)
+
+    def _on_body(self, buf: bytearray) -> None:
+        super()._on_body(buf if self._unpack is None else bytearray(self._unpack(buf)))
 
     def _on_message_complete(self) -> None:
         super()._on_message_complete()

@@ -1,7 +1,8 @@
 """Any server with OpenAI's chat completions; its answers are streamed through as they arrive.
 
-No request is ever sent twice, no redirect is followed, and no proxy is taken from the environment: the key goes to the
-server that was configured and nowhere else. Certificates are checked against the system's, or `SSL_CERT_FILE`.
+No request is sent twice, unless the server refused it for how it was asked (see `dialects`), and no redirect is
+followed: the key goes to the server that was configured and nowhere else, and through no proxy but the configured one.
+Certificates are checked against the system's, or `SSL_CERT_FILE`.
 """
 
 import base64
@@ -10,14 +11,13 @@ import re
 import ssl
 import threading
 from collections.abc import Callable
-from decimal import Decimal
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, NamedTuple
-from urllib.parse import quote, unquote, urlsplit
-
-import orjson
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from backends.clock import Clock
+from backends.contract import Event, Observer
 from backends.errors import ConfigurationError
 from backends.pricing.token_bounds import counter_for
 from flaskapp.llm import (
@@ -28,24 +28,55 @@ from flaskapp.llm import (
     ModelRequest,
     Piece,
     UpstreamBroken,
+    UpstreamError,
     UpstreamNotTaken,
+    UpstreamRefused,
     Usage,
 )
-from flaskapp.llm.completion import Completion, ErrorEvent, NotACompletion, read_whole, tokens_of_whole, usage_of_whole
+from flaskapp.llm.completion import (
+    Completion,
+    ErrorEvent,
+    NotACompletion,
+    events_of_document,
+    read_whole,
+    tokens_of_whole,
+    usage_in_error,
+    usage_of_whole,
+)
+from flaskapp.llm.dialects import Dialects
 from flaskapp.llm.event_stream import EventStream
-from flaskapp.llm.exchange import Connections, Exchange, ExchangeBroken, ExchangeTimeout, NotSent
-from flaskapp.strict_json import dumps
+from flaskapp.llm.exchange import Connections, Exchange, ExchangeBroken, ExchangeTimeout, NotSent, Proxy
+from flaskapp.llm.refusals import refusal, refusal_in_answer
 
 _TAIL_SECONDS = 0.2
 """How long to wait, after ``[DONE]``, for the end of the body, so that the connection can be used again."""
 _EVENT_STREAM, _JSON = "text/event-stream", "application/json"
+_ALSO_STREAMS = {_JSON, "text/plain", "application/octet-stream", "application/stream+json", "application/x-ndjson"}
+"""Types under which some servers stream all the same, or send a whole answer where a stream was asked for."""
+_SILENT_SECONDS = 5.0
+"""How long an answer that has its end may go on in silence: some servers neither say ``[DONE]`` nor close."""
 _MAX_ANSWER_BYTES = 16_777_216
 """More than any answer of the most choices and tokens."""
-_ERROR_BODY_BYTES = 2_048
+_ERROR_BODY_BYTES = 16_384
+"""Some servers repeat the whole request in front of what is wrong with it."""
 _ERROR_BODY_SECONDS = 1.0
 _DETAIL_CHARACTERS = 200
-_COMPLETION_TOKENS_ONLY = re.compile(r"(ft:)?(o[1-9]|gpt-[5-9]|gpt-[1-9][0-9])(?![0-9a-z])")
-"""OpenAI's newer models refuse `max_tokens` and take `max_completion_tokens`, which older servers do not know."""
+_COMPLETIONS = "/chat/completions"
+
+
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """How a server wants to be asked."""
+
+    auth_header: str = "Authorization"
+    """`Authorization`, with a bearer token, or the name of a header that has the key alone."""
+    max_tokens_parameter: str = "auto"
+    stream_usage: str = "auto"
+    proxy: str | None = None
+    """The URL of an HTTP proxy."""
+
+
+USUAL_HABITS = Habits()
 
 
 class OpenAICompatibleModel:
@@ -53,11 +84,19 @@ class OpenAICompatibleModel:
 
     max_choices = MAX_CHOICES
 
-    def __init__(self, base_url: str, api_key: str | None = None, *, clock: Clock) -> None:
-        """`base_url` is what comes before ``/chat/completions``; `api_key` is sent as a bearer token.
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str | None = None,
+        *,
+        clock: Clock,
+        habits: Habits = USUAL_HABITS,
+        observer: Observer = lambda _event: None,
+    ) -> None:
+        """`base_url` is what comes before ``/chat/completions``, or ends with it.
 
         Raises:
-            ConfigurationError: the URL or the key cannot be used.
+            ConfigurationError: the URL, the key or the proxy cannot be used.
         """
         server, self._target, host_header, url_credentials = _parse_base_url(base_url)
         self._headers = {
@@ -67,14 +106,28 @@ class OpenAICompatibleModel:
             "User-Agent": "tollgate",
         }
         if api_key:
-            self._headers["Authorization"] = f"Bearer {_checked_key(api_key)}"
+            prefix = "Bearer " if habits.auth_header == "Authorization" else ""
+            self._headers[habits.auth_header] = prefix + _checked_key(api_key)
         elif url_credentials:
             self._headers["Authorization"] = f"Basic {url_credentials}"
-        self._secrets = [_any_spelling(secret) for secret in (api_key, url_credentials) if secret]
+        proxy = _parse_proxy(habits.proxy) if habits.proxy else None
+        secrets = [api_key, url_credentials, proxy and proxy.credentials, *_passwords(base_url, habits.proxy)]
+        self._secrets = [_any_spelling(secret) for secret in secrets if secret]
         self.clock = clock
+        self.dialects = Dialects(
+            habits.max_tokens_parameter,
+            habits.stream_usage,
+            lambda model, fields: observer(Event("upstream_learnt", {"model": model, **fields})),
+        )
         tls = _tls_context() if server.is_encrypted else None
-        self.connections = Connections(server.host, server.port, tls, clock=clock)
-        lines = [f"POST {self._target} HTTP/1.1", *(f"{name}: {value}" for name, value in self._headers.items())]
+        self.connections = Connections(server.host, server.port, tls, clock=clock, proxy=proxy)
+        target = self._target
+        if proxy is not None and tls is None:
+            # A proxy is given the whole address; through a tunnel it sees nothing of the request.
+            target = f"http://{host_header}{target}"
+            if proxy.credentials:
+                self._headers["Proxy-Authorization"] = f"Basic {proxy.credentials}"
+        lines = [f"POST {target} HTTP/1.1", *(f"{name}: {value}" for name, value in self._headers.items())]
         self.head = "\r\n".join(lines).encode("latin-1")
         """Of a request: the request line and the headers that are always the same."""
 
@@ -104,11 +157,15 @@ class UpstreamAnswer:
         self._exchange = Exchange(model.connections, model.clock)
         self._count_tokens = counter_for(request.model)
         self._completion = Completion(self._count_tokens, request.choices)
-        self._events = EventStream()
+        self._events = EventStream(events_of_document)
         self._batch, self._lead_tokens = -1, 0
         self._failure: Exception | None = None
-        self._is_whole = False
+        self._error_text = ""
+        self._is_whole = self._is_completed = False
         self._whole_usage: Usage | None = None
+        self._early: Batch | None = None
+        """What was read while the answer was opened."""
+        self._ended_at_seconds: float | None = None
         self._lock = threading.Lock()
         self._in_use = False
         self._closed = False
@@ -120,6 +177,11 @@ class UpstreamAnswer:
         return self._completion.usage if self._is_whole else self._whole_usage
 
     @property
+    def has_ended(self) -> bool:
+        """See `Answer.has_ended`."""
+        return self._is_whole or self._is_completed
+
+    @property
     def finish_reason(self) -> str:
         """Why the server stopped."""
         return self._completion.finish_reason
@@ -128,7 +190,9 @@ class UpstreamAnswer:
         """Send the request and wait for the head of the response. See `Answer.open`."""
         self._begin()
         try:
-            self._send(_body(self._request), _EVENT_STREAM)
+            self._send(stream=True)
+            if self._exchange.media_type == _JSON:
+                self._await_document()
         except BaseException:
             self._end(is_over=True)
             raise
@@ -138,13 +202,13 @@ class UpstreamAnswer:
         """Send the request and wait for the whole answer. See `Answer.whole`."""
         self._begin()
         try:
-            self._send(_body(self._request, stream=False), _JSON)
+            self._send(stream=False)
             body, data = self._read_whole()
         except (ErrorEvent, ValueError, ExchangeBroken) as error:
-            raise broken_answer(error, self._model.clean) from error
+            raise self._failed(error) from error
         finally:
             self._end(is_over=True)
-        self._whole_usage = usage_of_whole(body)
+        self._is_completed, self._whole_usage = True, usage_of_whole(body, self._count_tokens)
         seen_tokens = 0 if self._whole_usage else tokens_of_whole(body, self._count_tokens)
         return Completed(body, data, seen_tokens)
 
@@ -161,7 +225,7 @@ class UpstreamAnswer:
             is_cut_off = isinstance(error, ExchangeBroken) and not isinstance(error, ExchangeTimeout)
             # The end that our own hang-up made is none of the server's.
             if not is_cut_off or not (self._hung_up or self._closed):
-                raise broken_answer(error, self._model.clean) from error
+                raise self._failed(error) from error
         finally:
             self._end(is_over=batch is None or batch.is_last)
         return batch
@@ -199,11 +263,32 @@ class UpstreamAnswer:
         if self._closed:
             self._exchange.release()
 
-    def _send(self, body: bytes, accept: str) -> None:
+    def _send(self, *, stream: bool) -> None:
+        """Ask, and ask otherwise where the server refused how it was asked."""
+        model, dialects = self._request.model, self._model.dialects
+        deadline_at_seconds = self._clock.monotonic_seconds() + self._request.deadline_seconds
+        dialect = dialects.of(model)
+        tried = {dialect}
+        while True:
+            try:
+                self._send_once(dialect.body(self._request, stream=stream), stream, deadline_at_seconds)
+                break
+            except UpstreamRefused:
+                other = dialects.instead(dialect, self._error_text, stream=stream)
+                if other is None or other in tried:
+                    raise
+                tried.add(other)
+                dialect = other
+            self._renew_exchange()
+        if len(tried) > 1:
+            dialects.learn(model, dialect)
+
+    def _send_once(self, body: bytes, stream: bool, deadline_at_seconds: float) -> None:  # noqa: FBT001 (one caller)
+        accept = _EVENT_STREAM if stream else _JSON
         head = b"%b\r\nAccept: %b\r\nContent-Length: %d\r\n\r\n" % (self._model.head, accept.encode(), len(body))
         clean = self._model.clean
         try:
-            self._exchange.send(head + body, self._clock.monotonic_seconds() + self._request.deadline_seconds)
+            self._exchange.send(head + body, deadline_at_seconds)
             self._check(accept)
         except NotSent as error:
             raise UpstreamNotTaken("The model could not be reached.", detail=clean(str(error))) from error
@@ -213,15 +298,36 @@ class UpstreamAnswer:
         except ExchangeBroken as error:
             raise UpstreamBroken("The model's server broke off.", detail=clean(str(error))) from error
 
+    def _renew_exchange(self) -> None:
+        with self._lock:
+            if self._closed:
+                raise UpstreamNotTaken("The answer was given up before it was asked for again.")
+            before, self._exchange = self._exchange, Exchange(self._model.connections, self._clock)
+        before.release()
+
+    def _failed(self, error: Exception) -> UpstreamError:
+        """The failure for `error`; its usage is the answer's, where it says one."""
+        clean = self._model.clean
+        if not isinstance(error, ErrorEvent):
+            return broken_answer(error, clean)
+        if error.is_first:
+            return self._billed(refusal_in_answer(error.text, self._clock.now_us(), clean), error.usage)
+        return self._billed(broken_answer(error, clean), error.usage)
+
+    def _billed(self, failure: UpstreamError, usage: Usage | None) -> UpstreamError:
+        """The failure, with the usage that the server sent with its error, if it did."""
+        self._whole_usage = usage
+        failure.is_billed = usage is not None
+        return failure
+
     def _check(self, expected_kind: str) -> None:
         status, kind = self._exchange.status, self._exchange.media_type
         if not HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
-            raise UpstreamNotTaken(
-                f"The model's server refused the request with status {status}.",
-                detail=self._model.clean(self._read_error_body()),
-                status=status,
-            )
-        if kind not in {expected_kind, None}:
+            text = self._error_text = self._read_error_body()
+            retry_after = self._exchange.header("retry-after")
+            failure = refusal(status, text, retry_after, self._clock.now_us(), self._model.clean)
+            raise self._billed(failure, usage_in_error(text))
+        if kind not in {expected_kind, None} | _ALSO_STREAMS:
             raise UpstreamBroken(
                 "The model's server sent something that is no answer.",
                 detail=self._model.clean(f"status {status}, content type {kind}"),
@@ -244,6 +350,9 @@ class UpstreamAnswer:
         return body[:_ERROR_BODY_BYTES].decode(errors="replace")
 
     def _read(self, wait_seconds: float) -> Batch | None:
+        if self._early is not None:
+            early, self._early = self._early, None
+            return early
         if self._failure is not None:
             raise self._failure
         if self._is_whole:
@@ -251,7 +360,7 @@ class UpstreamAnswer:
             return None
         received = self._exchange.read(wait_seconds)
         if received is None:
-            return NOTHING
+            return self._silence()
         batch = self._parsed(received)
         if self._completion.done:
             self._is_whole = True
@@ -264,6 +373,36 @@ class UpstreamAnswer:
             batch.is_last = self._is_whole
             return batch if batch.pieces else None
         return batch
+
+    def _silence(self) -> Batch | None:
+        """Nothing came. Where all choices have their end, that is the end of the answer once it has lasted."""
+        if not self._completion.ended:
+            return NOTHING
+        now = self._clock.monotonic_seconds()
+        if self._ended_at_seconds is None:
+            self._ended_at_seconds = now
+        if now - self._ended_at_seconds < _SILENT_SECONDS:
+            return NOTHING
+        self._is_whole = not (self._hung_up or self._closed)
+        self._exchange.break_off()
+        return None
+
+    def _await_document(self) -> None:
+        """Wait for a whole answer that comes in place of a stream, so that an error is a refusal and no broken stream.
+
+        Raises:
+            UpstreamNotTaken, UpstreamBroken: it is an error, or broke off.
+        """
+        try:
+            while True:
+                batch = self._read(self._request.deadline_seconds)
+                if self._failure is not None and not (batch and any(piece.deltas for piece in batch.pieces)):
+                    raise self._failure
+                if batch is None or not self._events.is_in_document:
+                    self._early = batch
+                    return
+        except (ErrorEvent, ValueError, ExchangeBroken) as error:
+            raise self._failed(error) from error
 
     def _parsed(self, received: bytes) -> Batch:
         """The pieces in the bytes of one read; at the end of the stream, where these are none, in what is left."""
@@ -299,29 +438,6 @@ def broken_answer(error: Exception, clean: Callable[[str], str]) -> UpstreamBrok
     return UpstreamBroken("The model's server broke off.", detail=detail)
 
 
-def _body(request: ModelRequest, *, stream: bool = True) -> bytes:
-    newer = _COMPLETION_TOKENS_ONLY.match(request.model.lower().rpartition("/")[2])
-    options = dict(request.options)
-    if stream:
-        options["stream"] = True
-        # Whatever the caller asked for: the usage has to be known.
-        options["stream_options"] = {**options.get("stream_options", {}), "include_usage": True}
-    if request.choices > 1:
-        options["n"] = request.choices
-    body = {
-        **options,
-        "model": request.model,
-        "messages": [dict(message) for message in request.messages],
-        "max_completion_tokens" if newer else "max_tokens": request.max_tokens,
-    }
-    return orjson.dumps(body, default=_number)
-
-
-def _number(number: Decimal) -> orjson.Fragment:
-    """A number with a fraction: it passes with every digit."""
-    return orjson.Fragment(dumps(number))
-
-
 class _Server(NamedTuple):
     host: str
     port: int
@@ -338,17 +454,43 @@ def _parse_base_url(base_url: str) -> tuple[_Server, str, str, str]:
     if not host or parts.scheme not in {"http", "https"}:
         shown = "a URL with a password" if "@" in base_url else repr(base_url)
         raise ConfigurationError(f"LLM_BASE_URL: an http or https URL like https://api.openai.com/v1; got {shown}")
-    target = quote(parts.path.rstrip("/") + "/chat/completions", safe="/%:@!$&'()*+,;=~") + (
+    path = parts.path.rstrip("/").removesuffix(_COMPLETIONS).rstrip("/")
+    target = quote(path + _COMPLETIONS, safe="/%:@!$&'()*+,;=~") + (
         f"?{quote(parts.query, safe='/%:@!$&()*+,;=~?')}" if parts.query else ""
     )
     name = f"[{host}]" if ":" in host else host
-    credentials = ""
-    if parts.username is not None:
-        pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        credentials = base64.b64encode(pair.encode()).decode()
+    credentials = _basic_credentials(parts)
     is_encrypted = parts.scheme == "https"
     server = _Server(host, port or (443 if is_encrypted else 80), is_encrypted)
     return server, target, name if port is None else f"{name}:{port}", credentials
+
+
+def _basic_credentials(parts: SplitResult) -> str:
+    if parts.username is None:
+        return ""
+    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return base64.b64encode(pair.encode()).decode()
+
+
+def _parse_proxy(url: str) -> Proxy:
+    """Where the proxy is.
+
+    Raises:
+        ConfigurationError: the URL is none of a plain HTTP proxy.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = (parts.hostname or "").encode("idna").decode(), parts.port
+    except ValueError:
+        host, port = "", None
+    if not host or parts.scheme != "http":
+        raise ConfigurationError("LLM_PROXY: an address like http://proxy.example:3128; got another one")
+    return Proxy(host, port or 80, _basic_credentials(parts))
+
+
+def _passwords(*urls: str | None) -> list[str]:
+    """The passwords in URLs, which must not stand in a log."""
+    return [unquote(password) for url in urls if url and (password := urlsplit(url).password)]
 
 
 def _tls_context() -> ssl.SSLContext:

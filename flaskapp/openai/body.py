@@ -1,15 +1,18 @@
 """The body of ``POST /v1/chat/completions``: what cannot multiply the cost passes, everything else is refused.
 
-A field that is not here is unknown, or is one whose cost cannot be bounded or is not in the price table: audio,
+A parameter that is not here is unknown, or is one whose cost cannot be bounded or is not in the price table: audio,
 predictions, hosted tools, web search, moderation, longer caches, dearer service tiers. Types are not coerced. `null`
-stands for a field that is not there.
+stands for a parameter that is not there.
+
+Messages, parts, tools and calls may have any further fields: servers put fields of their own into their answers, and
+clients hand them back. They are passed on, and counted byte by byte.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from flask import Request
 from pydantic import (
@@ -21,6 +24,7 @@ from pydantic import (
     StringConstraints,
     Tag,
     ValidationError,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
@@ -34,11 +38,40 @@ _MOST_TOKENS = 10**9
 """More than any model gives: a larger maximum is a mistake."""
 _MAX_MESSAGES = 2_048
 _MAX_DEFINITIONS = 128
+_WordsType: TypeAlias = Literal["thinking", "redacted_thinking", "reasoning", "reference", "output_text"]
+_WORDS_PARTS = frozenset(get_args(_WordsType))
+_USUAL_TTL = "5m"
 _NOT_OFFERED = "is not offered here: it is unknown, or what it costs cannot be bounded"
+
+
+def _usual_cache(value: object) -> object:
+    """A cache with a longer TTL has another price, which is not in the table."""
+    if isinstance(value, dict) and value.get("ttl") is not None and value["ttl"] != _USUAL_TTL:
+        raise PydanticCustomError("cache", "may have no other ttl than {ttl}", {"ttl": _USUAL_TTL})
+    return value
+
+
+_CacheControl: TypeAlias = Annotated[Any, BeforeValidator(_usual_cache)]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: object) -> object:
+        """An unknown field that is `null` is one that is not there."""
+        if isinstance(value, dict) and None in value.values():
+            return {name: item for name, item in value.items() if item is not None}
+        return value
+
+
+class _Open(BaseModel):
+    """It may have further fields."""
+
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+
+    cache_control: _CacheControl | None = None
 
 
 def _by_type(value: object) -> str:
@@ -57,6 +90,18 @@ def _number(value: object) -> Decimal:
     return Decimal(value)
 
 
+def _by_part(value: object) -> str:
+    """As `_by_type`; the parts that have only words are alike."""
+    tag = _by_type(value)
+    return "<words>" if tag.strip("<>") in _WORDS_PARTS else tag
+
+
+def _by_call(value: object) -> str:
+    """As `_by_type`; a call in a stream has its type only once, and some clients lose it."""
+    is_function = isinstance(value, dict) and value.get("type") is None and "function" in value
+    return "<function>" if is_function else _by_type(value)
+
+
 _Name: TypeAlias = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 _Id: TypeAlias = Annotated[str, StringConstraints(max_length=512)]
 _Number: TypeAlias = Annotated[Decimal, BeforeValidator(_number)]
@@ -67,32 +112,39 @@ _Object: TypeAlias = dict[str, Any]
 # --- messages
 
 
-class _TextPart(_Strict):
+class _TextPart(_Open):
     type: Literal["text"]
     text: str
 
 
-class _RefusalPart(_Strict):
+class _RefusalPart(_Open):
     type: Literal["refusal"]
     refusal: str
 
 
-class _ImageUrl(_Strict):
+class _ImageUrl(_Open):
     url: Annotated[str, StringConstraints(pattern=r"^(https?://|data:image/)")]
     detail: Literal["auto", "low", "high"] | None = None
 
 
-class _ImagePart(_Strict):
+class _ImagePart(_Open):
     type: Literal["image_url"]
     image_url: _ImageUrl
+
+
+class _WordsPart(_Open):
+    """A part of an answer that has nothing but words, in fields of its own."""
+
+    type: _WordsType
 
 
 _Part: TypeAlias = Annotated[
     Annotated[_TextPart, Tag("<text>")]
     | Annotated[_RefusalPart, Tag("<refusal>")]
-    | Annotated[_ImagePart, Tag("<image_url>")],
+    | Annotated[_ImagePart, Tag("<image_url>")]
+    | Annotated[_WordsPart, Tag("<words>")],
     Discriminator(
-        _by_type,
+        _by_part,
         custom_error_type="part",
         custom_error_message="has to be a part of the type text, image_url or refusal",
     ),
@@ -103,24 +155,24 @@ _Content: TypeAlias = Annotated[
 ]
 
 
-class _FunctionCall(_Strict):
+class _FunctionCall(_Open):
     name: _Name
-    arguments: str
+    arguments: str | None = None
 
 
-class _CustomCall(_Strict):
+class _CustomCall(_Open):
     name: _Name
-    input: str
+    input: str | None = None
 
 
-class _FunctionToolCall(_Strict):
-    id: _Id
-    type: Literal["function"]
+class _FunctionToolCall(_Open):
+    id: str | None = None
+    type: Literal["function"] | None = None
     function: _FunctionCall
 
 
-class _CustomToolCall(_Strict):
-    id: _Id
+class _CustomToolCall(_Open):
+    id: str | None = None
     type: Literal["custom"]
     custom: _CustomCall
 
@@ -128,47 +180,45 @@ class _CustomToolCall(_Strict):
 _ToolCall: TypeAlias = Annotated[
     Annotated[_FunctionToolCall, Tag("<function>")] | Annotated[_CustomToolCall, Tag("<custom>")],
     Discriminator(
-        _by_type, custom_error_type="call", custom_error_message="has to be a call of the type function or custom"
+        _by_call, custom_error_type="call", custom_error_message="has to be a call of the type function or custom"
     ),
 ]
 
 
-class _Message(_Strict):
+class _Message(_Open):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: _Content | None = None
     name: _Id | None = None
-    refusal: str | None = None
     tool_calls: list[_ToolCall] | None = None
-    tool_call_id: _Id | None = None
+    # Some servers keep what they thought in it, so it may be long.
+    tool_call_id: str | None = None
     function_call: _FunctionCall | None = None
-    # Fields of an answer that clients send back with it; `audio` only as null.
-    annotations: list[_Object] | None = None
-    reasoning_content: str | None = None
+    # An answer in sound is handed back by its number, and what it costs then is not bounded.
     audio: None = None
 
 
 # --- tools and formats
 
 
-class _Function(_Strict):
+class _Function(_Open):
     name: _Name
     description: str | None = None
     parameters: _Object | None = None
     strict: bool | None = None
 
 
-class _FunctionTool(_Strict):
+class _FunctionTool(_Open):
     type: Literal["function"]
     function: _Function
 
 
-class _Custom(_Strict):
+class _Custom(_Open):
     name: _Name
     description: str | None = None
     format: _Object | None = None
 
 
-class _CustomTool(_Strict):
+class _CustomTool(_Open):
     type: Literal["custom"]
     custom: _Custom
 
@@ -381,7 +431,7 @@ def read_completion_body(request: Request, bounds: Bounds) -> CompletionBody:
 
 
 def _checked(content: Mapping[str, object]) -> _Body:
-    unknown = sorted(set(content) - set(_Body.model_fields))
+    unknown = sorted(name for name in content.keys() - _Body.model_fields.keys() if content[name] is not None)
     if unknown:
         raise InvalidRequest(422, unknown[0][:64], _NOT_OFFERED)
     try:
@@ -395,7 +445,7 @@ def _model(body: _Body, bounds: Bounds) -> str:
         return bounds.default_model
     if body.model not in bounds.models:
         reason = f"has to be one of {', '.join(bounds.models)}"
-        raise InvalidRequest(422, "model", reason, code="model_not_found")
+        raise InvalidRequest(404, "model", reason, code="model_not_found")
     return body.model
 
 
@@ -415,8 +465,12 @@ def _input_tokens(
     try:
         return prompt_tokens(model, messages, options, max_input_tokens)
     except InputTooLong as error:
-        reason = f"are longer, with tools and images, than the {max_input_tokens} tokens that an input may have"
-        raise InvalidRequest(422, "messages", reason, code="context_length_exceeded") from error
+        # Clients look for the first five words to know that they have to shorten a conversation.
+        reason = (
+            f"This model's maximum context length is {max_input_tokens} tokens here, and the messages, with tools and "
+            "images, are longer: reduce their length"
+        )
+        raise InvalidRequest(400, "messages", reason, code="context_length_exceeded") from error
     except ImagesNotBounded as error:
         raise InvalidRequest(
             422, "messages", f"hold an image, and what one costs with {model} is not bounded"

@@ -7,12 +7,11 @@ from typing import Any
 import orjson
 
 from backends.money import usd_text
+from flaskapp.answers.failures import Failure
 from flaskapp.http.openai_errors import error_object
 from flaskapp.llm import BETWEEN, Piece, Usage
 
 _ENVELOPE = ("id", "object", "created", "model", "system_fingerprint", "service_tier")
-_BROKEN_STATUS = 502
-"""The status that it would have if the answer had not begun."""
 _DONE = b"data: [DONE]\n\n"
 _NO_USAGE = b',"usage":null'
 
@@ -58,7 +57,8 @@ class CompletionStreamFormat:
         usage, has_usage = chunk.get("usage"), "usage" in chunk
         if isinstance(usage, dict):
             self._usage = usage
-        if len(chunk) == has_usage or (usage is not None and not chunk.get("choices")):
+        if "choices" not in chunk or (usage is not None and not chunk["choices"]):
+            # OpenAI's clients read the choices of every chunk.
             return b""
         if piece.data and usage is None and has_usage == self._include_usage:
             return b"data: %b\n\n" % piece.data
@@ -70,10 +70,12 @@ class CompletionStreamFormat:
         ends = self._ends(finish_reason) if was_cut else b""
         return ends + (self._usage_event(usage) if self._include_usage else b"") + _DONE
 
-    def broken(self, error: str, message: str, usage: Usage, cost_nanousd: int) -> bytes:
+    def broken(self, failure: Failure, usage: Usage, cost_nanousd: int) -> bytes:
         """An error in OpenAI's shape, and no ``[DONE]``: this is no whole answer."""
-        details = {"cost_usd": usd_text(cost_nanousd), "usage": _usage(usage)}
-        content = error_object(_BROKEN_STATUS, error, message, request_id=self._request_id, details=details)
+        details = {"cost_usd": usd_text(cost_nanousd), "usage": _usage(usage), **failure.extra}
+        content = error_object(
+            failure.status, failure.error, failure.message, request_id=self._request_id, details=details
+        )
         return _data({"error": content})
 
     def _follow(self, chunk: Mapping[str, Any]) -> None:

@@ -37,7 +37,7 @@ class Upstream:
     def __init__(self, *items, usage=None, clock=None, opening=None):
         self.items, self.at_the_end, self.usage = iter(items), usage, None
         self.clock, self.opening = clock, opening
-        self.late = []
+        self.late, self.has_ended = [], False
         self.closed, self.waits, self.is_hung_up = threading.Event(), threading.Event(), threading.Event()
         self.reads, self.hang_ups = 0, 0
 
@@ -51,7 +51,7 @@ class Upstream:
 
     def whole(self):
         self.open()
-        self.usage = self.at_the_end
+        self.usage, self.has_ended = self.at_the_end, True
         return Completed({}, seen_tokens=25)
 
     def read(self, _wait_seconds):
@@ -69,7 +69,7 @@ class Upstream:
             self.wait_for(item)
             if self.closed.is_set():
                 return None
-        self.usage = self.at_the_end
+        self.usage, self.has_ended = self.at_the_end, True
         return None
 
     def wait_for(self, event):
@@ -333,7 +333,7 @@ class Refusing:
         monkeypatch.setattr(Meter, "count", count)
         settle = Meter.settle
 
-        def noted(meter, usage, *, is_fully_read=False):
+        def noted(meter, usage, *, is_fully_read=False, **_):
             if is_fully_read:
                 self.fully_read.append(True)
             return settle(meter, usage)

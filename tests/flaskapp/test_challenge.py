@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.apps import open_app
-from tests.servers import CHAT, LITECOIN
+from tests.servers import CHAT, LITECOIN, earliest_wait
 
 URL = "/api/v1/auth/challenge"
 HOME = {"REMOTE_ADDR": "198.51.100.7"}
@@ -160,7 +160,7 @@ def test_while_redis_is_away_closed_refuses_both(own_server, tmp_path):
             chat(service, f"fp:{challenge}:hash456"),
         ):
             assert (answer.status_code, answer.json["error"]) == (503, "throttle_unavailable")
-            assert answer.headers["Retry-After"] == "1"
+            assert earliest_wait(answer) == 1
 
 
 @contextmanager
@@ -188,7 +188,7 @@ def test_a_busy_pool_switches_neither_challenges_nor_the_counting_off(make_app, 
         for ask in (lambda: chat(service, f"fp:{challenge}:hash456"), lambda: service.client.get(URL, headers=HEADERS)):
             answer = ask()
             assert (answer.status_code, answer.json["error"]) == (503, "throttle_unavailable")
-            assert answer.headers["Retry-After"] == "1"
+            assert earliest_wait(answer) == 1
     assert not any(each._storage_dead for each in limiter)
     with no_counting(service), no_connection_left(service):
         refused = chat(service, f"fp:{challenge}:hash456")

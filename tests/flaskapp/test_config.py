@@ -1,4 +1,5 @@
 import hashlib
+import re
 from decimal import Decimal
 
 import pytest
@@ -33,8 +34,14 @@ def test_the_defaults_are_those_of_the_contract():
         "llm_model": "gpt-4o",
         "llm_models": ("gpt-4o",),
         "llm_provider": "openai",
+        "llm_system_prompt": None,
+        "llm_auth_header": "Authorization",
+        "llm_max_tokens_parameter": "auto",
+        "llm_stream_usage": "auto",
+        "llm_proxy": None,
         "llm_price_input_usd_per_mtok": None,
         "llm_price_output_usd_per_mtok": None,
+        "llm_without_usage": "whole",
         "redis_delay_ms": 0,
         "demo_tokens_per_second": 50.0,
         "api_keys": None,
@@ -80,7 +87,64 @@ def test_the_defaults_are_those_of_the_contract():
 
 def test_an_empty_variable_counts_as_unset():
     environ = {variable.name: "  " for variable in variables()} | {"DRAIN_SECONDS": ""}
+    del environ["LLM_SYSTEM_PROMPT"]
     assert load_config(environ) == load_config({})
+
+
+@pytest.mark.parametrize(("text", "prompt"), [("", ""), ("  ", ""), ("Be brief.\nBe kind.", "Be brief.\nBe kind.")])
+def test_an_empty_system_prompt_is_none_at_all_and_not_the_default(text, prompt):
+    assert load_config({"LLM_SYSTEM_PROMPT": text}).llm_system_prompt == prompt
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "allowed"),
+    [
+        ("LLM_SYSTEM_PROMPT", "x" * 32_001, "at most 32000 characters"),
+        ("LLM_SYSTEM_PROMPT", "a\x07b", "without control characters"),
+        ("LLM_AUTH_HEADER", "Cookie", "Authorization or api-key"),
+        ("LLM_MAX_TOKENS_PARAMETER", "max", "max_tokens or max_completion_tokens or auto"),
+        ("LLM_STREAM_USAGE", "yes", "true or false or auto"),
+        ("LLM_PROXY", "socks5://h:1", "http://"),
+        ("LLM_PROXY", "nowhere", "or environment"),
+    ],
+)
+def test_how_an_upstream_is_asked_is_checked_at_the_start(name, text, allowed):
+    with pytest.raises(ConfigurationError, match=re.escape(allowed)) as caught:
+        load_config({name: text})
+    assert str(caught.value).startswith(f"{name}: ")
+
+
+def test_a_headers_name_may_be_in_any_case():
+    assert load_config({"LLM_AUTH_HEADER": "API-KEY"}).llm_auth_header == "api-key"
+    assert load_config({"LLM_AUTH_HEADER": "authorization"}).llm_auth_header == "Authorization"
+
+
+@pytest.mark.parametrize(
+    ("base_url", "variables", "proxy"),
+    [
+        ("https://api.example/v1", {"HTTPS_PROXY": "http://u:p@proxy:3128"}, "http://u:p@proxy:3128"),
+        ("https://api.example/v1", {"https_proxy": "proxy:3128"}, "http://proxy:3128"),
+        ("https://api.example/v1", {"ALL_PROXY": "http://proxy"}, "http://proxy"),
+        ("https://api.example/v1", {"http_proxy": "http://proxy"}, None),
+        ("http://api.example/v1", {"http_proxy": "http://proxy"}, "http://proxy"),
+        ("http://api.example/v1", {"HTTP_PROXY": "http://a.clients.header"}, None),
+        ("https://api.example/v1", {"HTTPS_PROXY": "http://proxy", "NO_PROXY": "localhost,.example"}, None),
+        ("https://api.example/v1", {}, None),
+    ],
+)
+def test_the_proxy_of_the_environment_is_taken_as_other_programs_do(base_url, variables, proxy):
+    config = load_config({"LLM_BASE_URL": base_url, "LLM_PROXY": "environment", **variables})
+    assert config.llm_proxy == proxy
+    assert load_config({"LLM_BASE_URL": base_url, **variables}).llm_proxy is None
+
+
+def test_a_proxy_of_the_environment_that_cannot_be_used_stops_the_start_without_its_password():
+    with pytest.raises(ConfigurationError) as caught:
+        load_config(
+            {"LLM_BASE_URL": "https://h", "LLM_PROXY": "environment", "HTTPS_PROXY": "socks5://user:hunter2@h:1"}
+        )
+    assert str(caught.value).startswith("HTTPS_PROXY: ")
+    assert "hunter2" not in str(caught.value)
 
 
 def test_the_environment_of_the_process_is_the_default(monkeypatch):

@@ -8,7 +8,7 @@ from backends.clock import SystemClock
 from backends.errors import StoreUnavailable
 from backends.store.link import Link
 from flaskapp.http.limiter import LinkStorage
-from tests.servers import BEARER, SETTINGS
+from tests.servers import BEARER, SETTINGS, earliest_wait
 
 CHALLENGE = "/api/v1/auth/challenge"
 
@@ -61,7 +61,7 @@ def commands_of(service, ask):
         counted.append((key, expiry, amount)) or count(key, expiry, amount)
     )
     try:
-        return [ask() for _ in range(4)], counted, service.redis.keys("llm:rate:*")
+        return [ask() for _ in range(4)], counted, sorted(service.redis.keys("llm:rate:*"))
     finally:
         limiter.storage.count = count
 
@@ -97,12 +97,11 @@ def test_the_61st_request_of_a_minute_is_refused(make_app):
     assert refused.json["scope"] == "identifier"
     assert refused.mimetype == "application/problem+json"
     assert refused.headers["X-Request-ID"] == refused.json["request_id"]
-    (counter,) = service.redis.keys("llm:rate:*")
+    (counter,) = sorted(service.redis.keys("llm:rate:*"))
     left_seconds = service.redis.pttl(counter) / 1_000
     # Never earlier than the refusal can end.
-    assert (
-        left_seconds <= int(refused.headers["Retry-After"]) == refused.json["retry_after_seconds"] <= left_seconds + 1.5
-    )
+    assert int(refused.headers["Retry-After"]) == refused.json["retry_after_seconds"]
+    assert left_seconds <= refused.json["retry_after_seconds"] <= 60
     assert refused.json["message"].startswith("Too many requests: 60 per minute are allowed.")
     assert service.chat("somebody-else").status_code == 200
 
@@ -175,7 +174,7 @@ def test_redis_lost_between_the_count_and_the_refusal_is_no_500_either(make_app,
     monkeypatch.setattr(LinkStorage, "get_expiry", lost)
     refused = service.chat()
     assert (refused.status_code, refused.json["error"]) == (429, "rate_limited")
-    assert refused.headers["Retry-After"] == "7200"
+    assert earliest_wait(refused) == 7_200
 
 
 def test_a_refusal_without_a_known_limit_still_waits_a_second(make_app):
@@ -189,4 +188,4 @@ def test_a_refusal_without_a_known_limit_still_waits_a_second(make_app):
         raise RateLimitExceeded(limit)
 
     answer = service.client.get("/refused")
-    assert (answer.status_code, answer.headers["Retry-After"]) == (429, "1")
+    assert (answer.status_code, earliest_wait(answer)) == (429, 1)

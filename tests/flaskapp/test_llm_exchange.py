@@ -16,7 +16,7 @@ import pytest
 
 from backends.clock import SystemClock
 from flaskapp.llm import UpstreamNotTaken, exchange
-from flaskapp.llm.exchange import Connections, Exchange, ExchangeBroken, ExchangeTimeout, NotSent
+from flaskapp.llm.exchange import Connections, Exchange, ExchangeBroken, ExchangeTimeout, NotSent, Proxy
 from flaskapp.llm.openai_compatible import OpenAICompatibleModel, _tls_context
 from tests.models import model_request
 from tests.servers import wait_until
@@ -723,6 +723,36 @@ def test_tls_to_an_address(start, server_tls, client_tls):
     except OSError:
         pytest.skip("no IPv6 here")
     assert whole(server.pool) == (200, b"ab")
+
+
+def test_tls_through_a_tunnel(start, server_tls, client_tls):
+    """The proxy's head comes in pieces; the certificate is that of the server behind it."""
+    server = start(answering(WHOLE), tls=server_tls)
+    heads = []
+
+    def pass_on(connection, _):
+        heads.append(connection.recv(65_536))
+        for part in (b"HTTP/1.1 200 Conn", b"ection established\r\nX: y\r\n", b"\r\n"):
+            connection.sendall(part)
+            time.sleep(0.01)
+        with socket.create_connection(("127.0.0.1", server.port)) as behind:
+            back = threading.Thread(target=copy, args=(behind, connection), daemon=True)
+            back.start()
+            copy(connection, behind)
+
+    def copy(source, target):
+        with contextlib.suppress(OSError):
+            while part := source.recv(65_536):
+                target.sendall(part)
+            target.shutdown(socket.SHUT_RDWR)
+
+    hand = start(pass_on)
+    pool = Connections("localhost", server.port, client_tls, clock=CLOCK, proxy=Proxy("127.0.0.1", hand.port, "dTpw"))
+    assert [whole(pool) for _ in range(2)] == [(200, b"ab")] * 2
+    pool.close()
+    name = f"localhost:{server.port}"
+    expected = f"CONNECT {name} HTTP/1.1\r\nHost: {name}\r\nProxy-Authorization: Basic dTpw\r\n\r\n"
+    assert heads == [expected.encode()]
 
 
 @pytest.mark.parametrize("trust", ["file", "directory", "another_file_and_directory", "nothing"])

@@ -183,11 +183,11 @@ def test_reasoning_and_tool_calls_are_counted_and_not_shown(upstream, model):
     assert answer.usage == Usage(upstream.ledger[0].input_tokens, 35, reasoning_tokens=30)
 
 
-def test_reasoning_alone_with_a_usage_of_zero_is_unknown(upstream, model):
+def test_reasoning_that_is_told_beside_an_output_of_zero_was_used(upstream, model):
     upstream.behave(reasoning_words=30, words=(), usage="zero_output")
     answer = open_answer(model)
     assert list(answer) == []
-    assert answer.usage is None
+    assert answer.usage == Usage(upstream.ledger[0].input_tokens, 30, reasoning_tokens=30)
 
 
 def test_max_tokens_cuts_the_answer(upstream, model):
@@ -209,7 +209,7 @@ def test_each_piece_arrives_before_the_next_is_sent(upstream, model):
 # What breaks
 
 
-@pytest.mark.parametrize("status", [400, 401, 404, 408, 409, 422, 429, 500, 502, 503, 529])
+@pytest.mark.parametrize("status", [401, 402, 403, 404, 409, 500, 502])
 def test_an_error_status_was_not_taken(upstream, model, status):
     upstream.behave(status=status, body='{"error": {"message": "no\u0007 key sk-secret\\n' + "x" * 9_000 + '"}}')
     with pytest.raises(UpstreamNotTaken) as caught:
@@ -272,7 +272,7 @@ def test_no_headers_until_the_deadline(upstream, model, before_headers):
     assert upstream.ledger[0].over.wait(5)
 
 
-@pytest.mark.parametrize("content_type", ["application/json", "text/html; charset=utf-8"])
+@pytest.mark.parametrize("content_type", ["image/png", "text/html; charset=utf-8"])
 def test_a_body_that_is_no_stream(upstream, model, content_type):
     upstream.behave(content_type=content_type)
     with pytest.raises(UpstreamBroken, match="no answer"):
@@ -461,7 +461,7 @@ def test_what_comes_in_one_read_is_ahead_of_its_reader_and_the_next_read_begins_
     model = OpenAICompatibleModel(upstream.base_url, clock=StillClock())
     events = [json.dumps({"choices": [{"index": 0, "delta": {"content": word}}]}) for word in WORDS[:10]]
     go_on = threading.Event()
-    upstream.behave(wait_for=go_on, wait_at="first", words=("x",), raw="\n\ndata: ".join(events))
+    upstream.behave(wait_for=go_on, wait_at="first", words=("x y",), raw="\n\ndata: ".join(events))
     leads = []
     for batch in batches_of(opened(model, model_request(TURNS))):
         if batch.tokens:
@@ -521,7 +521,7 @@ def one(number):
     answer = opened(model, model_request([Message("user", "hi")]))
     texts = 0
     for batch in batches_of(answer):
-        texts += sum(bool(piece.text) for piece in batch.pieces)
+        texts += sum(len(piece.texts) or bool(piece.text) for piece in batch.pieces)
         order.append((number, texts))
     return texts, answer.usage.output_tokens
 def leave(number):
@@ -586,10 +586,10 @@ def test_the_key_is_shown_in_no_spelling(upstream, spell):
         client.ask(model_request(TURNS)).whole()
     details.append(refused.value.detail)
     upstream.behave(raw=json.dumps({"error": told}))
-    with pytest.raises(UpstreamBroken) as whole:
+    with pytest.raises(UpstreamNotTaken) as whole:
         client.ask(model_request(TURNS)).whole()
     details.append(whole.value.detail)
-    with pytest.raises(UpstreamBroken) as streamed:
+    with pytest.raises(UpstreamNotTaken) as streamed:
         list(open_answer(client))
     details.append(streamed.value.detail)
     client.close()
@@ -598,6 +598,6 @@ def test_the_key_is_shown_in_no_spelling(upstream, spell):
 
 def test_a_key_after_many_backslashes_is_found_in_no_time(upstream, model):
     upstream.behave(raw=json.dumps({"error": "\\" * 500_000 + "sk-secret"}))
-    with pytest.raises(UpstreamBroken) as caught:
+    with pytest.raises(UpstreamNotTaken) as caught:
         model.ask(model_request(TURNS)).whole()
     assert "***" in caught.value.detail

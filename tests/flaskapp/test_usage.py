@@ -9,7 +9,7 @@ import pytest
 from backends.conformance.harness import ManualClock
 from backends.keys import bucket_seconds_of
 from tests.apps import NETWORK, open_app
-from tests.servers import nanousd
+from tests.servers import earliest_wait, nanousd
 
 URL = "/api/v1/usage"
 NOON = int(datetime(2026, 3, 14, 12, 0, 5, tzinfo=UTC).timestamp())
@@ -149,11 +149,11 @@ def test_a_marker_is_reported_with_what_set_it_and_when_it_ends(timed):
         "reason": "window_limit",
         "budget": "window",
         "ends_in_seconds": 30 - 12,
-        "retry_after_seconds": int(refused.headers["Retry-After"]) - 12,
+        "retry_after_seconds": earliest_wait(refused) - 12,
         "in_flight": False,
     }
     again = service.chat()
-    assert (again.json["reason"], again.json["retry_after_seconds"]) == ("throttled", body["retry_after_seconds"])
+    assert (again.json["reason"], earliest_wait(again)) == ("throttled", body["retry_after_seconds"])
     clock.us += 18_000_000
     assert usage(service).json["throttled"] is None
 
@@ -282,7 +282,7 @@ def test_without_redis_it_says_that_it_cannot_know(own_server, tmp_path, on_erro
         refused = usage(service)
         assert (refused.status_code, refused.json["error"]) == (503, "throttle_unavailable")
         assert refused.mimetype == "application/problem+json"
-        assert refused.headers["Retry-After"] == "1"
+        assert earliest_wait(refused) == 1
         own_server.start()
 
 
