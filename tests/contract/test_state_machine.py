@@ -69,7 +69,7 @@ def mixed(*shares):
     return st.integers(0, len(among) - 1).flatmap(among.__getitem__)
 
 
-EXAMPLES = int(os.environ.get("STATE_MACHINE_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("STATE_MACHINE_EXAMPLES", "50"))
 HOUR, DAY = 3_600, 86_400
 OFTEN = 30
 PICKS = st.integers(0, OFTEN + 7)
