@@ -18,8 +18,8 @@ key                                 type    holds                               
 ``<owner>:<start>``                         month, which starts then (unix s)
 ``llm:budget:<name>:forever:``      string  nano-dollars                             for ever
 ``<owner>``
-``llm:running:…``                   string  what the window ``llm:…`` came to when   one bucket
-                                            it was last charged
+``llm:running:…``                   string  what a window of the six came to when    one bucket
+                                            its youngest bucket was begun
 ``llm:open:<scope>:<owner>``        zset    bucket start (s) -> nano-dollars pending  stream deadline + 5 s + bucket
 ``llm:open:global``                 zset    the same                                 an hour longer
 ``llm:reservation:<rid>``           string  state, nano-dollars, made (us), request  an hour past its end
