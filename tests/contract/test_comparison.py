@@ -13,7 +13,7 @@ import redis
 
 from backends import open_backend
 from backends.clock import SystemClock
-from backends.conformance.cases import COST, NETWORK, ROOMY, WHO, make_ask
+from backends.conformance.cases import COST, ROOMY, make_ask
 from backends.conformance.harness import ManualClock, RedisHarness
 from backends.conformance.operations import played, some_operations
 from backends.conformance.redis_layout import assert_same_stored
@@ -264,6 +264,10 @@ def test_alone_they_agree_with_atomic_to_the_nano_dollar(redis_url, name):
         assert_same_stored(atomic[2], other[2], (number, operations[number]))
 
 
+OF_SIX = {"the id's record": 1, "the throttle marker": 1, "the key of each budget": 6, "what is pending": 3}
+"""How many of each the page of legacy has for a request that is charged to the six."""
+
+
 def test_the_page_of_legacy_shows_what_it_sends(redis_url):
     """Its docstring has the commands of a first reservation, in their order."""
     sent = []
@@ -271,11 +275,22 @@ def test_the_page_of_legacy_shows_what_it_sends(redis_url):
     open_backend("legacy", link, ManualClock()).reserve(make_ask("r0", COST, ROOMY))
     link.close()
     commands = [(command[0].decode(), command[1].decode()) for command, _ in sent]
-    reads = [each for each in commands if each[0] in {"GET", "ZRANGE"}]
-    shown = re.findall(r"\b(GET|ZRANGE) +(llm:\S+)", legacy_page.__doc__)
-    places = {"<rid>": "r0", "<id>": WHO, "<net>": NETWORK, "<date>": "2026-03-14", "<hour>": "10"}
-    assert reads == [(name, re.sub("<[a-z]+>", lambda place: places[place[0]], key)) for name, key in shown]
-    writes = commands[len(reads) :]
+    begin = {
+        "the id's record": "llm:reservation:r0",
+        "the throttle marker": "llm:throttle:",
+        "what is pending": "llm:open:",
+    }
+    shown = [
+        (names.split(" or "), what)
+        for names, what in re.findall(rf"\b(GET|ZRANGE|GET or ZRANGE) +({'|'.join(OF_SIX)})", legacy_page.__doc__)
+        for _ in range(OF_SIX[what])
+    ]
+    assert len(shown) == sum(OF_SIX.values())
+    reads = commands[: len(shown)]
+    for (name, key), (names, what) in zip(reads, shown, strict=True):
+        assert name in names, (key, what)
+        assert key.startswith(begin.get(what, ("llm:cost:", "llm:network:", "llm:global:"))), (key, what)
+    writes = commands[len(shown) :]
     assert len([name for name, _ in writes if name in {"ZINCRBY", "INCRBY"}]) == 9
     assert writes[-1] == ("SET", "llm:reservation:r0")
     assert {name for name, _ in writes} == {"ZINCRBY", "INCRBY", "EXPIRE", "SET"}
