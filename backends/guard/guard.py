@@ -136,14 +136,36 @@ class Guard:
         self._events.extended(reservation, extended)
         return extended
 
-    def settle(self, reservation: Reservation, actual_nanousd: int) -> None:
+    def settle(
+        self,
+        reservation: Reservation,
+        actual_nanousd: int,
+        outcome: contract.Outcome = contract.Outcome.SETTLED,
+    ) -> None:
         """Book what was used in place of what was reserved; now, or as soon as the store is back."""
-        end = partial(self._primary.settle, reservation, actual_nanousd)
-        self._end(reservation, actual_nanousd, end, contract.Outcome.SETTLED)
+        if reservation.backend == EMERGENCY:
+            if self._lending.settle(reservation, actual_nanousd):
+                settlement = contract.Settlement(reservation.reservation_id, outcome, actual_nanousd, 0)
+                self._events.settled(reservation, settlement)
+            return
+        loan = self._lending.remove_loan(reservation) if self._lending.loans else {}
+        if outcome is contract.Outcome.RELEASED:
+            end = partial(self._primary.release, reservation)
+        else:
+            end = partial(self._primary.settle, reservation, actual_nanousd)
+        try:
+            self._end_now(reservation, end, loan)
+        except StoreError as error:
+            self._events.failed("settle_postponed", reservation, error)
+            self._postponed.add(partial(self._end_now, reservation, end, loan))
+        except BaseException:
+            # Whoever waits for the store may be killed there; a second end changes nothing.
+            self._postponed.add(partial(self._end_now, reservation, end, loan))
+            raise
 
     def release(self, reservation: Reservation) -> None:
         """Book nothing, since nothing was used, and free the idempotency key; now, or as soon as the store is back."""
-        self._end(reservation, 0, partial(self._primary.release, reservation), contract.Outcome.RELEASED)
+        self.settle(reservation, 0, contract.Outcome.RELEASED)
 
     def books(self, budgets: tuple[Budget, ...]) -> Books:
         """What is booked now in these budgets.
@@ -208,30 +230,6 @@ class Guard:
             extended = self._lending.extend(reservation, to_nanousd, at_least_nanousd, policy.emergency_nanousd)
         self._events.extended(replace(reservation, backend=EMERGENCY), extended)
         return extended
-
-    def _end(
-        self,
-        reservation: Reservation,
-        actual_nanousd: int,
-        end: Callable[[], contract.Settlement],
-        outcome: contract.Outcome,
-    ) -> None:
-        if reservation.backend == EMERGENCY:
-            if self._lending.settle(reservation, actual_nanousd):
-                settlement = contract.Settlement(reservation.reservation_id, outcome, actual_nanousd, 0)
-                self._events.settled(reservation, settlement)
-            return
-        loan = self._lending.remove_loan(reservation) if self._lending.loans else {}
-        end_now = partial(self._end_now, reservation, end, loan)
-        try:
-            end_now()
-        except StoreError as error:
-            self._events.failed("settle_postponed", reservation, error)
-            self._postponed.add(end_now)
-        except BaseException:
-            # Whoever waits for the store may be killed there; a second end changes nothing.
-            self._postponed.add(end_now)
-            raise
 
     def _end_now(
         self, reservation: Reservation, end: Callable[[], contract.Settlement], loan: Mapping[int, int]
