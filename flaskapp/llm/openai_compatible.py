@@ -214,20 +214,24 @@ class UpstreamAnswer:
 
     def read(self, wait_seconds: float) -> Batch | None:
         """What came with one read. See `Answer.read`."""
-        with self._lock:
-            if self._closed:
-                return None
-            self._in_use = True
+        # No lock: `close` sets its mark before it looks at this one, and here it is the other way round. So one of the
+        # two sees the other, and gives the connection back.
+        self._in_use = True
         batch: Batch | None = None
         try:
-            batch = self._read(wait_seconds)
+            if not self._closed:
+                batch = self._read(wait_seconds)
         except (ErrorEvent, ValueError, ExchangeBroken) as error:
             is_cut_off = isinstance(error, ExchangeBroken) and not isinstance(error, ExchangeTimeout)
             # The end that our own hang-up made is none of the server's.
             if not is_cut_off or not (self._hung_up or self._closed):
                 raise self._failed(error) from error
         finally:
-            self._end(is_over=batch is None or batch.is_last)
+            self._in_use = False
+            if batch is None or batch.is_last:
+                self._closed = True
+            if self._closed:
+                self._exchange.release()
         return batch
 
     def hang_up(self) -> None:
@@ -406,12 +410,16 @@ class UpstreamAnswer:
 
     def _parsed(self, received: bytes) -> Batch:
         """The pieces in the bytes of one read; at the end of the stream, where these are none, in what is left."""
-        completion, pieces = self._completion, list[Piece]()
-        try:
-            completion.read(self._events.feed(received) if received else self._events.end(), pieces)
-        except (ErrorEvent, ValueError) as error:
-            # What came before it is an answer still; the next read raises it. (With its traceback it would hold us.)
-            self._failure = error.with_traceback(None)
+        completion, events, pieces = self._completion, self._events, list[Piece]()
+        alike = completion.read_alike(received) if events.is_between_events else None
+        if alike is not None:
+            pieces.append(alike)
+        else:
+            try:
+                completion.read(events.feed(received) if received else events.end(), pieces)
+            except (ErrorEvent, ValueError) as error:
+                # What came before it is an answer still; the next read raises it. With its traceback it would hold us.
+                self._failure = error.with_traceback(None)
         tokens = completion.count_tokens()
         if self._exchange.batches != self._batch:
             self._batch, self._lead_tokens = self._exchange.batches, 0
