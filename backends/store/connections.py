@@ -63,30 +63,6 @@ def execute(client: redis.Redis, words: Sequence[str | int]) -> Any:
         pool.give_back(connection)
 
 
-def execute_as_one(client: redis.Redis, commands: Sequence[Words]) -> list[Any]:
-    """The replies to commands that are done in one step and sent in one round trip.
-
-    Not the client library's pipeline, which takes twice as long.
-    """
-    pool: Any = client.connection_pool
-    is_ours = isinstance(pool, Pool)
-    connection = pool.borrow() if is_ours else pool.get_connection()
-    words = [("MULTI",), *commands, ("EXEC",)]
-    try:
-        connection.send_packed_command([b"".join(map(pack_command, words))])
-        replies: list[Any] = [connection.read_response() for _ in words][-1]
-    except BaseException:
-        # Replies may still be due.
-        connection.disconnect()
-        raise
-    finally:
-        (pool.give_back if is_ours else pool.release)(connection)
-    for reply in replies:
-        if isinstance(reply, redis.ResponseError):
-            raise reply
-    return replies
-
-
 @contextmanager
 def conversation(client: redis.Redis) -> Iterator[Send]:
     """Several round trips on one connection, as WATCH needs them. After an exception the connection is closed."""

@@ -166,8 +166,11 @@ class AdmittedAnswer:
                 self._is_delivered = True
                 self._read_on()
         finally:
-            # Also where this very wait is killed.
-            self._end()
+            if self._is_over:
+                self._context.under_way.remove(self)
+            else:
+                # This very wait was killed.
+                self._end()
 
     def stop(self) -> None:
         """The server is stopping: the client gets a last event in place of the rest."""
