@@ -61,7 +61,7 @@ _MOMENT = re.compile(
     r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d{1,6})\d*)?(?:[Zz]|([+-](?:[01]\d|2[0-3]):[0-5]\d))", re.ASCII
 )
 _GLOBAL = Scope.GLOBAL
-_OWN = (Scope.IDENTIFIER, Scope.KEY)
+OWN_SCOPES = (Scope.IDENTIFIER, Scope.KEY)
 _ENFORCE, _SHADOW = "enforce", "shadow"
 
 
@@ -525,7 +525,7 @@ class BudgetPlan:
 
 def own(budgets: Iterable[Budget]) -> tuple[Budget, ...]:
     """Those that a caller may see: the enforced ones of its identifier and of its key."""
-    return tuple([budget for budget in budgets if budget.scope in _OWN and not budget.is_shadow])
+    return tuple([budget for budget in budgets if budget.scope in OWN_SCOPES and not budget.is_shadow])
 
 
 def _limit_now(limits: Sequence[_OtherLimit], otherwise_nanousd: int | None, now_us: int) -> int | None:

@@ -1,6 +1,6 @@
 """Makes the application: everything is wired together here, and nowhere else."""
 
-import uuid
+import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from time import sleep
@@ -189,7 +189,7 @@ def _register_requests(app: Flask, tollgate: Tollgate) -> None:
     def begin() -> None:
         if not tollgate.has_started:
             tollgate.start()
-        g.request_id = uuid.uuid4().hex
+        g.request_id = os.urandom(16).hex()
         if not trusts_proxies and "HTTP_X_FORWARDED_FOR" in request.environ and warning.is_first():
             tollgate.emit("forwarded_ignored")
 

@@ -1,13 +1,14 @@
 """Model requests of the tests, and answers whose pieces are the texts that they show."""
 
 import json
+from dataclasses import asdict
 
 from flaskapp.llm import ModelRequest
 from flaskapp.llm.event_stream import ServerEvent
 
 
 def model_request(turns=(), *, model="gpt-4o", max_tokens=400, input_tokens=9, deadline_seconds=60.0, **more):
-    return ModelRequest(model, [turn.as_json() for turn in turns], max_tokens, input_tokens, deadline_seconds, **more)
+    return ModelRequest(model, [asdict(turn) for turn in turns], max_tokens, input_tokens, deadline_seconds, **more)
 
 
 def opened(model, request):

@@ -2,18 +2,10 @@
 
 # ruff: noqa: D102 (each method sends the event that it is named after)
 
-from typing import NamedTuple
+from collections.abc import Mapping
 
 from backends.contract import Ask, Duplicate, Event, Observer, Refusal, Reservation, Settlement, Verdict
 from backends.errors import StoreBroken, StoreError
-
-
-class CheckedBy(NamedTuple):
-    """Who decided a request, and how long the check took."""
-
-    backend: str
-    script: str
-    check_ms: float
 
 
 class GuardEvents:
@@ -22,26 +14,29 @@ class GuardEvents:
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
 
-    def decided(self, ask: Ask, verdict: Verdict, decision: CheckedBy) -> None:
-        """Sends ``reserved``, ``refused`` or ``duplicate``; ``shadow_refused`` for each shadow budget that was over."""
+    def decided(self, ask: Ask, verdict: Verdict, checked: Mapping[str, object]) -> None:
+        """Sends ``reserved``, ``refused`` or ``duplicate``; ``shadow_refused`` for each shadow budget that was over.
+
+        `checked` says who decided, and how long that took: `backend`, `script` and `check_ms`.
+        """
+        asked = {"request_id": ask.reservation_id, "identifier": ask.identifier, "cost_nanousd": ask.cost_nanousd}
         if isinstance(verdict, Refusal):
-            self._emit("refused", **_of(ask), refusal=verdict, **decision._asdict())
+            self._observer(Event("refused", {**asked, "refusal": verdict, **checked}))
             return
         if isinstance(verdict, Duplicate):
             first = {"first_request_id": verdict.reservation_id, "state": verdict.state.value}
-            self._emit("duplicate", **_of(ask), **first, **decision._asdict())
+            self._observer(Event("duplicate", {**asked, **first, **checked}))
             return
         if verdict.expired_nanousd:
-            self._emit("expired", expired_nanousd=verdict.expired_nanousd)
-        self._emit(
-            "reserved", **{**_of(ask), "cost_nanousd": verdict.cost_nanousd}, reservation=verdict, **decision._asdict()
-        )
+            self._observer(Event("expired", {"expired_nanousd": verdict.expired_nanousd}))
+        reserved = {"cost_nanousd": verdict.cost_nanousd, "reservation": verdict}
+        self._observer(Event("reserved", {**asked, **reserved, **checked}))
         for name in verdict.over_shadow:
-            self._emit("shadow_refused", **_of(ask), budget=name)
+            self._observer(Event("shadow_refused", {**asked, "budget": name}))
 
-    def check_failed(self, ask: Ask, error: StoreError, decision: CheckedBy) -> None:
+    def check_failed(self, ask: Ask, error: StoreError, checked: Mapping[str, object]) -> None:
         is_bug = isinstance(error, StoreBroken)
-        self._emit("check_failed", **_of(ask), error=str(error), is_bug=is_bug, **decision._asdict())
+        self._emit("check_failed", **_of(ask), error=str(error), is_bug=is_bug, **checked)
 
     def emergency_exhausted(self, ask: Ask) -> None:
         self._emit("emergency_exhausted", **_of(ask))
@@ -59,18 +54,18 @@ class GuardEvents:
         )
 
     def settled(self, reservation: Reservation, settlement: Settlement) -> None:
-        self._emit(
-            "settled",
-            request_id=reservation.reservation_id,
-            identifier=reservation.identifier,
-            reserved_nanousd=reservation.cost_nanousd,
-            booked_nanousd=settlement.booked_nanousd,
-            overrun_nanousd=settlement.overrun_nanousd,
-            outcome=settlement.outcome.value,
-            backend=reservation.backend,
-        )
+        fields = {
+            "request_id": reservation.reservation_id,
+            "identifier": reservation.identifier,
+            "reserved_nanousd": reservation.cost_nanousd,
+            "booked_nanousd": settlement.booked_nanousd,
+            "overrun_nanousd": settlement.overrun_nanousd,
+            "outcome": settlement.outcome.value,
+            "backend": reservation.backend,
+        }
+        self._observer(Event("settled", fields))
         if settlement.expired_nanousd:
-            self._emit("expired", expired_nanousd=settlement.expired_nanousd)
+            self._observer(Event("expired", {"expired_nanousd": settlement.expired_nanousd}))
 
     def failed(self, name: str, reservation: Reservation, error: Exception, **fields: object) -> None:
         """Sends ``extension_failed``, ``settle_postponed`` or ``settle_refused``."""

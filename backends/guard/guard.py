@@ -6,7 +6,6 @@ booked now is booked when Redis is back.
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
@@ -18,7 +17,7 @@ from backends.clock import US_PER_SECOND, Clock
 from backends.contract import Ask, Backend, Books, Duplicate, Idempotency, Observer, Reservation, Verdict
 from backends.errors import ReservationConflict, StoreBroken, StoreBusy, StoreError, ThrottleUnavailable
 from backends.guard.emergency_budget import EmergencyBudget
-from backends.guard.events import CheckedBy, GuardEvents
+from backends.guard.events import GuardEvents
 from backends.guard.lending import EMERGENCY, EmergencyLending
 from backends.guard.postponed import PostponedJobs
 
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 
 _UNAVAILABLE_RETRY_SECONDS = 1
 _EXHAUSTED_RETRY_SECONDS = 30
+_NEVER = float("-inf")
 _KEY_UNKNOWN = "an Idempotency-Key cannot be looked up now"
 _FAILING_SECONDS = 10.0
 """How long `health` remembers a failure that the link does not see, where no request asks the strategy again."""
@@ -79,7 +79,7 @@ class Guard:
         self._events = GuardEvents(observer)
         self._lending = EmergencyLending(emergency, fallback)
         self._postponed = PostponedJobs(self._events.postponed_job_failed)
-        self._failing_until_seconds = float("-inf")
+        self._failing_until_seconds = _NEVER
 
     def reserve(self, ask: Ask) -> Verdict:
         """Charge the highest possible cost, or refuse.
@@ -89,15 +89,17 @@ class Guard:
             ReservationConflict: the id is known already.
         """
         started_seconds = self._clock.monotonic_seconds()
+        backend, script = self.backend_name, self._primary.reserve_script
         try:
             verdict = self._primary.reserve(ask)
         except StoreError as error:
             self._note_failure(ask, error, started_seconds)
             verdict = self._reserve_without_store(ask, error)
-            self._events.decided(ask, verdict, self._decision(started_seconds, EMERGENCY, self._lending.reserve_script))
+            backend, script = EMERGENCY, self._lending.reserve_script
         else:
-            self._failing_until_seconds = float("-inf")
-            self._events.decided(ask, verdict, self._decision(started_seconds))
+            self._failing_until_seconds = _NEVER
+        check_ms = (self._clock.monotonic_seconds() - started_seconds) * 1_000
+        self._events.decided(ask, verdict, {"backend": backend, "script": script, "check_ms": check_ms})
         return verdict
 
     def find_duplicate(self, idempotency: Idempotency) -> Duplicate | None:
@@ -120,9 +122,9 @@ class Guard:
         """
         if reservation.backend == EMERGENCY:
             return self._extend_without_store(reservation, to_nanousd, at_least_nanousd)
+        extend = partial(self._primary.extend, reservation, to_nanousd, budgets, at_least_nanousd=at_least_nanousd)
         try:
-            with self._time_to_book():
-                verdict = self._primary.extend(reservation, to_nanousd, budgets, at_least_nanousd=at_least_nanousd)
+            verdict: Verdict | None = extend() if self._link is None else self._link.with_whole_timeout(extend)
         except (StoreBusy, ReservationConflict):
             verdict = None
         except StoreError as error:
@@ -134,14 +136,36 @@ class Guard:
         self._events.extended(reservation, extended)
         return extended
 
-    def settle(self, reservation: Reservation, actual_nanousd: int) -> None:
+    def settle(
+        self,
+        reservation: Reservation,
+        actual_nanousd: int,
+        outcome: contract.Outcome = contract.Outcome.SETTLED,
+    ) -> None:
         """Book what was used in place of what was reserved; now, or as soon as the store is back."""
-        end = partial(self._primary.settle, reservation, actual_nanousd)
-        self._end(reservation, actual_nanousd, end, contract.Outcome.SETTLED)
+        if reservation.backend == EMERGENCY:
+            if self._lending.settle(reservation, actual_nanousd):
+                settlement = contract.Settlement(reservation.reservation_id, outcome, actual_nanousd, 0)
+                self._events.settled(reservation, settlement)
+            return
+        loan = self._lending.remove_loan(reservation) if self._lending.loans else {}
+        if outcome is contract.Outcome.RELEASED:
+            end = partial(self._primary.release, reservation)
+        else:
+            end = partial(self._primary.settle, reservation, actual_nanousd)
+        try:
+            self._end_now(reservation, end, loan)
+        except StoreError as error:
+            self._events.failed("settle_postponed", reservation, error)
+            self._postponed.add(partial(self._end_now, reservation, end, loan))
+        except BaseException:
+            # Whoever waits for the store may be killed there; a second end changes nothing.
+            self._postponed.add(partial(self._end_now, reservation, end, loan))
+            raise
 
     def release(self, reservation: Reservation) -> None:
         """Book nothing, since nothing was used, and free the idempotency key; now, or as soon as the store is back."""
-        self._end(reservation, 0, partial(self._primary.release, reservation), contract.Outcome.RELEASED)
+        self.settle(reservation, 0, contract.Outcome.RELEASED)
 
     def books(self, budgets: tuple[Budget, ...]) -> Books:
         """What is booked now in these budgets.
@@ -168,7 +192,9 @@ class Guard:
         self._postponed.stop()
 
     def _note_failure(self, ask: Ask, error: StoreError, started_seconds: float) -> None:
-        self._events.check_failed(ask, error, self._decision(started_seconds))
+        check_ms = (self._clock.monotonic_seconds() - started_seconds) * 1_000
+        checked = {"backend": self.backend_name, "script": self._primary.reserve_script, "check_ms": check_ms}
+        self._events.check_failed(ask, error, checked)
         if error.maybe_done:
             self._postponed.add(partial(self._undo, ask))
         is_link_up = self._link is not None and self._link.is_up
@@ -205,36 +231,12 @@ class Guard:
         self._events.extended(replace(reservation, backend=EMERGENCY), extended)
         return extended
 
-    def _end(
-        self,
-        reservation: Reservation,
-        actual_nanousd: int,
-        end: Callable[[], contract.Settlement],
-        outcome: contract.Outcome,
-    ) -> None:
-        if reservation.backend == EMERGENCY:
-            if self._lending.settle(reservation, actual_nanousd):
-                settlement = contract.Settlement(reservation.reservation_id, outcome, actual_nanousd, 0)
-                self._events.settled(reservation, settlement)
-            return
-        loan = self._lending.remove_loan(reservation) if self._lending.loans else {}
-        end_now = partial(self._end_now, reservation, end, loan)
-        try:
-            end_now()
-        except StoreError as error:
-            self._events.failed("settle_postponed", reservation, error)
-            self._postponed.add(end_now)
-        except BaseException:
-            # Whoever waits for the store may be killed there; a second end changes nothing.
-            self._postponed.add(end_now)
-            raise
-
     def _end_now(
         self, reservation: Reservation, end: Callable[[], contract.Settlement], loan: Mapping[int, int]
     ) -> None:
         try:
-            with self._time_to_book():
-                settlement = end()
+            # Even where the request has used up its own time: the answer has run.
+            settlement = end() if self._link is None else self._link.with_whole_timeout(end)
         except ReservationConflict as error:
             self._events.failed("settle_refused", reservation, error)
         else:
@@ -247,11 +249,3 @@ class Guard:
         reservation = self._primary.find(ask)
         if reservation is not None:
             self._end_now(reservation, partial(self._primary.release, reservation), {})
-
-    def _time_to_book(self) -> AbstractContextManager[None]:
-        """Give the store its whole time-out, even where the request has used up its own time: the answer has run."""
-        return nullcontext() if self._link is None else self._link.at_least(self._link.timeout_seconds)
-
-    def _decision(self, started_seconds: float, backend: str | None = None, script: str | None = None) -> CheckedBy:
-        check_ms = (self._clock.monotonic_seconds() - started_seconds) * 1_000
-        return CheckedBy(backend or self._primary.name, script or self._primary.reserve_script, check_ms)

@@ -62,12 +62,6 @@ class Rates:
     """Output that is not known to be text: the dearest kind of it."""
     search: int
 
-    def highest(self, input_tokens: int, output_tokens: int) -> int:
-        """The most that this many tokens can cost, whatever their kinds, in `1 / denominator` nano-dollars."""
-        input_rate = max(self.input, self.cache_read, self.cache_write, self.long_cache_write)
-        output_rate = max(self.output, self.reasoning, self.other_output)
-        return input_tokens * input_rate + output_tokens * output_rate + self.request
-
 
 @dataclass(frozen=True, slots=True)
 class Price:
@@ -125,7 +119,10 @@ class Price:
         written_long = min(max(0, long_cache_write_tokens), written)
         reasoning = min(max(0, reasoning_tokens), output_tokens)
         text = min(max(0, text_tokens), output_tokens - reasoning)
-        rates = self._rates(input_tokens)
+        rates = self.tiers[0]
+        for tier in self.tiers[1:]:
+            if tier.above_input_tokens < input_tokens:
+                rates = tier
         amount = (
             (input_tokens - cached - written) * rates.input
             + cached * rates.cache_read
@@ -145,19 +142,13 @@ class Price:
         # Also the longest input of each shorter tier, in case a longer input is ever the cheaper one.
         ends = [following.above_input_tokens for following in self.tiers[1:]] + [input_tokens]
         amount = max(
-            rates.highest(min(end, input_tokens), output_tokens)
+            min(end, input_tokens) * max(rates.input, rates.cache_read, rates.cache_write, rates.long_cache_write)
+            + output_tokens * max(rates.output, rates.reasoning, rates.other_output)
+            + rates.request
             for rates, end in zip(self.tiers, ends, strict=True)
             if rates.above_input_tokens < input_tokens
         )
         return -(-amount // self.denominator)
-
-    def _rates(self, input_tokens: int) -> Rates:
-        found = self.tiers[0]
-        for rates in self.tiers[1:]:
-            if input_tokens <= rates.above_input_tokens:
-                break
-            found = rates
-        return found
 
 
 class PriceBook:

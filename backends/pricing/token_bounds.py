@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from rs_bpe.bpe import openai as vocabularies
 
@@ -41,10 +41,6 @@ class Message:
 
     role: Role
     content: str
-
-    def as_json(self) -> dict[str, Any]:
-        """The message as OpenAI's API writes it."""
-        return {"role": self.role, "content": self.content}
 
 
 class InputTooLong(ValueError):

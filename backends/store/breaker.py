@@ -26,15 +26,12 @@ class Breaker:
         self._observer = observer
         self._trial_seconds = trial_seconds
         self._lock = threading.Lock()
-        self._resting_until_seconds: float | None = None
+        self.is_resting = False
+        """Whether Redis did not answer the last caller."""
+        self._resting_until_seconds = float("-inf")
         self._last_failure = ""
         self._unwilling_until_seconds = float("-inf")
         self.was_ever_up = False
-
-    @property
-    def is_resting(self) -> bool:
-        """Whether Redis did not answer the last caller."""
-        return self._resting_until_seconds is not None
 
     @property
     def is_up(self) -> bool:
@@ -50,7 +47,7 @@ class Breaker:
             StoreUnavailable: this caller is not the one that tries.
         """
         with self._lock:
-            if self._resting_until_seconds is None:
+            if not self.is_resting:
                 return
             now = self._clock.monotonic_seconds()
             if now < self._resting_until_seconds:
@@ -62,17 +59,14 @@ class Breaker:
         return StoreUnavailable(f"Redis does not answer ({self._last_failure})")
 
     def succeeded(self) -> None:
-        """Redis did what it was asked."""
-        if self._resting_until_seconds is None and self.was_ever_up:
-            return
+        """Redis did what it was asked; to be called where that is news."""
         self.was_ever_up = True
         self.answered()
 
     def answered(self) -> None:
         """Redis answered, be it with an error: the rest ends."""
         with self._lock:
-            was_down = self.is_resting
-            self._resting_until_seconds = None
+            was_down, self.is_resting = self.is_resting, False
         if was_down:
             self._observer(Event("store_back", {}))
 
@@ -83,7 +77,7 @@ class Breaker:
     def cut_off(self, error: Exception) -> None:
         """Redis could not be reached, or did not answer in time: a rest begins."""
         with self._lock:
-            was_up = not self.is_resting
+            was_up, self.is_resting = not self.is_resting, True
             self._last_failure = one_line(error)
             self._resting_until_seconds = self._clock.monotonic_seconds() + REST_SECONDS
         if was_up:

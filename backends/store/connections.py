@@ -81,7 +81,10 @@ def conversation(client: redis.Redis) -> Iterator[Send]:
 def transaction(send: Send, commands: Sequence[Words]) -> list[Any] | None:
     """The replies to commands that are done in one step; None where a watched key has changed, and nothing is done."""
     replies: list[Any] | None = send([("MULTI",), *commands, ("EXEC",)])[-1]
-    return None if replies is None else _without_error(replies)
+    for reply in replies or ():
+        if isinstance(reply, redis.ResponseError):
+            raise reply
+    return replies
 
 
 def _replies(connection: redis.Connection, commands: Sequence[Words]) -> list[Any]:
@@ -93,10 +96,6 @@ def _replies(connection: redis.Connection, commands: Sequence[Words]) -> list[An
         except redis.ResponseError as error:
             # The replies to the other commands are still due.
             replies.append(error)
-    return _without_error(replies)
-
-
-def _without_error(replies: list[Any]) -> list[Any]:
     for reply in replies:
         if isinstance(reply, redis.ResponseError):
             raise reply

@@ -119,15 +119,15 @@ class Link:
         finally:
             self._time_left.seconds = before
 
-    @contextmanager
-    def at_least(self, seconds: float) -> Iterator[None]:
-        """Inside, this thread may wait for `seconds`, also where the time of `within` is nearly over."""
-        before = self._time_left.seconds
-        self._time_left.seconds = max(before, seconds)
+    def with_whole_timeout(self, do: Callable[[], T]) -> T:
+        """What `do` returns, which may wait for a whole time-out, also where the time of `within` is nearly over."""
+        time_left = self._time_left
+        before = time_left.seconds
+        time_left.seconds = max(before, self.timeout_seconds)
         try:
-            yield
+            return do()
         finally:
-            self._time_left.seconds = before
+            time_left.seconds = before
 
     def wait_seconds(self) -> float:
         """The longest that the next wait may take; 0 or less: there is no time left."""
@@ -146,16 +146,19 @@ class Link:
                 says nothing about Redis, which may have answered everything.
             StoreBroken: Redis answered that the command is wrong.
         """
-        if self.wait_seconds() <= 0:
+        time_left, breaker = self._time_left, self._breaker
+        if time_left.seconds <= 0:
             # What was done before in this time may be half of a change.
             raise StoreBusy("there was no time left to ask Redis", maybe_done=True)
-        if self._breaker.is_resting:
-            self._breaker.let_one_through()
+        if breaker.is_resting:
+            breaker.let_one_through()
         # Not a context manager of its own, which takes as long as all else here: each decision passes.
-        time_left = self._time_left
         time_left.waiting_since_seconds = since = self.clock.monotonic_seconds()
         try:
-            answer = self._run_with_one_repeat(command)
+            try:
+                answer = command(self._client)
+            except redis.ConnectionError as error:
+                answer = self._repeated(command, error)
         except OSError as error:
             raise self._failure(redis.ConnectionError(str(error))) from error
         except failures.CLIENT_ERRORS as error:
@@ -163,7 +166,8 @@ class Link:
         finally:
             time_left.waiting_since_seconds = None
             time_left.seconds -= self.clock.monotonic_seconds() - since
-        self._breaker.succeeded()
+        if breaker.is_resting or not breaker.was_ever_up:
+            breaker.succeeded()
         return answer
 
     def time_us(self) -> int:
@@ -202,14 +206,11 @@ class Link:
         self._client.close()
         self._client.connection_pool.disconnect()
 
-    def _run_with_one_repeat(self, command: Callable[[Client], T]) -> T:
-        try:
-            return command(self._client)
-        except (*failures.NOT_LOGGED_IN, redis.TimeoutError, failures.PoolExhausted, redis.BusyLoadingError):
-            raise
-        except redis.ConnectionError:
-            self._client.connection_pool.disconnect(inuse_connections=False)
-            return command(self._client)
+    def _repeated(self, command: Callable[[Client], T], error: redis.ConnectionError) -> T:
+        if isinstance(error, (*failures.NOT_LOGGED_IN, failures.PoolExhausted, redis.BusyLoadingError)):
+            raise error
+        self._client.connection_pool.disconnect(inuse_connections=False)
+        return command(self._client)
 
     def _failure(self, error: Exception) -> StoreError:
         """Take in what an error says about Redis; the failure to raise."""

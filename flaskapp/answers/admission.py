@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 from flask import Response, g
 
-from backends.budgets import Budget
-from backends.contract import Ask, Duplicate, Event, Idempotency, Refusal, Verdict
+from backends.contract import Ask, Duplicate, Event, Idempotency, Refusal
 from backends.errors import ThrottleUnavailable
 from backends.guard import Guard
 from flaskapp.answers.answer import AdmittedAnswer, AnswerContext
@@ -46,18 +45,30 @@ class Admission:
         idempotency: Idempotency | None,
     ) -> AdmittedAnswer | Response:
         """Reserve the most that an answer can cost: the admitted answer, or the refusal to send instead."""
-        clock = self.context.clock
+        clock, is_on = self.context.clock, settings.enable_cost_throttling
         started_seconds = clock.monotonic_seconds()
         owners = who.owners(cost_bound.price.model)
-        budgets = settings.plan.of(owners, clock.now_us())
+        cost_nanousd, at_least_nanousd = cost_bound.first_costs_nanousd()
+        ask = Ask(
+            reservation_id=g.request_id,
+            cost_nanousd=cost_nanousd,
+            budgets=settings.plan.of(owners, clock.now_us()),
+            pending_seconds=self.stream_deadline_seconds + SETTLE_SECONDS,
+            idempotency=idempotency,
+            at_least_nanousd=at_least_nanousd,
+            mark_when_busy=settings.throttle_when_busy,
+        )
+        asked = {"request_id": g.request_id, "identifier": who.identifier, "cost_nanousd": cost_nanousd}
+        self.context.observer(
+            Event("check_called", {**asked, "backend": self.guard.backend_name if is_on else UNGUARDED})
+        )
         try:
-            verdict = self._reserve(who, cost_bound, budgets, settings, idempotency)
+            verdict = self.guard.reserve(ask) if is_on else None
         except ThrottleUnavailable as error:
             return self.timed(store_unavailable(error), started_seconds)
-        if isinstance(verdict, Duplicate):
-            return self.timed(duplicate_refused(verdict), started_seconds)
-        if isinstance(verdict, Refusal):
-            return self.timed(cost_refused(verdict, budgets), started_seconds)
+        if isinstance(verdict, Duplicate | Refusal):
+            refused = cost_refused(verdict, ask.budgets) if isinstance(verdict, Refusal) else duplicate_refused(verdict)
+            return self.timed(refused, started_seconds)
         now_seconds = clock.monotonic_seconds()
         return AdmittedAnswer(
             g.request_id,
@@ -84,38 +95,6 @@ class Admission:
         except ThrottleUnavailable as error:
             return self.timed(store_unavailable(error), started_seconds)
         return None if duplicate is None else self.timed(duplicate_refused(duplicate), started_seconds)
-
-    def _reserve(
-        self,
-        who: Identity,
-        cost_bound: CostBound,
-        budgets: tuple[Budget, ...],
-        settings: LiveSettings,
-        idempotency: Idempotency | None,
-    ) -> Verdict | None:
-        """The guard's verdict; None while cost throttling is off."""
-        is_on = settings.enable_cost_throttling
-        cost_nanousd, at_least_nanousd = cost_bound.first_costs_nanousd()
-        fields = {
-            "request_id": g.request_id,
-            "identifier": who.identifier,
-            "cost_nanousd": cost_nanousd,
-            "backend": self.guard.backend_name if is_on else UNGUARDED,
-        }
-        self.context.observer(Event("check_called", fields))
-        if not is_on:
-            return None
-        return self.guard.reserve(
-            Ask(
-                reservation_id=g.request_id,
-                cost_nanousd=cost_nanousd,
-                budgets=budgets,
-                pending_seconds=self.stream_deadline_seconds + SETTLE_SECONDS,
-                idempotency=idempotency,
-                at_least_nanousd=at_least_nanousd,
-                mark_when_busy=settings.throttle_when_busy,
-            )
-        )
 
     def timed(self, response: Response, started_seconds: float) -> Response:
         """`response` with ``Server-Timing``: the time since `started_seconds`."""

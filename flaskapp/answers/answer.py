@@ -153,8 +153,8 @@ class AdmittedAnswer:
             if sent is None:
                 break
             if sent:
-                with self._lock:
-                    self._waits_since_seconds = self._clock.monotonic_seconds()
+                # No lock: whoever looks meanwhile finds an answer that does not wait, or one that has just begun to.
+                self._waits_since_seconds = self._clock.monotonic_seconds()
                 yield sent
         # The server asks for more only when it has sent the last one.
         self._is_delivered = True
@@ -166,8 +166,11 @@ class AdmittedAnswer:
                 self._is_delivered = True
                 self._read_on()
         finally:
-            # Also where this very wait is killed.
-            self._end()
+            if self._is_over:
+                self._context.under_way.remove(self)
+            else:
+                # This very wait was killed.
+                self._end()
 
     def stop(self) -> None:
         """The server is stopping: the client gets a last event in place of the rest."""
@@ -266,61 +269,76 @@ class AdmittedAnswer:
     def _step(self) -> bytes:
         """Read the upstream once: what the client gets of it, with the last event where the answer has ended."""
         try:
-            return self._read_once()
-        except UpstreamError as error:
+            now = self._clock.monotonic_seconds()
+            heartbeat_due_seconds, until_seconds = (
+                self._written_at_seconds + HEARTBEAT_SECONDS,
+                self._read_until_seconds,
+            )
+            has_time = now < until_seconds
+            batch = self._upstream.read(max(0.0, min(heartbeat_due_seconds, until_seconds) - now)) if has_time else None
+            if batch is None:
+                return self._cut_off_or_complete(has_time=has_time)
+            sent = self._counted(batch)
+            if batch.is_last:
+                return sent + self._complete(is_fully_read=True)
             if self._is_stopped:
+                # What came with a stop is counted by now.
                 return self._cut_off(SERVER_STOPPING)
-            if self._cause_of_cut:
-                return self._complete()
-            if isinstance(error, UpstreamBroken) and error.timed_out:
-                return self._cut_off(STREAM_DEADLINE)
-            if not self._has_left:
-                self._emit("upstream_failed", error=str(error), detail=error.detail)
-            return self._broken(failure_of(error), is_free=_is_free(error))
-        except Exception as error:  # noqa: BLE001 - a bug: it is logged, and the client learns the cost
-            self._emit("unexpected_error", exception=error)
-            return self._broken(_OWN_FAILURES[INTERNAL_ERROR])
+            # Thoughts are not shown, and parts of an event neither: then too the client gets nothing for a while.
+            if not sent and (batch is NOTHING or self._clock.monotonic_seconds() >= heartbeat_due_seconds):
+                sent = HEARTBEAT
+            if sent:
+                self._written_at_seconds = self._clock.monotonic_seconds()
+        except Exception as error:  # noqa: BLE001 - a bug is logged, and the client learns the cost
+            return self._failed_midway(error)
         except BaseException:
             self._settle()
             raise
-
-    def _read_once(self) -> bytes:
-        now = self._clock.monotonic_seconds()
-        heartbeat_due_seconds = self._written_at_seconds + HEARTBEAT_SECONDS
-        has_time, batch = now < self._read_until_seconds, None
-        if has_time:
-            batch = self._upstream.read(max(0.0, min(heartbeat_due_seconds, self._read_until_seconds) - now))
-        sent = b"" if batch is None else self._shown(batch)
-        if batch is not None and batch.is_last:
-            return sent + self._complete(is_fully_read=True)
-        # Also what came with a stop is counted by now.
-        if self._is_stopped:
-            return self._cut_off(SERVER_STOPPING)
-        if batch is None:
-            if not has_time and not self._cause_of_cut:
-                return self._cut_off(STREAM_DEADLINE)
-            return self._complete(is_fully_read=has_time)
-        # Thoughts are not shown, and parts of an event neither: then too the client gets nothing for a while.
-        if not sent and (batch is NOTHING or self._clock.monotonic_seconds() >= heartbeat_due_seconds):
-            sent = HEARTBEAT
-        if sent:
-            self._written_at_seconds = self._clock.monotonic_seconds()
         return sent
 
-    def _shown(self, batch: Batch) -> bytes:
+    def _counted(self, batch: Batch) -> bytes:
         """Count a batch: what the client gets of it."""
-        pieces, is_shown = batch.pieces, not (self._cause_of_cut or self._has_left)
+        is_shown, pieces = not (self._cause_of_cut or self._has_left), batch.pieces
         if not self._meter.count(batch):
-            if self._meter.is_exceeded:
-                pieces = self._meter.within_maximum(pieces)
-                # The upstream is read on, for the usage that it bills.
-                self._limit_reading(self._context.drain_seconds())
-            elif not self._has_hung_up:
-                # Each further token would be spent without a reservation. What has come by now can still be read.
-                self._has_hung_up = True
-                self._upstream.hang_up()
-            self._cause_of_cut = self._cause_of_cut or ("maximum" if self._meter.is_exceeded else "budget")
+            pieces = self._cut(batch)
         return self._format.pieces(pieces) if is_shown else b""
+
+    def _cut(self, batch: Batch) -> Sequence[Piece]:
+        """End the answer for its client; what it gets of the last batch."""
+        is_exceeded = self._meter.is_exceeded
+        self._cause_of_cut = self._cause_of_cut or ("maximum" if is_exceeded else "budget")
+        if is_exceeded:
+            # The upstream is read on, for the usage that it bills.
+            self._limit_reading(self._context.drain_seconds())
+            return self._meter.within_maximum(batch.pieces)
+        if not self._has_hung_up:
+            # Each further token would be spent without a reservation. What has come by now can still be read.
+            self._has_hung_up = True
+            self._upstream.hang_up()
+        return batch.pieces
+
+    def _cut_off_or_complete(self, *, has_time: bool) -> bytes:
+        """The last event where nothing more comes, or where there is no time to read on."""
+        if self._is_stopped:
+            return self._cut_off(SERVER_STOPPING)
+        if not has_time and not self._cause_of_cut:
+            return self._cut_off(STREAM_DEADLINE)
+        return self._complete(is_fully_read=has_time)
+
+    def _failed_midway(self, error: Exception) -> bytes:
+        """The last event of an answer that failed while it was read."""
+        if not isinstance(error, UpstreamError):
+            self._emit("unexpected_error", exception=error)
+            return self._broken(_OWN_FAILURES[INTERNAL_ERROR])
+        if self._is_stopped:
+            return self._cut_off(SERVER_STOPPING)
+        if self._cause_of_cut:
+            return self._complete()
+        if isinstance(error, UpstreamBroken) and error.timed_out:
+            return self._cut_off(STREAM_DEADLINE)
+        if not self._has_left:
+            self._emit("upstream_failed", error=str(error), detail=error.detail)
+        return self._broken(failure_of(error), is_free=_is_free(error))
 
     def _limit_reading(self, seconds: float) -> None:
         self._read_until_seconds = min(self._read_until_seconds, self._clock.monotonic_seconds() + seconds)

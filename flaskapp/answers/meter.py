@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from backends.budgets import Budget
-from backends.contract import Reservation
+from backends.contract import Reservation, frozen_for_the_type_checker
 from backends.guard import Guard
 from backends.pricing.prices import Price
 from backends.pricing.token_bounds import shows_its_tokens
@@ -93,7 +93,7 @@ def slices_of(settings: LiveSettings, model: str, choices: int = 1) -> Slices | 
     return Slices(settings.reservation_slice_tokens * choices, settings.reservation_cushion_tokens * choices)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen_for_the_type_checker
 class CostBound:
     """What an answer can use at most, at one price."""
 

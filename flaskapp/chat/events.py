@@ -12,6 +12,7 @@ from flaskapp.llm import Piece, Usage
 _FIRST_HALVES, _SECOND_HALVES = ("\ud800", "\udbff"), ("\udc00", "\udfff")
 """Of surrogate pairs: the first and the last of each."""
 _NO_CHARACTER = "\ufffd"
+_EVENT = b"data: %b\n\n"
 
 
 @dataclass(slots=True)
@@ -27,9 +28,10 @@ class ChatStreamFormat:
         texts = [self._half] if self._half else []
         texts += [text for piece in pieces for text in piece.texts or (piece.text,) if text]
         try:
-            return b"".join([_event({"status": "streaming", "chunk": text}) for text in texts])
+            return b"".join([_EVENT % orjson.dumps({"status": "streaming", "chunk": text}) for text in texts])
         except orjson.JSONEncodeError:
-            return b"".join([_event({"status": "streaming", "chunk": text}) for text in self._whole_characters(texts)])
+            whole = [*self._whole_characters(texts)]
+            return b"".join([_EVENT % orjson.dumps({"status": "streaming", "chunk": text}) for text in whole])
 
     def _whole_characters(self, texts: Sequence[str]) -> Iterator[str]:
         """The same texts, with the halves of surrogate pairs put together, as some models give them one by one."""
@@ -49,19 +51,19 @@ class ChatStreamFormat:
     def complete(self, usage: Usage, cost_nanousd: int, finish_reason: str, *, was_cut: bool) -> bytes:
         """The last event of an answer that ended by itself, or at its budget or maximum."""
         del was_cut
-        return (_event({"status": "streaming", "chunk": _NO_CHARACTER}) if self._half else b"") + _event(
-            {
-                "status": "complete",
-                "request_id": self.request_id,
-                "usage": {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens},
-                "cost_usd": usd_text(cost_nanousd),
-                "finish_reason": finish_reason,
-            }
-        )
+        body = {
+            "status": "complete",
+            "request_id": self.request_id,
+            "usage": {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens},
+            "cost_usd": usd_text(cost_nanousd),
+            "finish_reason": finish_reason,
+        }
+        half = _EVENT % orjson.dumps({"status": "streaming", "chunk": _NO_CHARACTER}) if self._half else b""
+        return half + _EVENT % orjson.dumps(body)
 
     def broken(self, failure: Failure, usage: Usage, cost_nanousd: int) -> bytes:
         """The last event of an answer that broke after it had begun."""
-        return _event(
+        return _EVENT % orjson.dumps(
             {
                 "status": "error",
                 "request_id": self.request_id,
@@ -71,7 +73,3 @@ class ChatStreamFormat:
                 "cost_usd": usd_text(cost_nanousd),
             }
         )
-
-
-def _event(body: dict[str, object]) -> bytes:
-    return b"data: %b\n\n" % orjson.dumps(body)

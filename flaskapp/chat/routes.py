@@ -12,7 +12,7 @@ from backends.pricing.prices import PriceBook
 from backends.pricing.token_bounds import InputTooLong, Message, bound_for
 from flaskapp.answers.admission import Admission
 from flaskapp.answers.meter import CostBound, slices_of
-from flaskapp.chat.body import ChatBody, read_chat_body
+from flaskapp.chat.body import read_chat_body
 from flaskapp.chat.challenge_route import ROUTE as CHALLENGE_ROUTE
 from flaskapp.chat.events import ChatStreamFormat
 from flaskapp.http.challenges import ChallengeResult, Challenges
@@ -63,7 +63,14 @@ class ChatRoutes:
             models=self.prices.models,
             max_tokens=settings.llm_max_tokens,
         )
-        messages, input_tokens = self._fitting(body, settings.llm_max_input_tokens)
+        history = [Message(turn.role, turn.content) for turn in body.chat_history]
+        try:
+            messages, input_tokens = bound_for(body.model).fit(
+                self.system_prompt, history, body.query, settings.llm_max_input_tokens
+            )
+        except InputTooLong as error:
+            reason = f"is longer than the {settings.llm_max_input_tokens} tokens that an input may have"
+            raise InvalidRequest(422, "query", reason) from error
         price = self.prices.price(body.model, self.clock.now_us())
         cost_bound = CostBound(price, Usage(input_tokens, body.max_tokens), slices_of(settings, body.model))
         idempotency = read_idempotency(request, who.identifier, ROUTE, body.text)
@@ -74,7 +81,7 @@ class ChatRoutes:
         upstream = self.model.ask(
             ModelRequest(
                 model=body.model,
-                messages=[message.as_json() for message in messages],
+                messages=[{"role": message.role, "content": message.content} for message in messages],
                 max_tokens=body.max_tokens,
                 input_tokens=input_tokens,
                 deadline_seconds=self.stream_deadline_seconds,
@@ -82,15 +89,6 @@ class ChatRoutes:
         )
         answer = self.admission.admit(who, upstream, cost_bound, settings, idempotency)
         return answer if isinstance(answer, Response) else answer.stream(ChatStreamFormat(g.request_id))
-
-    def _fitting(self, body: ChatBody, max_tokens: int) -> tuple[tuple[Message, ...], int]:
-        """The messages for the model, the oldest left out where there are too many, and the bound of their tokens."""
-        history = [Message(turn.role, turn.content) for turn in body.chat_history]
-        try:
-            return bound_for(body.model).fit(self.system_prompt, history, body.query, max_tokens)
-        except InputTooLong as error:
-            reason = f"is longer than the {max_tokens} tokens that an input may have"
-            raise InvalidRequest(422, "query", reason) from error
 
     def _refused_early(self, idempotency: Idempotency | None, who: Identity, settings: LiveSettings) -> Response | None:
         """The refusal for a used idempotency key, or else for the challenge; a used key uses up no challenge."""

@@ -11,7 +11,7 @@ from backends.budgets import Calendar, Period, Sliding, span_at
 from backends.clock import US_PER_SECOND
 from backends.contract import Idempotency, Reservation
 from backends.money import usd_text
-from flaskapp.budgets import own
+from flaskapp.budgets import OWN_SCOPES
 from flaskapp.http.refusals import InvalidRequest
 
 UNGUARDED = "off"
@@ -44,32 +44,20 @@ def read_idempotency(request: Request, identifier: str, route: str, body_text: C
 
 
 def admitted_headers(reservation: Reservation | None, check_seconds: float) -> dict[str, str]:
-    """The headers of an admitted answer; without a reservation only ``X-Throttle-Backend: off``."""
+    """The headers of an admitted answer; without a reservation only ``X-Throttle-Backend: off``.
+
+    ``RateLimit-Policy`` and ``RateLimit`` are as draft-ietf-httpapi-ratelimit-headers has them, from the reply of
+    `reserve`. They name the caller's own budgets and no others. Amounts are micro-dollars, rounded down; `w` is the
+    length of the window or of this period, `t` is seconds until the next amount leaves the window, or the period ends.
+    """
     if reservation is None:
         return {"X-Throttle-Backend": UNGUARDED}
-    return {
-        "X-Throttle-Backend": reservation.backend,
-        "X-Cost-Reserved-USD": usd_text(reservation.cost_nanousd),
-        "Server-Timing": timing(check_seconds * 1_000),
-        **rate_limit_headers(reservation),
-    }
-
-
-def rate_limit_headers(reservation: Reservation) -> dict[str, str]:
-    """``RateLimit-Policy`` and ``RateLimit`` after draft-ietf-httpapi-ratelimit-headers, from the reply of `reserve`.
-
-    They name the caller's own budgets and no others. Amounts are micro-dollars, rounded down; `w` is the length of the
-    window or of this period, `t` is seconds until the next amount leaves the window, or the period ends.
-    """
-    amounts = zip(reservation.spent_nanousd, reservation.renews_at_seconds, strict=True)
-    booked = dict(zip([budget.name for budget in reservation.budgets], amounts, strict=True))
     policies: list[_Named] = []
     left: list[str] = []
-    # Each answer passes here.
-    for name, _, period, limit_nanousd, _, _, _ in own(reservation.budgets):
-        if limit_nanousd is None:
+    booked = zip(reservation.budgets, reservation.spent_nanousd, reservation.renews_at_seconds, strict=True)
+    for (name, _, period, limit_nanousd, scope, is_shadow, _), spent_nanousd, renews_at_seconds in booked:
+        if limit_nanousd is None or is_shadow or scope not in OWN_SCOPES:
             continue
-        spent_nanousd, renews_at_seconds = booked[name]
         item = f'"{name}";r={max(0, limit_nanousd - spent_nanousd) // _NANOUSD_PER_MICROUSD}'
         if renews_at_seconds is not None:
             us_left = renews_at_seconds * US_PER_SECOND - reservation.made_at_us
@@ -78,7 +66,13 @@ def rate_limit_headers(reservation: Reservation) -> dict[str, str]:
         left.insert(place, item)
         ends_at_seconds = renews_at_seconds if isinstance(period, Calendar) else None
         policies.insert(place, (name, limit_nanousd, period, ends_at_seconds))
-    return {"RateLimit-Policy": _policy(tuple(policies)), "RateLimit": ", ".join(left)}
+    return {
+        "X-Throttle-Backend": reservation.backend,
+        "X-Cost-Reserved-USD": usd_text(reservation.cost_nanousd),
+        "Server-Timing": timing(check_seconds * 1_000),
+        "RateLimit-Policy": _policy(tuple(policies)),
+        "RateLimit": ", ".join(left),
+    }
 
 
 def length_seconds(period: Period, at_seconds: int) -> int | None:

@@ -1,11 +1,11 @@
 """The identity of a caller: its stable identifier, its challenge, its networks, and the name and team of its key."""
 
 import re
-from dataclasses import dataclass
 
 from flask import Request
 
 from backends.budgets import EVERYBODY, Scope
+from backends.contract import frozen_for_the_type_checker
 from flaskapp.http.networks import UNKNOWN_NETWORK, network_of, wide_network_of
 from flaskapp.http.refusals import InvalidRequest
 
@@ -28,7 +28,7 @@ FINGERPRINT = rf"(?:fp:({WORD}):)?({WORD})"
 _FINGERPRINT = re.compile(FINGERPRINT)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen_for_the_type_checker
 class Identity:
     """One caller, as far as a request shows it."""
 

@@ -39,7 +39,7 @@ def hold_reservations(app: Flask, wire: Wire, do: Callable[[], object], seconds:
     dispatch = app.dispatch_request
 
     def dispatch_held() -> ResponseReturnValue:
-        with tollgate.link.at_least(REDIS_SECONDS_PER_REQUEST + seconds), wire.before_first_write(do):
+        with tollgate.link.within(REDIS_SECONDS_PER_REQUEST + seconds), wire.before_first_write(do):
             return dispatch()
 
     app.dispatch_request = dispatch_held  # type: ignore[method-assign] # every view is called here

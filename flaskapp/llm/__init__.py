@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from backends.contract import frozen_for_the_type_checker
 from backends.pricing.prices import Price
 
 MAX_CHOICES = 8
 """The most choices of one answer; each may cost `max_tokens`."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen_for_the_type_checker
 class ModelRequest:
     """A request to a model, in the words of OpenAI's chat completions."""
 
@@ -32,7 +33,7 @@ class ModelRequest:
     """Other parameters of the request's body, passed on as they are."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen_for_the_type_checker
 class Usage:
     """Tokens as the model's server counts them."""
 

@@ -86,7 +86,8 @@ class BuiltinAnswer:
         self._tokens: Sequence[str] = ()
         self.finish_reason = "stop"
         """`length` if the answer is longer than `max_tokens`."""
-        self._output_tokens = 0
+        self.usage = Usage(request.input_tokens, 0)
+        """Known at any moment; it changes no more once the answer is closed."""
         self._next = 0
         """How many tokens were handed out; one more than there are once the end was."""
         self._started_seconds = 0.0
@@ -96,11 +97,6 @@ class BuiltinAnswer:
         self._closing = threading.Event()
         self._lock = threading.Lock()
         self._envelope: dict[str, Any] = {}
-
-    @property
-    def usage(self) -> Usage:
-        """Known at any moment; it changes no more once the answer is closed."""
-        return Usage(self._request.input_tokens, self._output_tokens)
 
     @property
     def has_ended(self) -> bool:
@@ -140,8 +136,8 @@ class BuiltinAnswer:
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self.finish_reason}
         usage = {
             "prompt_tokens": self._request.input_tokens,
-            "completion_tokens": self._output_tokens,
-            "total_tokens": self._request.input_tokens + self._output_tokens,
+            "completion_tokens": self.usage.output_tokens,
+            "total_tokens": self._request.input_tokens + self.usage.output_tokens,
         }
         return Completed({**self._envelope, "object": "chat.completion", "choices": [choice], "usage": usage})
 
@@ -164,7 +160,7 @@ class BuiltinAnswer:
         if self._seconds_per_token:
             passed_seconds = self._clock.monotonic_seconds() - self._started_seconds
             last = min(last, max(first + 1, int(passed_seconds / self._seconds_per_token)))
-        self._next = self._output_tokens = last
+        self._next, self.usage = last, Usage(self._request.input_tokens, last)
         pieces = [Piece(token, 1, self._chunk({"content": token}, None)) for token in self._tokens[first:last]]
         if not first and pieces:
             pieces[0].chunk = self._chunk({"role": "assistant", "content": pieces[0].text}, None)
@@ -189,7 +185,8 @@ class BuiltinAnswer:
 
 def reply(messages: Sequence[Mapping[str, Any]]) -> str:
     """The model's answer: the same to the same messages, and always more than 40 tokens."""
-    questions = [_text_of(message.get("content")) for message in messages if message.get("role") == "user"]
+    contents = [message.get("content") for message in messages if message.get("role") == "user"]
+    questions = [content if isinstance(content, str) else _text_of_parts(content) for content in contents]
     query = questions[-1] if questions else ""
     if not any(re.search(r"litecoin|\bltc\b", question, re.IGNORECASE) for question in questions):
         return _GENERIC.format(topic=_topic(query))
@@ -197,10 +194,7 @@ def reply(messages: Sequence[Mapping[str, Any]]) -> str:
     return next((text for words, text in _ON_LITECOIN if any(word in lowered for word in words)), _OVERVIEW)
 
 
-def _text_of(content: object) -> str:
-    """The text of a message, which may come in parts."""
-    if isinstance(content, str):
-        return content
+def _text_of_parts(content: object) -> str:
     parts = content if isinstance(content, list) else []
     return " ".join(str(part.get("text", "")) for part in parts if isinstance(part, dict))
 

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import orjson
 
 from flaskapp.llm import BETWEEN, Piece, Usage
-from flaskapp.llm.event_stream import ServerEvent
+from flaskapp.llm.event_stream import MAX_EVENT_BYTES, ServerEvent
 from flaskapp.llm.finish_reasons import plain_finish_reason
 from flaskapp.llm.usages import ReportedUsages, added, usage_of, usage_places, with_output, without_usage
 
@@ -124,6 +124,12 @@ class Completion:
             elif (piece := self._read_event(events[number])) is not None:
                 pieces.append(piece)
                 number += 1
+
+    def read_alike(self, received: bytes) -> Piece | None:
+        """The piece in bytes that are events like an earlier one, but for their texts; None where they are not."""
+        texts = self._pattern.texts_of(received)
+        data = received[len(_BEFORE_DATA) : -len(_AFTER_DATA)]
+        return self._plain(texts, data, has_usage=self._pattern.has_usage) if texts else None
 
     def _read_event(self, event: ServerEvent) -> Piece | None:
         """The piece in an event; None for ``[DONE]``."""
@@ -246,6 +252,8 @@ class _TokenCount:
         return more
 
 
+_BEFORE_DATA, _AFTER_DATA = b"data: ", b"\n\n"
+"""Of an event of one line."""
 _EMPTY = b'""'
 _CONTENT = re.compile(rb'"content":\s*("(?:[^"\\]|\\.)*+")')
 
@@ -261,7 +269,7 @@ class _Pattern:
 
     def __init__(self) -> None:
         self.has_usage = False
-        self._before = self._after = b""
+        self._before = self._after = self._head = self._tail = self._between = b""
         # The first may have a role beside its text. Where each has a field of its own that differs, there is none.
         self._tries_left = 2
 
@@ -279,6 +287,18 @@ class _Pattern:
                 break
             strings.append(string)
         return self._read_strings(strings) if strings else []
+
+    def texts_of(self, received: bytes) -> list[str]:
+        """The texts in bytes that are whole events, if each is like the one that was learnt; else none."""
+        if not self._before or len(received) > MAX_EVENT_BYTES:
+            return []
+        if not received.startswith(self._head) or not received.endswith(self._tail) or b"\r" in received:
+            return []
+        strings = received[len(self._head) : -len(self._tail)].split(self._between)
+        # Each event ends with two line feeds, and has no other.
+        texts = self._read_strings(strings) if received.count(b"\n") == 2 * len(strings) else []
+        # One without text is another kind.
+        return [] if "" in texts else texts
 
     def _read_strings(self, strings: Sequence[bytes]) -> list[str]:
         try:
@@ -304,6 +324,7 @@ class _Pattern:
         # One string was replaced: it was the text of the choice, and no other of that name, if the probe is there now.
         if delta["content"] == self._PROBE:
             self._before, self._after, self.has_usage = before, after, "usage" in chunk
+            self._head, self._tail, self._between = _BEFORE_DATA + before, after + _AFTER_DATA, after + BETWEEN + before
 
 
 def read_whole(received: bytes) -> tuple[dict[str, Any], bytes]:

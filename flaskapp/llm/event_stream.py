@@ -39,6 +39,11 @@ class EventStream:
         """Whether what has come is a document, whose end is still to come."""
         return self._document is not None
 
+    @property
+    def is_between_events(self) -> bool:
+        """Whether what comes next begins an event."""
+        return not self._event_bytes and not self._after_carriage_return and self._document is None
+
     def feed(self, received: bytes) -> list[ServerEvent]:
         """The events that `received` completes.
 
@@ -52,7 +57,7 @@ class EventStream:
             if len(self._document) > MAX_DOCUMENT_BYTES:
                 raise ValueError("a document is too large")
             return []
-        if not self._event_bytes and not self._after_carriage_return and (events := _whole_events(received)):
+        if self.is_between_events and (events := _whole_events(received)):
             self._has_begun = True
             return events
         return self._read_lines(received)

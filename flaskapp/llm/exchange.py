@@ -366,7 +366,7 @@ class Exchange:
     @property
     def is_over(self) -> bool:
         """Whether the response was read to its end."""
-        return self._response.is_over and not self._response.has_body
+        return self._response.is_over and not self._response.body
 
     @property
     def media_type(self) -> str | None:
@@ -389,7 +389,7 @@ class Exchange:
         self._deadline_at_seconds = deadline_at_seconds
         self._connection = self._connections.take(deadline_at_seconds, self._note_wait)
         try:
-            self._connection.send(request, self._left())
+            self._connection.send(request, self._left(self._clock.monotonic_seconds()))
             self._is_sent = True
         except OSError as error:
             failure = _failure(error)
@@ -397,7 +397,7 @@ class Exchange:
                 raise failure from error
             # A server may refuse a request before it has read all of it.
         while not self._response.final_status:
-            self._feed(self._left())
+            self._feed(deadline_at_seconds)
 
     def read(self, wait_seconds: float) -> bytes | None:
         """What has come of the body; None where nothing came in the time; empty at the end.
@@ -406,22 +406,22 @@ class Exchange:
             ExchangeTimeout: the deadline has passed.
             ExchangeBroken: the body broke off.
         """
-        ends = self._clock.monotonic_seconds() + wait_seconds
-        while not self._response.is_ready:
-            left = self._left()
-            try:
-                self._feed(min(wait_seconds, left))
-            except ExchangeTimeout:
-                if wait_seconds >= left:
-                    raise
-                return None
-            # What came may be none of the body.
-            wait_seconds = ends - self._clock.monotonic_seconds()
-        return self._response.take_body()
+        return self.read_until(self._clock.monotonic_seconds() + wait_seconds)
 
     def read_until(self, moment_seconds: float) -> bytes | None:
         """As `read`, with a wait until a moment of the clock's monotonic time."""
-        return self.read(max(0.0, moment_seconds - self._clock.monotonic_seconds()))
+        response = self._response
+        while not response.body and not response.is_over:
+            try:
+                # What comes may be none of the body.
+                self._feed(moment_seconds)
+            except ExchangeTimeout:
+                if moment_seconds >= self._deadline_at_seconds:
+                    raise
+                return None
+        body = bytes(response.body)
+        response.body.clear()
+        return body
 
     def break_off(self) -> None:
         """Shut the connection down: a reader in any thread gets what has come, and then the end or `ExchangeBroken`.
@@ -448,23 +448,30 @@ class Exchange:
             if wake is not None and self._is_broken_off:
                 raise NotSent("broken off before it was sent")
 
-    def _feed(self, wait_seconds: float) -> None:
-        """Parse what comes next."""
-        connection, failure = self._connection, self._response.failure
-        if connection is None or failure is not None:
-            raise ExchangeBroken("the connection was given back" if failure is None else repr(failure))
+    def _feed(self, until_seconds: float) -> None:
+        """Parse what comes next, if it comes in the time."""
+        connection, response = self._connection, self._response
+        if connection is None or response.failure is not None:
+            raise ExchangeBroken(repr(response.failure or "the connection was given back"))
         started_seconds = self._clock.monotonic_seconds()
+        left_seconds = self._left(started_seconds)
         try:
-            received = connection.receive(wait_seconds)
+            received = connection.receive(min(until_seconds - started_seconds, left_seconds))
             if received is None:
                 return
             self._note_batch(len(received), self._clock.monotonic_seconds() - started_seconds)
-            self._response.feed(received)
+            response.feed(received)
         except (OSError, HTTPParseError) as error:
             raise _failure(error) from error
-        if not received and not self._response.is_over:
+        if response.body:
+            self._bytes_without_body = 0
+        else:
+            self._note_no_body(len(received))
+
+    def _note_no_body(self, received_bytes: int) -> None:
+        if not received_bytes and not self._response.is_over:
             raise ExchangeBroken("the connection ended before the response did")
-        self._bytes_without_body = 0 if self._response.has_body else self._bytes_without_body + len(received)
+        self._bytes_without_body += received_bytes
         if self._bytes_without_body > _MAX_BYTES_BETWEEN:
             raise ExchangeBroken("the head of the response is too large, or its body has too little in it")
 
@@ -476,8 +483,8 @@ class Exchange:
             # Under gevent, who finds bytes at each read never lets anybody else run.
             time.sleep(0)
 
-    def _left(self) -> float:
-        left = self._deadline_at_seconds - self._clock.monotonic_seconds()
+    def _left(self, now_seconds: float) -> float:
+        left = self._deadline_at_seconds - now_seconds
         if left <= 0:
             raise ExchangeTimeout("the deadline has passed")
         return left
@@ -511,6 +518,8 @@ class _Response(HTTPResponse):
         """0 until the head of the final response was read."""
         self.media_type: str | None = None
         self.is_over = False
+        self.body = bytearray()
+        """What came of the body and was not taken yet."""
         self._unpack: _Unpack | None = None
         """Of a body that is compressed, though it was asked for as it is."""
         self.failure: HTTPParseError | None = None
@@ -520,20 +529,6 @@ class _Response(HTTPResponse):
     def is_reusable(self) -> bool:
         return self.is_over and self.failure is None and not self.should_close()
 
-    @property
-    def has_body(self) -> bool:
-        return bool(self._body_buffer)
-
-    @property
-    def is_ready(self) -> bool:
-        return self.has_body or self.is_over
-
-    def take_body(self) -> bytes:
-        """The bytes of the body that were not taken yet."""
-        body = bytes(self._body_buffer)
-        self._body_buffer.clear()
-        return body
-
     def first_header(self, name: str) -> str | None:
         """The first header of that name; None without one."""
         value = self.get(name)
@@ -542,10 +537,11 @@ class _Response(HTTPResponse):
 
     def feed(self, data: str | bytes) -> None:
         try:
-            super().feed(data)
+            # Past the library's own layer, which is there for answers to HEAD.
+            super(HTTPResponse, self).feed(data)
         except HTTPParseError as error:
             self.failure = error.with_traceback(None)
-            if not self.is_over and not self._body_buffer:
+            if not self.is_over and not self.body:
                 raise
 
     def _on_message_begin(self) -> None:
@@ -575,7 +571,7 @@ class _Response(HTTPResponse):
             super()._on_header_value(string)
 
     def _on_body(self, buf: bytearray) -> None:
-        super()._on_body(buf if self._unpack is None else bytearray(self._unpack(buf)))
+        self.body += buf if self._unpack is None else self._unpack(buf)
 
     def _on_message_complete(self) -> None:
         super()._on_message_complete()

@@ -9,7 +9,6 @@ import base64
 import contextlib
 import re
 import ssl
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -166,7 +165,8 @@ class UpstreamAnswer:
         self._early: Batch | None = None
         """What was read while the answer was opened."""
         self._ended_at_seconds: float | None = None
-        self._lock = threading.Lock()
+        # These two need no lock. Who uses the connection sets the first and then looks at the second; `close` sets the
+        # second and then looks at the first. So one of them sees the other, and the connection is given back.
         self._in_use = False
         self._closed = False
         self._hung_up = False
@@ -214,13 +214,11 @@ class UpstreamAnswer:
 
     def read(self, wait_seconds: float) -> Batch | None:
         """What came with one read. See `Answer.read`."""
-        with self._lock:
-            if self._closed:
-                return None
-            self._in_use = True
+        self._in_use = True
         batch: Batch | None = None
         try:
-            batch = self._read(wait_seconds)
+            if not self._closed:
+                batch = self._read(wait_seconds)
         except (ErrorEvent, ValueError, ExchangeBroken) as error:
             is_cut_off = isinstance(error, ExchangeBroken) and not isinstance(error, ExchangeTimeout)
             # The end that our own hang-up made is none of the server's.
@@ -232,34 +230,30 @@ class UpstreamAnswer:
 
     def hang_up(self) -> None:
         """See `Answer.hang_up`: the upstream sees the end at once; what has come can still be read."""
-        with self._lock:
-            if not self._closed:
-                self._hung_up = True
-                self._exchange.break_off()
+        if not self._closed:
+            self._hung_up = True
+            self._exchange.break_off()
 
     def close(self) -> None:
         """Break the connection off, unless the answer has ended. A thread that uses it gives the connection back."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            # Inside the lock: once the connection is given back, it may serve another request.
-            self._exchange.break_off()
-            in_use = self._in_use
-        if not in_use:
+        if self._closed:
+            return
+        self._closed = True
+        # Before it is given back: then it may serve another request, and the exchange has no more to do with it.
+        self._exchange.break_off()
+        if not self._in_use:
             self._exchange.release()
 
     def _begin(self) -> None:
-        with self._lock:
-            if self._closed:
-                raise UpstreamNotTaken("The answer was given up before it was asked for.")
-            self._in_use = True
+        self._in_use = True
+        if self._closed:
+            raise UpstreamNotTaken("The answer was given up before it was asked for.")
 
     def _end(self, *, is_over: bool = False) -> None:
         """End the use of the connection."""
-        with self._lock:
-            self._in_use = False
-            self._closed = self._closed or is_over
+        self._in_use = False
+        if is_over:
+            self._closed = True
         if self._closed:
             self._exchange.release()
 
@@ -299,11 +293,10 @@ class UpstreamAnswer:
             raise UpstreamBroken("The model's server broke off.", detail=clean(str(error))) from error
 
     def _renew_exchange(self) -> None:
-        with self._lock:
-            if self._closed:
-                raise UpstreamNotTaken("The answer was given up before it was asked for again.")
-            before, self._exchange = self._exchange, Exchange(self._model.connections, self._clock)
+        before, self._exchange = self._exchange, Exchange(self._model.connections, self._clock)
         before.release()
+        if self._closed:
+            raise UpstreamNotTaken("The answer was given up before it was asked for again.")
 
     def _failed(self, error: Exception) -> UpstreamError:
         """The failure for `error`; its usage is the answer's, where it says one."""
@@ -406,12 +399,16 @@ class UpstreamAnswer:
 
     def _parsed(self, received: bytes) -> Batch:
         """The pieces in the bytes of one read; at the end of the stream, where these are none, in what is left."""
-        completion, pieces = self._completion, list[Piece]()
-        try:
-            completion.read(self._events.feed(received) if received else self._events.end(), pieces)
-        except (ErrorEvent, ValueError) as error:
-            # What came before it is an answer still; the next read raises it. (With its traceback it would hold us.)
-            self._failure = error.with_traceback(None)
+        completion, events, pieces = self._completion, self._events, list[Piece]()
+        alike = completion.read_alike(received) if events.is_between_events else None
+        if alike is not None:
+            pieces.append(alike)
+        else:
+            try:
+                completion.read(events.feed(received) if received else events.end(), pieces)
+            except (ErrorEvent, ValueError) as error:
+                # What came before it is an answer still; the next read raises it. With its traceback it would hold us.
+                self._failure = error.with_traceback(None)
         tokens = completion.count_tokens()
         if self._exchange.batches != self._batch:
             self._batch, self._lead_tokens = self._exchange.batches, 0

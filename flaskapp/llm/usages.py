@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
 from typing import Any
 
 from backends.money import NANOUSD_PER_USD
@@ -22,11 +23,20 @@ _TOTAL = ("totaltokens", "totaltokencount")
 _INPUT_DETAILS = ("prompttokensdetails", "inputtokensdetails", "prompttokendetails", "inputtokendetails")
 _OUTPUT_DETAILS = ("completiontokensdetails", "outputtokensdetails", "completiontokendetails", "outputtokendetails")
 # Providers have a dozen names for each of these, and some say the same twice, under two names.
-_REASONING = re.compile(r"(reasoning|thinking|thoughts?)(output)?token(s|count)")
-_CACHE_WRITE = re.compile(r"(?=.*token)(.*cach.*(creat|writ)|ephemeral)")
-_CACHE_READ = re.compile(r"(?!.*(un|non|not|no)_?cach)(?!.*(miss|creat|writ|details))(?=.*token).*cach")
-_SEARCHES = re.compile(r"(num)?(web)?search(queries|requests|es|count)")
+_KINDS = {
+    "reasoning": re.compile(r"(reasoning|thinking|thoughts?)(output)?token(s|count)"),
+    "cache write": re.compile(r"(?=.*token)(.*cach.*(creat|writ)|ephemeral)"),
+    "longer cache write": re.compile(r".*cach.*creat.*1h|ephemeral1h"),
+    "usual cache write": re.compile(r".*cach.*creat.*5m|ephemeral5m"),
+    "cache read": re.compile(r"(?!.*(un|non|not|no)_?cach)(?!.*(miss|creat|writ|details))(?=.*token).*cach"),
+    "searches": re.compile(r"(num)?(web)?search(queries|requests|es|count)"),
+}
+_BY_DURATION = {"longer cache write", "usual cache write"}
+_OF_INPUT = _KINDS.keys() - {"reasoning"}
+_MOST_NAME_CHARACTERS = 128
+"""Longer than the name of any count."""
 _COST = ("cost", "totalcost", "costusd", "totalcostusd", "estimatedcost")
+_BILLS = {*_COST, "isbyok", "costinusdticks"}
 
 
 def usage_places(body: Mapping[str, Any]) -> tuple[object, dict[int, object]]:
@@ -34,15 +44,15 @@ def usage_places(body: Mapping[str, Any]) -> tuple[object, dict[int, object]]:
 
     Most say it at the top, some in a field of their own there (``x_groq``), some in a choice.
     """
-    places = [body.get(name) for name in _PLACES]
-    places += [_object(value).get("usage") for name, value in body.items() if name.startswith("x_")]
-    choices = body.get("choices")
-    of_choices = {
-        _index(choice): choice["usage"]
-        for choice in (choices if isinstance(choices, list) else ())
-        if isinstance(choice, dict) and choice.get("usage") is not None
-    }
-    return next((place for place in places if place is not None), None), of_choices
+    said = _first(body, _PLACES)
+    if said is None:
+        own = [_object(value).get("usage") for name, value in body.items() if name.startswith("x_")]
+        said = next((usage for usage in own if usage is not None), None)
+    choices, of_choices = body.get("choices"), {}
+    for choice in choices if isinstance(choices, list) else ():
+        if isinstance(choice, dict) and choice.get("usage") is not None:
+            of_choices[_index(choice)] = choice["usage"]
+    return said, of_choices
 
 
 def without_usage(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,7 +72,7 @@ def usage_of(raw: object) -> Usage | None:
     added. A total that is larger than its parts has output in it that is named nowhere: some report thoughts only so.
     """
     counts = _flat(raw)
-    inputs, outputs = (_flat(_first(counts, names)) for names in (_INPUT_DETAILS, _OUTPUT_DETAILS))
+    inputs, outputs = _flat(_first(counts, _INPUT_DETAILS)), _flat(_first(counts, _OUTPUT_DETAILS))
     total = _count(_first(counts, _TOTAL))
     said_input, said_output = _first(counts, _INPUT), _first(counts, _OUTPUT)
     input_tokens, output_tokens = _count(said_input), _count(said_output)
@@ -72,9 +82,9 @@ def usage_of(raw: object) -> Usage | None:
         output_tokens = max(0, total - input_tokens)
     if input_tokens is None or output_tokens is None:
         return None
-    reasoning = _highest(_REASONING, counts, outputs)
-    written, written_long = _written(counts, inputs)
-    read = _highest(_CACHE_READ, counts, inputs)
+    most = _most_of_each_kind(counts, inputs, outputs)
+    reasoning, read, written_long = most["reasoning"], most["cache read"], most["longer cache write"]
+    written = max(most["cache write"], written_long + most["usual cache write"])
     input_tokens += _beside(counts, input_tokens, (output_tokens, output_tokens + reasoning), (read, written), total)
     if reasoning > output_tokens:
         output_tokens += reasoning
@@ -88,7 +98,7 @@ def usage_of(raw: object) -> Usage | None:
         reasoning,
         long_cache_write_tokens=written_long,
         text_tokens=_text_tokens(outputs, output_tokens - reasoning),
-        searches=_highest(_SEARCHES, counts, inputs, _flat(counts.get("servertooluse"))),
+        searches=most["searches"],
         billed_nanousd=_billed_nanousd(counts),
     )
 
@@ -179,14 +189,6 @@ class ReportedUsages:
         return is_far_more and seen_tokens * seen_tokens > total * highest
 
 
-def _written(counts: Mapping[str, Any], inputs: Mapping[str, Any]) -> tuple[int, int]:
-    """What was written to caches, and the part of it that was written to a longer one."""
-    by_duration = [_flat(each.get("cachecreation")) for each in (counts, inputs)]
-    longer = _highest(re.compile(r".*cach.*creat.*1h|ephemeral1h"), counts, inputs, *by_duration)
-    usual = _highest(re.compile(r".*cach.*creat.*5m|ephemeral5m"), counts, inputs, *by_duration)
-    return max(_highest(_CACHE_WRITE, counts, inputs), longer + usual), longer
-
-
 def _beside(
     counts: Mapping[str, Any], input_tokens: int, outputs: tuple[int, int], cached: tuple[int, int], total: int | None
 ) -> int:
@@ -207,6 +209,8 @@ def _beside(
 
 def _text_tokens(outputs: Mapping[str, Any], shown_tokens: int) -> int:
     """What is known to be text, of so many that were not thought."""
+    if not outputs:
+        return 0
     text = _count(outputs.get("texttokens"))
     if text is not None:
         return max(0, min(text, shown_tokens))
@@ -218,6 +222,8 @@ def _text_tokens(outputs: Mapping[str, Any], shown_tokens: int) -> int:
 
 def _billed_nanousd(counts: Mapping[str, Any]) -> int:
     """What the provider itself says that the answer costs; 0 where it does not."""
+    if _BILLS.isdisjoint(counts):
+        return 0
     cost = _first(counts, _COST)
     if isinstance(cost, dict):
         cost = _first(_flat(cost), _COST)
@@ -239,18 +245,40 @@ def _usd(value: object) -> Decimal:
     return usd if usd.is_finite() and usd > 0 else Decimal(0)
 
 
-def _highest(pattern: re.Pattern[str], *counts: Mapping[str, Any]) -> int:
-    found = [_count(value) or 0 for each in counts for name, value in each.items() if pattern.match(name)]
-    return max(found, default=0)
+def _most_of_each_kind(
+    counts: Mapping[str, Any], inputs: Mapping[str, Any], outputs: Mapping[str, Any]
+) -> dict[str, int]:
+    """The highest count of each of `_KINDS`, at all places where one may stand."""
+    places = [(counts, _KINDS.keys()), (inputs, _OF_INPUT), (outputs, {"reasoning"})]
+    places += [(_flat(each["cachecreation"]), _BY_DURATION) for each in (counts, inputs) if "cachecreation" in each]
+    if "servertooluse" in counts:
+        places.append((_flat(counts["servertooluse"]), {"searches"}))
+    most = dict.fromkeys(_KINDS, 0)
+    for place, kinds in places:
+        for name, value in place.items():
+            for kind in kinds & _kinds_of(name):
+                most[kind] = max(most[kind], _count(value) or 0)
+    return most
+
+
+@lru_cache(maxsize=1_024)
+def _kinds_of(name: str) -> frozenset[str]:
+    """What a count of this name counts: it is asked of each name, in each usage."""
+    return frozenset(kind for kind, pattern in _KINDS.items() if pattern.match(name))
 
 
 def _first(counts: Mapping[str, Any], names: Iterable[str]) -> Any:
-    return next((counts[name] for name in names if counts.get(name) is not None), None)
+    for name in names:
+        value = counts.get(name)
+        if value is not None:
+            return value
+    return None
 
 
 def _flat(value: object) -> dict[str, Any]:
     """An object's fields by their names without case and underscores; none where it is no object."""
-    return {str(name).lower().replace("_", ""): item for name, item in _object(value).items()}
+    fields = _object(value)
+    return {name.lower().replace("_", ""): item for name, item in fields.items() if len(name) <= _MOST_NAME_CHARACTERS}
 
 
 def _count(value: object) -> int | None:

@@ -10,7 +10,6 @@ clients hand them back. They are passed on, and counted byte by byte.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
@@ -28,6 +27,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from backends.contract import frozen_for_the_type_checker
 from backends.pricing.prompt_bounds import ImagesNotBounded, prompt_tokens
 from backends.pricing.token_bounds import InputTooLong
 from flaskapp.http.json_body import not_usable, read_json_object
@@ -366,7 +366,7 @@ class _Body(_Strict):
 _READ_HERE = {"messages", "model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "n"}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen_for_the_type_checker
 class CompletionBody:
     """A request whose cost is bounded."""
 
@@ -389,7 +389,7 @@ class CompletionBody:
         return json.dumps(self.content, sort_keys=True, default=lambda number: {"number": str(number)})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen_for_the_type_checker
 class Bounds:
     """What the service allows."""
 

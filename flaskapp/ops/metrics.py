@@ -53,7 +53,7 @@ class Metrics:
         )
         self.events = self._counter("events", "Everything else that was told", "name")
         self._counts: dict[str, _Count] = {
-            "reserved": self._reserved,
+            "reserved": lambda fields, backend: self._decided(fields, backend, "admitted"),
             "refused": self._refused,
             "shadow_refused": lambda fields, _: self.shadow_refusals(str(fields["budget"])).inc(),
             "duplicate": lambda fields, backend: self._decided(fields, backend, "duplicate"),
@@ -81,12 +81,6 @@ class Metrics:
         MultiProcessCollector(all_workers, path=self._directory)  # type: ignore[no-untyped-call] # the library leaves it so
         return generate_latest(all_workers)
 
-    def _reserved(self, fields: _Fields, backend: str) -> None:
-        self._decided(fields, backend, "admitted")
-        self.reserved(backend).inc(fields["cost_nanousd"])
-        if backend == EMERGENCY:
-            self.emergency.inc(fields["cost_nanousd"])
-
     def _extended(self, fields: _Fields, backend: str) -> None:
         self.extensions(backend, "granted").inc()
         if backend == EMERGENCY:
@@ -106,6 +100,10 @@ class Metrics:
         """Count a decision; `budget` is the one that refused, under a marker the one that set it."""
         self.checks(backend, budget, outcome).inc()
         self.check_seconds(backend).observe(fields["check_ms"] / 1_000)
+        if outcome == "admitted":
+            self.reserved(backend).inc(fields["cost_nanousd"])
+            if backend == EMERGENCY:
+                self.emergency.inc(fields["cost_nanousd"])
 
     def _counter(self, name: str, text: str, *labels: str) -> Callable[..., Counter]:
         """The counter of each set of labels."""

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from fractions import Fraction
 
@@ -180,7 +181,7 @@ def test_this_would_notice_a_tier_that_is_missed_in_the_hold():
     missed = [
         price
         for price in tiered
-        if -(-price.tiers[0].highest(price.tiers[-1].above_input_tokens + 1, 0) // price.denominator)
+        if replace(price, tiers=price.tiers[:1]).highest_cost_nanousd(price.tiers[-1].above_input_tokens + 1, 0)
         < price.cost_nanousd(price.tiers[-1].above_input_tokens + 1, 0)
     ]
     assert len(missed) > 50

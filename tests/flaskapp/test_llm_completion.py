@@ -3,14 +3,14 @@ import socket
 import threading
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from backends.clock import SystemClock
 from backends.pricing.token_bounds import counter_for
 from flaskapp.llm import UpstreamBroken, Usage
 from flaskapp.llm.completion import Completion, ErrorEvent, read_whole, tokens_of_whole, usage_of_whole
-from flaskapp.llm.event_stream import ServerEvent
+from flaskapp.llm.event_stream import MAX_EVENT_BYTES, ServerEvent
 from flaskapp.llm.openai_compatible import OpenAICompatibleModel
 from tests.models import model_request, opened, piece_in, pieces_in, pieces_of
 
@@ -258,6 +258,42 @@ def test_whatever_stands_where_texts_were_is_read_as_if_each_had_come_alone(midd
     assert "".join(piece.text for piece in whole) == "".join(piece.text for piece in parts)
     assert sum(piece.deltas for piece in whole) == sum(piece.deltas for piece in parts)
     assert together.count_tokens() == alone.count_tokens()
+
+
+WHOLE = b"data: %b\n\n"
+MIDDLES = [
+    b'"a"', b'"b c"', b'"\\""', b' "a"', b'\n"a"', b'"a"\n', b'\r"a"', b'"a"\r\n', b'"a\nb"', b'""', b' ""', b'"a","b"',
+    b'"', b'","', b'"a\\"', b'","x"', b"", b"1", b"null", b'"\\ud800"', b'"\xff"',
+    b'"a"}}]}\n\ndata: {"x":[{"y":{"z":"b"',
+]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(MIDDLES), min_size=1, max_size=4))
+@example([b'"a"', b'"b"'])
+def test_a_read_of_events_that_are_alike_gives_what_reading_each_of_them_gives(middles):
+    model = OpenAICompatibleModel("http://127.0.0.1:1", clock=SystemClock())
+    outcomes, received = [], b"".join(WHOLE % (PLAIN % middle) for middle in middles)
+    for is_quick in (True, False):
+        answer = model.ask(model_request())
+        answer._parsed(WHOLE % (PLAIN % b'"first"'))
+        if not is_quick:
+            answer._completion.read_alike = lambda _: None
+        batch = answer._parsed(received)
+        text = "".join(piece.text for piece in batch.pieces)
+        deltas = sum(piece.deltas for piece in batch.pieces)
+        outcomes.append((text, deltas, batch.tokens, type(answer._failure), answer._events.is_between_events))
+    assert outcomes[0] == outcomes[1]
+
+
+def test_events_that_are_alike_are_passed_on_as_they_came():
+    completion = Completion(lambda text: len(text.split()))
+    piece_in(completion, PLAIN % b'"first"')
+    two = (PLAIN % b'" one"', PLAIN % b'" two"')
+    piece = completion.read_alike(b"".join(WHOLE % data for data in two))
+    assert (piece.texts, piece.data, piece.is_plain) == ([" one", " two"], b"\n\ndata: ".join(two), True)
+    assert completion.read_alike(WHOLE % (PLAIN % b'""')) is None
+    assert completion.read_alike(WHOLE % two[0] + b"data: [DONE]\n\n") is None
+    assert completion.read_alike(WHOLE % (PLAIN % (b'"%b"' % (b"x" * MAX_EVENT_BYTES)))) is None
 
 
 @pytest.mark.parametrize("model", ["gpt-4o", "llama-3.3-70b"])

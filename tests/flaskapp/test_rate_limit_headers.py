@@ -12,7 +12,7 @@ from backends.conformance.cases import ROOMY
 from backends.conformance.harness import ManualClock
 from backends.contract import Reservation
 from backends.keys import bucket_seconds_of
-from flaskapp.http.headers import rate_limit_headers
+from flaskapp.http.headers import admitted_headers
 from tests.apps import NETWORK
 from tests.servers import earliest_wait, events, nanousd
 
@@ -147,10 +147,11 @@ def test_any_amounts_make_fields_that_can_be_parsed(window, day, spent, made_at_
     limits = replace(ROOMY, window_nanousd=window, day_nanousd=day, window_seconds=window_seconds)
     made = made_at_us // US
     day_ends, frees = made - made % DAY + DAY, made + bucket_seconds_of(window_seconds)
-    headers = rate_limit_headers(
+    headers = admitted_headers(
         reservation_of(
             limits.budgets("who", NETWORK), [spent] * 6, [day_ends, frees, frees, day_ends, 0, 0], made_at_us
-        )
+        ),
+        0.0,
     )
     policy, left = parsed(headers["RateLimit-Policy"]), parsed(headers["RateLimit"])
     assert list(policy) == list(left) == ["window", "day"]
@@ -191,7 +192,7 @@ def test_of_any_further_budgets_the_callers_own_are_told_and_no_others(further, 
                 renews_at.append(made + seconds)
             case _:
                 renews_at.append(None)
-    headers = rate_limit_headers(reservation_of(budgets, [spent] * len(budgets), renews_at, made_at_us))
+    headers = admitted_headers(reservation_of(budgets, [spent] * len(budgets), renews_at, made_at_us), 0.0)
     policy, left = parsed(headers["RateLimit-Policy"]), parsed(headers["RateLimit"])
     told = [budget for budget in further if budget.scope in {Scope.IDENTIFIER, Scope.KEY} and not budget.is_shadow]
     assert list(policy) == list(left) == ["window", "day", *(budget.name for budget in told)]
