@@ -41,6 +41,7 @@ _MAX_DEFINITIONS = 128
 _WordsType: TypeAlias = Literal["thinking", "redacted_thinking", "reasoning", "reference", "output_text"]
 _WORDS_PARTS = frozenset(get_args(_WordsType))
 _USUAL_TTL = "5m"
+_ASSISTANT = "assistant"
 _NOT_OFFERED = "is not offered here: it is unknown, or what it costs cannot be bounded"
 
 
@@ -437,7 +438,23 @@ def _checked(content: Mapping[str, object]) -> _Body:
     try:
         return _Body.model_validate(content)
     except ValidationError as error:
-        raise not_usable(error) from error
+        if not _mend_roles(content.get("messages")):
+            raise not_usable(error) from error
+    return _checked(content)
+
+
+def _mend_roles(messages: object) -> bool:
+    """Make one word of roles like `assistantassistant`; whether there were any.
+
+    Some servers send the role with each piece of a stream, and clients that put the pieces together hand that back.
+    """
+    mended = False
+    for message in messages if isinstance(messages, list) else ():
+        role = message.get("role") if isinstance(message, dict) else None
+        if isinstance(role, str) and role not in {"", _ASSISTANT} and not role.replace(_ASSISTANT, ""):
+            message["role"] = _ASSISTANT
+            mended = True
+    return mended
 
 
 def _model(body: _Body, bounds: Bounds) -> str:

@@ -458,6 +458,20 @@ def test_an_answer_with_fields_of_a_servers_own_can_be_handed_back(service, upst
     assert upstream.ledger[0].request["messages"][1] == message
 
 
+def test_a_role_that_was_put_together_from_the_pieces_of_a_stream_is_one_word_again(service, upstream):
+    """Servers like Ollama send it with each piece, and OpenAI's helper for Python joins whatever is a text."""
+    message = {"role": "assistant" * 3, "content": "Hi", "tool_calls": [CALL]}
+    assert ask(service, messages=[USER, message, RESULT], tools=[TOOL]).status_code == 200
+    assert upstream.ledger[0].request["messages"][1] == message | {"role": "assistant"}
+
+
+@pytest.mark.parametrize("role", ["", "useruser", "assistants", "assistant assistant", 1, None])
+def test_any_other_role_is_refused(service, upstream, role):
+    error = error_of(ask(service, messages=[USER, {"role": role, "content": "Hi"}]), 422)
+    assert error["param"] == "messages[1].role"
+    assert upstream.ledger == []
+
+
 @pytest.mark.parametrize("name", ["audio", "prediction", "web_search_options", "top_k", "no_such", "tools", "n"])
 def test_null_stands_for_a_parameter_that_is_not_there(service, upstream, name):
     assert ask(service, **{name: None}).status_code == 200
