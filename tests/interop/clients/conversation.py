@@ -28,7 +28,7 @@ def serve(**ways):
         question, pieces = json.loads(line), []
         question = SimpleNamespace(**question, asked={"role": "user", "content": question["text"]})
         try:
-            answer = {"text": ways[question.way](question, pieces)}
+            answer = {"text": ways[question.way](question, pieces)} if question.way in ways else {"is_absent": True}
         except Exception as error:  # noqa: BLE001 (whatever a client raises is the finding)
             answer = {"text": "".join(pieces), "error": described(error)}
         answers.write(json.dumps(answer) + "\n")
