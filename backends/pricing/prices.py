@@ -34,6 +34,7 @@ _NANOUSD_PER_THOUSANDTH = Fraction(NANOUSD_PER_USD, 1_000)
 """At one dollar per thousand requests or searches."""
 _OUTPUT_KINDS = ("output_image_mtok", "output_audio_mtok", "output_video_mtok")
 """What a model may give in place of text."""
+_LONG_CACHE = "cache_write_1h_mtok"
 _SEARCHES = re.compile(r"sonar|web-?search|search-(preview|api)|deep-research|[-:]online|compound")
 """Names of models that search by themselves; each search, and what it finds, is billed."""
 _DRAWS = re.compile(r"image|banana|gemini-omni")
@@ -71,6 +72,8 @@ class Price:
     denominator: int
     tiers: tuple[Rates, ...]
     """By rising input length; the first holds for any length."""
+    has_long_cache: bool = False
+    """Whether the record says what is written to a cache that lasts an hour costs."""
 
     @classmethod
     def flat(cls, model: str, input_usd_per_mtok: Decimal, output_usd_per_mtok: Decimal) -> Self:
@@ -93,7 +96,7 @@ class Price:
             Rates(start, *(int(rate * denominator) for rate in rates))
             for start, rates in zip(starts, exact, strict=True)
         )
-        return cls(model, denominator, tiers)
+        return cls(model, denominator, tiers, _amount(record, _LONG_CACHE) is not None)
 
     def cost_nanousd(  # noqa: PLR0913 (each is a kind that has its own price)
         self,
@@ -169,6 +172,10 @@ class PriceBook:
         """
         self.models = tuple(dict.fromkeys(models))
         self._prices = {model: _prices_of(provider, model, override_usd_per_mtok) for model in self.models}
+        self.long_cache_models = tuple(
+            model for model, prices in self._prices.items() if all(price.has_long_cache for _, price in prices)
+        )
+        """Those whose price record bounds, at any time, what is written to a cache that lasts an hour."""
 
     def offers(self, model: str) -> bool:
         """Whether a caller may name this model."""
@@ -241,7 +248,7 @@ def _amount(record: types.ModelPrice, name: str) -> _Amount:
 def _amounts(record: types.ModelPrice) -> tuple[_Amount, ...]:
     """The amounts of tokens: input, cache read, cache write, output, reasoning, long cache write, kinds of output."""
     cache_write = record.input_mtok if record.cache_write_mtok is None else record.cache_write_mtok
-    long_cache_write = _amount(record, "cache_write_1h_mtok")
+    long_cache_write = _amount(record, _LONG_CACHE)
     return (
         record.input_mtok,
         record.input_mtok if record.cache_read_mtok is None else record.cache_read_mtok,

@@ -52,6 +52,8 @@ def read_chat_body(request: Request, *, default_model: str, models: tuple[str, .
         body = ChatBody.model_validate(content)
     except ValidationError as error:
         raise not_usable(error) from error
+    if body.query.isspace():
+        raise InvalidRequest(422, "query", "may not be blank")
     given = body.model_fields_set
     if "model" in given and body.model not in models:
         raise InvalidRequest(422, "model", f"has to be one of {', '.join(models)}")

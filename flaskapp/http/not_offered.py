@@ -29,12 +29,14 @@ _WAYS_OUT = {
     ),
     "responses": (
         f"switch the client to chat completions, {_CHAT}: client.chat.completions.create in OpenAI's clients, "
-        "openai.chat(model) in the AI SDK, use_responses_api=False in LangChain, "
-        'set_default_openai_api("chat_completions") in the Agents SDK, OpenAIChatModel in pydantic-ai'
+        "openai.chat(model) in the AI SDK, use_responses_api=False (useResponsesApi: false) in LangChain, "
+        'set_default_openai_api("chat_completions") in the Agents SDK, OpenAIChatModel (openai-chat:<model>) in '
+        "pydantic-ai, and for Codex, which has no such switch, a proxy in between that translates"
     ),
     "completions": (
         f"switch the client to chat completions, {_CHAT}: client.chat.completions.create in OpenAI's clients, "
-        "ChatOpenAI in LangChain, .chat(model) or .chatModel(model) in the AI SDK, openai/<model> in LiteLLM"
+        "ChatOpenAI in LangChain, .chat(model) or .chatModel(model) in the AI SDK, openai/<model> in LiteLLM, "
+        "is_chat_model=True of OpenAILike in LlamaIndex"
     ),
     "messages": (
         f"use a client for OpenAI's chat completions, {_CHAT}: openai/<model> in LiteLLM, ChatOpenAI in LangChain, "

@@ -45,13 +45,14 @@ from flaskapp.llm.completion import (
 from flaskapp.llm.dialects import Dialects
 from flaskapp.llm.event_stream import EventStream
 from flaskapp.llm.exchange import Connections, Exchange, ExchangeBroken, ExchangeTimeout, NotSent, Proxy
+from flaskapp.llm.put_together import events_in, is_stream, put_together
 from flaskapp.llm.refusals import refusal, refusal_in_answer
 
 _TAIL_SECONDS = 0.2
 """How long to wait, after ``[DONE]``, for the end of the body, so that the connection can be used again."""
 _EVENT_STREAM, _JSON = "text/event-stream", "application/json"
 _ALSO_STREAMS = {_JSON, "text/plain", "application/octet-stream", "application/stream+json", "application/x-ndjson"}
-"""Types under which some servers stream all the same, or send a whole answer where a stream was asked for."""
+"""Types under which some servers stream all the same. Some also stream where a whole answer was asked for."""
 _SILENT_SECONDS = 5.0
 """How long an answer that has its end may go on in silence: some servers neither say ``[DONE]`` nor close."""
 _MAX_ANSWER_BYTES = 16_777_216
@@ -203,12 +204,12 @@ class UpstreamAnswer:
         self._begin()
         try:
             self._send(stream=False)
-            body, data = self._read_whole()
+            body, data, self._whole_usage = self._read_whole()
         except (ErrorEvent, ValueError, ExchangeBroken) as error:
             raise self._failed(error) from error
         finally:
             self._end(is_over=True)
-        self._is_completed, self._whole_usage = True, usage_of_whole(body, self._count_tokens)
+        self._is_completed = True
         seen_tokens = 0 if self._whole_usage else tokens_of_whole(body, self._count_tokens)
         return Completed(body, data, seen_tokens)
 
@@ -283,7 +284,7 @@ class UpstreamAnswer:
         clean = self._model.clean
         try:
             self._exchange.send(head + body, deadline_at_seconds)
-            self._check(accept)
+            self._check()
         except NotSent as error:
             raise UpstreamNotTaken("The model could not be reached.", detail=clean(str(error))) from error
         except ExchangeTimeout as error:
@@ -313,26 +314,40 @@ class UpstreamAnswer:
         failure.is_billed = usage is not None
         return failure
 
-    def _check(self, expected_kind: str) -> None:
+    def _check(self) -> None:
         status, kind = self._exchange.status, self._exchange.media_type
         if not HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
             text = self._error_text = self._read_error_body()
             retry_after = self._exchange.header("retry-after")
             failure = refusal(status, text, retry_after, self._clock.now_us(), self._model.clean)
             raise self._billed(failure, usage_in_error(text))
-        if kind not in {expected_kind, None} | _ALSO_STREAMS:
+        if kind not in {_EVENT_STREAM, None} | _ALSO_STREAMS:
             raise UpstreamBroken(
                 "The model's server sent something that is no answer.",
                 detail=self._model.clean(f"status {status}, content type {kind}"),
             )
 
-    def _read_whole(self) -> tuple[dict[str, Any], bytes]:
+    def _read_whole(self) -> tuple[dict[str, Any], bytes, Usage | None]:
+        """The answer; its bytes, where they can be passed on; and its usage."""
         received = bytearray()
         while part := self._exchange.read(self._request.deadline_seconds):
             received += part
             if len(received) > _MAX_ANSWER_BYTES:
                 raise NotACompletion("an answer that is too large")
-        return read_whole(bytes(received))
+        content = bytes(received)
+        if is_stream(content):
+            return self._read_streamed_whole(content)
+        body, data = read_whole(content)
+        return body, data, usage_of_whole(body, self._count_tokens)
+
+    def _read_streamed_whole(self, received: bytes) -> tuple[dict[str, Any], bytes, Usage | None]:
+        """As `_read_whole`, of a server that streams although it was not asked to."""
+        events = events_in(received)
+        self._completion.read(events, [])
+        self._completion.count_tokens()
+        if not self._completion.ended:
+            raise ExchangeBroken("the stream ended before the answer did")
+        return put_together(events), b"", self._completion.usage
 
     def _read_error_body(self) -> str:
         ends = self._clock.monotonic_seconds() + _ERROR_BODY_SECONDS

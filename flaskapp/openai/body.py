@@ -1,8 +1,8 @@
 """The body of ``POST /v1/chat/completions``: what cannot multiply the cost passes, everything else is refused.
 
 A parameter that is not here is unknown, or is one whose cost cannot be bounded or is not in the price table: audio,
-predictions, hosted tools, web search, moderation, longer caches, dearer service tiers. Types are not coerced. `null`
-stands for a parameter that is not there.
+predictions, hosted tools, web search, moderation, caches without a price, dearer service tiers. Types are not coerced.
+`null` stands for a parameter that is not there.
 
 Messages, parts, tools and calls may have any further fields: servers put fields of their own into their answers, and
 clients hand them back. They are passed on, and counted byte by byte.
@@ -23,6 +23,7 @@ from pydantic import (
     StringConstraints,
     Tag,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -40,18 +41,22 @@ _MAX_MESSAGES = 2_048
 _MAX_DEFINITIONS = 128
 _WordsType: TypeAlias = Literal["thinking", "redacted_thinking", "reasoning", "reference", "output_text"]
 _WORDS_PARTS = frozenset(get_args(_WordsType))
-_USUAL_TTL = "5m"
+_USUAL_TTL, _LONG_TTL = "5m", "1h"
+_ASSISTANT = "assistant"
 _NOT_OFFERED = "is not offered here: it is unknown, or what it costs cannot be bounded"
 
 
-def _usual_cache(value: object) -> object:
-    """A cache with a longer TTL has another price, which is not in the table."""
-    if isinstance(value, dict) and value.get("ttl") is not None and value["ttl"] != _USUAL_TTL:
-        raise PydanticCustomError("cache", "may have no other ttl than {ttl}", {"ttl": _USUAL_TTL})
+def _priced_cache(value: object, info: ValidationInfo) -> object:
+    """A cache that lasts longer costs more; the context says whether the model has a price for that of an hour."""
+    ttls = (_USUAL_TTL, _LONG_TTL) if info.context else (_USUAL_TTL,)
+    if isinstance(value, dict) and value.get("ttl") not in (None, *ttls):
+        raise PydanticCustomError(
+            "cache", "may have no other ttl than {ttls} with this model", {"ttls": " or ".join(ttls)}
+        )
     return value
 
 
-_CacheControl: TypeAlias = Annotated[Any, BeforeValidator(_usual_cache)]
+_CacheControl: TypeAlias = Annotated[Any, BeforeValidator(_priced_cache)]
 
 
 class _Strict(BaseModel):
@@ -398,6 +403,8 @@ class Bounds:
     max_tokens: int
     max_input_tokens: int
     max_choices: int
+    long_cache_models: tuple[str, ...]
+    """Of the models, those that have a price for caches that last an hour."""
 
 
 def read_completion_body(request: Request, bounds: Bounds) -> CompletionBody:
@@ -407,7 +414,7 @@ def read_completion_body(request: Request, bounds: Bounds) -> CompletionBody:
         InvalidRequest: 400, 415 or 422, with the field and the reason.
     """
     content = read_json_object(request)
-    body = _checked(content)
+    body = _checked(content, bounds)
     model = _model(body, bounds)
     choices = body.n or 1
     if choices > bounds.max_choices:
@@ -430,14 +437,31 @@ def read_completion_body(request: Request, bounds: Bounds) -> CompletionBody:
     )
 
 
-def _checked(content: Mapping[str, object]) -> _Body:
+def _checked(content: Mapping[str, object], bounds: Bounds) -> _Body:
     unknown = sorted(name for name in content.keys() - _Body.model_fields.keys() if content[name] is not None)
     if unknown:
         raise InvalidRequest(422, unknown[0][:64], _NOT_OFFERED)
     try:
-        return _Body.model_validate(content)
+        has_long_cache = (content.get("model") or bounds.default_model) in bounds.long_cache_models
+        return _Body.model_validate(content, context=has_long_cache)
     except ValidationError as error:
-        raise not_usable(error) from error
+        if not _mend_roles(content.get("messages")):
+            raise not_usable(error) from error
+    return _checked(content, bounds)
+
+
+def _mend_roles(messages: object) -> bool:
+    """Make one word of roles like `assistantassistant`; whether there were any.
+
+    Some servers send the role with each piece of a stream, and clients that put the pieces together hand that back.
+    """
+    mended = False
+    for message in messages if isinstance(messages, list) else ():
+        role = message.get("role") if isinstance(message, dict) else None
+        if isinstance(role, str) and role not in {"", _ASSISTANT} and not role.replace(_ASSISTANT, ""):
+            message["role"] = _ASSISTANT
+            mended = True
+    return mended
 
 
 def _model(body: _Body, bounds: Bounds) -> str:

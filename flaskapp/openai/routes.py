@@ -90,6 +90,7 @@ class OpenAIRoutes:
             max_tokens=settings.llm_max_tokens,
             max_input_tokens=settings.llm_max_input_tokens,
             max_choices=self.model.max_choices,
+            long_cache_models=self.prices.long_cache_models,
         )
 
     def _card(self, model: str) -> dict[str, object]:

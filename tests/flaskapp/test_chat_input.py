@@ -86,6 +86,10 @@ NOT_A_QUESTION = {
     "query a number": ({"query": 5}, "query"),
     "query a list": ({"query": ["x"]}, "query"),
     "query empty": ({"query": ""}, "query"),
+    **{
+        f"query blank: {blank!r}": ({"query": blank}, "query")
+        for blank in (" ", "\t\r\n", "\u00a0\u2003\u3000", "\x1f")
+    },
     "query of 8,001 characters": ({"query": "x" * 8_001}, "query"),
     "query of 100 kB": ({"query": "x" * 100_000}, "query"),
     "query of too many tokens": ({"query": "\u0bb3\u0bbf" * 4_000}, "query"),
@@ -118,6 +122,10 @@ NOT_A_QUESTION = {
 def test_what_is_no_question_is_a_422_that_names_the_field(service, name):
     body, field = NOT_A_QUESTION[name]
     is_refused(service, post(service, json.dumps(body)), 422, field)
+
+
+def test_a_blank_query_is_called_blank(service):
+    is_refused(service, post(service, '{"query": " \\n "}'), 422, "query", "may not be blank")
 
 
 @pytest.mark.parametrize("number", ["9" * 4_301, "-" + "9" * 4_301, "9" * 900_000, "1e400", "5.0", "5e0", "0.5e1"])

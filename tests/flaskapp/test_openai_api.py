@@ -9,6 +9,7 @@ from decimal import Decimal
 import pytest
 
 from backends.errors import ConfigurationError
+from backends.pricing.prompt_bounds import prompt_tokens
 from flaskapp.answers.meter import OBSERVED_LEAD
 from flaskapp.chat.routes import SYSTEM_PROMPT
 from flaskapp.llm import Piece, Usage
@@ -456,6 +457,49 @@ def test_an_answer_with_fields_of_a_servers_own_can_be_handed_back(service, upst
     answer = ask(service, messages=[USER, message, follow], tools=[{**TOOL, "cache_control": {"type": "ephemeral"}}])
     assert answer.status_code == 200, answer.text
     assert upstream.ledger[0].request["messages"][1] == message
+
+
+CLAUDE = {"LLM_PROVIDER": "anthropic", "LLM_MODEL": "claude-sonnet-4-5", "LLM_MAX_INPUT_TOKENS": "9000"}
+
+
+def test_a_cache_of_an_hour_passes_where_it_has_a_price_and_is_reserved_at_that(make_room, upstream):
+    service = make_room(**CLAUDE)
+    cached = USER | {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
+    answer = ask(service, model="claude-sonnet-4-5", messages=[cached], max_tokens=10)
+    assert answer.status_code == 200, answer.text
+    assert upstream.ledger[0].request["messages"] == [cached]
+    tokens = prompt_tokens("claude-sonnet-4-5", [cached], {}, 9_000)
+    # Six dollars for a million tokens that are written for an hour; three for others.
+    assert nanousd(answer.headers["X-Cost-Reserved-USD"]) == tokens * 6_000 + 10 * 15_000
+
+
+@pytest.mark.parametrize("ttl", ["24h", "60m", 3600, False, ["1h"]])
+def test_any_other_cache_is_refused_also_where_one_of_an_hour_has_a_price(make_room, upstream, ttl):
+    cached = USER | {"cache_control": {"ttl": ttl}}
+    error = error_of(ask(make_room(**CLAUDE), model="claude-sonnet-4-5", messages=[cached]), 422)
+    assert (error["param"], "5m or 1h" in error["message"]) == ("messages[0].cache_control", True)
+    assert upstream.ledger == []
+
+
+def test_a_cache_of_an_hour_without_a_price_of_its_own_is_refused(make_room, upstream):
+    prices = {"LLM_PRICE_INPUT_USD_PER_MTOK": "3", "LLM_PRICE_OUTPUT_USD_PER_MTOK": "15"}
+    cached = USER | {"cache_control": {"ttl": "1h"}}
+    error_of(ask(make_room(**CLAUDE, **prices), model="claude-sonnet-4-5", messages=[cached]), 422)
+    assert upstream.ledger == []
+
+
+def test_a_role_that_was_put_together_from_the_pieces_of_a_stream_is_one_word_again(service, upstream):
+    """Servers like Ollama send it with each piece, and OpenAI's helper for Python joins whatever is a text."""
+    message = {"role": "assistant" * 3, "content": "Hi", "tool_calls": [CALL]}
+    assert ask(service, messages=[USER, message, RESULT], tools=[TOOL]).status_code == 200
+    assert upstream.ledger[0].request["messages"][1] == message | {"role": "assistant"}
+
+
+@pytest.mark.parametrize("role", ["", "useruser", "assistants", "assistant assistant", 1, None])
+def test_any_other_role_is_refused(service, upstream, role):
+    error = error_of(ask(service, messages=[USER, {"role": role, "content": "Hi"}]), 422)
+    assert error["param"] == "messages[1].role"
+    assert upstream.ledger == []
 
 
 @pytest.mark.parametrize("name", ["audio", "prediction", "web_search_options", "top_k", "no_such", "tools", "n"])

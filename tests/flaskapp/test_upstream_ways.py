@@ -6,6 +6,7 @@ import logging
 import socket
 import threading
 import zlib
+from decimal import Decimal
 
 import pytest
 
@@ -98,6 +99,12 @@ def shown(answer):
     return "".join(event.get("chunk", "") for event in parse_events(answer.data))
 
 
+def booked(service):
+    """Of the network, which `/v1` counts for with `API_KEYS=*`."""
+    limits = service.client.get("/api/v1/usage").json["limits"]
+    return int(Decimal(limits["day"]["spent_usd"]) * 10**9)
+
+
 def assert_is_told_and_billed(service, answer):
     last = parse_events(answer.data)[-1]
     assert (shown(answer), last["status"], nanousd(last["cost_usd"])) == ("Hello there", "complete", BILL)
@@ -167,6 +174,64 @@ def test_tool_calls_of_a_whole_answer_in_place_of_a_stream_have_their_index(serv
     first = json.loads(answer.data.split(b"\n\n")[0].removeprefix(b"data: "))
     assert first["choices"][0]["delta"]["tool_calls"] == [{"index": index, **call} for index, call in enumerate(calls)]
     assert first["object"] == "chat.completion.chunk"
+
+
+@pytest.mark.parametrize("kind", ["application/json", "text/event-stream", "text/plain", ""])
+@pytest.mark.parametrize("before", [b"", b": on its way\n\n", b"\xef\xbb\xbf", b"event: ping\ndata: {}\n\n", b"\n"])
+def test_a_stream_in_place_of_a_whole_answer(service, upstream, kind, before):
+    upstream.sent = head(kind) + before + GOOD
+    answer = service.client.post("/v1/chat/completions", json=ASKED)
+    assert answer.json == WHOLE
+    assert booked(service) == BILL
+
+
+def test_all_of_a_stream_in_place_of_a_whole_answer_is_put_together(service, upstream):
+    def piece(index=0, finish=None, **delta):
+        return {"id": "c", "model": "m", "choices": [{"index": index, "delta": delta, "finish_reason": finish}]}
+
+    def call(index, arguments, **more):
+        return {"index": index, "function": {"arguments": arguments, **more.pop("function", {})}, **more}
+
+    upstream.sent = head() + sse(
+        piece(role="assistant", content=None, reasoning="h"),
+        piece(1, role="assistant", content="Hi"),
+        piece(
+            role="assistant", reasoning="m", tool_calls=[call(0, "", id="a", type="function", function={"name": "f"})]
+        ),
+        piece(tool_calls=[call(0, '{"x"'), call(1, "{}", id="b", type="function", function={"name": "g"})]),
+        piece(tool_calls=[call(0, ":1}")]),
+        piece(1, "length", content=" there"),
+        piece(0, "tool_calls", content=None),
+        {"id": "c", "choices": [], "usage": USAGE | {"completion_tokens": 50, "total_tokens": 70}},
+        b"data: [DONE]\n\n",
+    )
+    answer = service.client.post("/v1/chat/completions", json={**ASKED, "n": 2})
+    function = [{"arguments": '{"x":1}', "name": "f"}, {"arguments": "{}", "name": "g"}]
+    calls = [{"function": each, "id": name, "type": "function"} for each, name in zip(function, "ab", strict=True)]
+    first = {"role": "assistant", "content": None, "reasoning": "hm", "tool_calls": calls}
+    assert answer.json["choices"] == [
+        {"index": 0, "message": first, "finish_reason": "tool_calls"},
+        {"index": 1, "message": {"role": "assistant", "content": "Hi there"}, "finish_reason": "length"},
+    ]
+    assert (answer.json["object"], answer.json["usage"]["completion_tokens"]) == ("chat.completion", 50)
+    assert booked(service) == 70 * TOKEN
+
+
+@pytest.mark.parametrize(
+    "end", [b"", sse({"error": {"message": "no", "code": 500}}), sse([1]), sse({"choices": 7}), sse({"choices": [7]})]
+)
+def test_a_stream_in_place_of_a_whole_answer_that_breaks_is_booked_whole(service, upstream, end):
+    upstream.sent = head() + sse(chunk("Hello")) + end
+    answer = service.client.post("/v1/chat/completions", json=ASKED)
+    assert answer.status_code == 424
+    assert booked(service) == nanousd(answer.headers["X-Cost-Reserved-USD"])
+
+
+def test_an_error_as_the_first_event_in_place_of_a_whole_answer_costs_nothing(service, upstream):
+    upstream.sent = head() + sse({"error": {"message": "try again", "code": 429}})
+    answer = service.client.post("/v1/chat/completions", json=ASKED)
+    assert (answer.status_code, answer.json["error"]["code"]) == (429, "upstream_busy")
+    assert booked(service) == 0
 
 
 def test_one_event_a_line(service, upstream):

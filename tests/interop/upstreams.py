@@ -2,7 +2,7 @@
 
 Each is installed by version into an environment of its own below ``.data/interop``, started, and asked through the
 service: streamed and whole, on both routes. What was booked has to be what the usage in the answer costs. It prints a
-table, and exits with 1 if a bill differs. The tests of the project do not need it, and CI does not run it.
+table, and exits with 1 if a bill differs or a server could not be run. The tests of the project do not need it.
 """
 
 import argparse
@@ -23,8 +23,9 @@ from flask.testing import FlaskClient
 from flaskapp.config import load_config
 from flaskapp.factory import create_app
 from flaskapp.ops.embedded_redis import free_port
+from tests.interop.environments import NotInstalled, python_environment
+from tests.servers import ROOT
 
-ENVIRONMENTS = Path(".data/interop")
 START_SECONDS = 120
 INPUT_USD_PER_MTOK, OUTPUT_USD_PER_MTOK = Decimal("2.5"), Decimal(10)
 """As LiteLLM prices what it mocks: it sends its own bill beside the usage, and a higher one would be booked."""
@@ -47,7 +48,7 @@ ASKED = {"messages": [{"role": "user", "content": "What is Litecoin?"}], "max_to
 class Server:
     """An upstream that a package ships."""
 
-    requirement: str
+    requirements: tuple[str, ...]
     command: Callable[[Path, Path, int], list[str]]
     """Of the environment's ``bin``, a directory of its own, and the port."""
     ready_path: str
@@ -55,6 +56,8 @@ class Server:
     """How the service reaches it; `{port}` is replaced."""
     refused_model: str = ""
     """A model that it does not have; empty where it takes any."""
+    context_tokens: int = 0
+    """How much it takes; 0 where it takes anything."""
 
 
 def litellm(programs: Path, directory: Path, port: int) -> list[str]:
@@ -68,38 +71,45 @@ def litellm(programs: Path, directory: Path, port: int) -> list[str]:
     return [f"{programs}/litellm", "--config", str(configuration), "--host", "127.0.0.1", "--port", str(port)]
 
 
+def llama_cpp(programs: Path, directory: Path, port: int) -> list[str]:
+    return [f"{programs}/python", str(ROOT / "tests/interop/servers/llama_cpp.py"), str(directory), str(port)]
+
+
+def katan(programs: Path, directory: Path, port: int) -> list[str]:
+    where = ["--host", "127.0.0.1", "--port", str(port), "--stats-file", str(directory / "stats.json")]
+    return [f"{programs}/llm-katan", "--model", "echo", "--backend", "echo", *where]
+
+
+def hardcap(programs: Path, _: Path, port: int) -> list[str]:
+    pace = ["--ttft-ms", "0", "--tpot-ms", "0"]
+    return [f"{programs}/hardcap", "mock", "--host", "127.0.0.1", "--port", str(port), *pace]
+
+
+HERE = {"LLM_BASE_URL": "http://127.0.0.1:{port}/v1", "LLM_API_KEY": "sk-interop"}
 SERVERS = {
     "litellm": Server(
-        "litellm[proxy]==1.108.7",
+        ("litellm[proxy]==1.108.7",),
         litellm,
         "/health/liveliness",
-        {
-            "LLM_BASE_URL": "http://127.0.0.1:{port}/v1",
-            "LLM_API_KEY": "sk-interop",
-            "LLM_MODEL": "mocked",
-            "LLM_MODELS": "mocked,absent",
-        },
+        {**HERE, "LLM_MODEL": "mocked", "LLM_MODELS": "mocked,absent"},
         refused_model="absent",
     ),
+    "llama.cpp": Server(
+        ("xllamacpp==2026.10.11549", "gguf==0.19.0"),
+        llama_cpp,
+        "/health",
+        {**HERE, "LLM_MODEL": "noise", "LLM_MAX_INPUT_TOKENS": "100000"},
+        context_tokens=2_048,
+    ),
+    "llm-katan": Server(("llm-katan==0.22.0",), katan, "/health", {**HERE, "LLM_MODEL": "echo"}),
+    "hardcap": Server(("hardcap==0.1.0",), hardcap, "/healthz", {**HERE, "LLM_MODEL": "mock"}),
 }
-
-
-def installed(name: str, server: Server) -> Path:
-    """The programs of its environment, which is made where it is not there."""
-    place = (ENVIRONMENTS / f"{name}-{server.requirement.rpartition('==')[2]}").absolute()
-    mark = place / "installed"
-    if not mark.exists():
-        click.echo(f"installing {server.requirement} …", err=True)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", place], check=True)
-        subprocess.run([place / "bin" / "pip", "install", "--quiet", server.requirement], check=True)
-        mark.touch()
-    return place / "bin"
 
 
 @contextlib.contextmanager
 def running(name: str, server: Server) -> Iterator[int]:
     """The port of the server, once it answers."""
-    programs, port = installed(name, server), free_port()
+    programs, port = python_environment(name, server.requirements), free_port()
     directory = programs.parent
     # Its model list is shipped with it; it has to fetch none.
     environment = {"PATH": f"{programs}:/usr/bin:/bin", "HOME": str(directory), "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
@@ -121,7 +131,7 @@ def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2):  # noqa: S310 (our own address)
             return
         time.sleep(0.2)
-    raise SystemExit(f"no answer from {url}")
+    raise NotInstalled(f"no answer from {url}")
 
 
 def spent(client: FlaskClient, **headers: str) -> Decimal:
@@ -168,6 +178,7 @@ WAYS = {"chat, streamed": chat, "/v1, streamed": streamed, "/v1, whole": whole}
 def rows_of(name: str) -> Iterator[tuple[str, str, str, bool]]:
     """Server, way, what was seen, and whether it is right."""
     server = SERVERS[name]
+    what = f"`{server.requirements[0]}`"
     with running(name, server) as port:
         environment = {key: text.format(port=port) for key, text in server.variables.items()} | PRICES | PLENTY
         fixed = {"THROTTLE_BACKEND": "memory", "REDIS_URL": "fake://", "API_KEYS": "*", "LOG_LEVEL": "ERROR"}
@@ -179,18 +190,23 @@ def rows_of(name: str) -> Iterator[tuple[str, str, str, bool]]:
             text, usage = ask(client)
             booked = spent(client, **who) - before
             seen = f"{text[:40]!r}, usage costs {cost(usage)}, booked {booked}"
-            yield server.requirement, way, seen, bool(text) and booked == cost(usage)
+            yield what, way, seen, bool(text) and booked == cost(usage)
         if server.refused_model:
-            yield server.requirement, "a model that it has not", *refused(client, server.refused_model)
+            yield what, "a model that it has not", *refused(client, model=server.refused_model)
+        if server.context_tokens:
+            messages = [{"role": "user", "content": "word " * server.context_tokens}]
+            yield what, "too long a prompt", *refused(client, messages=messages)
         app.extensions["tollgate"].stop()
 
 
-def refused(client: FlaskClient, model: str) -> tuple[str, bool]:
+def refused(client: FlaskClient, **changes: object) -> tuple[str, bool]:
+    """What the service makes of the server's no."""
     before = spent(client)
-    answer = client.post("/v1/chat/completions", json={**ASKED, "model": model})
+    answer = client.post("/v1/chat/completions", json={**ASKED, **changes})
     error = answer.get_json()["error"]
-    is_right = answer.status_code in {400, 404} and spent(client) == before
-    return f"{answer.status_code} {error['code']}: {error['reason'][:60]}, booked {spent(client) - before}", is_right
+    code = "model_not_found" if "model" in changes else "context_length_exceeded"
+    is_right = answer.status_code in {400, 404} and error["code"] == code and spent(client) == before
+    return f"{answer.status_code} {error['code']}: {error['message'][:120]}, booked {spent(client) - before}", is_right
 
 
 def main() -> int:
@@ -200,9 +216,13 @@ def main() -> int:
     is_right = True
     click.echo("| upstream | way | seen | |\n|---|---|---|---|")
     for name in names:
-        for requirement, way, seen, is_fine in rows_of(name):
-            click.echo(f"| {requirement} | {way} | {seen} | {'as billed' if is_fine else 'WRONG'} |")
-            is_right &= is_fine
+        try:
+            for server, way, seen, is_fine in rows_of(name):
+                click.echo(f"| {server} | {way} | {seen} | {'right' if is_fine else 'WRONG'} |")
+                is_right &= is_fine
+        except NotInstalled as error:
+            click.echo(f"{name} could not be run: {error}", err=True)
+            is_right = False
     return 0 if is_right else 1
 
 
