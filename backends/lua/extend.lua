@@ -22,8 +22,9 @@ Worked example: it holds 1000, to 1500, at_least 1100, the window has room for 3
 Promise: as reserve.lua's. `to` is the whole, so a question that is asked again charges nothing more.
 ]]
 
-local SECOND, RECORD_KEEP_S = 1000000, 3600
-local call, tonumber, floor, ceil, format, match = redis.call, tonumber, math.floor, math.ceil, string.format, string.match
+local SECOND, RECORD_KEEP_S, THE_SIX = 1000000, 3600, '...six' -- As in records.py.
+local call, tonumber, floor, ceil = redis.call, tonumber, math.floor, math.ceil
+local format, match, find = string.format, string.match, string.find
 
 local now_us = tonumber(ARGV[1])
 if not now_us then
@@ -35,6 +36,7 @@ local MINE, EVERYBODY, BUDGETS = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(
 local WINDOWS, OWNERS = tonumber(ARGV[12]), tonumber(ARGV[13])
 local PENDING, rid = 1 + BUDGETS + WINDOWS, ARGV[14 + BUDGETS + 3 * WINDOWS]
 local made_s, pending_bucket_s = floor(made_at_us / SECOND), ceil(pending_s / 12) -- As in keys.py.
+local pending_bucket = format('%.0f', made_s - made_s % pending_bucket_s)
 
 -- Read and decide.
 
@@ -51,7 +53,7 @@ end
 for at = 14 + BUDGETS, 13 + BUDGETS + 3 * WINDOWS, 3 do
   local window_s, place = tonumber(ARGV[at + 1]), places[tonumber(ARGV[at])]
   local bucket_s = ceil(window_s / 20) -- As in keys.py.
-  place.bucket, place.ttl_s = made_s - made_s % bucket_s, window_s + bucket_s
+  place.bucket, place.ttl_s = format('%.0f', made_s - made_s % bucket_s), window_s + bucket_s
   ends_us = math.min(ends_us, (place.bucket + place.ttl_s) * SECOND)
 end
 -- Past its time it may have been reported as expired; and what has left a window cannot be charged to it.
@@ -73,20 +75,39 @@ for i, place in ipairs(places) do
   else
     local text = call('GET', KEYS[1 + i])
     -- An error names the place and not the key: that holds an identifier, which must not reach a log whole.
-    if text and (not string.find(text, '^%d+$') or #text > 16) then error('KEYS ' .. 1 + i .. ' holds no amount') end
+    if text and (not find(text, '^%d+$') or #text > 16) then error('KEYS ' .. 1 + i .. ' holds no amount') end
     place.spent = tonumber(text or 0)
   end
   local room = not place.is_cleared and tonumber(ARGV[13 + i]) and ARGV[13 + i] - place.spent or math.huge
   if room < at_least - held and not refusing then refusing = i end
   more = math.min(more, math.max(room, 0))
 end
-for i = 1, OWNERS do call('ZCARD', KEYS[PENDING + i]) end
+-- Where an owner's pending money of this reservation is: in the member that names most of what the record does.
+local function own_member(flat)
+  local own, named = pending_bucket, nil
+  for i = 1, #flat, 2 do
+    local start, digests = match(flat[i], '^(%d+):(.*)$')
+    if start == pending_bucket and #flat[i] > #own then
+      if not named then
+        local who, further = match(charged_to, '^%d+ %d+ (%S+) %S+ ?(.*)$')
+        named = further .. (who ~= '-' and THE_SIX or '')
+      end
+      local is_ours = true
+      for digest in string.gmatch(digests, '......') do is_ours = is_ours and find(named, digest, 1, true) end
+      if is_ours then own = flat[i] end
+    end
+  end
+  return own
+end
+
+local own = {}
+for i = 1, OWNERS do own[i] = own_member(call('ZRANGE', KEYS[PENDING + i], 0, -1, 'WITHSCORES')) end
 if refusing and at_least > held then return { places[refusing].status, held, now_us, refusing } end
 
 -- Write: the record first, since a server that takes no writes refuses here, before anything has changed.
 
 local function charge_bucket(key, more_text, bucket, ttl_s)
-  if tonumber(call('ZINCRBY', key, more_text, format('%.0f', bucket))) == more and call('TTL', key) < ttl_s then call('EXPIRE', key, ttl_s) end
+  if tonumber(call('ZINCRBY', key, more_text, bucket)) == more and call('TTL', key) < ttl_s then call('EXPIRE', key, ttl_s) end
 end
 
 local reply, more_text = { 0, held + more, now_us }, format('%.0f', more)
@@ -110,6 +131,6 @@ for i, place in ipairs(places) do
 end
 for i = 1, more > 0 and OWNERS or 0 do
   local ttl_s = pending_s + pending_bucket_s + (i == EVERYBODY and RECORD_KEEP_S or 0)
-  if not (is_cleared and i == MINE) then charge_bucket(KEYS[PENDING + i], more_text, made_s - made_s % pending_bucket_s, ttl_s) end
+  if not (is_cleared and i == MINE) then charge_bucket(KEYS[PENDING + i], more_text, own[i], ttl_s) end
 end
 return reply

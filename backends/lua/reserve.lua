@@ -4,7 +4,8 @@ reserve: may this request spend at most `cost`? Every budget is charged, or none
 KEYS  record          llm:reservation:<rid>      string  "<state> <nanousd> <made_at_us> <request_digest> <charged_to>"
       per budget      as keys.py makes it        string  nanousd, or zset: bucket start (unix s) -> nanousd: a window
       per window      llm:running:<its key>      string  "<window_s> <bucket> <buckets> <witness> <total> <oldest>"; see the end
-      per owner       llm:open:<scope>:<owner>   zset    bucket start (unix s) -> nanousd of pending reservations
+      per owner       llm:open:<scope>:<owner>   zset    member -> nanousd of pending reservations: a bucket's start (unix s), and
+                      a colon and digests of what they are charged to of this owner, but where that is the six and nothing else
       marker          llm:throttle:<identifier>  string  "<cause> <until_us> <ends_at_us, 0: never> busy|spent"; unless ARGV 10 is ''
       idempotency     llm:idempotency:<digest>   string  "<state> <body> <rid> <nanousd> <until_us>"; only with `body`
 
@@ -20,6 +21,7 @@ ARGV  1  now_us           '' in production: Redis' own TIME; a number in tests
      11  plan             of each budget "<its owner's number>,<marker_s>,<1: shadow>,<status>,<start_s>,<end_s>,<keep_until_s>,<cause> ";
                           the times are 0 for a window, and where a period never ends. It is one word, since each takes time.
      12  budgets          13  windows    14  owners   how many there are          15  everybody   that owner's number, or 0
+     16  pending          of each owner "<what follows the start in the members of its pending money>,"; '' where that is nothing for all
      then per budget      limit, nanousd; '': none
      then per window      its budget's number, window_s, and its witness: the number of the total that it is always charged with, or 0
      then                 body: digest of what was asked, and rid; only with an idempotency key
@@ -48,7 +50,9 @@ another number of buckets, or a refusal makes the script read the buckets themse
 ]]
 
 local SECOND, LIVE_PENDING_BUCKETS, RECORD_KEEP_S, IDEMPOTENCY_KEEP_S, NEVER_S = 1000000, 13, 3600, 86400, 2 ^ 53
-local call, tonumber, floor, ceil, max, format, match = redis.call, tonumber, math.floor, math.ceil, math.max, string.format, string.match
+local THE_SIX = '...six' -- As in records.py.
+local call, tonumber, floor, ceil, max = redis.call, tonumber, math.floor, math.ceil, math.max
+local format, match, find, sub = string.format, string.match, string.find, string.sub
 
 local now_us = tonumber(ARGV[1])
 if not now_us then
@@ -58,7 +62,7 @@ end
 local now_s = floor(now_us / SECOND)
 local cost, cost_text, pending_s = tonumber(ARGV[6]), ARGV[6], tonumber(ARGV[8])
 local BUDGETS, WINDOWS, OWNERS, EVERYBODY = tonumber(ARGV[12]), tonumber(ARGV[13]), tonumber(ARGV[14]), tonumber(ARGV[15])
-local PENDING, LENGTHS = 1 + BUDGETS + WINDOWS, 15 + BUDGETS
+local PENDING, LENGTHS = 1 + BUDGETS + WINDOWS, 16 + BUDGETS
 local MARKER, body = ARGV[10] ~= '' and KEYS[PENDING + OWNERS + 1], ARGV[LENGTHS + 3 * WINDOWS + 1]
 local pending_bucket_s = ceil(pending_s / 12) -- As in keys.py.
 
@@ -102,7 +106,7 @@ for at = LENGTHS + 1, LENGTHS + 3 * WINDOWS, 3 do
   local window = { key = key, bucket = format('%.0f', now_s - now_s % bucket_s), bucket_s = bucket_s, window_s = window_s, is_known = false, oldest = 'none', total = 0 }
   if known then
     local head = ARGV[at + 1] .. ' ' .. window.bucket .. ' ' .. call('ZCARD', key) .. ' '
-    local was, total, oldest = match(known, '^(%d+) (%d+) (%d+)$', string.sub(known, 1, #head) == head and #head + 1 or #known)
+    local was, total, oldest = match(known, '^(%d+) (%d+) (%d+)$', sub(known, 1, #head) == head and #head + 1 or #known)
     local more = was and witness - was
     if was and more >= 0 and oldest + bucket_s + window_s > now_us / SECOND then
       window.is_known, window.total, window.oldest = true, total + more, oldest
@@ -112,10 +116,10 @@ for at = LENGTHS + 1, LENGTHS + 3 * WINDOWS, 3 do
   windows[number], spent[number] = window, window.total
 end
 for i = 1, BUDGETS do
-  local limit = tonumber(ARGV[15 + i])
+  local limit = tonumber(ARGV[16 + i])
   if not spent[i] then
     local text = texts[i] or call('GET', KEYS[1 + i])
-    if text and (not string.find(text, '^%d+$') or #text > 16) then error('KEYS ' .. 1 + i .. ' holds no amount') end
+    if text and (not find(text, '^%d+$') or #text > 16) then error('KEYS ' .. 1 + i .. ' holds no amount') end
     spent[i] = tonumber(text or 0)
   end
   if limit and spent[i] + cost > limit then fits = false end
@@ -150,10 +154,14 @@ local plan
 local function planned(number)
   if not plan then
     plan = {}
+    local digests, next_digest = match(ARGV[9], '%S*$'), 1 -- What a record says of further budgets.
     for owner, marker_s, shadow, status, start_s, end_s, keep_until_s, cause in
       string.gmatch(ARGV[11], '(%d+),(%d+),(%d),(%d+),(%d+),(%d+),(%d+),(%S+) ') do
+      local is_further = status == '13'
       plan[#plan + 1] = { pending = KEYS[PENDING + owner], marker_s = tonumber(marker_s), is_shadow = shadow == '1', status = tonumber(status),
-        start_s = tonumber(start_s), end_s = tonumber(end_s), keep_until_s = tonumber(keep_until_s), cause = cause }
+        start_s = tonumber(start_s), end_s = tonumber(end_s), keep_until_s = tonumber(keep_until_s), cause = cause,
+        digest = is_further and sub(digests, next_digest, next_digest + 5) or THE_SIX }
+      if is_further then next_digest = next_digest + 6 end
     end
   end
   return plan[number]
@@ -180,21 +188,23 @@ end
 local without_room = ''
 if not fits then
   local limits = {}
-  for i = 1, BUDGETS do limits[i] = tonumber(ARGV[15 + i]) or math.huge end
+  for i = 1, BUDGETS do limits[i] = tonumber(ARGV[16 + i]) or math.huge end
   -- An admitted request finds out by its writes whether these are of the wrong kind.
   for i = 1, OWNERS do call('ZCARD', KEYS[PENDING + i]) end
   for number, window in pairs(windows) do
     if window.is_known then spent[number] = read_buckets(window, window.key, over_after(window.bucket_s, window.window_s)).total end
   end
 
-  -- Pending money in buckets that end later than `since_s` is in the limit. Where a window is hardly longer than an answer
-  -- may take, expired money may leave it before it leaves the pending buckets: only what is surely in both counts.
+  -- Pending money that was charged to this budget, in buckets that end later than `since_s`, is in the limit. Where a window
+  -- is hardly longer than an answer may take, expired money may leave it before it leaves the pending buckets: only what is
+  -- surely in both counts.
   local function pending_in(number)
     local window, total = windows[number], 0
     local since_s = window and now_s - window.window_s + pending_bucket_s - 1 or planned(number).start_s
-    local pending = read_buckets({}, planned(number).pending, over_after(pending_bucket_s, pending_s))
-    for i = 1, #pending.flat, 2 do
-      if pending.flat[i] > pending.over_text and pending.flat[i] + pending_bucket_s > since_s then total = total + pending.flat[i + 1] end
+    local flat, over_text, digest = call('ZRANGE', planned(number).pending, 0, -1, 'WITHSCORES'), over_after(pending_bucket_s, pending_s), planned(number).digest
+    for i = 1, #flat, 2 do
+      local start, is_charged = sub(flat[i], 1, 10), find(flat[i], digest, 12, true) or (digest == THE_SIX and #flat[i] == 10)
+      if is_charged and start > over_text and start + pending_bucket_s > since_s then total = total + flat[i + 1] end
     end
     return total
   end
@@ -256,29 +266,31 @@ end
 
 -- Write: the pending money first. A server that takes no writes refuses here; whichever key refuses, nothing stays changed.
 
-local pending_bucket, expired, is_new = format('%.0f', now_s - now_s % pending_bucket_s), 0, {}
+local pending_bucket, expired, is_new, members = format('%.0f', now_s - now_s % pending_bucket_s), 0, {}, {}
+local suffix = string.gmatch(ARGV[16], '([^,]*),')
 for i = 1, OWNERS do
-  local held = redis.pcall('ZINCRBY', KEYS[PENDING + i], cost_text, pending_bucket)
+  members[i] = pending_bucket .. (suffix() or '')
+  local held = redis.pcall('ZINCRBY', KEYS[PENDING + i], cost_text, members[i])
   if type(held) == 'table' then
     for j = 1, i - 1 do
       local key = KEYS[PENDING + j]
-      if is_new[j] then call('ZREM', key, pending_bucket) else call('ZINCRBY', key, -cost, pending_bucket) end
+      if is_new[j] then call('ZREM', key, members[j]) else call('ZINCRBY', key, -cost, members[j]) end
     end
     return held
   end
   is_new[i] = tonumber(held) == cost
 end
 
--- A key of pending money gets its TTL with each new bucket. pending_s changes with a restart at most, so the TTL outlasts
+-- A key of pending money gets its TTL with each new member. pending_s changes with a restart at most, so the TTL outlasts
 -- the bucket; else busy may be reported as spent for once. Everybody's is kept as long as records are: the first request after
 -- a lull reports what has expired before it. Settlements remove what is over; where none come (workers that are killed),
--- a reservation with a new bucket does. What is over in everybody's has expired, and is reported once.
+-- a reservation with a new member does. What is over in everybody's has expired, and is reported once.
 for i = 1, OWNERS do
   if is_new[i] then
     local key = KEYS[PENDING + i]
     call('EXPIRE', key, pending_s + pending_bucket_s + (i == EVERYBODY and RECORD_KEEP_S or 0))
     if call('ZCARD', key) > LIVE_PENDING_BUCKETS + 1 then
-      local pending = read_buckets({}, key, over_after(pending_bucket_s, pending_s))
+      local pending = read_buckets({}, key, over_after(pending_bucket_s, pending_s) .. '~') -- With whatever follows it.
       if pending.over then call('ZREM', key, unpack(pending.over)) end
       if i == EVERYBODY then expired = pending.over_total end
     end

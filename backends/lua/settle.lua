@@ -28,8 +28,9 @@ Promise: at most one end for an id; no total goes below zero; a total that has a
 What is taken back is what the record holds, so an extension whose reply was lost is taken back too.
 ]]
 
-local SECOND, RECORD_KEEP_S, IDEMPOTENCY_KEEP_S = 1000000, 3600, 86400
-local call, tonumber, floor, ceil, max, format, match = redis.call, tonumber, math.floor, math.ceil, math.max, string.format, string.match
+local SECOND, RECORD_KEEP_S, IDEMPOTENCY_KEEP_S, THE_SIX = 1000000, 3600, 86400, '...six' -- As in records.py.
+local call, tonumber, floor, ceil, max = redis.call, tonumber, math.floor, math.ceil, math.max
+local format, match, find, sub = string.format, string.match, string.find, string.sub
 
 local now_us = tonumber(ARGV[1])
 if not now_us then
@@ -44,13 +45,13 @@ local pending_bucket = format('%.0f', made_s - made_s % pending_bucket_s)
 
 -- Read and decide.
 
-local status, delta, held = 0, tonumber(ARGV[4]), 0
+local status, delta, held, charged_to = 0, tonumber(ARGV[4]), 0, ''
 local record = call('GET', KEYS[1])
 if record then
-  local state, nanousd, known_digest = match(record, '^(%a+) (%d+) %d+ (%x+) ')
+  local state, nanousd, known_digest, its = match(record, '^(%a+) (%d+) %d+ (%x+) (.*)$')
   if known_digest ~= ARGV[2] then return { 9, 0, now_us, 0 } end
   if state ~= 'open' then return { 1, tonumber(nanousd), now_us, 0 } end
-  held = tonumber(nanousd)
+  held, charged_to = tonumber(nanousd), its
   delta = delta - held
 elseif now_us >= made_at_us + RECORD_KEEP_S * SECOND then
   return { 3, 0, now_us, 0 }
@@ -75,7 +76,7 @@ end
 for i, place in ipairs(places) do
   -- As in reserve.lua: MGET takes a key of another kind for a missing one, and an error names the place and not the key.
   local text = place.bucket and call('ZSCORE', KEYS[1 + i], place.bucket) or not place.bucket and (texts[i] or call('GET', KEYS[1 + i]))
-  if text and (not string.find(text, '^%d+$') or #text > 16) then error('KEYS ' .. 1 + i .. ' holds no amount') end
+  if text and (not find(text, '^%d+$') or #text > 16) then error('KEYS ' .. 1 + i .. ' holds no amount') end
   place.held = tonumber(text or nil)
   local is_over = place.keep_until_s > 0 and place.keep_until_s * SECOND <= now_us
   -- What was cleared from the identifier's books is not taken from them again. 0 - x and not -x: that of nothing is -0.
@@ -83,15 +84,34 @@ for i, place in ipairs(places) do
   is_even = is_even and (place.is_cleared or place.change == delta)
 end
 
+-- Where an owner's pending money of this reservation is: in the member that names most of what the record does.
+local function own_member(flat)
+  local own, named = pending_bucket, nil
+  for i = 1, #flat, 2 do
+    local start, digests = match(flat[i], '^(%d+):(.*)$')
+    if start == pending_bucket and #flat[i] > #own then
+      if not named then
+        local who, further = match(charged_to, '^%d+ %d+ (%S+) %S+ ?(.*)$')
+        named = further .. (who ~= '-' and THE_SIX or '')
+      end
+      local is_ours = true
+      for digest in string.gmatch(digests, '......') do is_ours = is_ours and find(named, digest, 1, true) end
+      if is_ours then own = flat[i] end
+    end
+  end
+  return own
+end
+
 -- What a killed worker left pending is removed here, so that a key of pending money never grows.
 local pendings = {}
 for i = 1, OWNERS do
   local its = { key = KEYS[PENDING + i], over = {}, expired = 0 }
   local flat = call('ZRANGE', its.key, 0, -1, 'WITHSCORES')
+  its.own = held > 0 and not (is_cleared and i == MINE) and own_member(flat)
   for j = 1, #flat, 2 do
-    local start, amount = tonumber(flat[j]), tonumber(flat[j + 1])
+    local start, amount = tonumber(sub(flat[j], 1, 10)), tonumber(flat[j + 1])
     local is_over = not start or (start + pending_bucket_s + pending_s) * SECOND <= now_us
-    local own = flat[j] == pending_bucket and not (is_cleared and i == MINE) and held or 0
+    local own = flat[j] == its.own and held or 0
     if is_over then its.expired = its.expired + max(amount - own, 0) end
     if is_over or (own > 0 and amount <= own) then its.over[#its.over + 1] = flat[j] elseif own > 0 then its.is_mine_there = true end
   end
@@ -126,7 +146,7 @@ end
 -- What is known of windows holds while all that is booked for their owners changes alike.
 if WINDOWS > 0 and not is_even then call('DEL', unpack(KEYS, 2 + BUDGETS, PENDING)) end
 for _, its in ipairs(pendings) do
-  if its.is_mine_there then call('ZINCRBY', its.key, format('%.0f', -held), pending_bucket) end
+  if its.is_mine_there then call('ZINCRBY', its.key, format('%.0f', -held), its.own) end
   if #its.over > 0 then call('ZREM', its.key, unpack(its.over)) end
 end
 

@@ -19,7 +19,7 @@ from backends.keys import (
     reset_key,
     rows_at,
 )
-from backends.records import NO_OWNER, digest_of, key_digest, record_in
+from backends.records import NO_OWNER, digest_of, key_digest, pending_suffix, record_in
 from backends.strategies import arithmetic, outcomes
 from backends.strategies.arithmetic import NEVER_SECONDS
 
@@ -64,6 +64,8 @@ class Shape(NamedTuple):
     network_at: int
     further_at: tuple[int, ...]
     """Which budgets a record names by their keys, from 0."""
+    pending_format: str
+    """With the digests of these keys: what follows the start in the members of pending money; empty without any."""
     window_seconds: int
     """Of the built-in windows, as a record has it; 0 where not all six are there."""
     plan: str
@@ -100,6 +102,7 @@ def _shape(rules: tuple[tuple[Any, ...], ...], quarter: int) -> Shape:
     prefixes = {row.budget.scope: row.layout.pending_prefix for row in rows}
     windows_at = tuple(i for i, row in enumerate(rows) if row.layout.window_seconds)
     has_the_six = sum(row.layout.is_built_in for row in rows) == len(BUILT_IN)
+    further_at = tuple(i for i, row in enumerate(rows) if not (has_the_six and row.layout.is_built_in))
     ends = [row.layout for row in rows if row.layout.end_seconds]
     kept = [f"{owner},{row.layout.keep_until_seconds}" for owner, row in zip(owner_of, rows, strict=True)]
     return Shape(
@@ -110,7 +113,8 @@ def _shape(rules: tuple[tuple[Any, ...], ...], quarter: int) -> Shape:
         pending=tuple((prefixes[scope], -1 if scope is Scope.GLOBAL else at[scope]) for scope in scopes),
         identifier_at=at.get(Scope.IDENTIFIER, -1),
         network_at=at.get(Scope.NETWORK, -1),
-        further_at=tuple(i for i, row in enumerate(rows) if not (has_the_six and row.layout.is_built_in)),
+        further_at=further_at,
+        pending_format="".join(f"{_pending_format(rows, further_at, scope)}," for scope in scopes if further_at),
         window_seconds=max(rows[i].layout.window_seconds * rows[i].layout.is_built_in for i in windows_at)
         if has_the_six
         else 0,
@@ -144,6 +148,12 @@ def _shape(rules: tuple[tuple[Any, ...], ...], quarter: int) -> Shape:
     )
 
 
+def _pending_format(rows: Sequence[Row], further_at: Sequence[int], scope: Scope) -> str:
+    digests = "".join(f"{{{at}}}" for at, i in enumerate(further_at) if rows[i].budget.scope is scope)
+    has_the_six = any(row.layout.is_built_in for row in rows if row.budget.scope is scope)
+    return pending_suffix(digests, has_the_six=has_the_six)
+
+
 def _witness(rows: Sequence[Row], window_at: int, now_seconds: int) -> int:
     """The number of the day of a built-in window's owner, if nothing that counts in the window is older; else 0.
 
@@ -162,8 +172,11 @@ def _witness(rows: Sequence[Row], window_at: int, now_seconds: int) -> int:
 
 def _keys_of(
     shape: Shape, reservation_id: str, budgets: tuple[Budget, ...], pending_seconds: int
-) -> tuple[list[str], str]:
-    """The keys of a record, of budgets, of what windows came to, and of pending money; and what the record says."""
+) -> tuple[list[str], str, list[str]]:
+    """The keys of a record, of budgets, of what windows came to, and of pending money.
+
+    Then what the record says, and the digests in it of the keys of further budgets.
+    """
     books = [
         f"{prefix}{budget[1]}{suffix}" if names_owner else f"{prefix}{suffix}"
         for (prefix, suffix, names_owner), budget in zip(shape.key_parts, budgets, strict=True)
@@ -172,18 +185,19 @@ def _keys_of(
     if shape.window_seconds:
         who, network = digest_of(budgets[shape.identifier_at].owner), digest_of(budgets[shape.network_at].owner)
     charged_to = f"{shape.window_seconds} {pending_seconds} {who} {network}"
-    if shape.further_at:
-        charged_to = f"{charged_to} {''.join([key_digest(books[i]) for i in shape.further_at])}"
+    digests = [key_digest(books[i]) for i in shape.further_at]
+    if digests:
+        charged_to = f"{charged_to} {''.join(digests)}"
     running = [f"{RUNNING_PREFIX}{books[i][4:]}" for i in shape.windows_at]
     pending = [prefix if i < 0 else f"{prefix}{budgets[i][1]}" for prefix, i in shape.pending]
-    return [f"{RECORD_PREFIX}{reservation_id}", *books, *running, *pending], charged_to
+    return [f"{RECORD_PREFIX}{reservation_id}", *books, *running, *pending], charged_to, digests
 
 
 def reserve_call(ask: Ask, request_digest: str, now: Now) -> ScriptCall:
     """The words of `reserve.lua`."""
     budgets = ask.budgets
     shape = _shape_at(budgets, now.us // US_PER_SECOND)
-    keys, charged_to = _keys_of(shape, ask.reservation_id, budgets, ask.pending_seconds)
+    keys, charged_to, digests = _keys_of(shape, ask.reservation_id, budgets, ask.pending_seconds)
     mark = ""
     if shape.mine:
         keys.append(f"{MARKER_PREFIX}{budgets[shape.identifier_at].owner}")
@@ -202,6 +216,7 @@ def reserve_call(ask: Ask, request_digest: str, now: Now) -> ScriptCall:
         shape.plan,
         *shape.counts,
         shape.everybody,
+        shape.pending_format.format(*digests) if digests else "",
         *shape.limits,
         *shape.windows,
     ]
@@ -347,7 +362,7 @@ def _of_reservation(reservation: Reservation) -> tuple[Shape, list[str], str]:
     """What `settle.lua` and `extend.lua` are sent of the budgets, all their keys, and what the record says."""
     budgets = reservation.budgets
     shape = _shape_at(budgets, reservation.made_at_us // US_PER_SECOND)
-    keys, charged_to = _keys_of(shape, reservation.reservation_id, budgets, reservation.pending_seconds)
+    keys, charged_to, _ = _keys_of(shape, reservation.reservation_id, budgets, reservation.pending_seconds)
     if shape.mine:
         keys.append(reset_key(budgets[shape.identifier_at].owner))
     if reservation.idempotency is not None:

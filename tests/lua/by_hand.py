@@ -3,7 +3,7 @@
 import hashlib
 from typing import NamedTuple
 
-from backends.records import digest_of, key_digest
+from backends.records import THE_SIX, digest_of, key_digest
 from backends.store.scripts import Script
 
 RESERVE, EXTEND, SETTLE = Script("reserve.lua"), Script("extend.lua"), Script("settle.lua")
@@ -155,6 +155,19 @@ def charged_to(rows, pending_s=120):
     return f"{length} {pending_s} {digest_of(WHO)} {digest_of(NETWORK)} {further}".rstrip()
 
 
+def suffix_of(owner, rows):
+    """What follows a bucket's start in the pending money of an owner who is charged to these of its budgets."""
+    its = [row for row in rows if row.owner == owner]
+    digests = "".join(key_digest(row.key) for row in its if row.key not in BOOKS.values())
+    six = any(row.key in BOOKS.values() for row in its)
+    return f":{THE_SIX * six}{digests}" if digests else ""
+
+
+def pending_word(rows):
+    suffixes = [suffix_of(owner, rows) for owner in dict.fromkeys(row.owner for row in rows)]
+    return "".join(f"{suffix}," for suffix in suffixes) if any(suffixes) else ""
+
+
 def limited(rows, changes):
     """The budgets, with the limits that `changes` has by their names, and the rest of `changes`."""
     rows = [row._replace(limit=changes.pop(row.name, row.limit)) for row in rows]
@@ -194,7 +207,7 @@ def words_of_reserve(rid=ID, rows=SIX, key=None, **changes):
     }
     keys = [f"llm:reservation:{rid}", *places.keys, *([MARKER] if places.mine else []), *keys_of_key(key)]
     limits = [row.limit for row in rows]
-    args = [*words(defaults, changes), *places.counts, places.everybody, *limits, *places.windows]
+    args = [*words(defaults, changes), *places.counts, places.everybody, pending_word(rows), *limits, *places.windows]
     return keys, args + ([BODY, rid] if key else [])
 
 
@@ -288,6 +301,15 @@ def dump(client):
     return {name: client.dump(name) for name in client.keys("*")}
 
 
+def members_of(client, key):
+    """The members of a window or of pending money, as they are stored: member -> nano-dollars."""
+    return {member.decode(): int(nanousd) for member, nanousd in client.zrange(key, 0, -1, withscores=True)}
+
+
 def ring_of(client, key):
     """The buckets of a window or of pending money: start -> nano-dollars."""
-    return {int(start): int(nanousd) for start, nanousd in client.zrange(key, 0, -1, withscores=True)}
+    ring = {}
+    for member, nanousd in members_of(client, key).items():
+        start = int(member.partition(":")[0])
+        ring[start] = ring.get(start, 0) + nanousd
+    return ring
