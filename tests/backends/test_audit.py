@@ -300,7 +300,7 @@ def further(backend, raw):
 def change(raw, key, by):
     """By so much, in a bucket if it has buckets: which."""
     if raw.type(key) == "zset":
-        member = raw.zrange(key, 0, -1)[0]
+        member = raw.zrange(key, 0, -1)[-1]
         raw.zincrby(key, by, member)
         return int(member.partition(":")[0])
     raw.incrby(key, by)

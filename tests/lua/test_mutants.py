@@ -12,7 +12,7 @@ from backends.conformance.harness import RedisHarness
 from backends.conformance.redis_layout import RedisLayout
 from backends.store.scripts import Script
 from backends.strategies import atomic
-from tests.lua import by_hand, test_bounds, test_budgets, test_replies, test_running, test_wrong_kinds
+from tests.lua import by_hand, test_bounds, test_budgets, test_pending, test_replies, test_running, test_wrong_kinds
 
 # What stands in the script, what is put in its place, and the case that notices.
 RESERVE = [
@@ -84,7 +84,7 @@ RESERVE = [
         "local text = texts[i]",
         "reserve_with_a_key_of_another_kind",
     ),
-    ("not string.find(text, '^%d+$') or #text", "#text", "an_error_names_the_place_and_no_key"),
+    ("not find(text, '^%d+$') or #text", "#text", "an_error_names_the_place_and_no_key"),
     (" or #text > 16) then error('KEYS", " or #text > 17) then error('KEYS", "an_error_names_the_place_and_no_key"),
     (
         "error('KEYS ' .. 1 + i .. ' holds no amount')",
@@ -209,8 +209,8 @@ RESERVE = [
     ),
     ("left_ms >= 0 and ceil(left_ms / 1000) or", "", "a_marker_set_by_hand"),
     (
-        "tonumber(ARGV[15 + i]) or math.huge end",
-        "tonumber(ARGV[15 + i]) or 0 end",
+        "tonumber(ARGV[16 + i]) or math.huge end",
+        "tonumber(ARGV[16 + i]) or 0 end",
         "without_a_limit_there_is_always_room",
     ),
     ("  for i = 1, OWNERS do call('ZCARD', KEYS[PENDING + i]) end\n", "", "reserve_with_a_key_of_another_kind"),
@@ -230,19 +230,19 @@ RESERVE = [
         "pending_money_that_may_have_left_a_short_window_makes_it_not_busy",
     ),
     (
-        "planned(number).pending, over_after(pending_bucket_s, pending_s))\n    for",
-        "planned(1).pending, over_after(pending_bucket_s, pending_s))\n    for",
+        "call('ZRANGE', planned(number).pending",
+        "call('ZRANGE', planned(1).pending",
         "busy_is_what_the_pending_money_of_its_own_owner_alone_makes_of_it",
     ),
-    ("pending.flat[i] > pending.over_text and pending", "pending", "a_pending_reservation_past_its_time_is_spent"),
+    ("is_charged and start > over_text and", "is_charged and", "a_pending_reservation_past_its_time_is_spent"),
     (
-        "pending.flat[i] + pending_bucket_s > since_s then",
-        "pending.flat[i] + pending_bucket_s >= since_s then",
+        "start + pending_bucket_s > since_s then",
+        "start + pending_bucket_s >= since_s then",
         "pending_money_that_may_have_left_a_short_window_makes_it_not_busy",
     ),
     (
-        "pending.flat[i] + pending_bucket_s > since_s then",
-        "pending.flat[i] + 0 > since_s then",
+        "start + pending_bucket_s > since_s then",
+        "start + 0 > since_s then",
         "pending_money_that_may_have_left_a_short_window_makes_it_not_busy",
     ),
     (
@@ -408,12 +408,12 @@ RESERVE = [
         "pending_money_that_refuses_leaves_the_buckets_of_the_others_as_they_were",
     ),
     (
-        "if is_new[j] then call('ZREM', key, pending_bucket) else",
+        "if is_new[j] then call('ZREM', key, members[j]) else",
         "if not is_new[j] then",
         "pending_money_that_refuses_leaves_the_buckets_of_the_others_as_they_were",
     ),
     (
-        "call('ZINCRBY', key, -cost, pending_bucket) end",
+        "call('ZINCRBY', key, -cost, members[j]) end",
         "end",
         "pending_money_that_refuses_leaves_the_buckets_of_the_others_as_they_were",
     ),
@@ -559,12 +559,12 @@ RUNNING_TEXTS = [
         "a_ring_that_is_deleted_by_hand_was_not_spent",
     ),
     (
-        "string.sub(known, 1, #head) == head and #head + 1 or #known",
+        "sub(known, 1, #head) == head and #head + 1 or #known",
         "#head + 1",
         "a_ring_that_is_deleted_by_hand_was_not_spent",
     ),
-    ("'^(%d+) (%d+) (%d+)$', string", "'^(%d+) (%d+) (%d+)', string", "a_text_by_hand"),
-    ("'^(%d+) (%d+) (%d+)$', string", "'(%d+) (%d+) (%d+)$', string", "a_text_by_hand"),
+    ("'^(%d+) (%d+) (%d+)$', sub", "'^(%d+) (%d+) (%d+)', sub", "a_text_by_hand"),
+    ("'^(%d+) (%d+) (%d+)$', sub", "'(%d+) (%d+) (%d+)$', sub", "a_text_by_hand"),
     ("if was and more >= 0 and", "if was and", "networks_and_identifiers_have_their_own"),
     ("if was and more >= 0 and", "if was and more > 0 and", "also_by_the_same_id_again"),
     ("and oldest + bucket_s + window_s > now_us / SECOND then", "then", "a_text_of_something_else"),
@@ -677,8 +677,8 @@ EXTEND = [
     ("ceil(pending_s / 12)", "floor(pending_s / 12)", "pending_money_has_buckets_of_a_twelfth_rounded_up"),
     ("ceil(window_s / 20)", "floor(window_s / 20)", "a_window_of_any_length_has_buckets_of_a_twentieth_rounded_up"),
     (
-        "place.ttl_s = made_s - made_s % bucket_s, window_s",
-        "place.ttl_s = made_s, window_s",
+        "place.ttl_s = format('%.0f', made_s - made_s % bucket_s), window_s",
+        "place.ttl_s = format('%.0f', made_s), window_s",
         "between_two_buckets_the_one_that_has_begun_counts",
     ),
     (
@@ -750,7 +750,7 @@ EXTEND = [
         "place.spent = tonumber(flat[j + 1])",
         "an_extension_tells_what_each_budget_has_itself",
     ),
-    ("not string.find(text, '^%d+$') or #text", "#text", "an_error_names_the_place_and_no_key"),
+    ("not find(text, '^%d+$') or #text", "#text", "an_error_names_the_place_and_no_key"),
     (" or #text > 16) then error('KEYS", " or #text > 17) then error('KEYS", "an_error_names_the_place_and_no_key"),
     (
         "error('KEYS ' .. 1 + i .. ' holds no amount')",
@@ -794,7 +794,7 @@ EXTEND = [
         "of_several_limits_the_narrowest_says_how_much_there_is_room_for",
     ),
     ("math.max(room, 0)", "room", "a_limit_lowered_below_what_is_spent_extends_nothing_and_takes_nothing_back"),
-    ("for i = 1, OWNERS do call('ZCARD', KEYS[PENDING + i]) end\n", "", "extend_with_a_key_of_another_kind"),
+    ("call('ZRANGE', KEYS[PENDING + i], 0, -1, 'WITHSCORES'))", "{})", "extend_with_a_key_of_another_kind"),
     (
         "if refusing and at_least > held then",
         "if refusing then",
@@ -881,8 +881,8 @@ EXTEND = [
         "an_extension_of_what_was_cleared_is_charged_to_the_others_only",
     ),
     (
-        "more_text, made_s - made_s % pending_bucket_s, ttl_s)",
-        "more_text, floor(now_us / SECOND) - floor(now_us / SECOND) % pending_bucket_s, ttl_s)",
+        "format('%.0f', made_s - made_s % pending_bucket_s)",
+        "format('%.0f', floor(now_us / SECOND) - floor(now_us / SECOND) % pending_bucket_s)",
         "an_extension_prolongs_no_ttl",
     ),
 ]
@@ -904,7 +904,7 @@ SETTLE = [
         "a_second_settlement_gets_the_first_answer_and_changes_nothing",
     ),
     ("delta = delta - held", "delta = 0 - held", "a_settlement_books_what_was_used"),
-    ("held = tonumber(nanousd)", "held = delta", "a_total_of_nothing_is_an_amount"),
+    ("held, charged_to = tonumber(nanousd), its", "held, charged_to = delta, its", "a_total_of_nothing_is_an_amount"),
     (
         "elseif now_us >= made_at_us",
         "elseif false and now_us >= made_at_us",
@@ -921,8 +921,8 @@ SETTLE = [
         "settled_repeated_late_expired_conflict",
     ),
     (
-        "local status, delta, held = 0, tonumber(ARGV[4]), 0",
-        "local status, delta, held = 0, 0, 0",
+        "local status, delta, held, charged_to = 0, tonumber(ARGV[4]), 0",
+        "local status, delta, held, charged_to = 0, 0, 0",
         "a_lost_record_and_booking_is_booked_late_and_once",
     ),
     ("  status = 2\n", "", "a_lost_record_and_booking_is_booked_late_and_once"),
@@ -966,7 +966,7 @@ SETTLE = [
         "a_late_settlement_with_a_key_of_another_kind",
     ),
     ("place.bucket and call('ZSCORE', KEYS[1 + i], place.bucket) or", "", "what_there_is_keeps_its_ttl"),
-    ("not string.find(text, '^%d+$') or #text", "#text", "an_error_names_the_place_and_no_key"),
+    ("not find(text, '^%d+$') or #text", "#text", "an_error_names_the_place_and_no_key"),
     (" or #text > 16) then error('KEYS", " or #text > 17) then error('KEYS", "an_error_names_the_place_and_no_key"),
     (
         "error('KEYS ' .. 1 + i .. ' holds no amount')",
@@ -1007,18 +1007,18 @@ SETTLE = [
         "pending_money_is_over_to_the_microsecond",
     ),
     (
-        "flat[j] == pending_bucket and not (is_cleared and i == MINE) and held or 0",
-        "not (is_cleared and i == MINE) and held or 0",
+        "flat[j] == its.own and held or 0",
+        "held",
         "an_end_books_in_the_buckets_of_its_reservation",
     ),
     (
-        "and not (is_cleared and i == MINE) and held",
-        "and held",
+        "held > 0 and not (is_cleared and i == MINE) and own",
+        "held > 0 and own",
         "what_was_reserved_before_its_books_were_cleared_is_not_taken_from_them",
     ),
     (
-        "and not (is_cleared and i == MINE) and held",
-        "and not is_cleared and held",
+        "not (is_cleared and i == MINE) and own",
+        "not is_cleared and own",
         "the_identifier_and_everybody_are_told_by_their_numbers",
     ),
     (
@@ -1172,14 +1172,99 @@ SETTLE = [
     ),
     ("return { status, tonumber(ARGV[4]), now_us", "return { status, held, now_us", "released"),
 ]
+PENDING = [
+    ("match(ARGV[9], '%S*$'), 1", "match(ARGV[9], '%S*$'), 7", "a_budget_is_busy_by_what_it_is_charged_with_alone"),
+    ("next_digest = next_digest + 6", "next_digest = next_digest + 5", "of_many_each_is_counted_by_its_own_digest"),
+    ("if is_further then next_digest", "if true then next_digest", "of_many_each_is_counted_by_its_own_digest"),
+    (
+        "local is_further = status == '13'",
+        "local is_further = true",
+        "the_six_are_busy_by_what_they_are_charged_with_alone",
+    ),
+    (
+        "or (digest == THE_SIX and #flat[i] == 10)",
+        "or #flat[i] == 10",
+        "what_a_version_before_wrote_makes_no_further_budget_busy",
+    ),
+    ("or (digest == THE_SIX and #flat[i] == 10)", "", "busy_and_spent_differ"),
+    ("if is_charged and start >", "if start >", "a_budget_is_busy_by_what_it_is_charged_with_alone"),
+    (
+        "is_charged and start > over_text",
+        "is_charged and start >= over_text",
+        "what_is_over_does_not_count_and_what_is_not_does",
+    ),
+    ("pending_bucket .. (suffix() or '')", "pending_bucket", "what_is_charged_to_others_too_says_so_for_each_owner"),
+    (
+        "call('ZREM', key, members[j])",
+        "call('ZREM', key, pending_bucket)",
+        "where_one_owner_takes_no_more_the_others_get_back_what_they_had",
+    ),
+    ("-cost, members[j])", "-cost, pending_bucket)", "where_one_owner_takes_no_more_the_others_get_back_what_they_had"),
+    (" .. '~') -- With", ") -- With", "a_new_member_sweeps_what_is_over_and_nothing_that_counts"),
+]
+OWN_MEMBER = [
+    (
+        "start == pending_bucket and #flat[i] > #own then",
+        "start == pending_bucket then",
+        "whatever_is_pending_beside_it_is_left_alone",
+    ),
+    (
+        "start == pending_bucket and #flat[i] > #own then",
+        "#flat[i] > #own then",
+        "whatever_is_pending_beside_it_is_left_alone",
+    ),
+    (
+        "is_ours and find(named, digest, 1, true)",
+        "true",
+        "whatever_is_pending_beside_it_is_left_alone",
+    ),
+    (
+        "is_ours and find(named, digest, 1, true)",
+        "find(named, digest, 1, true)",
+        "whatever_is_pending_beside_it_is_left_alone",
+    ),
+    (
+        "further .. (who ~= '-' and THE_SIX or '')",
+        "further",
+        "whatever_is_pending_beside_it_is_left_alone",
+    ),
+    (
+        "further .. (who ~= '-' and THE_SIX or '')",
+        "further .. THE_SIX",
+        "whatever_is_pending_beside_it_is_left_alone",
+    ),
+    (
+        "if is_ours then own = flat[i] end",
+        "if is_ours and own == pending_bucket then own = flat[i] end",
+        "whatever_is_pending_beside_it_is_left_alone",
+    ),
+]
+OWN_MEMBER_AT_AN_END = [
+    ("held > 0 and not (is_cleared", "not (is_cleared", "what_is_late_takes_nothing_from_what_is_pending"),
+    (
+        "not (is_cleared and i == MINE) and own_member",
+        "own_member",
+        "what_was_cleared_is_in_nobodys_pending_money_again",
+    ),
+    (
+        "tonumber(sub(flat[j], 1, 10)), tonumber",
+        "tonumber(flat[j]), tonumber",
+        "an_end_sweeps_what_is_over_whatever_it_is_charged_to",
+    ),
+    (
+        "format('%.0f', -held), its.own)",
+        "format('%.0f', -held), pending_bucket)",
+        "an_end_takes_back_no_more_than_its_own",
+    ),
+]
 MUTANTS = [
-    *(("reserve.lua", *mutant) for mutant in (*RESERVE, *RUNNING_TEXTS)),
-    *(("extend.lua", *mutant) for mutant in EXTEND),
-    *(("settle.lua", *mutant) for mutant in SETTLE),
+    *(("reserve.lua", *mutant) for mutant in (*RESERVE, *RUNNING_TEXTS, *PENDING)),
+    *(("extend.lua", *mutant) for mutant in (*EXTEND, *OWN_MEMBER)),
+    *(("settle.lua", *mutant) for mutant in (*SETTLE, *OWN_MEMBER, *OWN_MEMBER_AT_AN_END)),
 ]
 BY_HAND = {
     name.removeprefix("test_"): test
-    for module in (test_bounds, test_budgets, test_replies, test_running, test_wrong_kinds)
+    for module in (test_bounds, test_budgets, test_pending, test_replies, test_running, test_wrong_kinds)
     for name, test in vars(module).items()
     if name.startswith("test_")
 }
