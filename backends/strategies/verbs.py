@@ -136,7 +136,7 @@ def extend(
         charges = arithmetic.charges(booked, reservation.made_at_us, now_us)
         charges += _own_pending(reservation, record, booked, seen)
         bookings = [_changed(charge, more, _booked_at(charge, seen)) for charge in charges]
-        yield from _book(_extended_records(reservation, record, reserved, seen), bookings)
+        yield from _book(_extended_records(reservation, record, reserved, seen), bookings, _forget_running(booked))
     return outcomes.extended(reservation, totals, reserved, more, is_cleared=is_cleared)
 
 
@@ -156,12 +156,11 @@ def end(reservation: Reservation, ending: str, actual_nanousd: int, now_us: int)
     first += _ended_idempotency(reservation, ending, actual_nanousd, seen, now_us)
     delta = actual_nanousd - reserved
     bookings = _corrections(reservation, booked, delta, seen, now_us)
-    if delta and (len(bookings) < len(booked) or any(each.nanousd != delta for each in bookings)):
-        first += _forget_running(booked)
+    forgotten = _forget_running(booked) if bookings else []
     emptied = [_remove_empty(each.charge.key) for each in bookings if each.leaves_nothing]
     own = [] if record is None else _own_pending(reservation, record, booked, seen)
     removed, expired = _no_more_pending(reservation, rows, own, reserved, seen, now_us)
-    yield from _book(first, bookings, [*emptied, *removed])
+    yield from _book(first, bookings, [*forgotten, *emptied, *removed])
     return outcomes.settlement_of(reservation, outcome, actual_nanousd, expired)
 
 
@@ -409,7 +408,8 @@ def _book_reservation(ask: Ask, reservation: Reservation, rows: Sequence[Row], s
     swept, expired = _sweeps(ask, rows, seen, now_us)
     bookings = [_reserved(charge, reservation.cost_nanousd, seen, now_us) for charge in charges]
     # The record comes last: one that is found proves that all was charged, and may be taken back as a whole.
-    yield from _book(swept, bookings, [*_over(rows, seen, now_us), *_records(ask, reservation, rows, now_us)])
+    after = [*_forget_running(rows), *_over(rows, seen, now_us), *_records(ask, reservation, rows, now_us)]
+    yield from _book(swept, bookings, after)
     return expired
 
 
@@ -489,7 +489,10 @@ def _corrections(
 
 
 def _forget_running(rows: Sequence[Row]) -> list[Words]:
-    """What `reserve.lua` knows of windows holds while all that is booked for their owners changes alike."""
+    """What `reserve.lua` has noted of windows holds while nothing but its present bucket changes.
+
+    Which that is depends on Redis' clock. It comes after the increments: what is noted between has to go too.
+    """
     windows = [row for row in rows if row.layout.window_seconds]
     return [("DEL", *(running_key(row.key) for row in windows))] if windows else []
 
