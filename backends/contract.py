@@ -212,7 +212,7 @@ class BudgetUse:
     spent_nanousd: int
     """Settled and pending together."""
     pending_nanousd: int = field(default=0, compare=False)
-    """What pending reservations of its owner hold, as far as they were made in its period."""
+    """What pending reservations hold that are charged to it."""
     renews_at_seconds: int | None = field(default=None, compare=False)
     """Unix time at which its oldest amount leaves the window, or its period ends; None: never, or nothing is booked."""
 

@@ -20,7 +20,8 @@ key                                 type    holds                               
 ``<owner>``
 ``llm:running:…``                   string  what a window of the six came to when    one bucket
                                             its youngest bucket was begun
-``llm:open:<scope>:<owner>``        zset    bucket start (s) -> nano-dollars pending  stream deadline + 5 s + bucket
+``llm:open:<scope>:<owner>``        zset    bucket start (s), with what of the       stream deadline + 5 s + bucket
+                                            owner it is charged to -> nano-dollars
 ``llm:open:global``                 zset    the same                                 an hour longer
 ``llm:reservation:<rid>``           string  state, nano-dollars, made (us), request  an hour past its end
                                             digest, window and pending (s), owners,
@@ -32,8 +33,8 @@ key                                 type    holds                               
 ``llm:rate:…``                      string  flask-limiter's request counters         their own window
 ==================================  ======  =======================================  ===========================
 
-The buckets of a window are at most `WINDOW_BUCKETS` + 1, those of pending money `PENDING_BUCKETS` + 2, however many
-requests they stand for.
+The buckets of a window are at most `WINDOW_BUCKETS` + 1, those of pending money `PENDING_BUCKETS` + 2 for each list of
+budgets that reservations of the owner are charged to, however many requests they stand for.
 """
 
 import re

@@ -31,6 +31,18 @@ def key_digest(key: str) -> str:
     return digest_of(key)[:KEY_DIGEST_CHARACTERS]
 
 
+START_DIGITS = 10
+"""Of a bucket's start, in unix seconds."""
+THE_SIX = "...six"
+"""As long as a digest of a key, and never one."""
+Member = int | str
+"""One amount of an owner's pending money: a bucket's start, and what its reservations are charged to of that owner.
+
+A start alone, which is an integer here, stands for the six and nothing else; versions before wrote it for all lists.
+Else a colon follows it, and the digests of keys that the record has, after `THE_SIX` where the six are charged too.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """What is stored for a reservation id."""
@@ -80,6 +92,54 @@ def charged_to(rows: Sequence[Row], pending_seconds: int) -> str:
 
 def _charged_to(window_seconds: int, pending_seconds: int, who: str, network: str, further: Iterable[str]) -> str:
     return f"{window_seconds} {pending_seconds} {who} {network} {''.join(further)}".rstrip()
+
+
+def pending_member(start_seconds: int, rows: Sequence[Row]) -> Member:
+    """The member of what an owner's reservations have in a bucket that are charged to these budgets of the owner."""
+    digests = "".join(key_digest(row.key) for row in rows if not row.layout.is_built_in)
+    has_the_six = any(row.layout.is_built_in for row in rows)
+    suffix = pending_suffix(digests, has_the_six=has_the_six)
+    return f"{start_seconds}{suffix}" if suffix else start_seconds
+
+
+def pending_suffix(digests: str, *, has_the_six: bool) -> str:
+    """What follows the start in such a member; `digests` are those of keys of further budgets."""
+    if has_the_six:
+        return f":{THE_SIX}{digests}" if digests else ""
+    return f":{digests}"
+
+
+def member_in(text: bytes | int) -> Member:
+    """The member that is stored."""
+    return int(text) if isinstance(text, int) or text.isdigit() else text.decode(errors="replace")
+
+
+def start_of(member: Member) -> int:
+    """The start of its bucket."""
+    return member if isinstance(member, int) else int(member[:START_DIGITS])
+
+
+def is_charged_to(member: Member, row: Row) -> bool:
+    """Whether the reservations of a member of an owner's pending money are charged to one of its budgets."""
+    return (THE_SIX if row.layout.is_built_in else key_digest(row.key)) in _digests_of(member)
+
+
+def own_member(members: Iterable[Member], record: Record, start_seconds: int) -> Member:
+    """Which of an owner's members is that of a record: the one that names most of what the record is charged to.
+
+    So it is found though some of its budgets may not be known any more.
+    """
+    named = {*record.further, *((THE_SIX,) if record.has_the_six else ())}
+    own = [each for each in members if start_of(each) == start_seconds and isinstance(each, str)]
+    return max((each for each in own if _digests_of(each) <= named), key=len, default=start_seconds)
+
+
+def _digests_of(member: Member) -> set[str]:
+    if isinstance(member, int):
+        return {THE_SIX}
+    return {
+        member[at : at + KEY_DIGEST_CHARACTERS] for at in range(START_DIGITS + 1, len(member), KEY_DIGEST_CHARACTERS)
+    }
 
 
 def budgets_charged(record: Record, budgets: tuple[Budget, ...]) -> tuple[Budget, ...]:

@@ -132,7 +132,9 @@ def _read_page(link: Link, stored: Stored, keys: list[str]) -> None:
         elif key.startswith(AMOUNTS) and isinstance(text, bytes):
             stored.amounts[Place(key)] = int(text)
         elif key.startswith(AMOUNTS) and isinstance(buckets, list):
-            stored.amounts |= {Place(key, int(start)): int(held) for start, held in buckets}
+            for member, held in buckets:
+                place = Place(key, int(member.partition(b":")[0]))
+                stored.amounts[place] = stored.amounts.get(place, 0) + int(held)
 
 
 def _histories(traces: Iterable[Trace]) -> dict[str, History]:

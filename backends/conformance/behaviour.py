@@ -1346,6 +1346,89 @@ class Behaviour:
             assert self.refuse("r11", 2, budgets=(beside, extra)).budget == "extra", (period, other)
             assert self.reserve("r12", 1, budgets=(beside, extra)).spent("extra") == 10 * COST, (period, other)
 
+    def test_what_is_pending_beside_a_spent_budget_makes_it_no_busy_one(self) -> None:
+        """It is the same owner's, and was not charged to that budget: waiting for it would be too short."""
+        other = _key_budget("other", Forever())
+        for period, beside in product(PERIODS, ((other,), ROOMY.budgets(WHO, NETWORK), None)):
+            self.harness.clear()
+            scope = Scope.IDENTIFIER if beside is None else Scope.KEY
+            full = further_budget("full", scope, period, 3 * COST)
+            budgets = (*(beside or ROOMY.budgets(WHO, NETWORK)), full)
+            self.settle(self.reserve("spent", 3 * COST, budgets=budgets), 3 * COST)
+            self.reserve("pending", 2 * COST, budgets=beside or ROOMY.budgets(WHO, NETWORK))
+            refusal = self.refuse("r", budgets=budgets)
+            assert (refusal.budget, refusal.in_flight) == ("full", False), (period, beside)
+            assert [use.pending_nanousd for use in self.harness.backend.books((full,)).uses] == [0]
+            renews_at = self.harness.backend.books((full,)).use("full").renews_at_seconds
+            left = None if renews_at is None else renews_at - self.harness.clock.us // US
+            assert refusal.retry_after_seconds == left, (period, beside)
+            if left is not None:
+                self.pass_seconds(left - 1)
+                assert self.refuse("early", budgets=budgets).retry_after_seconds == 1
+                self.pass_seconds(1)
+                self.reserve("in time", budgets=budgets)
+
+    def test_what_is_pending_of_further_budgets_makes_none_of_the_six_busy(self) -> None:
+        for case, is_busy in product(LIMITS_IN_ORDER, (True, False)):
+            if case.period is None:
+                self.harness.clear()
+                beside = further_budget("beside", case.scope, Forever())
+                self.spend("spent", 3 * COST)
+                self.reserve("pending", 2 * COST, budgets=(beside,))
+                self.reserve("both", COST, further=(beside,))
+                refusal = self.refuse("r", COST if is_busy else COST + 1, limits=case.set_to(4 * COST))
+                assert (refusal.budget, refusal.in_flight) == (case.name, is_busy)
+                uses = self.harness.backend.books((*ROOMY.budgets(WHO, NETWORK), beside)).uses
+                pending = {use.budget.name: use.pending_nanousd for use in uses}
+                assert pending == dict.fromkeys(BUILT_IN, COST) | {"beside": 3 * COST}
+
+    def test_a_budget_that_is_added_while_reservations_are_pending_is_busy_by_its_own_alone(self) -> None:
+        for period in PERIODS:
+            self.harness.clear()
+            added = _key_budget("added", period, 5 * COST)
+            one, lists = _key_budget("one", Forever()), (added, _key_budget("one", Forever()))
+            self.reserve("before", 9 * COST, budgets=(one,))
+            self.settle(self.reserve("spent", 3 * COST, budgets=lists), 3 * COST)
+            self.reserve("pending", 2 * COST, budgets=lists)
+            busy = self.refuse("busy", 2 * COST, budgets=lists)
+            assert (busy.budget, busy.in_flight, busy.retry_after_seconds) == ("added", True, 1)
+            assert not self.refuse("spent by then", 2 * COST + 1, budgets=lists).in_flight
+            pending = [use.pending_nanousd for use in self.harness.backend.books(lists).uses]
+            assert pending == [2 * COST, 11 * COST], period
+
+    def test_what_is_pending_of_one_period_makes_the_next_no_busy_one(self) -> None:
+        """The clock comes to the next hour within one bucket of pending money."""
+        for zone, other_zone in (("Europe/Berlin", "Asia/Kolkata"), ("Asia/Kolkata", "UTC")):
+            self.harness.clear()
+            hour, other = Calendar("hour", zone), Calendar("hour", other_zone)
+            budgets = (_key_budget("hourly", hour, 3 * COST),)
+            self.harness.clock.us = at_us(f"2026-03-14 {'11:29:59' if zone == 'Asia/Kolkata' else '10:59:59'}")
+            self.reserve("before", 2 * COST, budgets=budgets)
+            self.pass_seconds(2)
+            self.settle(self.reserve("spent", 3 * COST, budgets=budgets), 3 * COST)
+            assert not self.refuse("r", budgets=budgets).in_flight
+            # In another zone its hour has begun at another time, and holds other reservations.
+            moved = (_key_budget("hourly", other, 3 * COST),)
+            self.settle(self.reserve("moved", 3 * COST, budgets=moved), 3 * COST)
+            assert not self.refuse("r", budgets=moved).in_flight
+
+    def test_an_id_that_is_sent_again_without_one_of_its_budgets_leaves_nothing_pending_of_the_others(self) -> None:
+        six = ROOMY.budgets(WHO, NETWORK)
+        for scope, beside in ((Scope.KEY, six), (Scope.IDENTIFIER, six), (Scope.IDENTIFIER, ())):
+            self.harness.clear()
+            kept, lost = (further_budget(name, scope, Forever()) for name in ("kept", "lost"))
+            self.reserve("other", 5, budgets=(*beside, kept))
+            self.reserve("r0", COST, budgets=(*beside, kept, lost))
+            again = self.reserve("r0", COST, budgets=(*beside, kept))
+            assert again.budgets == (*beside, kept)
+            more = self.harness.backend.extend(again, 2 * COST, again.budgets)
+            assert isinstance(more, Reservation)
+            uses = self.harness.backend.books(again.budgets).uses
+            assert {use.pending_nanousd for use in uses} == {2 * COST + 5}
+            self.settle(more, 1)
+            uses = self.harness.backend.books(again.budgets).uses
+            assert {(use.spent_nanousd, use.pending_nanousd) for use in uses} == {(6, 5)}
+
     def test_what_a_request_cannot_be_charged_to_is_refused(self) -> None:
         six, extra = ROOMY.budgets(WHO, NETWORK), _key_budget("extra", Forever())
         day, window, *_ = six

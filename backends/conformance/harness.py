@@ -9,14 +9,15 @@ from typing import Any, Protocol
 from backends import open_backend
 from backends.clock import US_PER_SECOND, SystemClock
 from backends.contract import Backend
+from backends.records import Member, member_in
 from backends.store.link import Client, Link
 from backends.strategies.memory import MemoryBackend
 
 START_US = int(datetime(2026, 3, 14, 10, 20, tzinfo=UTC).timestamp()) * US_PER_SECOND
 """Where the clock of a cleared harness stands."""
 
-Value = str | dict[int, int]
-"""A text, or the buckets of a sorted set: start (unix seconds) -> nano-dollars."""
+Value = str | dict[Member, int]
+"""A text, or the members of a sorted set: of a bucket its start (unix seconds) -> nano-dollars."""
 Stored = dict[str, tuple[Value, int]]
 """Key -> its value, and its TTL in whole seconds (-1: none)."""
 
@@ -187,4 +188,4 @@ def _seconds(left_ms: int, hair_ms: int = 0) -> int:
 
 
 def _value(reply: Any) -> Value:
-    return reply.decode() if isinstance(reply, bytes) else {int(start): int(held) for start, held in reply}
+    return reply.decode() if isinstance(reply, bytes) else {member_in(text): int(held) for text, held in reply}

@@ -6,6 +6,7 @@ key is compared.
 
 # ruff: noqa: S101, D102 (asserts are the point, a test's name says what must hold, the numbers are the expectations)
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
@@ -49,7 +50,7 @@ from backends.keys import (
     reset_key,
     rows_at,
 )
-from backends.records import digest_of, key_digest
+from backends.records import Member, digest_of, key_digest, start_of
 
 RECORD_CHARACTERS = 300
 IDEMPOTENCY_KEY = idempotency_key(KEY.digest)
@@ -111,9 +112,8 @@ class RedisLayout(Behaviour):
 
     def assert_pending(self, nanousd: int) -> None:
         super().assert_pending(nanousd)
-        stored = self.stored()
         for key in PENDING_KEYS:
-            assert stored.get(key, ({}, 0))[0] == ({START_US // US: nanousd} if nanousd else {}), key
+            assert self.buckets_of(key) == ({START_US // US: nanousd} if nanousd else {}), key
 
     def assert_key_is_free(self) -> None:
         super().assert_key_is_free()
@@ -144,11 +144,18 @@ class RedisLayout(Behaviour):
         for key, (_, left) in self.harness.stored().items():
             assert left == -1 if ":forever:" in key else left > 0, key
 
+    def members_of(self, key: str) -> dict[Member, int]:
+        """The members of a sorted set; none for a missing key."""
+        members = self.harness.stored().get(key, ({}, 0))[0]
+        assert isinstance(members, dict)
+        return members
+
     def buckets_of(self, key: str) -> dict[int, int]:
-        """The buckets of a sorted set; none for a missing key."""
-        buckets = self.harness.stored().get(key, ({}, 0))[0]
-        assert isinstance(buckets, dict)
-        return buckets
+        """Its buckets; of pending money all members of each."""
+        buckets = Counter[int]()
+        for member, nanousd in self.members_of(key).items():
+            buckets[start_of(member)] += nanousd
+        return dict(buckets)
 
     def lose_all(self, but: str | None = None) -> None:
         """Every key is lost, but for one."""
@@ -299,7 +306,7 @@ class RedisLayout(Behaviour):
             record = f"{COST} {START_US} {made.request_digest} 0 {PENDING_SECONDS} - - {charged_to}"
             stored = self.stored()
             assert stored == expected | {
-                pending: ({now: COST}, pending_ttl),
+                pending: ({f"{now}:{charged_to}": COST}, pending_ttl),
                 "llm:reservation:r0": (f"open {record}", PENDING_SECONDS + RECORD_KEEP_SECONDS),
             }
             assert all(known_key(key) for key in self.harness.stored())
@@ -357,16 +364,25 @@ class RedisLayout(Behaviour):
         assert {stored[key][0] for key in totals} == {"0"}
         self.assert_every_key_has_a_ttl()
 
-    def test_pending_money_is_remembered_once_for_each_owner(self) -> None:
+    def test_pending_money_is_remembered_once_for_each_owner_with_what_it_is_charged_to(self) -> None:
         made = self.reserve("r0", COST, EVERY)
-        expected = {"llm:open:global"} | {
-            f"llm:open:{scope}:{owner}" for scope, owner in OWNERS.items() if scope is not Scope.GLOBAL
-        }
-        pending = {key: kept for key, kept in self.stored().items() if key.startswith("llm:open:")}
-        assert set(pending) == expected
-        assert all(buckets == {START_US // US: COST} for buckets, _ in pending.values())
+        expected = {}
+        for scope, owner in OWNERS.items():
+            rows = [row for row in rows_at(made.budgets, START_US // US) if row.budget.scope is scope]
+            digests = [key_digest(row.key) for row in rows if row.budget.name not in BUILT_IN]
+            six = "...six" if len(digests) < len(rows) else ""
+            key = "llm:open:global" if scope is Scope.GLOBAL else f"llm:open:{scope}:{owner}"
+            expected[key] = {f"{START_US // US}:{six}{''.join(digests)}": COST}
+        pending = {key: kept for key, (kept, _) in self.stored().items() if key.startswith("llm:open:")}
+        assert pending == expected
         self.settle(made, COST)
-        assert not expected & set(self.stored())
+        assert not expected.keys() & self.stored().keys()
+
+    def test_the_pending_money_of_the_six_alone_has_the_starts_of_its_buckets_for_members(self) -> None:
+        team = further_budget("team", Scope.TEAM, Forever())
+        self.reserve("r0", 3, further=(team,))
+        self.reserve("r1", 5)
+        assert [self.members_of(key) for key in PENDING_KEYS] == [{START_US // US: 8}] * 3
 
     def test_a_refused_request_leaves_no_key_of_a_further_budget(self) -> None:
         for case in self.each_limit():

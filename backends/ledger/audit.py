@@ -36,7 +36,7 @@ from backends.keys import reset_key
 from backends.ledger.comparison import Comparison, Expected, Sum, amount_at, compare
 from backends.ledger.snapshot import Place, read_snapshot, read_texts
 from backends.progress import Progress, no_progress
-from backends.records import number_in, parse_record, state_of
+from backends.records import member_in, number_in, parse_record, start_of, state_of
 from backends.store.link import Client, Link
 from backends.strategies import arithmetic
 
@@ -153,7 +153,7 @@ class _Audit:
                 settled_down += held[-1]
         return _Recheck(
             at_us=at_us,
-            stored=sum(map(_amount_in, amounts)),
+            stored=sum(_amount_in(place, amount) for amount in amounts),
             expected=Expected(sum(held[: len(certain)]), sum(held)),
             settled_down=settled_down,
             members=frozenset([*certain, *possible]),
@@ -220,7 +220,9 @@ def _read_place(client: Client, *, place: Place, names: list[str], owner: str, r
     if record_keys:
         transaction.mget(record_keys)
     for name in names:
-        if place.is_bucket:
+        if place.is_pending:
+            transaction.zrange(name, 0, -1, withscores=True)
+        elif place.is_bucket:
             transaction.zscore(name, str(place.start_seconds))
         else:
             transaction.get(name)
@@ -228,7 +230,9 @@ def _read_place(client: Client, *, place: Place, names: list[str], owner: str, r
     return answers if record_keys else [*answers[:2], [], *answers[2:]]
 
 
-def _amount_in(answer: bytes | float | None) -> int:
+def _amount_in(place: Place, answer: Any) -> int:
+    if place.is_pending:
+        return sum(int(held) for text, held in answer if start_of(member_in(text)) == place.start_seconds)
     return int(answer) if isinstance(answer, float) else number_in(answer) or 0
 
 

@@ -14,7 +14,7 @@ from backends.budgets import BUILT_IN, Forever, Scope
 from backends.clock import US_PER_SECOND
 from backends.keys import RECORD_PREFIX, KnownKey, known_key
 from backends.progress import Progress, no_progress
-from backends.records import Record, buckets_of, digest_of, key_digest, number_in, parse_record
+from backends.records import Record, digest_of, key_digest, member_in, number_in, parse_record, start_of
 from backends.store.link import Client, Link
 
 PAGE_KEYS = 500
@@ -203,14 +203,15 @@ def _add(snapshot: Snapshot, key: str, what: KnownKey, value: Any) -> None:
         if what.word:
             snapshot.budget_keys[key_digest(key)] = BudgetKey(key, what)
         place = place_of(key, what)
-        amounts = [(place.start_seconds, number_in(value))] if kind == "total" else _buckets(value)
+        amounts = [(place.start_seconds, number_in(value))] if kind == "total" else _buckets(kind, value)
         for start, held in amounts:
             _add_amount(snapshot, key, place._replace(start_seconds=start), held)
 
 
-def _buckets(members: list[tuple[bytes, float]]) -> list[tuple[int, int | None]]:
+def _buckets(kind: str, members: list[tuple[bytes, float]]) -> list[tuple[int, int | None]]:
+    """By bucket: of pending money all members of it."""
     try:
-        return list(buckets_of(members).items())
+        return [(start_of(member_in(text)) if kind == "pending" else int(text), int(held)) for text, held in members]
     except ValueError:
         return [(0, None)]
 
@@ -220,4 +221,4 @@ def _add_amount(snapshot: Snapshot, key: str, place: Place, held: int | None) ->
         text = "holds no amount" if held is None else f"holds {held}, which no total can be"
         snapshot.oddities.append(Oddity(key, "no_amount", text))
     if held is not None:
-        snapshot.stored[place] = held
+        snapshot.stored[place] += held

@@ -3,16 +3,16 @@ settle: a reservation has ended; book what was used in place of what was reserve
 
 KEYS  record, per budget, per window, per owner: as in reserve.lua, of the periods in which the reservation was made
       reset         llm:reset:<identifier>  string  us: what was reserved up to then is not in the identifier's books any more;
-                    unless ARGV 8 is 0
+                    unless <mine> is 0
       idempotency   as in reserve.lua; only with `body`
 
 ARGV  1  now_us   2  request_digest   as in reserve.lua
       3  end      settled, or released: nothing was used, and the idempotency key is free again
-      4  actual   nanousd, >= 0       5  made_at_us   6  pending_s   7  charged_to   as reserve.lua replied
-      8  mine     the number of the owner who is the identifier, or 0      9  everybody   as in reserve.lua
-     10  plan     of each budget "<its owner's number>,<keep_until_s> "
-     11  budgets  12  windows         13  owners   how many there are
-     then per window; then body and rid, only with an idempotency key: as in reserve.lua
+      4  actual   nanousd, >= 0       5  made_at_us   6  charged_to   as reserve.lua replied
+      7  counts   "<pending_s> <budgets> <windows> <owners> <everybody> <mine>": as in reserve.lua, and the number of the owner
+                  who is the identifier, or 0
+      8  plan     of each budget "<its owner's number>,<window_s, 0: a total>,<keep_until_s>,<status> "
+      9  body    10  rid   as in reserve.lua; only with an idempotency key
 
 Reply {status, booked nanousd, now_us, expired nanousd}
   0  settled or released: now at `actual`
@@ -28,29 +28,31 @@ Promise: at most one end for an id; no total goes below zero; a total that has a
 What is taken back is what the record holds, so an extension whose reply was lost is taken back too.
 ]]
 
-local SECOND, RECORD_KEEP_S, IDEMPOTENCY_KEEP_S = 1000000, 3600, 86400
-local call, tonumber, floor, ceil, max, format, match = redis.call, tonumber, math.floor, math.ceil, math.max, string.format, string.match
+local SECOND, RECORD_KEEP_S, IDEMPOTENCY_KEEP_S, THE_SIX = 1000000, 3600, 86400, '...six' -- As in records.py.
+local call, tonumber, floor, ceil, max = redis.call, tonumber, math.floor, math.ceil, math.max
+local format, match, find, sub, gmatch, gsub = string.format, string.match, string.find, string.sub, string.gmatch, string.gsub
 
 local now_us = tonumber(ARGV[1])
 if not now_us then
   local time = call('TIME')
   now_us = time[1] * SECOND + time[2]
 end
-local made_at_us, pending_s, MINE, EVERYBODY = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[8]), tonumber(ARGV[9])
-local BUDGETS, WINDOWS, OWNERS = tonumber(ARGV[11]), tonumber(ARGV[12]), tonumber(ARGV[13])
-local PENDING, body = 1 + BUDGETS + WINDOWS, ARGV[14 + 3 * WINDOWS]
+local made_at_us, body = tonumber(ARGV[5]), ARGV[9]
+local pending_s, BUDGETS, WINDOWS, OWNERS, EVERYBODY, MINE = match(ARGV[7], '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$')
+OWNERS, EVERYBODY, MINE = tonumber(OWNERS), tonumber(EVERYBODY), tonumber(MINE)
+local PENDING = 1 + BUDGETS + WINDOWS
 local made_s, pending_bucket_s = floor(made_at_us / SECOND), ceil(pending_s / 12) -- As in keys.py.
 local pending_bucket = format('%.0f', made_s - made_s % pending_bucket_s)
 
 -- Read and decide.
 
-local status, delta, held = 0, tonumber(ARGV[4]), 0
+local status, delta, held, charged_to = 0, tonumber(ARGV[4]), 0, ''
 local record = call('GET', KEYS[1])
 if record then
-  local state, nanousd, known_digest = match(record, '^(%a+) (%d+) %d+ (%x+) ')
+  local state, nanousd, known_digest, its = match(record, '^(%a+) (%d+) %d+ (%x+) (.*)$')
   if known_digest ~= ARGV[2] then return { 9, 0, now_us, 0 } end
   if state ~= 'open' then return { 1, tonumber(nanousd), now_us, 0 } end
-  held = tonumber(nanousd)
+  held, charged_to = tonumber(nanousd), its
   delta = delta - held
 elseif now_us >= made_at_us + RECORD_KEEP_S * SECOND then
   return { 3, 0, now_us, 0 }
@@ -62,25 +64,36 @@ local reset_us = MINE > 0 and tonumber(call('GET', KEYS[PENDING + OWNERS + 1]) o
 local is_cleared = reset_us and made_at_us <= reset_us
 local known = body and call('GET', KEYS[#KEYS])
 
-local texts, places, is_even = BUDGETS > 0 and call('MGET', unpack(KEYS, 2, 1 + BUDGETS)) or {}, {}, true
-for owner, keep_until_s in string.gmatch(ARGV[10], '(%d+),(%d+) ') do
-  places[#places + 1] = { is_cleared = is_cleared and tonumber(owner) == MINE, keep_until_s = tonumber(keep_until_s), change = 0 }
-end
-for at = 14, 13 + 3 * WINDOWS, 3 do
-  local window_s, place = tonumber(ARGV[at + 1]), places[tonumber(ARGV[at])]
-  local bucket_s = ceil(window_s / 20) -- As in keys.py.
-  place.bucket, place.keep_until_s = format('%.0f', made_s - made_s % bucket_s), made_s - made_s % bucket_s + bucket_s + window_s
-  place.ttl_s = bucket_s + window_s
-end
-for i, place in ipairs(places) do
-  -- As in reserve.lua: MGET takes a key of another kind for a missing one, and an error names the place and not the key.
-  local text = place.bucket and call('ZSCORE', KEYS[1 + i], place.bucket) or not place.bucket and (texts[i] or call('GET', KEYS[1 + i]))
-  if text and (not string.find(text, '^%d+$') or #text > 16) then error('KEYS ' .. 1 + i .. ' holds no amount') end
+local texts, places, hints = call('MGET', unpack(KEYS, 2, PENDING)), {}, tonumber(BUDGETS)
+for owner, window_s, keep_until_s in gmatch(ARGV[8], '(%d+),(%d+),(%d+),%d+ ') do
+  local i, place, text = #places + 1, { keep_until_s = tonumber(keep_until_s), change = 0 }, nil
+  if window_s ~= '0' then
+    local bucket_s = ceil(window_s / 20) -- As in keys.py.
+    hints = hints + 1
+    place.bucket, place.ttl_s, place.hint_key, place.hint = format('%.0f', made_s - made_s % bucket_s), bucket_s + window_s, KEYS[1 + hints], texts[hints]
+    place.keep_until_s, text = place.bucket + place.ttl_s, call('ZSCORE', KEYS[1 + i], place.bucket)
+  else
+    -- As in reserve.lua: MGET takes a key of another kind for a missing one, and an error names the place and not the key.
+    text = texts[i] or call('GET', KEYS[1 + i])
+  end
+  if text and (not find(text, '^%d+$') or #text > 16) then error('KEYS ' .. 1 + i .. ' holds no amount') end
   place.held = tonumber(text or nil)
+  -- What has aged out is over, and what was cleared from the identifier's books is not taken from them again.
   local is_over = place.keep_until_s > 0 and place.keep_until_s * SECOND <= now_us
-  -- What was cleared from the identifier's books is not taken from them again. 0 - x and not -x: that of nothing is -0.
-  if not is_over and not place.is_cleared and (place.held or delta > 0) then place.change = max(delta, 0 - (place.held or 0)) end
-  is_even = is_even and (place.is_cleared or place.change == delta)
+  if not is_over and not (is_cleared and tonumber(owner) == MINE) then place.change = max(delta, -(place.held or 0)) end
+  places[i] = place
+end
+
+-- Where an owner's pending money of this reservation is: in the member that names most of what the record does.
+local named = { [THE_SIX] = not find(charged_to, ' - -', 1, true) and '' or nil }
+for digest in gmatch(match(charged_to, '%S*$'), '......') do named[digest] = '' end
+local function own_member(flat)
+  local own = pending_bucket
+  for i = 1, #flat, 2 do
+    local is_more = #flat[i] > #own and sub(flat[i], 1, 10) == pending_bucket
+    if is_more and gsub(sub(flat[i], 12), '......', named) == '' then own = flat[i] end
+  end
+  return own
 end
 
 -- What a killed worker left pending is removed here, so that a key of pending money never grows.
@@ -88,10 +101,11 @@ local pendings = {}
 for i = 1, OWNERS do
   local its = { key = KEYS[PENDING + i], over = {}, expired = 0 }
   local flat = call('ZRANGE', its.key, 0, -1, 'WITHSCORES')
+  its.own = not (is_cleared and i == MINE) and own_member(flat)
   for j = 1, #flat, 2 do
-    local start, amount = tonumber(flat[j]), tonumber(flat[j + 1])
+    local start, amount = tonumber(flat[j]) or tonumber(sub(flat[j], 1, 10)), tonumber(flat[j + 1])
     local is_over = not start or (start + pending_bucket_s + pending_s) * SECOND <= now_us
-    local own = flat[j] == pending_bucket and not (is_cleared and i == MINE) and held or 0
+    local own = flat[j] == its.own and held or 0
     if is_over then its.expired = its.expired + max(amount - own, 0) end
     if is_over or (own > 0 and amount <= own) then its.over[#its.over + 1] = flat[j] elseif own > 0 then its.is_mine_there = true end
   end
@@ -100,12 +114,12 @@ end
 
 -- Write: the record first, since a server that takes no writes refuses here, before anything has changed.
 
-call('SET', KEYS[1], format('%s %s %.0f %s %s', ARGV[3], ARGV[4], made_at_us, ARGV[2], ARGV[7]), 'EX', RECORD_KEEP_S)
+call('SET', KEYS[1], format('%s %s %.0f %s %s', ARGV[3], ARGV[4], made_at_us, ARGV[2], ARGV[6]), 'EX', RECORD_KEEP_S)
 if body then
   local rid = known and match(known, '^%a+ %x+ (%S+) ')
-  if ARGV[3] == 'settled' and (not known or rid == ARGV[#ARGV]) then
-    call('SET', KEYS[#KEYS], format('settled %s %s %s %.0f', body, ARGV[#ARGV], ARGV[4], now_us), 'EX', IDEMPOTENCY_KEEP_S)
-  elseif rid == ARGV[#ARGV] then
+  if ARGV[3] == 'settled' and (not known or rid == ARGV[10]) then
+    call('SET', KEYS[#KEYS], format('settled %s %s %s %.0f', body, ARGV[10], ARGV[4], now_us), 'EX', IDEMPOTENCY_KEEP_S)
+  elseif rid == ARGV[10] then
     call('DEL', KEYS[#KEYS])
   end
 end
@@ -117,16 +131,18 @@ for i, place in ipairs(places) do
   elseif not place.bucket then
     call('INCRBY', key, change)
     if not place.held and place.keep_until_s > 0 then call('EXPIRE', key, format('%.0f', place.keep_until_s - floor(now_us / SECOND))) end
-  elseif tonumber(call('ZINCRBY', key, change, place.bucket)) <= 0 then
-    call('ZREM', key, place.bucket)
-  elseif not place.held and call('TTL', key) < place.ttl_s then
-    call('EXPIRE', key, place.ttl_s)
+  else
+    if tonumber(call('ZINCRBY', key, change, place.bucket)) <= 0 then
+      call('ZREM', key, place.bucket)
+    elseif not place.held and call('TTL', key) < place.ttl_s then
+      call('EXPIRE', key, place.ttl_s)
+    end
+    -- A hint holds while no other bucket than its own has changed.
+    if place.hint and not (place.held and match(place.hint, '^%d+ (%d+) ') == place.bucket) then call('DEL', place.hint_key) end
   end
 end
--- What is known of windows holds while all that is booked for their owners changes alike.
-if WINDOWS > 0 and not is_even then call('DEL', unpack(KEYS, 2 + BUDGETS, PENDING)) end
 for _, its in ipairs(pendings) do
-  if its.is_mine_there then call('ZINCRBY', its.key, format('%.0f', -held), pending_bucket) end
+  if its.is_mine_there then call('ZINCRBY', its.key, format('%.0f', -held), its.own) end
   if #its.over > 0 then call('ZREM', its.key, unpack(its.over)) end
 end
 

@@ -12,7 +12,7 @@ from backends.clock import US_PER_SECOND
 from backends.contract import Ask, Marker
 from backends.errors import StoreBroken
 from backends.keys import RECORD_KEEP_SECONDS, Row, bucket_seconds_of, cause_of, pending_bucket_seconds_of
-from backends.records import MARKER
+from backends.records import MARKER, Member, is_charged_to, pending_member, start_of
 
 MOST_DIGITS = 16
 """Of an amount: beyond 2^53 Lua's numbers are not exact."""
@@ -25,6 +25,8 @@ NEVER_SECONDS = 2**53
 
 Buckets = Mapping[int, int]
 """Bucket start (unix seconds) -> nano-dollars."""
+Pending = Mapping[Member, int]
+"""What is pending of an owner -> nano-dollars."""
 
 
 def amount(text: bytes | None) -> int:
@@ -49,9 +51,10 @@ def live_buckets(buckets: Buckets, bucket_seconds: int, ttl_seconds: int, now_us
     return {start: nanousd for start, nanousd in buckets.items() if start * US_PER_SECOND > over_us}
 
 
-def live_pending(buckets: Buckets, pending_seconds: int, now_us: int) -> dict[int, int]:
-    """The buckets of pending money whose reservations may still be ended in time."""
-    return live_buckets(buckets, pending_bucket_seconds_of(pending_seconds), pending_seconds, now_us)
+def live_pending(pending: Pending, pending_seconds: int, now_us: int) -> dict[Member, int]:
+    """The members of pending money whose reservations may still be ended in time."""
+    over_us = now_us - (pending_bucket_seconds_of(pending_seconds) + pending_seconds) * US_PER_SECOND
+    return {member: nanousd for member, nanousd in pending.items() if start_of(member) * US_PER_SECOND > over_us}
 
 
 def window_bucket_counts(start_seconds: int, window_seconds: int, now_us: int) -> bool:
@@ -66,13 +69,13 @@ def window_frees_at(buckets: Buckets, window_seconds: int, now_us: int) -> int:
     return min(buckets, default=now - now % bucket) + bucket + window_seconds
 
 
-def expired_in(buckets: Buckets, pending_seconds: int, own_start: int | None, own_nanousd: int, now_us: int) -> int:
-    """Pending nano-dollars of reservations that have expired, without the caller's own in the bucket `own_start`."""
-    live = live_pending(buckets, pending_seconds, now_us)
+def expired_in(pending: Pending, pending_seconds: int, own: Member | None, own_nanousd: int, now_us: int) -> int:
+    """Pending nano-dollars of reservations that have expired, without the caller's own in the member `own`."""
+    live = live_pending(pending, pending_seconds, now_us)
     return sum(
-        max(0, nanousd - (own_nanousd if start == own_start else 0))
-        for start, nanousd in buckets.items()
-        if start not in live
+        max(0, nanousd - (own_nanousd if member == own else 0))
+        for member, nanousd in pending.items()
+        if member not in live
     )
 
 
@@ -116,7 +119,7 @@ class Decision:
     over_shadow: tuple[str, ...] = ()
 
 
-def decide(ask: Ask, totals: Sequence[Total], read_pending: Callable[[str], Buckets], now_us: int) -> Decision:
+def decide(ask: Ask, totals: Sequence[Total], read_pending: Callable[[str], Pending], now_us: int) -> Decision:
     """Whether every budget has room for `ask`; `read_pending` is called only where one has not.
 
     Where there is no room for all of it, and pending reservations will not make any by ending, `at_least_nanousd` of
@@ -139,7 +142,7 @@ def _enforced(totals: Sequence[Total]) -> Iterator[tuple[Total, int]]:
 
 
 def _decide(
-    ask: Ask, cost: int, totals: Sequence[Total], read_pending: Callable[[str], Buckets], now_us: int
+    ask: Ask, cost: int, totals: Sequence[Total], read_pending: Callable[[str], Pending], now_us: int
 ) -> Decision:
     """The decision about `cost` nano-dollars, all of it or nothing."""
     refusing, busy, ends_at = None, True, 0
@@ -169,7 +172,7 @@ def _is_over(budget: Budget, nanousd: int) -> bool:
     return budget.is_shadow and budget.limit_nanousd is not None and nanousd > budget.limit_nanousd
 
 
-def _pending_in(row: Row, ask: Ask, pending: Buckets, now_us: int) -> int:
+def _pending_in(row: Row, ask: Ask, pending: Pending, now_us: int) -> int:
     """How much of a budget's total is pending."""
     bucket = pending_bucket_seconds_of(ask.pending_seconds)
     since = row.layout.start_seconds
@@ -178,7 +181,9 @@ def _pending_in(row: Row, ask: Ask, pending: Buckets, now_us: int) -> int:
         # the pending buckets: only what is surely in both counts.
         since = now_us // US_PER_SECOND - row.layout.window_seconds + bucket - 1
     live = live_pending(pending, ask.pending_seconds, now_us)
-    return sum(nanousd for start, nanousd in live.items() if start + bucket > since)
+    return sum(
+        nanousd for member, nanousd in live.items() if start_of(member) + bucket > since and is_charged_to(member, row)
+    )
 
 
 def _fits_at(total: Total, limit: int, cost: int, now_us: int) -> int:
@@ -281,10 +286,10 @@ def limits_of(budgets: Sequence[Budget]) -> dict[str, int | None]:
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """An increment that `reserve` makes and `settle` corrects. `member` is a bucket's start, None for a total."""
+    """An increment that `reserve` makes and `settle` corrects. `member` is that of a bucket, None for a total."""
 
     key: str
-    member: int | None
+    member: Member | None
     ttl_seconds: int | None
     """From now until the key may go, as a reservation sets it; None: it stays for ever."""
     is_pending: bool = False
@@ -312,16 +317,29 @@ def pending_keys(rows: Sequence[Row]) -> dict[str, Scope]:
     return {row.pending_key: row.budget.scope for row in rows}
 
 
-def pending_charges(rows: Sequence[Row], pending_seconds: int, made_at_us: int) -> list[Charge]:
-    """Where a reservation's pending money is remembered, by owner."""
-    bucket = pending_bucket_seconds_of(pending_seconds)
+def pending_start(pending_seconds: int, made_at_us: int) -> int:
+    """The start of the bucket of pending money of a reservation."""
     made = made_at_us // US_PER_SECOND
-    start, ttl = made - made % bucket, pending_seconds + bucket
-    # The global one is kept as long as records are: the first request after a lull reports what has expired before it.
+    return made - made % pending_bucket_seconds_of(pending_seconds)
+
+
+def pending_charges(rows: Sequence[Row], pending_seconds: int, made_at_us: int) -> list[Charge]:
+    """Where the pending money of a new reservation is remembered, by owner."""
+    start = pending_start(pending_seconds, made_at_us)
     return [
-        Charge(key, start, ttl + (RECORD_KEEP_SECONDS if scope is Scope.GLOBAL else 0), is_pending=True)
+        pending_charge(
+            key, scope, pending_seconds, pending_member(start, [row for row in rows if row.pending_key == key])
+        )
         for key, scope in pending_keys(rows).items()
     ]
+
+
+def pending_charge(key: str, scope: Scope, pending_seconds: int, member: Member) -> Charge:
+    """Where a reservation's pending money is remembered for one owner."""
+    ttl = pending_seconds + pending_bucket_seconds_of(pending_seconds)
+    # The global one is kept as long as records are: the first request after a lull reports what has expired before it.
+    kept = RECORD_KEEP_SECONDS if scope is Scope.GLOBAL else 0
+    return Charge(key, member, ttl + kept, is_pending=True)
 
 
 def change_of(charge: Charge, booked: int | None, delta: int, now_us: int) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from backends.clock import US_PER_SECOND, Clock
 from backends.errors import StoreBroken
+from backends.records import Member
 from backends.store import Words
 from backends.strategies import verbs
 from backends.strategies.in_python import PythonStrategy
@@ -22,8 +23,8 @@ _SWEEP_EVERY = 1_000
 _NO_KEY, _NO_TTL = -2, -1
 _FOR_EVER_US = 2**63
 
-Value = bytes | dict[int, int]
-"""A string, or a sorted set: bucket start (unix seconds) -> nano-dollars."""
+Value = bytes | dict[Member, int]
+"""A string, or a sorted set: member -> nano-dollars."""
 
 
 class MemoryBackend(PythonStrategy):
@@ -121,7 +122,7 @@ class CommandDictionary:
             raise StoreBroken(_wrong_kind(key))
         return value
 
-    def _buckets(self, key: str) -> dict[int, int]:
+    def _buckets(self, key: str) -> dict[Member, int]:
         value = self.value(key)
         if isinstance(value, bytes):
             raise StoreBroken(_wrong_kind(key))
@@ -154,17 +155,19 @@ class CommandDictionary:
         self._values[key] = b"%d" % total
         return total
 
-    def _increment_bucket(self, key: str, by: int, start: int) -> int:
+    def _increment_bucket(self, key: str, by: int, member: Member) -> int:
         buckets = self._buckets(key)
-        self._values[key] = buckets | {start: buckets.get(start, 0) + by}
-        return buckets.get(start, 0) + by
+        self._values[key] = buckets | {member: buckets.get(member, 0) + by}
+        return buckets.get(member, 0) + by
 
-    def _all_buckets(self, key: str, *_whole_with_scores: object) -> list[int]:
-        return [number for bucket in self._buckets(key).items() for number in bucket]
+    def _all_buckets(self, key: str, *_whole_with_scores: object) -> list[int | bytes]:
+        return [
+            part.encode() if isinstance(part, str) else part for bucket in self._buckets(key).items() for part in bucket
+        ]
 
-    def _remove_buckets(self, key: str, *starts: int) -> int:
+    def _remove_buckets(self, key: str, *members: Member) -> int:
         buckets = self._buckets(key)
-        left = {start: nanousd for start, nanousd in buckets.items() if start not in starts}
+        left = {member: nanousd for member, nanousd in buckets.items() if member not in members}
         if left:
             self._values[key] = left
         else:
@@ -172,7 +175,7 @@ class CommandDictionary:
         return len(buckets) - len(left)
 
     def _remove_empty_buckets(self, key: str, *_up_to_zero: object) -> int:
-        return self._remove_buckets(key, *(start for start, nanousd in self._buckets(key).items() if nanousd <= 0))
+        return self._remove_buckets(key, *(member for member, nanousd in self._buckets(key).items() if nanousd <= 0))
 
 
 def _wrong_kind(key: str) -> str:

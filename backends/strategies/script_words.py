@@ -6,20 +6,20 @@ from functools import lru_cache
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-from backends.budgets import BUILT_IN, Budget, Scope, check
+from backends.budgets import Budget, Scope, check
 from backends.clock import US_PER_SECOND
 from backends.contract import Ask, Duplicate, DuplicateState, Outcome, Refusal, Reservation, Settlement, Verdict
 from backends.keys import (
     BOUNDARY_SECONDS,
     MARKER_PREFIX,
     RECORD_PREFIX,
-    RUNNING_PREFIX,
     Row,
     idempotency_key,
     reset_key,
     rows_at,
+    running_key,
 )
-from backends.records import NO_OWNER, digest_of, key_digest, record_in
+from backends.records import NO_OWNER, digest_of, key_digest, pending_suffix, record_in
 from backends.strategies import arithmetic, outcomes
 from backends.strategies.arithmetic import NEVER_SECONDS
 
@@ -50,15 +50,14 @@ class Now(NamedTuple):
 class Shape(NamedTuple):
     """What the scripts are sent of budgets: the same for all owners, while no period ends."""
 
-    from_seconds: int
-    until_seconds: int
-    """Unix time: from when to when its keys are those of the present periods."""
     key_parts: tuple[tuple[str, str, bool], ...]
     """Of each budget what its key begins and ends with, and whether the owner stands between."""
     windows_at: tuple[int, ...]
     """Which budgets are windows, from 0."""
     pending: tuple[tuple[str, int], ...]
     """Of each owner what its key of pending money begins with, and one of its budgets, from 0; -1 for everybody."""
+    pending_format: str
+    """With the digests that a record has: what follows the start in the members of these; empty without digests."""
     identifier_at: int
     """Which budget has the identifier as its owner, from 0; -1 without one."""
     network_at: int
@@ -66,27 +65,21 @@ class Shape(NamedTuple):
     """Which budgets a record names by their keys, from 0."""
     window_seconds: int
     """Of the built-in windows, as a record has it; 0 where not all six are there."""
-    plan: str
-    kept: str
-    kept_with_status: str
+    counts: str
+    """Budgets, windows and owners, and the number of the owner who is everybody, from 1; 0 without."""
     mine: int
     """The number of the owner who is the identifier, from 1; 0 without one."""
-    everybody: int
-    """The number of the owner who is everybody, from 1; 0 without."""
-    counts: tuple[str, str, str]
-    """Budgets, windows, owners. Words are texts, which are packed in half the time of numbers."""
-    limits: tuple[str, ...]
-    windows: tuple[str, ...]
+    span: str
+    """Unix time: from when to when these are the keys of the present periods."""
+    limits: str
+    plan: str
+    kept: str
     renews_at: tuple[int | None, ...]
     """Of each budget the end of its period; of a window 0."""
 
 
 _RULE = itemgetter(0, 2, 3, 4, 5, 6)
 """Of a budget all but its owner."""
-
-
-def _shape_at(budgets: tuple[Budget, ...], at_seconds: int) -> Shape:
-    return _shape(tuple(map(_RULE, budgets)), at_seconds // BOUNDARY_SECONDS)
 
 
 @lru_cache(maxsize=1_024)
@@ -99,43 +92,33 @@ def _shape(rules: tuple[tuple[Any, ...], ...], quarter: int) -> Shape:
     at = {scope: owner_of.index(number) for number, scope in enumerate(scopes, 1)}
     prefixes = {row.budget.scope: row.layout.pending_prefix for row in rows}
     windows_at = tuple(i for i, row in enumerate(rows) if row.layout.window_seconds)
-    has_the_six = sum(row.layout.is_built_in for row in rows) == len(BUILT_IN)
+    built_in = [row.layout.window_seconds for row in rows if row.layout.is_built_in]
+    further_at = tuple(i for i, row in enumerate(rows) if not row.layout.is_built_in)
     ends = [row.layout for row in rows if row.layout.end_seconds]
-    kept = [f"{owner},{row.layout.keep_until_seconds}" for owner, row in zip(owner_of, rows, strict=True)]
+    from_seconds = max((layout.start_seconds for layout in ends), default=0)
+    until_seconds = min((layout.end_seconds for layout in ends), default=NEVER_SECONDS)
+    limits = ("" if row.budget.limit_nanousd is None else row.budget.limit_nanousd for row in rows)
+    everybody = scopes.index(Scope.GLOBAL) + 1 if Scope.GLOBAL in scopes else 0
     return Shape(
-        from_seconds=max((layout.start_seconds for layout in ends), default=0),
-        until_seconds=min((layout.end_seconds for layout in ends), default=NEVER_SECONDS),
         key_parts=tuple((row.layout.prefix, row.layout.suffix, row.layout.names_owner) for row in rows),
         windows_at=windows_at,
         pending=tuple((prefixes[scope], -1 if scope is Scope.GLOBAL else at[scope]) for scope in scopes),
+        pending_format="".join(f"{_pending_format(rows, further_at, scope)}," for scope in scopes if further_at),
         identifier_at=at.get(Scope.IDENTIFIER, -1),
         network_at=at.get(Scope.NETWORK, -1),
-        further_at=tuple(i for i, row in enumerate(rows) if not (has_the_six and row.layout.is_built_in)),
-        window_seconds=max(rows[i].layout.window_seconds * rows[i].layout.is_built_in for i in windows_at)
-        if has_the_six
-        else 0,
+        further_at=further_at,
+        window_seconds=max(built_in, default=0),
+        counts=f"{len(rows)} {len(windows_at)} {len(scopes)} {everybody}",
+        mine=scopes.index(Scope.IDENTIFIER) + 1 if Scope.IDENTIFIER in scopes else 0,
+        span=f"{from_seconds} {until_seconds}",
+        limits="".join(f"{limit},{row.layout.window_seconds} " for limit, row in zip(limits, rows, strict=True)),
         plan="".join(
             f"{owner},{row.budget.throttle_seconds},{row.budget.is_shadow:d},{row.layout.plan} "
             for owner, row in zip(owner_of, rows, strict=True)
         ),
-        kept="".join(f"{each} " for each in kept),
-        kept_with_status="".join(f"{each},{row.layout.status} " for each, row in zip(kept, rows, strict=True)),
-        mine=scopes.index(Scope.IDENTIFIER) + 1 if Scope.IDENTIFIER in scopes else 0,
-        everybody=scopes.index(Scope.GLOBAL) + 1 if Scope.GLOBAL in scopes else 0,
-        counts=(
-            str(len(rows)),
-            str(len(windows_at)),
-            str(len(scopes)),
-        ),
-        limits=tuple("" if budget.limit_nanousd is None else str(budget.limit_nanousd) for budget in budgets),
-        windows=tuple(
-            str(word)
-            for i in windows_at
-            for word in (
-                i + 1,
-                rows[i].layout.window_seconds,
-                _witness(rows, i, quarter * BOUNDARY_SECONDS),
-            )
+        kept="".join(
+            f"{owner},{row.layout.window_seconds},{row.layout.keep_until_seconds},{row.layout.status} "
+            for owner, row in zip(owner_of, rows, strict=True)
         ),
         renews_at=tuple(
             None if not (row.layout.window_seconds or row.layout.end_seconds) else row.layout.end_seconds
@@ -144,70 +127,81 @@ def _shape(rules: tuple[tuple[Any, ...], ...], quarter: int) -> Shape:
     )
 
 
-def _witness(rows: Sequence[Row], window_at: int, now_seconds: int) -> int:
-    """The number of the day of a built-in window's owner, if nothing that counts in the window is older; else 0.
-
-    A window and its witness have to be charged together, always: the six are, and no other budgets are for certain.
-    """
-    window = rows[window_at]
-    if not window.layout.is_built_in:
-        return 0
-    since = now_seconds - window.layout.window_seconds - 2 * window.bucket_seconds
-    for number, row in enumerate(rows, 1):
-        layout = row.layout
-        if layout.is_built_in and layout.end_seconds and row.budget.scope is window.budget.scope:
-            return number if layout.start_seconds <= since else 0
-    return 0
+def _pending_format(rows: Sequence[Row], further_at: Sequence[int], scope: Scope) -> str:
+    digests = "".join(f"{{{at}}}" for at, i in enumerate(further_at) if rows[i].budget.scope is scope)
+    has_the_six = any(row.layout.is_built_in for row in rows if row.budget.scope is scope)
+    return pending_suffix(digests, has_the_six=has_the_six)
 
 
-def _keys_of(
-    shape: Shape, reservation_id: str, budgets: tuple[Budget, ...], pending_seconds: int
-) -> tuple[list[str], str]:
-    """The keys of a record, of budgets, of what windows came to, and of pending money; and what the record says."""
+class Owned(NamedTuple):
+    """What the scripts are sent of the budgets of certain owners."""
+
+    shape: Shape
+    keys: tuple[str, ...]
+    """Of budgets, of what windows came to, and of pending money."""
+    charged_to: str
+    """What a record says."""
+    pending: str
+    """What follows the start in the members of the owners' pending money."""
+    counts: str
+    """What `reserve.lua` is sent of how many there are."""
+    counts_at_end: str
+    """The same of the other scripts."""
+
+
+def _owned_at(budgets: tuple[Budget, ...], at_seconds: int, pending_seconds: int) -> Owned:
+    return _owned(budgets, at_seconds // BOUNDARY_SECONDS, pending_seconds)
+
+
+# An end comes to what its reservation came to, and so does the next request of the same visitor.
+@lru_cache(maxsize=1_024)
+def _owned(budgets: tuple[Budget, ...], quarter: int, pending_seconds: int) -> Owned:
+    shape = _shape(tuple(map(_RULE, budgets)), quarter)
     books = [
-        f"{prefix}{budget[1]}{suffix}" if names_owner else f"{prefix}{suffix}"
+        f"{prefix}{budget.owner}{suffix}" if names_owner else f"{prefix}{suffix}"
         for (prefix, suffix, names_owner), budget in zip(shape.key_parts, budgets, strict=True)
     ]
     who, network = NO_OWNER, NO_OWNER
     if shape.window_seconds:
         who, network = digest_of(budgets[shape.identifier_at].owner), digest_of(budgets[shape.network_at].owner)
-    charged_to = f"{shape.window_seconds} {pending_seconds} {who} {network}"
-    if shape.further_at:
-        charged_to = f"{charged_to} {''.join([key_digest(books[i]) for i in shape.further_at])}"
-    running = [f"{RUNNING_PREFIX}{books[i][4:]}" for i in shape.windows_at]
-    pending = [prefix if i < 0 else f"{prefix}{budgets[i][1]}" for prefix, i in shape.pending]
-    return [f"{RECORD_PREFIX}{reservation_id}", *books, *running, *pending], charged_to
+    digests = [key_digest(books[i]) for i in shape.further_at]
+    running = [running_key(books[i]) for i in shape.windows_at]
+    pending = [prefix if i < 0 else f"{prefix}{budgets[i].owner}" for prefix, i in shape.pending]
+    return Owned(
+        shape=shape,
+        keys=(*books, *running, *pending),
+        charged_to=f"{shape.window_seconds} {pending_seconds} {who} {network} {''.join(digests)}".rstrip(),
+        pending=shape.pending_format.format(*digests),
+        counts=f"{pending_seconds} {shape.counts} {shape.span}",
+        counts_at_end=f"{pending_seconds} {shape.counts} {shape.mine}",
+    )
 
 
 def reserve_call(ask: Ask, request_digest: str, now: Now) -> ScriptCall:
     """The words of `reserve.lua`."""
-    budgets = ask.budgets
-    shape = _shape_at(budgets, now.us // US_PER_SECOND)
-    keys, charged_to = _keys_of(shape, ask.reservation_id, budgets, ask.pending_seconds)
-    mark = ""
+    budgets, idempotency = ask.budgets, ask.idempotency
+    owned = _owned_at(budgets, now.us // US_PER_SECOND, ask.pending_seconds)
+    shape = owned.shape
+    keys, mark = [f"{RECORD_PREFIX}{ask.reservation_id}", *owned.keys], ""
     if shape.mine:
         keys.append(f"{MARKER_PREFIX}{budgets[shape.identifier_at].owner}")
         mark = "1" if ask.mark_when_busy else "0"
     args: list[str | int] = [
         now.text,
         now.deadline_us,
-        shape.from_seconds,
-        shape.until_seconds,
-        request_digest,
         ask.cost_nanousd,
         "" if ask.at_least_nanousd is None else ask.at_least_nanousd,
-        ask.pending_seconds,
-        charged_to,
+        request_digest,
+        owned.charged_to,
         mark,
+        owned.counts,
+        shape.limits,
         shape.plan,
-        *shape.counts,
-        shape.everybody,
-        *shape.limits,
-        *shape.windows,
+        owned.pending,
     ]
-    if ask.idempotency is not None:
-        keys.append(idempotency_key(ask.idempotency.digest))
-        args += (ask.idempotency.body_digest, ask.reservation_id)
+    if idempotency is not None:
+        keys.append(idempotency_key(idempotency.digest))
+        args += (idempotency.body_digest, ask.reservation_id)
     return ScriptCall(keys, args, shape)
 
 
@@ -265,7 +259,7 @@ def extend_call(
     reservation: Reservation, to_nanousd: int, at_least_nanousd: int, limits: Mapping[str, int | None], now: Now
 ) -> ScriptCall:
     """The words of `extend.lua`; `limits` are by name."""
-    shape, keys, _ = _of_reservation(reservation)
+    owned, keys = _of_reservation(reservation)
     its_limits = (limits.get(budget.name) for budget in reservation.budgets)
     args: list[str | int] = [
         now.text,
@@ -274,17 +268,13 @@ def extend_call(
         to_nanousd,
         at_least_nanousd,
         reservation.made_at_us,
-        reservation.pending_seconds,
-        shape.mine,
-        shape.everybody,
-        shape.kept_with_status,
-        *shape.counts,
-        *("" if limit is None else limit for limit in its_limits),
-        *shape.windows,
+        owned.counts_at_end,
+        owned.shape.kept,
+        "".join(" " if limit is None else f"{limit} " for limit in its_limits),
     ]
     if reservation.idempotency is not None:
         args.append(reservation.reservation_id)
-    return ScriptCall(keys, args, shape)
+    return ScriptCall(keys, args, owned.shape)
 
 
 def read_extension(
@@ -305,25 +295,21 @@ def read_extension(
 
 def settle_call(reservation: Reservation, ending: str, actual_nanousd: int, now_text: str) -> ScriptCall:
     """The words of `settle.lua`; `ending` is ``settled`` or ``released``."""
-    shape, keys, charged_to = _of_reservation(reservation)
+    owned, keys = _of_reservation(reservation)
     args: list[str | int] = [
         now_text,
         reservation.request_digest,
         ending,
         actual_nanousd,
         reservation.made_at_us,
-        reservation.pending_seconds,
-        charged_to,
-        shape.mine,
-        shape.everybody,
-        shape.kept,
-        *shape.counts,
-        *shape.windows,
+        owned.charged_to,
+        owned.counts_at_end,
+        owned.shape.kept,
     ]
     idempotency = reservation.idempotency
     if idempotency is not None:
         args += (idempotency.body_digest, reservation.reservation_id)
-    return ScriptCall(keys, args, shape)
+    return ScriptCall(keys, args, owned.shape)
 
 
 def read_settlement(reservation: Reservation, ending: str, reply: Sequence[Any]) -> Settlement:
@@ -343,13 +329,13 @@ def read_settlement(reservation: Reservation, ending: str, reply: Sequence[Any])
     return outcomes.settlement_of(reservation, outcome, booked, expired)
 
 
-def _of_reservation(reservation: Reservation) -> tuple[Shape, list[str], str]:
-    """What `settle.lua` and `extend.lua` are sent of the budgets, all their keys, and what the record says."""
-    budgets = reservation.budgets
-    shape = _shape_at(budgets, reservation.made_at_us // US_PER_SECOND)
-    keys, charged_to = _keys_of(shape, reservation.reservation_id, budgets, reservation.pending_seconds)
-    if shape.mine:
-        keys.append(reset_key(budgets[shape.identifier_at].owner))
-    if reservation.idempotency is not None:
-        keys.append(idempotency_key(reservation.idempotency.digest))
-    return shape, keys, charged_to
+def _of_reservation(reservation: Reservation) -> tuple[Owned, list[str]]:
+    """What `settle.lua` and `extend.lua` are sent of the budgets, and all their keys."""
+    budgets, idempotency = reservation.budgets, reservation.idempotency
+    owned = _owned_at(budgets, reservation.made_at_us // US_PER_SECOND, reservation.pending_seconds)
+    keys = [f"{RECORD_PREFIX}{reservation.reservation_id}", *owned.keys]
+    if owned.shape.mine:
+        keys.append(reset_key(budgets[owned.shape.identifier_at].owner))
+    if idempotency is not None:
+        keys.append(idempotency_key(idempotency.digest))
+    return owned, keys

@@ -107,7 +107,7 @@ def reserve(ask: Ask, backend: str, now_us: int) -> Verb[Verdict]:
     if decision is not None:
         return outcomes.refusal_of(ask, decision)
     totals = _totals(rows, seen, now_us)
-    decision = arithmetic.decide(ask, totals, lambda key: _buckets(seen, key), now_us)
+    decision = arithmetic.decide(ask, totals, lambda key: _pending(seen, key), now_us)
     if decision.set_marker is not None:
         yield Write((_set(marker_key(ask.identifier), decision.set_marker, decision.marker_seconds),))
     if decision.status != arithmetic.ADMITTED:
@@ -134,9 +134,9 @@ def extend(
     more = reserved - record.nanousd
     if more:
         charges = arithmetic.charges(booked, reservation.made_at_us, now_us)
-        charges += arithmetic.pending_charges(booked, reservation.pending_seconds, reservation.made_at_us)
+        charges += _own_pending(reservation, record, booked, seen)
         bookings = [_changed(charge, more, _booked_at(charge, seen)) for charge in charges]
-        yield from _book(_extended_records(reservation, record, reserved, seen), bookings)
+        yield from _book(_extended_records(reservation, record, reserved, seen), bookings, _forget_running(booked))
     return outcomes.extended(reservation, totals, reserved, more, is_cleared=is_cleared)
 
 
@@ -156,11 +156,11 @@ def end(reservation: Reservation, ending: str, actual_nanousd: int, now_us: int)
     first += _ended_idempotency(reservation, ending, actual_nanousd, seen, now_us)
     delta = actual_nanousd - reserved
     bookings = _corrections(reservation, booked, delta, seen, now_us)
-    if delta and (len(bookings) < len(booked) or any(each.nanousd != delta for each in bookings)):
-        first += _forget_running(booked)
+    forgotten = _forget_running(booked) if bookings else []
     emptied = [_remove_empty(each.charge.key) for each in bookings if each.leaves_nothing]
-    removed, expired = _no_more_pending(reservation, rows, booked, reserved, seen, now_us)
-    yield from _book(first, bookings, [*emptied, *removed])
+    own = [] if record is None else _own_pending(reservation, record, booked, seen)
+    removed, expired = _no_more_pending(reservation, rows, own, reserved, seen, now_us)
+    yield from _book(first, bookings, [*forgotten, *emptied, *removed])
     return outcomes.settlement_of(reservation, outcome, actual_nanousd, expired)
 
 
@@ -183,14 +183,18 @@ def books(budgets: tuple[Budget, ...], now_us: int) -> Verb[Books]:
     rows, identifier = rows_at(budgets, now_us // US_PER_SECOND), owner_in(budgets, Scope.IDENTIFIER)
     reads = _reads_of_marker(identifier) if identifier else ()
     seen = yield Read((*_reads_of_totals(rows), *_reads_of_pending(rows), *reads))
-    uses = tuple(_use(total, _buckets(seen, total.row.pending_key), now_us) for total in _totals(rows, seen, now_us))
+    uses = tuple(_use(total, _pending(seen, total.row.pending_key), now_us) for total in _totals(rows, seen, now_us))
     marker = arithmetic.marker_of(seen(reads[0]), int(seen(reads[1])), now_us) if reads else None
     return Books(uses, marker, now_us)
 
 
-def _use(total: Total, pending: arithmetic.Buckets, now_us: int) -> BudgetUse:
-    since = total.row.layout.start_seconds
-    held = sum(nanousd for start, nanousd in pending.items() if start >= since)
+def _use(total: Total, pending: arithmetic.Pending, now_us: int) -> BudgetUse:
+    since, row = total.row.layout.start_seconds, total.row
+    held = sum(
+        nanousd
+        for member, nanousd in pending.items()
+        if records.start_of(member) >= since and records.is_charged_to(member, row)
+    )
     is_empty = not total.buckets if total.row.layout.window_seconds else not total.nanousd
     return BudgetUse(total.row.budget, total.nanousd, held, None if is_empty else total.renews_at(now_us))
 
@@ -238,6 +242,12 @@ def _buckets(seen: Replies, key: str) -> dict[int, int]:
     return {int(start): int(float(nanousd)) for start, nanousd in zip(flat[::2], flat[1::2], strict=True)}
 
 
+def _pending(seen: Replies, key: str) -> dict[records.Member, int]:
+    flat: Sequence[Any] = seen(_all_of(key))
+    pairs = zip(flat[::2], flat[1::2], strict=True)
+    return {records.member_in(member): int(float(nanousd)) for member, nanousd in pairs}
+
+
 def _totals(rows: Sequence[Row], seen: Replies, now_us: int) -> list[Total]:
     return [_total(row, seen, now_us) for row in rows]
 
@@ -253,7 +263,7 @@ def _total(row: Row, seen: Replies, now_us: int) -> Total:
 def _booked_at(charge: Charge, seen: Replies) -> int | None:
     """What is booked where a charge belongs; None where there is nothing."""
     if charge.member is not None:
-        return _buckets(seen, charge.key).get(charge.member)
+        return _pending(seen, charge.key).get(charge.member)
     text = seen(_get(charge.key))
     return None if text is None else arithmetic.amount(text)
 
@@ -307,8 +317,8 @@ def _set(key: str, text: str, ttl_seconds: int) -> Words:
     return ("SET", key, text, "EX", ttl_seconds)
 
 
-def _remove(key: str, starts: Sequence[int]) -> list[Words]:
-    return [("ZREM", key, *starts)] if starts else []
+def _remove(key: str, members: Sequence[records.Member]) -> list[Words]:
+    return [("ZREM", key, *members)] if members else []
 
 
 def _remove_empty(key: str) -> Words:
@@ -398,7 +408,8 @@ def _book_reservation(ask: Ask, reservation: Reservation, rows: Sequence[Row], s
     swept, expired = _sweeps(ask, rows, seen, now_us)
     bookings = [_reserved(charge, reservation.cost_nanousd, seen, now_us) for charge in charges]
     # The record comes last: one that is found proves that all was charged, and may be taken back as a whole.
-    yield from _book(swept, bookings, [*_over(rows, seen, now_us), *_records(ask, reservation, rows, now_us)])
+    after = [*_forget_running(rows), *_over(rows, seen, now_us), *_records(ask, reservation, rows, now_us)]
+    yield from _book(swept, bookings, after)
     return expired
 
 
@@ -438,15 +449,15 @@ def _over(rows: Sequence[Row], seen: Replies, now_us: int) -> list[Words]:
 
 
 def _sweeps(ask: Ask, rows: Sequence[Row], seen: Replies, now_us: int) -> tuple[list[Words], int]:
-    """Where a new bucket makes pending buckets too many, remove what is over; of the global ones, how much that was."""
+    """Where a new member makes pending money's too many, remove what is over; of the global one, how much that was."""
     scopes, commands, expired = arithmetic.pending_keys(rows), [], 0
     for charge in arithmetic.pending_charges(rows, ask.pending_seconds, now_us):
-        buckets = _buckets(seen, charge.key)
-        if charge.member not in buckets and len(buckets) > LIVE_PENDING_BUCKETS:
-            live = arithmetic.live_pending(buckets, ask.pending_seconds, now_us)
-            commands += _remove(charge.key, [start for start in buckets if start not in live])
+        pending = _pending(seen, charge.key)
+        if charge.member not in pending and len(pending) > LIVE_PENDING_BUCKETS:
+            live = arithmetic.live_pending(pending, ask.pending_seconds, now_us)
+            commands += _remove(charge.key, [member for member in pending if member not in live])
             if scopes[charge.key] is Scope.GLOBAL:
-                expired = arithmetic.expired_in(buckets, ask.pending_seconds, None, 0, now_us)
+                expired = arithmetic.expired_in(pending, ask.pending_seconds, None, 0, now_us)
     return commands, expired
 
 
@@ -478,29 +489,39 @@ def _corrections(
 
 
 def _forget_running(rows: Sequence[Row]) -> list[Words]:
-    """What `reserve.lua` knows of windows holds while all that is booked for their owners changes alike."""
+    """What `reserve.lua` has noted of windows holds while nothing but its present bucket changes.
+
+    Which that is depends on Redis' clock. It comes after the increments: what is noted between has to go too.
+    """
     windows = [row for row in rows if row.layout.window_seconds]
     return [("DEL", *(running_key(row.key) for row in windows))] if windows else []
 
 
+def _own_pending(
+    reservation: Reservation, record: records.Record, booked_in: Sequence[Row], seen: Replies
+) -> list[Charge]:
+    """Where the reservation of a record has its pending money, by what the record says and not by today's budgets."""
+    start = arithmetic.pending_start(reservation.pending_seconds, reservation.made_at_us)
+    return [
+        arithmetic.pending_charge(
+            key, scope, reservation.pending_seconds, records.own_member(_pending(seen, key), record, start)
+        )
+        for key, scope in arithmetic.pending_keys(booked_in).items()
+    ]
+
+
 def _no_more_pending(
-    reservation: Reservation,
-    rows: Sequence[Row],
-    booked_in: Sequence[Row],
-    reserved: int,
-    seen: Replies,
-    now_us: int,
+    reservation: Reservation, rows: Sequence[Row], own: Sequence[Charge], reserved: int, seen: Replies, now_us: int
 ) -> tuple[list[Words], int]:
-    """Remove this reservation's pending money and what has expired; of the global one, how much has expired."""
+    """Remove this reservation's `own` pending money and what has expired; of the global, how much has expired."""
     pending_seconds, commands, expired = reservation.pending_seconds, [], 0
-    own = arithmetic.pending_charges(booked_in, pending_seconds, reservation.made_at_us)
-    own_start = {charge.key: charge.member for charge in own} if reserved else {}
+    own_at = {charge.key: charge.member for charge in own} if reserved else {}
     for key, scope in arithmetic.pending_keys(rows).items():
-        start, buckets = own_start.get(key), _buckets(seen, key)
-        live = arithmetic.live_pending(buckets, pending_seconds, now_us)
-        if start is not None and start in live:
-            commands += [("ZINCRBY", key, -reserved, start), _remove_empty(key)]
-        commands += _remove(key, [each for each in buckets if each not in live])
+        member, pending = own_at.get(key), _pending(seen, key)
+        live = arithmetic.live_pending(pending, pending_seconds, now_us)
+        if member is not None and member in live:
+            commands += [("ZINCRBY", key, -reserved, member), _remove_empty(key)]
+        commands += _remove(key, [each for each in pending if each not in live])
         if scope is Scope.GLOBAL:
-            expired = arithmetic.expired_in(buckets, pending_seconds, start, reserved, now_us)
+            expired = arithmetic.expired_in(pending, pending_seconds, member, reserved, now_us)
     return commands, expired

@@ -59,7 +59,7 @@ from backends.keys import (
     rows_at,
     running_key,
 )
-from backends.records import charged_to
+from backends.records import charged_to, key_digest
 from backends.strategies.outcomes import request_digest_of
 
 
@@ -161,6 +161,7 @@ REASONS = {
     "global_day": Reason.GLOBAL_DAILY_LIMIT,
 }
 WINDOWS = ("window", "network_window")
+THE_SIX = "...six"
 LENGTHS = st.sampled_from([WINDOW_SECONDS, WINDOW_SECONDS, 61, 1_210, HOUR])
 PERIODS = mixed(
     (3, st.sampled_from([60, 75, 600, 1_001, HOUR, DAY, 31 * DAY]).map(Sliding)),
@@ -421,6 +422,11 @@ class Held:
         ]
         return min([self.made_us + PENDING_SECONDS * US, *ends])
 
+    def of_owner(self, scope, owner):
+        """Its budgets of one owner, as `named` has them: what is pending of the owner is kept by them."""
+        its = [each for each in self.charges.values() if (each.budget.scope, each.budget.owner) == (scope, owner)]
+        return frozenset(THE_SIX if each.budget.name in REASONS else key_digest(each.key) for each in its)
+
     def is_everybodys(self):
         return (Scope.GLOBAL, EVERYBODY) in self.pending_keys
 
@@ -521,23 +527,20 @@ class Books(RuleBasedStateMachine):
         return (self.now_seconds + lifetime(budget.period.seconds)) * US
 
     def pending(self, budget):
-        """What its owner's reservations hold that are not past their time, if they were surely made in its period.
-
-        It is kept by owner: what is not charged to the budget, because that was added later, is in it all the same.
-        """
+        """What reservations hold that are charged to it and not past their time, if they are surely in its window."""
         since = 0
-        if isinstance(budget.period, Calendar):
-            since = begin_of(budget.period, self.now_seconds)
-        elif isinstance(budget.period, Sliding):
+        if isinstance(budget.period, Sliding):
             since = self.now_seconds - budget.period.seconds + PENDING_BUCKET_SECONDS - 1
         return sum(
             held.open
-            for held in self.of_owner(budget)
+            for held in self.charged_to(budget)
             if held.is_open_until_us() > self.now_us and held.pending_start + PENDING_BUCKET_SECONDS > since
         )
 
-    def of_owner(self, budget):
-        return [held for held in self.every if (budget.scope, budget.owner) in held.pending_keys]
+    def charged_to(self, budget):
+        """The reservations that are charged to a budget in its present period."""
+        place = place_of(budget, self.now_seconds)
+        return [held for held in self.every if place in held.charges]
 
     def expected_verdict(self, ask):
         """A `Refusal` or `Duplicate`; a number: so much is set aside."""
@@ -698,10 +701,11 @@ class Books(RuleBasedStateMachine):
         if not but.is_everybodys():
             return 0
         ring = self.harness.stored().get("llm:open:global", ({}, 0))[0]
-        total = 0
-        for start, amount in ring.items():
+        total, mine = 0, (but.pending_start, but.of_owner(Scope.GLOBAL, EVERYBODY))
+        for member, amount in ring.items():
+            start, _ = named(member)
             if (start + PENDING_BUCKET_SECONDS + PENDING_SECONDS) * US <= self.now_us:
-                own = but.open if but.pending_start == start and but.has_record(self.now_us) else 0
+                own = but.open if mine == named(member) and but.has_record(self.now_us) else 0
                 total += max(0, amount - own)
         return total
 
@@ -965,7 +969,7 @@ class Books(RuleBasedStateMachine):
             assert use.spent_nanousd == self.spent(use.budget)
             assert use.renews_at_seconds == (self.renews_at(use.budget) if self.filled(use.budget) else None)
             since = begin_of(use.budget.period, self.now_seconds) if isinstance(use.budget.period, Calendar) else 0
-            pending = [held for held in self.of_owner(use.budget) if held.pending_start >= since]
+            pending = [held for held in self.charged_to(use.budget) if held.pending_start >= since]
             living = sum(held.open for held in pending if held.is_open_until_us() > self.now_us)
             assert living <= use.pending_nanousd <= sum(held.open for held in pending)
         throttle = self.throttles.get(ask.identifier)
@@ -1028,8 +1032,8 @@ class Books(RuleBasedStateMachine):
                 elif self.now_seconds <= charge.over_seconds:
                     totals[charge.key] += charge.nanousd
             if held.is_open_until_us() > self.now_us:
-                for key in held.pending_keys.values():
-                    add_to(pending[key], held.pending_start, held.open)
+                for (scope, owner), key in held.pending_keys.items():
+                    add_to(pending[key], (held.pending_start, held.of_owner(scope, owner)), held.open)
         found = {kind: {} for kind in ("total", "window", "pending")}
         for key, (value, _) in stored.items():
             found.setdefault(meaning_of(key).kind, {})[key] = value
@@ -1050,10 +1054,12 @@ class Books(RuleBasedStateMachine):
         """What is pending that has not expired."""
         living = {}
         for key, ring in rings.items():
-            over = {start for start in ring if (start + PENDING_BUCKET_SECONDS + PENDING_SECONDS) * US <= self.now_us}
-            assert len(ring) <= PENDING_BUCKETS + 2
+            members = {named(member): amount for member, amount in ring.items()}
+            starts = {start for start, _ in members}
+            over = {start for start in starts if (start + PENDING_BUCKET_SECONDS + PENDING_SECONDS) * US <= self.now_us}
+            assert len(starts) <= PENDING_BUCKETS + 2
             assert not (self.swept and key == "llm:open:global" and over), "I8"
-            living[key] = {start: amount for start, amount in ring.items() if start not in over}
+            living[key] = {member: amount for member, amount in members.items() if member[0] not in over}
         return living
 
     def money_is_never_negative_nor_without_a_life(self, stored):
@@ -1123,6 +1129,12 @@ def add_to(ring, start, nanousd):
     ring[start] = ring.get(start, 0) + nanousd
     if not ring[start]:
         del ring[start]
+
+
+def named(member):
+    """Of pending money the start of the bucket, and what it is charged to: digests of keys, and the six together."""
+    start, _, digests = str(member).partition(":")
+    return int(start), frozenset(digests[at : at + 6] for at in range(0, len(digests), 6)) or frozenset({THE_SIX})
 
 
 def not_empty(rings):

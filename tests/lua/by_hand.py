@@ -3,7 +3,7 @@
 import hashlib
 from typing import NamedTuple
 
-from backends.records import digest_of, key_digest
+from backends.records import THE_SIX, digest_of, key_digest
 from backends.store.scripts import Script
 
 RESERVE, EXTEND, SETTLE = Script("reserve.lua"), Script("extend.lua"), Script("settle.lua")
@@ -43,8 +43,6 @@ class Row(NamedTuple):
     marker_s: int = 0
     shadow: int = 0
     cause: str = ""
-    witness: str = ""
-    """Of a window: the name of the total that it is always charged with."""
 
     @property
     def running(self):
@@ -82,7 +80,6 @@ def six(window_s=600):
             status=3,
             marker_s=30,
             cause="window_limit",
-            witness="day",
         ),
         Row(
             "network_window",
@@ -91,7 +88,6 @@ def six(window_s=600):
             window_s=window_s,
             status=4,
             cause="network_limit",
-            witness="network_day",
         ),
         Row(
             "network_day",
@@ -117,31 +113,23 @@ RINGS = {name: BOOKS[name] for name in WINDOWS} | PENDING
 
 
 class Places(NamedTuple):
-    """What the three scripts are told of the budgets of a request."""
+    """What the three scripts are sent of the budgets of a request."""
 
     keys: list
     owner_of: list
-    counts: list
-    windows: list
+    counts: str
     mine: int
-    everybody: int
 
 
 def places_of(rows):
     owners = list(dict.fromkeys(row.owner for row in rows))
-    windows = []
-    for number, row in enumerate(rows, 1):
-        if row.window_s:
-            witnesses = (i for i, other in enumerate(rows, 1) if other.name == row.witness)
-            windows += (number, row.window_s, next(witnesses, 0))
     running = [row.running for row in rows if row.window_s]
+    everybody = owners.index(OF_ALL) + 1 if OF_ALL in owners else 0
     return Places(
         [*(row.key for row in rows), *running, *owners],
         [owners.index(row.owner) + 1 for row in rows],
-        [len(rows), len(running), len(owners)],
-        windows,
+        f"{len(rows)} {len(running)} {len(owners)} {everybody}",
         owners.index(OF_WHO) + 1 if OF_WHO in owners else 0,
-        owners.index(OF_ALL) + 1 if OF_ALL in owners else 0,
     )
 
 
@@ -153,6 +141,19 @@ def charged_to(rows, pending_s=120):
         return f"0 {pending_s} - - {further}"
     length = next(row.window_s for row in rows if row.key == BOOKS["window"])
     return f"{length} {pending_s} {digest_of(WHO)} {digest_of(NETWORK)} {further}".rstrip()
+
+
+def suffix_of(owner, rows):
+    """What follows a bucket's start in the pending money of an owner who is charged to these of its budgets."""
+    its = [row for row in rows if row.owner == owner]
+    digests = "".join(key_digest(row.key) for row in its if row.key not in BOOKS.values())
+    six = any(row.key in BOOKS.values() for row in its)
+    return f":{THE_SIX * six}{digests}" if digests else ""
+
+
+def pending_word(rows):
+    suffixes = [suffix_of(owner, rows) for owner in dict.fromkeys(row.owner for row in rows)]
+    return "".join(f"{suffix}," for suffix in suffixes) if any(suffixes) else ""
 
 
 def limited(rows, changes):
@@ -177,25 +178,25 @@ def plan_of_reserve(rows, owner_of):
 def words_of_reserve(rid=ID, rows=SIX, key=None, **changes):
     """KEYS and ARGV; with `key`, the digest of a caller's own, what belongs to that too."""
     rows, changes = limited(rows, changes)
-    places = places_of(rows)
+    places, pending_s = places_of(rows), changes.pop("pending_s", 120)
     ends = [row for row in rows if row.end_s]
+    from_s = changes.pop("from_s", max((row.start_s for row in ends), default=0))
+    until_s = changes.pop("until_s", min((row.end_s for row in ends), default=NEVER_S))
     defaults = {
         "now_us": NOW_US,
         "deadline_us": changes.get("now_us", NOW_US) or 2**52,
-        "from_s": max((row.start_s for row in ends), default=0),
-        "until_s": min((row.end_s for row in ends), default=NEVER_S),
-        "request_digest": REQUEST_DIGEST,
         "cost": COST,
         "at_least": "",
-        "pending_s": 120,
-        "charged_to": charged_to(rows, changes.get("pending_s", 120)),
+        "request_digest": REQUEST_DIGEST,
+        "charged_to": charged_to(rows, pending_s),
         "mark_when_busy": "1" if places.mine else "",
+        "counts": f"{pending_s} {places.counts} {from_s} {until_s}",
+        "budgets": "".join(f"{row.limit},{row.window_s} " for row in rows),
         "plan": plan_of_reserve(rows, places.owner_of),
+        "pending": pending_word(rows),
     }
     keys = [f"llm:reservation:{rid}", *places.keys, *([MARKER] if places.mine else []), *keys_of_key(key)]
-    limits = [row.limit for row in rows]
-    args = [*words(defaults, changes), *places.counts, places.everybody, *limits, *places.windows]
-    return keys, args + ([BODY, rid] if key else [])
+    return keys, words(defaults, changes) + ([BODY, rid] if key else [])
 
 
 def words_of_extend(rid=ID, to=2 * COST, rows=SIX, key=None, **changes):
@@ -208,34 +209,31 @@ def words_of_extend(rid=ID, to=2 * COST, rows=SIX, key=None, **changes):
         "to": to,
         "at_least": to,
         "made_at_us": NOW_US,
-        "pending_s": 120,
-        "mine": places.mine,
-        "everybody": places.everybody,
-        "plan": "".join(
-            f"{owner},{row.keep_until_s},{row.status} " for row, owner in zip(rows, places.owner_of, strict=True)
-        ),
+        "counts": f"{changes.pop('pending_s', 120)} {places.counts} {places.mine}",
+        "plan": plan_of_settle(rows, places.owner_of),
+        "limits": "".join(f"{row.limit} " for row in rows),
     }
-    limits = [row.limit for row in rows]
-    args = [*words(defaults, changes), *places.counts, *limits, *places.windows, *([rid] if key else [])]
-    return keys_of_settle(rid, places, key), args
+    return keys_of_settle(rid, places, key), words(defaults, changes) + ([rid] if key else [])
 
 
 def words_of_settle(rid=ID, actual=7, rows=SIX, key=None, **changes):
-    places = places_of(rows)
+    places, pending_s = places_of(rows), changes.pop("pending_s", 120)
     defaults = {
         "now_us": LATER_US,
         "request_digest": REQUEST_DIGEST,
         "end": "settled",
         "actual": actual,
         "made_at_us": NOW_US,
-        "pending_s": 120,
-        "charged_to": charged_to(rows, changes.get("pending_s", 120)),
-        "mine": places.mine,
-        "everybody": places.everybody,
-        "plan": "".join(f"{owner},{row.keep_until_s} " for row, owner in zip(rows, places.owner_of, strict=True)),
+        "charged_to": charged_to(rows, pending_s),
+        "counts": f"{pending_s} {places.counts} {places.mine}",
+        "plan": plan_of_settle(rows, places.owner_of),
     }
-    args = [*words(defaults, changes), *places.counts, *places.windows, *([BODY, rid] if key else [])]
-    return keys_of_settle(rid, places, key), args
+    return keys_of_settle(rid, places, key), words(defaults, changes) + ([BODY, rid] if key else [])
+
+
+def plan_of_settle(rows, owner_of):
+    its = zip(rows, owner_of, strict=True)
+    return "".join(f"{owner},{row.window_s},{row.keep_until_s},{row.status} " for row, owner in its)
 
 
 def keys_of_settle(rid, places, key):
@@ -288,6 +286,15 @@ def dump(client):
     return {name: client.dump(name) for name in client.keys("*")}
 
 
+def members_of(client, key):
+    """The members of a window or of pending money, as they are stored: member -> nano-dollars."""
+    return {member.decode(): int(nanousd) for member, nanousd in client.zrange(key, 0, -1, withscores=True)}
+
+
 def ring_of(client, key):
     """The buckets of a window or of pending money: start -> nano-dollars."""
-    return {int(start): int(nanousd) for start, nanousd in client.zrange(key, 0, -1, withscores=True)}
+    ring = {}
+    for member, nanousd in members_of(client, key).items():
+        start = int(member.partition(":")[0])
+        ring[start] = ring.get(start, 0) + nanousd
+    return ring

@@ -2,6 +2,7 @@
 
 import pytest
 
+from backends.records import key_digest
 from tests.lua.by_hand import (
     BOOKS,
     BUCKET_S,
@@ -222,7 +223,7 @@ def test_a_marker_ends_though_what_set_it_never_does(client):
 def test_what_is_pending_counts_in_what_never_ends_whenever_it_was_made(client):
     now_us = (DAY_S + 5) * US
     client.set(EVER.key, 12)
-    client.zadd(OF_TEAM, {DAY_S - 10: 7})
+    client.zadd(OF_TEAM, {f"{DAY_S - 10}:{key_digest(EVER.key)}": 7})
     rows = (EVER, total("today", limit=15))
     assert reserve(client, rows=rows, now_us=now_us, cost=10, ever=15) == [13, 0, now_us, 1, 1, 1]
 

@@ -1,4 +1,4 @@
-"""What a window came to, which is kept beside it: believed only while nothing can have changed but by its witness.
+"""What all buckets of a window but the present one came to: kept beside it, and believed while none of them changes.
 
 Whether a text is believed is seen by one that says too much, or too little: `LIE` more than there is.
 """
@@ -10,7 +10,6 @@ import pytest
 from tests.lua.by_hand import (
     BOOKS,
     BUCKET_S,
-    BY_NAME,
     COST,
     DAY_S,
     LATER_US,
@@ -36,13 +35,13 @@ from tests.lua.by_hand import (
 )
 
 LIE = 1_000
-LONG, TODAY = window("long", witness="today"), total("today")
+LONG, TODAY = window("long"), total("today")
 ROWS = (LONG, TODAY)
 YESTERDAY = (LONG, total("today", start_s=DAY_S - 86_400, end_s=DAY_S))
 
 
-def text_of(nanousd, *, window_s=600, bucket=NOW_S, buckets=1, witness=COST, oldest=NOW_S):
-    return f"{window_s} {bucket} {buckets} {witness} {nanousd} {oldest}".encode()
+def text_of(others, *, window_s=600, bucket=NOW_S, buckets=1, oldest=NOW_S):
+    return f"{window_s} {bucket} {buckets} {others} {oldest}".encode()
 
 
 def put(client, row, text):
@@ -69,11 +68,11 @@ def assert_right(client, row=LONG, rows=ROWS, **changes):
 def assert_read(client, row=LONG, rows=ROWS, **changes):
     """The next reservation goes by the buckets, whatever the text says, and leaves a text that is right."""
     assert_right(client, row, rows, **changes)
-    buckets, which = ring_of(client, row.key), {"bucket": max(ring_of(client, row.key))}
-    witness = next(each for each in rows if each.name == row.witness)
-    which |= {"window_s": row.window_s, "buckets": len(buckets), "oldest": min(buckets)}
-    assert client.get(row.running) == text_of(held_in(client, row), witness=int(client.get(witness.key)), **which)
-    assert client.ttl(row.running) == -(-row.window_s // 20)
+    buckets = ring_of(client, row.key)
+    others = {start: nanousd for start, nanousd in buckets.items() if start < max(buckets)}
+    which = {"bucket": max(buckets), "window_s": row.window_s, "buckets": len(buckets), "oldest": min(buckets)}
+    assert client.get(row.running) == text_of(sum(others.values()), **which)
+    assert client.ttl(row.running) == min(60, -(-row.window_s // 20))
 
 
 # --- what is written, and believed
@@ -81,19 +80,18 @@ def assert_read(client, row=LONG, rows=ROWS, **changes):
 
 def test_the_first_charge_of_a_bucket_leaves_a_text_and_those_after_it_leave_it_alone(client):
     reserve(client, rows=ROWS)
-    assert client.get(LONG.running) == text_of(COST)
+    assert client.get(LONG.running) == text_of(0)
     assert client.ttl(LONG.running) == BUCKET_S
     client.expire(LONG.running, 5)
     assert told_of_the_window(client, "b", cost=7) == COST + 7
     assert told_of_the_window(client, "c", cost=1) == COST + 8
-    assert (client.get(LONG.running), client.ttl(LONG.running)) == (text_of(COST), 5)
+    assert (client.get(LONG.running), client.ttl(LONG.running)) == (text_of(0), 5)
 
 
 def test_what_a_charge_leaves_of_a_window_that_was_there(client):
     client.zadd(LONG.key, {NOW_S - 660: 100, NOW_S - 630: 100, NOW_S - 600: 5, NOW_S: 7})
-    client.set(TODAY.key, 50)
     reserve(client, rows=ROWS)
-    assert client.get(LONG.running) == text_of(COST + 12, buckets=2, witness=COST + 50, oldest=NOW_S - 600)
+    assert client.get(LONG.running) == text_of(5, buckets=2, oldest=NOW_S - 600)
     client.delete(LONG.running)
     assert_read(client)
 
@@ -107,31 +105,31 @@ def test_what_a_charge_that_begins_a_bucket_leaves(client):
 def test_of_each_window_of_the_six(client):
     spend(client, nanousd=3)
     reserve(client)
-    assert [client.get(RUNNING[name]) for name in WINDOWS] == [text_of(3, witness=3)] * 2
+    assert [client.get(RUNNING[name]) for name in WINDOWS] == [text_of(0)] * 2
 
 
 def test_a_text_that_may_be_believed_is(client):
     reserve(client, rows=ROWS)
-    put(client, LONG, text_of(COST + LIE))
+    put(client, LONG, text_of(LIE))
     assert told_of_the_window(client, cost=5) == COST + LIE + 5
     assert ring_of(client, LONG.key) == {NOW_S: COST + 5}
     # Until the last moment of its bucket.
     last_us = (NOW_S + BUCKET_S) * US - 1
     assert told_of_the_window(client, "b", cost=5, now_us=last_us) == COST + LIE + 10
-    assert client.get(LONG.running) == text_of(COST + LIE)
+    assert client.get(LONG.running) == text_of(LIE)
 
 
-def test_with_what_the_witness_has_gone_up_since(client):
+@pytest.mark.parametrize("nanousd", [30, -30, 1 - COST])
+def test_with_what_the_present_bucket_holds_by_now(client, nanousd):
     reserve(client, rows=ROWS)
-    put(client, LONG, text_of(LIE, witness=COST - 30))
-    assert told_of_the_window(client, cost=5) == LIE + 30 + 5
-    put(client, LONG, text_of(LIE, witness=0))
-    assert told_of_the_window(client, "b", cost=5) == LIE + COST + 10
+    put(client, LONG, text_of(LIE))
+    client.zincrby(LONG.key, nanousd, NOW_S)
+    assert told_of_the_window(client, cost=5) == LIE + COST + nanousd + 5
 
 
 def test_also_by_the_same_id_again(client):
     reserve(client, rows=ROWS)
-    put(client, LONG, text_of(COST + LIE, oldest=NOW_S - 30))
+    put(client, LONG, text_of(LIE, oldest=NOW_S - 30))
     assert reserve(client, rows=ROWS)[8:] == [COST + LIE, COST, NOW_S - 30 + 630]
 
 
@@ -139,30 +137,27 @@ def test_the_oldest_that_it_says_is_told(client):
     client.zadd(LONG.key, {NOW_S - 300: 5})
     reserve(client, rows=ROWS)
     assert reserve(client, "b", ROWS)[10] == NOW_S - 300 + 630
-    put(client, LONG, text_of(5 + COST, buckets=2, oldest=NOW_S - 330))
+    put(client, LONG, text_of(5, buckets=2, oldest=NOW_S - 330))
     assert reserve(client, "c", ROWS)[10] == NOW_S - 330 + 630
 
 
-def test_of_two_windows_each_has_its_own(client):
-    short = window("short", window_s=60, witness="today")
-    rows = (LONG, TODAY, short, window("mine", OF_WHO, witness="other"), total("other", OF_WHO))
-    client.zadd(rows[2].key, {NOW_S - 3: 7})
-    client.set(rows[4].key, 9)
+def test_of_many_windows_each_has_its_own(client):
+    short, mine = window("short", window_s=60), window("mine", OF_WHO, window_s=31 * 86_400)
+    rows = (LONG, TODAY, short, mine, total("other", OF_WHO))
+    client.zadd(short.key, {NOW_S - 3: 7})
     reserve(client, rows=rows)
     its = {"window_s": 60, "buckets": 2, "oldest": NOW_S - 3}
-    texts = [text_of(COST), text_of(COST + 7, **its), text_of(COST, witness=COST + 9)]
-    assert [client.get(row.running) for row in rows if row.window_s] == texts
-    assert [client.ttl(row.running) for row in rows if row.window_s] == [30, 3, 30]
+    start = NOW_S - NOW_S % 133_920
+    long = {"window_s": 31 * 86_400, "bucket": start, "oldest": start}
+    assert [client.get(row.running) for row in rows if row.window_s] == [
+        text_of(0),
+        text_of(7, **its),
+        text_of(0, **long),
+    ]
+    # However long a bucket is, what was changed by hand in an earlier one counts within a minute.
+    assert [client.ttl(row.running) for row in rows if row.window_s] == [30, 3, 60]
     put(client, short, text_of(LIE, **its))
-    assert reserve(client, "b", rows, cost=5)[8:13] == [COST + 5, COST + 5, LIE + 5, COST + 5, COST + 14]
-
-
-def test_the_witness_is_the_total_that_is_named(client):
-    rows = (TODAY, window("long", witness="ever"), total("others", OF_WHO), for_ever("ever"))
-    for number, row in enumerate(rows):
-        client.set(row.key, 5 + number) if not row.window_s else None
-    reserve(client, rows=rows)
-    assert client.get(LONG.running) == text_of(COST, witness=COST + 8)
+    assert reserve(client, "b", rows, cost=5)[8:13] == [COST + 5, COST + 5, COST + LIE + 5, COST + 5, COST + 5]
 
 
 # --- what is not believed
@@ -173,21 +168,20 @@ OTHERS = {
     "a later bucket": {"bucket": NOW_S + BUCKET_S},
     "fewer buckets": {"buckets": 0},
     "more buckets": {"buckets": 2},
-    "a witness that has come down": {"witness": COST + 1},
     "an oldest bucket that is over": {"oldest": NOW_S - 630},
 }
 
 
 @pytest.mark.parametrize("other", OTHERS)
-@pytest.mark.parametrize("lie", [LIE, -LIE])
+@pytest.mark.parametrize("lie", [LIE, 0])
 def test_a_text_of_something_else(client, other, lie):
     reserve(client, rows=ROWS)
-    put(client, LONG, text_of(COST + lie, **OTHERS[other]))
+    put(client, LONG, text_of(lie, **OTHERS[other]))
     assert_read(client)
 
 
-GOOD = text_of(COST + LIE, witness=COST - 1).decode()
-NANOUSD = f"{COST + LIE}"
+GOOD = text_of(LIE, oldest=NOW_S - 30).decode()
+NANOUSD = f"{LIE}"
 BY_HAND = [
     "",
     " ",
@@ -195,6 +189,7 @@ BY_HAND = [
     "0",
     "\x00\xff",
     NANOUSD,
+    f"1 {NANOUSD} {NOW_S}",
     GOOD[:-10],
     GOOD[:-11],
     GOOD[:-19],
@@ -204,7 +199,6 @@ BY_HAND = [
     GOOD + "x",
     " " + GOOD,
     "0" + GOOD,
-    GOOD.replace(" 1 ", " 01 "),
     GOOD.replace(" 1 ", "  1 "),
     GOOD.replace(" 1 ", " 1  "),
     GOOD.replace(NANOUSD, f"-{NANOUSD}"),
@@ -215,12 +209,12 @@ BY_HAND = [
     GOOD.replace(NANOUSD, ""),
     GOOD.replace(f" {NANOUSD}", ""),
     GOOD.replace(f"{NANOUSD} ", NANOUSD),
-    GOOD.replace(f"{COST - 1} ", f"-{COST} "),
-    GOOD.replace(f"{COST - 1} ", "x "),
-    GOOD.replace(f"{COST - 1} ", f"{COST - 1} 1 "),
-    GOOD.replace(f"{NANOUSD} {NOW_S}", f"{NANOUSD} -{NOW_S}"),
-    GOOD.replace(f"{NANOUSD} {NOW_S}", f"{NANOUSD} none"),
-    GOOD.replace(f"{NANOUSD} {NOW_S}", f"{NANOUSD} 5"),
+    GOOD.replace(" 1 ", " 1 1 "),
+    GOOD.replace(" 1 ", " x "),
+    GOOD.replace(f"{NANOUSD} {NOW_S - 30}", f"{NANOUSD} -{NOW_S}"),
+    GOOD.replace(f"{NANOUSD} {NOW_S - 30}", f"{NANOUSD} none"),
+    GOOD.replace(f"{NANOUSD} {NOW_S - 30}", f"{NANOUSD} 5"),
+    f"600 {NOW_S} 1 {COST} {COST} {NOW_S}",
     GOOD.replace(" ", "\t"),
     GOOD * 2,
 ]
@@ -274,15 +268,22 @@ def without_the_ring(client):
     client.delete(LONG.key)
 
 
-def without_the_witness(client):
-    client.delete(TODAY.key)
+def without_the_present_bucket(client):
+    client.zrem(LONG.key, NOW_S)
 
 
-def with_less_in_the_witness(client):
-    client.incrby(TODAY.key, -1)
+def with_another_in_place_of_the_present_bucket(client):
+    client.zrem(LONG.key, NOW_S)
+    client.zadd(LONG.key, {NOW_S - BUCKET_S: 5})
 
 
-CHANGES = [with_a_bucket_more, with_a_bucket_less, without_the_ring, without_the_witness, with_less_in_the_witness]
+CHANGES = [
+    with_a_bucket_more,
+    with_a_bucket_less,
+    without_the_ring,
+    without_the_present_bucket,
+    with_another_in_place_of_the_present_bucket,
+]
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -293,19 +294,6 @@ def test_what_was_changed_by_hand_is_read_anew(client, change):
     change(client)
     assert client.get(LONG.running) == before
     assert_read(client)
-
-
-@pytest.mark.parametrize("nanousd", [100, -100])
-def test_what_another_strategy_charges_or_takes_back_is_in_the_total(client, nanousd):
-    """It changes the window and its witness as much, and knows no text."""
-    reserve(client, rows=ROWS)
-    reserve(client, "b", ROWS)
-    client.zincrby(LONG.key, nanousd, NOW_S)
-    client.incrby(TODAY.key, nanousd)
-    assert_right(client)
-    client.zincrby(LONG.key, -COST, NOW_S)
-    client.incrby(TODAY.key, -COST)
-    assert_right(client)
 
 
 @pytest.mark.parametrize("steps", [(), (reserve,), (settle,), (release,), (settle, reserve)])
@@ -330,13 +318,13 @@ def test_a_ring_that_is_deleted_by_hand_and_filled_by_an_extension_refuses_nobod
 
 def test_a_bucket_that_goes_over_within_the_present_one(client):
     """Of 590 s the buckets are of 30, and what starts with one is over 620 s later: in the midst of another."""
-    row = window("long", window_s=590, witness="today")
+    row = window("long", window_s=590)
     rows = (row, TODAY)
     reserve(client, "a", rows, cost=100)
     reserve(client, "b", rows, cost=10, now_us=(NOW_S + 601) * US)
-    which = {"window_s": 590, "bucket": NOW_S + 600, "buckets": 2, "witness": 110, "oldest": NOW_S}
-    assert client.get(row.running) == text_of(110, **which)
-    put(client, row, text_of(110 + LIE, **which))
+    which = {"window_s": 590, "bucket": NOW_S + 600, "buckets": 2, "oldest": NOW_S}
+    assert client.get(row.running) == text_of(100, **which)
+    put(client, row, text_of(100 + LIE, **which))
     over_us = (NOW_S + 620) * US
     assert told_of_the_window(client, "c", rows, cost=1, now_us=over_us - 1) == 111 + LIE
     assert_read(client, row, rows, now_us=over_us)
@@ -349,10 +337,22 @@ def test_in_the_next_bucket_the_window_is_read(client):
     assert_read(client, now_us=(NOW_S + BUCKET_S) * US)
 
 
-def test_of_a_day_that_has_begun_nothing_is_known(client):
+def test_a_day_that_begins_changes_nothing(client):
     reserve(client, "yesterday", YESTERDAY, now_us=(DAY_S - 1) * US)
-    put(client, LONG, text_of(LIE, bucket=DAY_S, witness=0, oldest=DAY_S - BUCKET_S))
-    assert_read(client, now_us=DAY_S * US)
+    reserve(client, "today", ROWS, now_us=DAY_S * US)
+    assert client.get(LONG.running) == text_of(COST, bucket=DAY_S, buckets=2, oldest=DAY_S - BUCKET_S)
+    put(client, LONG, text_of(COST + LIE, bucket=DAY_S, buckets=2, oldest=DAY_S - BUCKET_S))
+    assert told_of_the_window(client, "b", cost=1, now_us=DAY_S * US) == 2 * COST + LIE + 1
+
+
+def test_a_clock_that_goes_back_and_forth(client):
+    """In the earlier bucket another text is left, so that the one of the later bucket is not found again."""
+    later_us = (NOW_S + BUCKET_S) * US
+    reserve(client, "a", ROWS, cost=100, now_us=later_us)
+    reserve(client, "b", ROWS, cost=10)
+    assert client.get(LONG.running) == text_of(100, buckets=2, oldest=NOW_S)
+    assert told_of_the_window(client, "c", cost=1, now_us=later_us) == 111
+    assert_right(client)
 
 
 # --- a refusal rests on the buckets
@@ -369,9 +369,10 @@ def test_what_says_too_much_refuses_nobody(client):
 
 def test_what_says_too_little_makes_no_refusal_shorter(client):
     """By the text there would be room in the window, and the other budget alone would refuse."""
-    spend(client, nanousd=10, rows=ROWS)
-    ever = for_ever("ever", OF_WHO)
-    put(client, LONG, text_of(0, witness=10))
+    spend(client, "then", 9, ROWS, now_us=NOW_US - BUCKET_S * US)
+    spend(client, nanousd=1, rows=ROWS)
+    ever, which = for_ever("ever", OF_WHO), {"buckets": 2, "oldest": NOW_S - BUCKET_S}
+    put(client, LONG, text_of(0, **which))
     before = dump(client)
     assert reserve(client, "b", (*ROWS, ever), cost=6, long=15, ever=5) == [13, 0, NOW_US, 1, 0, 1]
     to_midnight_s = DAY_S + 86_400 - NOW_S
@@ -379,7 +380,7 @@ def test_what_says_too_little_makes_no_refusal_shorter(client):
     assert dump(client) == before
     # Nor is more reserved than there is room for.
     assert reserve(client, "b", ROWS, cost=6, at_least=1, long=13, today=14)[4] == 3
-    assert client.get(LONG.running) == text_of(13, witness=13)
+    assert client.get(LONG.running) == text_of(9, **which)
 
 
 def test_a_refusal_changes_no_text(client):
@@ -407,165 +408,137 @@ def test_an_extension_goes_by_the_buckets(client):
     assert extend(client, rows=ROWS, long=2 * COST) == [0, 2 * COST, LATER_US, 2 * COST, 2 * COST]
 
 
-# --- without a witness
-
-
-UNSEEN = (LONG._replace(witness=""), TODAY)
-
-
-def test_without_a_witness_no_text_is_kept_nor_believed(client):
-    reserve(client, rows=UNSEEN)
-    assert not client.exists(LONG.running)
-    for lie in (LIE, -LIE):
-        put(client, LONG, text_of(COST + lie))
-        assert_right(client, rows=UNSEEN)
-
-
-def test_without_a_witness_nothing_is_left_of_an_end_or_an_extension(client):
-    reserve(client, rows=UNSEEN)
-    assert extend(client, rows=UNSEEN)[0] == 0
-    assert settle(client, rows=UNSEEN)[0] == 0
-    assert release(client, "lost", rows=UNSEEN)[0] == 2
-    assert not client.exists(LONG.running)
-    assert_right(client, rows=UNSEEN)
-
-
 # --- what ends and extensions leave
 
-
-@pytest.mark.parametrize("actual", [0, 1, 7, COST])
-def test_after_a_settlement_the_text_goes_on_to_be_right(client, actual):
-    client.set(TODAY.key, 100)
-    client.zadd(LONG.key, {NOW_S - 60: 50})
-    reserve(client, "first", ROWS)
-    reserve(client, rows=ROWS)
-    before = client.get(LONG.running)
-    settle(client, actual=actual, rows=ROWS)
-    assert client.get(LONG.running) == before
-    assert_right(client)
-    # It is believed.
-    put(client, LONG, text_of(LIE, buckets=2, witness=COST + 100, oldest=NOW_S - 60))
-    assert told_of_the_window(client, cost=5) == LIE + actual + 1 + 5
+EARLIER_US = NOW_US - BUCKET_S * US
+ITS = {"now_us": NOW_US, "made_at_us": EARLIER_US}
+BOTH = {"buckets": 2, "oldest": NOW_S - BUCKET_S}
 
 
-def test_after_the_end_of_the_first_of_its_bucket_the_window_is_read(client):
-    """The witness has come down, or there is a bucket less."""
-    client.zadd(LONG.key, {NOW_S - 60: 50})
-    for actual in (7, 0):
-        reserve(client, f"rid{actual}", ROWS)
-        settle(client, f"rid{actual}", actual, ROWS)
-        assert_right(client)
+def noted(client):
+    """A reservation in the bucket before, one in the present, and a text that would be believed and is not right."""
+    reserve(client, "earlier", ROWS, now_us=EARLIER_US)
+    reserve(client, "present", ROWS)
+    assert client.get(LONG.running) == text_of(COST, **BOTH)
+    put(client, LONG, text_of(COST + LIE, **BOTH))
 
 
-@pytest.mark.parametrize("actual", [COST + 7, 10**15])
-def test_after_an_overrun(client, actual):
-    reserve(client, rows=ROWS)
-    settle(client, actual=actual, rows=ROWS)
+@pytest.mark.parametrize("actual", [0, 1, 7, COST - 1, COST + 7, 10**15])
+def test_after_an_end_in_the_present_bucket_the_text_goes_on_to_be_right(client, actual):
+    reserve(client, "earlier", ROWS, now_us=EARLIER_US)
+    reserve(client, "present", ROWS)
+    settle(client, "present", actual, ROWS)
+    assert client.get(LONG.running) == text_of(COST, **BOTH)
     assert_right(client, long=10**16, today=10**16)
 
 
-def test_after_a_settlement_in_an_earlier_bucket(client):
-    reserve(client, rows=ROWS)
-    now_us = (NOW_S + BUCKET_S) * US
-    reserve(client, "other", ROWS, now_us=now_us)
-    reserve(client, "another", ROWS, now_us=now_us)
-    settle(client, rows=ROWS, now_us=now_us)
-    assert_right(client, now_us=now_us)
+@pytest.mark.parametrize("call", [settle, release, extend])
+def test_a_change_of_the_present_bucket_leaves_the_text(client, call):
+    noted(client)
+    assert call(client, "present", rows=ROWS)[0] == 0
+    assert client.get(LONG.running) == text_of(COST + LIE, **BOTH)
 
 
-def test_after_a_late_settlement(client):
-    reserve(client, "other", ROWS)
-    assert settle(client, rows=ROWS)[0] == 2
+@pytest.mark.parametrize("call", [settle, release, extend])
+def test_a_change_of_an_earlier_bucket_takes_it_away(client, call):
+    noted(client)
+    assert call(client, "earlier", rows=ROWS, **ITS)[0] == 0
+    assert not client.exists(LONG.running)
+    assert_read(client)
+
+
+@pytest.mark.parametrize("call", [settle, extend])
+@pytest.mark.parametrize("minutes", [0, 1])
+def test_it_goes_by_the_bucket_of_the_text_and_not_by_the_time(client, call, minutes):
+    """The clock may have gone back before: then the text is of a later bucket than the present one."""
+    noted(client)
+    assert call(client, "earlier", rows=ROWS, now_us=EARLIER_US + minutes, made_at_us=EARLIER_US)[0] == 0
+    assert not client.exists(LONG.running)
+    client.delete(LONG.running)
+    later_us = NOW_US + 3 * BUCKET_S * US
+    reserve(client, "later", ROWS, now_us=later_us)
+    put(client, LONG, text_of(LIE, bucket=NOW_S, **BOTH))
+    assert call(client, "present", rows=ROWS, now_us=later_us)[0] == 0
+    assert client.exists(LONG.running)
+
+
+@pytest.mark.parametrize("call", [settle, extend])
+def test_a_change_that_makes_its_bucket_anew_takes_it_away(client, call):
+    """The ring may have been deleted by hand meanwhile."""
+    noted(client)
+    client.zrem(LONG.key, NOW_S)
+    more = {"actual": COST + 1} if call is settle else {}
+    assert call(client, "present", rows=ROWS, **more)[0] == 0
+    assert not client.exists(LONG.running)
     assert_right(client)
-    # In a bucket that is not there: there is one more then.
-    assert settle(client, "later", rows=ROWS, made_at_us=(NOW_S - 60) * US)[0] == 2
-    assert ring_of(client, LONG.key) == {NOW_S - 60: 7, NOW_S: COST + 8}
-    assert_read(client)
 
 
-def test_after_a_settlement_of_what_has_left_the_window(client):
-    """The witness changes and the window does not."""
-    row = window("long", window_s=60, witness="today")
-    rows = (row, TODAY)
-    reserve(client, rows=rows)
-    now_us = NOW_US + 90 * US
-    reserve(client, "a", rows, cost=5, now_us=now_us)
-    reserve(client, "b", rows, cost=COST, now_us=now_us)
-    settle(client, rows=rows, now_us=now_us)
-    assert not client.exists(row.running)
-    assert_read(client, row, rows, now_us=now_us)
+@pytest.mark.parametrize(
+    "call", [lambda *at, **its: settle(*at, actual=COST, **its), lambda *at, **its: extend(*at, to=1, **its)]
+)
+def test_what_changes_nothing_leaves_the_text_alone(client, call):
+    noted(client)
+    assert call(client, "earlier", rows=ROWS, **ITS)[0] == 0
+    assert client.get(LONG.running) == text_of(COST + LIE, **BOTH)
 
 
-@pytest.mark.parametrize("of", ["window", "witness"])
-def test_after_a_settlement_that_cannot_take_all_back(client, of):
-    """Less is there than it would take, so the two change by different amounts."""
-    reserve(client, "other", ROWS)
-    reserve(client, rows=ROWS)
-    client.zadd(LONG.key, {NOW_S - 60: 50, NOW_S: COST - 5 if of == "window" else 2 * COST})
-    client.set(TODAY.key, COST - 5 if of == "witness" else 2 * COST)
-    put(client, LONG, text_of(held_in(client, LONG), buckets=2, witness=0, oldest=NOW_S - 60))
-    settle(client, actual=0, rows=ROWS)
-    assert not client.exists(LONG.running)
-    assert_read(client)
+def test_an_extension_that_is_refused_leaves_the_text_alone(client):
+    noted(client)
+    assert extend(client, "earlier", rows=ROWS, today=COST, **ITS)[0] == 13
+    assert client.get(LONG.running) == text_of(COST + LIE, **BOTH)
 
 
-def test_after_a_settlement_that_changes_one_window_and_another_not(client):
-    short = window("short", window_s=60, witness="today")
-    rows = (LONG, TODAY, short)
-    reserve(client, rows=rows)
-    now_us = NOW_US + 70 * US
-    reserve(client, "other", rows, now_us=now_us)
-    settle(client, rows=rows, now_us=now_us)
-    assert not client.exists(LONG.running, short.running)
-    assert reserve(client, "b", rows, cost=1, now_us=now_us)[8:11] == [COST + 8, COST + 8, COST + 1]
-
-
-@pytest.mark.parametrize("lost", [LONG, TODAY])
-def test_after_a_settlement_without_the_window_or_its_witness(client, lost):
-    reserve(client, rows=ROWS)
-    client.delete(lost.key)
-    settle(client, rows=ROWS)
-    assert not client.exists(LONG.running)
-    assert_read(client)
-
-
-def test_an_end_that_changes_nothing_leaves_the_text_alone(client):
-    reserve(client, rows=ROWS)
-    put(client, LONG, "by hand")
-    settle(client, actual=COST, rows=ROWS)
-    assert client.get(LONG.running) == b"by hand"
+def test_a_repeated_end_leaves_the_text_alone(client):
+    noted(client)
+    settle(client, "earlier", rows=ROWS, **ITS)
+    put(client, LONG, text_of(COST + LIE, **BOTH))
     before = dump(client)
-    settle(client, actual=7, rows=ROWS)
+    settle(client, "earlier", rows=ROWS, **ITS)
     assert dump(client) == before
 
 
-def test_after_an_end_of_what_was_cleared(client):
-    """The identifier's books are not changed, those of others are."""
-    rows = (window("mine", OF_WHO, witness="mine_too"), total("mine_too", OF_WHO), *ROWS)
+@pytest.mark.parametrize("made_at_us", [NOW_US, EARLIER_US, NOW_US - 300 * US])
+def test_after_a_late_end(client, made_at_us):
+    noted(client)
+    assert settle(client, rows=ROWS, made_at_us=made_at_us, now_us=NOW_US)[0] == 2
+    assert client.exists(LONG.running) == (made_at_us == NOW_US)
+    client.delete(LONG.running) if made_at_us == NOW_US else None
+    assert_right(client)
+
+
+def test_after_an_end_of_what_has_left_one_window_and_not_another(client):
+    short = window("short", window_s=60)
+    rows, later_us = (LONG, TODAY, short), NOW_US + 70 * US
+    reserve(client, rows=rows)
+    reserve(client, "other", rows, now_us=later_us)
+    settle(client, rows=rows, now_us=later_us)
+    assert (client.exists(LONG.running), client.exists(short.running)) == (0, 1)
+    assert reserve(client, "b", rows, cost=1, now_us=later_us)[8:11] == [COST + 8, COST + 8, COST + 1]
+
+
+@pytest.mark.parametrize("call", [settle, extend])
+@pytest.mark.parametrize("turn", [1, -1])
+def test_of_two_windows_each_has_its_own_text_taken_away(client, call, turn):
+    hour = window("hour", window_s=3_600)
+    rows, later_us = (hour, TODAY, LONG)[::turn], NOW_US + BUCKET_S * US
+    reserve(client, rows=rows)
+    reserve(client, "other", rows, now_us=later_us)
+    assert call(client, rows=rows, now_us=later_us)[0] == 0
+    assert (client.exists(LONG.running), client.exists(hour.running)) == (0, 1)
+    held = sum(ring_of(client, LONG.key).values()) + 1
+    assert reserve(client, "b", rows, cost=1, now_us=later_us)[8:11] == [held] * 3
+
+
+@pytest.mark.parametrize("call", [settle, extend])
+def test_what_was_cleared_is_not_changed_and_what_others_have_is(client, call):
+    rows = (window("mine", OF_WHO), total("mine_too", OF_WHO), *ROWS)
+    reserve(client, rows=rows, now_us=EARLIER_US)
     reserve(client, "other", rows)
-    reserve(client, rows=rows)
-    client.set(RESET, NOW_US, ex=1_000)
-    texts = [client.get(rows[0].running), client.get(LONG.running)]
-    settle(client, rows=rows)
-    assert [client.get(rows[0].running), client.get(LONG.running)] == texts
-    assert reserve(client, "b", rows, cost=1)[8:12] == [2 * COST + 1, 2 * COST + 1, COST + 8, COST + 8]
-
-
-def test_after_an_extension(client):
-    reserve(client, rows=ROWS)
-    assert extend(client, rows=ROWS)[0] == 0
-    assert_right(client)
-    assert extend(client, to=2 * COST, rows=ROWS)[0] == 0
-    assert extend(client, rows=ROWS, to=3 * COST, long=COST)[0] == 13
-    assert_right(client)
-
-
-def test_after_an_extension_of_what_was_cleared(client):
-    rows = (window("mine", OF_WHO, witness="mine_too"), total("mine_too", OF_WHO), *ROWS)
-    reserve(client, rows=rows)
-    client.set(RESET, NOW_US, ex=1_000)
-    extend(client, rows=rows)
-    assert reserve(client, "b", rows, cost=1)[8:12] == [COST + 1, COST + 1, 2 * COST + 1, 2 * COST + 1]
+    client.set(RESET, EARLIER_US, ex=1_000)
+    call(client, rows=rows, **ITS)
+    assert (client.exists(rows[0].running), client.exists(LONG.running)) == (1, 0)
+    now = sum(ring_of(client, LONG.key).values()) + 1
+    assert reserve(client, "b", rows, cost=1)[8:12] == [2 * COST + 1, 2 * COST + 1, now, now]
 
 
 # --- a window of the six
@@ -575,18 +548,16 @@ def test_the_window_may_grow_and_shrink(client):
     reserve(client, "a")
     long = six(window_s=1_200)
     assert reserve(client, "b", long)[9] == 2 * COST
-    assert client.get(RUNNING["window"]) == text_of(2 * COST, window_s=1_200, witness=2 * COST)
+    assert client.get(RUNNING["window"]) == text_of(0, window_s=1_200)
     assert reserve(client, "c")[9] == 3 * COST
-    assert client.get(RUNNING["window"]) == text_of(3 * COST, witness=3 * COST)
+    assert client.get(RUNNING["window"]) == text_of(0)
     assert client.ttl(BOOKS["window"]) == 1_260
 
 
 def test_networks_and_identifiers_have_their_own(client):
     reserve(client)
-    client.incrby(BY_NAME["day"].key, -1)
-    for key in RUNNING.values():
-        client.set(key, text_of(COST + LIE), ex=20)
-    assert reserve(client, "b", cost=5)[8:14] == [COST + 4, COST + 5, COST + LIE + 5, *[COST + 5] * 3]
+    client.set(RUNNING["network_window"], text_of(LIE), ex=20)
+    assert reserve(client, "b", cost=5)[8:14] == [*[COST + 5] * 2, COST + LIE + 5, *[COST + 5] * 3]
 
 
 # --- any order
@@ -623,7 +594,7 @@ def play(client, rng, lists, jumps=(0, 0, 1, US, 9 * US, 40 * US), losses=()):
             client.delete(rng.choice(losses))
 
 
-SHORT = window("short", window_s=59, limit=600, witness="today")
+SHORT = window("short", window_s=59, limit=600)
 LISTED = (LONG._replace(limit=600), TODAY, SHORT)
 LONGER = LONG._replace(window_s=1_203, limit=600)
 
