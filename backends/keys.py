@@ -217,7 +217,7 @@ def idempotency_key(digest: str) -> str:
 
 def counter_key(text: str) -> str:
     """The key of a counter of requests; short, however long the text is that says whose it is."""
-    return RATE_PREFIX + hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+    return RATE_PREFIX + hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def reset_key(identifier: str) -> str:

