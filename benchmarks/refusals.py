@@ -22,7 +22,7 @@ from flaskapp.ops.embedded_redis import EmbeddedServer
 
 BYTES = 1_000_000
 MOST_MS = 20
-TURNS = 7
+TURNS = 3
 CHAT, COMPLETIONS, LOG_IN = "/api/v1/chat/stream", "/v1/chat/completions", "/admin/login"
 
 
@@ -100,6 +100,20 @@ def _numbers_and_texts() -> Iterator[Sent]:
     yield Sent("chat, wrong turns", CHAT, f'{{"query":"a","chat_history":[{turns}]}}'.encode())
     wrong = ",".join('{"role":"x","content":[{"type":"y"}]}' for _ in range(900))
     yield Sent("v1, wrong messages", COMPLETIONS, f'{{"messages":[{wrong}]}}'.encode())
+    for name, one, times in (("roles", '{"role":1}', 2_040), ("objects", "{}", 2_047), ("numbers", "1", 2_047)):
+        yield Sent(f"v1, wrong {name}", COMPLETIONS, f'{{"messages":[{",".join([one] * times)}]}}'.encode())
+    for name, one, times in (
+        ("parts", "{}", 4_950),
+        ("kinds", '{"type":[]}', 2_400),
+        ("texts", '{"type":"text"}', 2_400),
+    ):
+        content = f'{{"role":"user","content":[{",".join([one] * times)}]}}'
+        yield Sent(f"v1, wrong {name}", COMPLETIONS, f'{{"messages":[{content}]}}'.encode())
+    calls = ",".join('{"function":{"name":1}}' for _ in range(1_900))
+    yield Sent("v1, wrong calls", COMPLETIONS, f'{{"messages":[{{"role":"user","tool_calls":[{calls}]}}]}}'.encode())
+    fields = ",".join(f'"f{number}":1' for number in range(4_900))
+    yield Sent("v1, unknown fields", COMPLETIONS, f'{{"messages":[{{"role":"user",{fields}}}]}}'.encode())
+    yield Sent("v1, unknown options", COMPLETIONS, f'{{"messages":[],{fields}}}'.encode())
     biases = ",".join(f'"{number}":101' for number in range(4_900))
     yield Sent(
         "v1, wrong biases", COMPLETIONS, f'{{"messages":[{{"role":"user"}}],"logit_bias":{{{biases}}}}}'.encode()
@@ -199,7 +213,7 @@ def measure(client: FlaskClient, sent: Sent, turns: int = TURNS) -> Measured:
 
 
 def environment(redis_url: str) -> dict[str, str]:
-    """Nothing but the bodies refuses here."""
+    """Whatever passes is refused for its cost."""
     return {
         "REDIS_URL": redis_url,
         "DEMO_TOKENS_PER_SECOND": "0",
@@ -207,6 +221,9 @@ def environment(redis_url: str) -> dict[str, str]:
         "ADMIN_TOKEN": "a-token-of-the-benchmark",
         "API_KEYS": "*",
         "CHAT_RATE_LIMIT": "1000000 per minute",
+        # What is not refused for its body is refused for its cost.
+        "ENABLE_COST_THROTTLING": "true",
+        "HIGH_COST_THRESHOLD_USD": "0.000000001",
         "LLM_MODELS": "gpt-4o,gpt-4,unknown-model",
         "LLM_PRICE_INPUT_USD_PER_MTOK": "1",
         "LLM_PRICE_OUTPUT_USD_PER_MTOK": "1",

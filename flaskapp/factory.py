@@ -203,7 +203,7 @@ def _register_requests(app: Flask, tollgate: Tollgate) -> None:
         response.headers["X-Request-ID"] = g.request_id
         sent, environ = cast("BoundedRequest", request), request.environ
         if not sent.is_read and ("CONTENT_LENGTH" in environ or "HTTP_TRANSFER_ENCODING" in environ):
-            response.call_on_close(partial(sent.end_unread, tollgate.bodies.clock))
+            response.call_on_close(partial(sent.end_unread, tollgate.bodies))
         return response
 
 

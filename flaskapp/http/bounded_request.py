@@ -1,30 +1,25 @@
 """Bodies are read whole and bounded, in bytes, in time and in the chunks they come in; or they are refused.
 
-What is refused with its body unread, or half read, ends its connection: where the next request would begin is not
-known. The client may still be sending then, so what it sends is thrown away for a moment before the connection ends,
-or the client would lose the answer with it.
+A request may be refused with its body unread, or half read. Then the rest is read and thrown away once the answer was
+sent: a client that is still sending would lose the answer if its connection ended. Where that takes long, it ends.
 """
 
-import socket
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from functools import cached_property
 from io import BytesIO
 from typing import IO, Any
 
 from flask import Request, current_app
 
-from backends.clock import Clock
 from flaskapp.http.networks import network_of
-from flaskapp.http.open_bodies import SMALL_BYTES, OpenBodies, OpenBody
+from flaskapp.http.open_bodies import SMALL_BYTES, OpenBodies, OpenBody, TooManyBodies
 from flaskapp.http.refusals import InvalidRequest
 
 BYTES_OF_CHUNK, CHUNKS_ALLOWED = 500, 2_000
 """How long chunks have to be at least, if there are more of them than a few: each takes the server a while."""
-_LAST_SECONDS = 2.0
-_LAST_BYTES = 8_000_000
-_PIECE_BYTES = 65_536
+_REST_SECONDS, _REST_BYTES = 2, 8_000_000
+_PIECE_BYTES = 1_000_000
 
 
 class BoundedRequest(Request):
@@ -71,20 +66,36 @@ class BoundedRequest(Request):
         self.is_read = True
         return data
 
-    def end_unread(self, clock: Clock) -> None:
-        """To be called when the answer was sent: end the connection if the body was not read.
+    def end_unread(self, bodies: OpenBodies) -> None:
+        """To be called when the answer was sent: read the rest of the body, or else end the connection.
 
-        A small one is left to the server, which reads it and goes on.
+        A small body is left to the server, which reads it and goes on.
         """
-        if self.is_read or (self.content_length or SMALL_BYTES + 1) <= SMALL_BYTES:
+        length, stream = self.content_length, self.environ["wsgi.input"]
+        if self.is_read or (length is not None and length <= SMALL_BYTES) or not hasattr(stream, "failed"):
             return
-        body = self.environ["wsgi.input"]
-        if hasattr(body, "failed"):
+        if not stream.failed and not self._rest_is_read(bodies, stream, length):
             # So gunicorn knows that no further request can be read.
-            body.failed = True
-        connection = self.environ.get("gunicorn.socket")
-        if connection is not None:
-            _throw_away(connection, clock)
+            stream.failed = True
+
+    def _rest_is_read(self, bodies: OpenBodies, stream: IO[bytes], length: int | None) -> bool:
+        connection, left = self.environ.get("gunicorn.socket"), _REST_BYTES
+        try:
+            body = bodies.begin(network_of(self.remote_addr), length or _REST_BYTES, connection, _REST_SECONDS)
+        except TooManyBodies:
+            return False
+        try:
+            if length is None:
+                _count_chunks(stream, CHUNKS_ALLOWED)
+            while left > 0 and (piece := stream.read(_PIECE_BYTES)):
+                left -= len(piece)
+                # Other requests' turn: bytes that are there already are read without one.
+                time.sleep(0)
+        except Exception:  # noqa: BLE001 (each server has its own for a body that cannot be read)
+            return False
+        finally:
+            bodies.end(body)
+        return left > 0 and not body.is_late
 
 
 def _too_large(most: int) -> InvalidRequest:
@@ -94,7 +105,7 @@ def _too_large(most: int) -> InvalidRequest:
 
 def _unfinished(body: OpenBody, bodies: OpenBodies) -> InvalidRequest:
     if body.is_late:
-        reason = f"did not arrive within {bodies.most_seconds:g} seconds (REQUEST_BODY_SECONDS)"
+        reason = f"did not arrive within {bodies.most_seconds} seconds (REQUEST_BODY_SECONDS)"
         return InvalidRequest(408, "body", reason)
     return InvalidRequest(400, "body", "broke off, or is not encoded as announced")
 
@@ -105,14 +116,18 @@ def _unchunked(stream: IO[bytes], size: int) -> bytes:
     Raises:
         InvalidRequest: the chunks are too many.
     """
-    reader: Any = getattr(stream, "reader", None)
-    if hasattr(reader, "parser"):
-        # Gunicorn takes the chunks from an iterator. One of a byte each would keep a worker busy for seconds.
-        reader.parser = _counted(reader.parser, max(CHUNKS_ALLOWED, size // BYTES_OF_CHUNK))
+    _count_chunks(stream, max(CHUNKS_ALLOWED, size // BYTES_OF_CHUNK))
     data = b""
     while len(data) < size and (piece := stream.read(size - len(data))):
         data += piece
     return data
+
+
+def _count_chunks(stream: IO[bytes], most: int) -> None:
+    """Gunicorn takes the chunks from an iterator. One of a byte each would keep a worker busy for seconds."""
+    reader: Any = getattr(stream, "reader", None)
+    if getattr(reader, "parser", None) is not None:
+        reader.parser = _counted(reader.parser, most)
 
 
 def _counted(chunks: Iterable[bytes], most: int) -> Iterator[bytes]:
@@ -120,17 +135,3 @@ def _counted(chunks: Iterable[bytes], most: int) -> Iterator[bytes]:
         if number >= most:
             raise InvalidRequest(400, "body", f"comes in more than {most} chunks: send larger ones")
         yield chunk
-
-
-def _throw_away(connection: socket.socket, clock: Clock) -> None:
-    """Read what a client still sends, for a moment: ended with bytes unread, a connection loses the answer."""
-    ends_seconds, left = clock.monotonic_seconds() + _LAST_SECONDS, _LAST_BYTES
-    with suppress(OSError):
-        while left > 0 and (seconds := ends_seconds - clock.monotonic_seconds()) > 0:
-            connection.settimeout(seconds)
-            piece = len(connection.recv(_PIECE_BYTES))
-            if not piece:
-                return
-            left -= piece
-            # Another request's turn: bytes that are there already are read without one.
-            time.sleep(0)

@@ -51,25 +51,27 @@ class OpenBody:
 class OpenBodies:
     """The unfinished bodies of this process. A thread of its own cuts off those that take too long."""
 
-    def __init__(self, clock: Clock, most_seconds: float) -> None:
+    def __init__(self, clock: Clock, most_seconds: int) -> None:
         self.most_seconds = most_seconds
-        self.clock = clock
+        self._clock = clock
         self._small = _Space(MOST_SMALL, MOST_SMALL_OF_NETWORK)
         self._large = _Space(MOST_LARGE, MOST_LARGE_OF_NETWORK)
-        # In the order of their deadlines, since all have the same time.
-        self._open: dict[OpenBody, None] = {}
+        self._open: set[OpenBody] = set()
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def begin(self, network: str, size: int, connection: socket.socket | None) -> OpenBody:
+    def begin(
+        self, network: str, size: int, connection: socket.socket | None, most_seconds: int | None = None
+    ) -> OpenBody:
         """Begin to read a body of at most `size` bytes from `connection`; `end` has to follow.
 
         Raises:
             TooManyBodies: it may not be read now.
         """
         space = self._small if size <= SMALL_BYTES else self._large
-        body = OpenBody(network, space, self.clock.monotonic_seconds() + self.most_seconds, connection)
+        ends_seconds = self._clock.monotonic_seconds() + (most_seconds or self.most_seconds)
+        body = OpenBody(network, space, ends_seconds, connection)
         with self._lock:
             if space.taken_by[network] >= space.most_of_network:
                 raise TooManyBodies(is_of_network=True)
@@ -77,14 +79,14 @@ class OpenBodies:
                 raise TooManyBodies(is_of_network=False)
             space.taken += 1
             space.taken_by[network] += 1
-            self._open[body] = None
+            self._open.add(body)
         return body
 
     def end(self, body: OpenBody) -> None:
         """The body was read, or is given up."""
         space = body.space
         with self._lock:
-            del self._open[body]
+            self._open.discard(body)
             space.taken -= 1
             space.taken_by[body.network] -= 1
             if not space.taken_by[body.network]:
@@ -92,18 +94,14 @@ class OpenBodies:
 
     def cut_late(self) -> None:
         """End what takes too long: its reader finds the end of the stream, and can still send an answer."""
-        now_seconds = self.clock.monotonic_seconds()
-        late = []
+        now_seconds = self._clock.monotonic_seconds()
         with self._lock:
-            for body in self._open:
-                if body.deadline_seconds > now_seconds:
-                    break
-                body.is_late = True
-                late.append(body.connection)
-        for connection in late:
-            if connection is not None:
+            late = [body for body in self._open if body.deadline_seconds <= now_seconds]
+        for body in late:
+            body.is_late = True
+            if body.connection is not None:
                 with suppress(OSError):
-                    connection.shutdown(socket.SHUT_RD)
+                    body.connection.shutdown(socket.SHUT_RD)
 
     def start(self) -> None:
         """Begin to watch, in a thread of this process: to be called after the fork."""
