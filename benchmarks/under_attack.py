@@ -63,8 +63,8 @@ def _probes(port: int, seconds: float) -> list[float]:
 
 
 @contextmanager
-def _open_bodies(port: int, *, networks: int, size: int) -> Iterator[list[socket.socket]]:
-    """Connections whose bodies have begun, and never end."""
+def _open_bodies(port: int, *, networks: int, size: int, sent: int) -> Iterator[list[socket.socket]]:
+    """Connections whose bodies have begun, with so many bytes, and never end."""
     opened = []
     try:
         for number in range(CONNECTIONS):
@@ -77,7 +77,9 @@ def _open_bodies(port: int, *, networks: int, size: int) -> Iterator[list[socket
                 length=f"Content-Length: {size}",
                 start='{"query":"',
             )
-            connection.sendall(head.encode())
+            # What is refused may be closed while it is still sent.
+            with contextlib.suppress(OSError):
+                connection.sendall(head.encode() + b" " * sent)
             opened.append(connection)
         yield opened
     finally:
@@ -140,16 +142,22 @@ def _while_refused(port: int) -> Iterator[Probed]:
 
 
 def _while_held(port: int, service: Program) -> Iterator[Probed]:
-    for networks, size in ((1, 900_000), (CONNECTIONS, 900_000), (CONNECTIONS, 900)):
+    for networks, size, sent in (
+        (1, 900_000, 0),
+        (CONNECTIONS, 900_000, 0),
+        (CONNECTIONS, 900, 0),
+        (CONNECTIONS, 60_000, 59_000),
+        (CONNECTIONS, 900_000, 890_000),
+    ):
         before = service.memory_bytes()
         opening = time.monotonic()
-        with _open_bodies(port, networks=networks, size=size) as opened:
+        with _open_bodies(port, networks=networks, size=size, sent=sent) as opened:
             seconds = time.monotonic() - opening
             times = _probes(port, _PROBE_SECONDS)
             grown = (service.memory_bytes() - before) / 1e6
             remark = f"opened in {seconds:.1f} s: {_statuses(opened)}; {grown:+.0f} MB"
-        yield Probed(f"{CONNECTIONS} bodies of {size:,} bytes open, {networks} networks", times, remark)
-        time.sleep(1)
+        yield Probed(f"{CONNECTIONS} bodies of {size:,} bytes, {sent:,} sent, {networks} networks", times, remark)
+        time.sleep(12)
 
 
 def _while_named_anew(port: int, server: EmbeddedServer, seconds: float) -> Iterator[Probed]:

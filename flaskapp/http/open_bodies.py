@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from backends.clock import Clock
 
 SMALL_BYTES = 65_536
-MOST_SMALL, MOST_SMALL_OF_NETWORK = 1_024, 64
+MOST_SMALL, MOST_SMALL_OF_NETWORK = 512, 64
 MOST_LARGE, MOST_LARGE_OF_NETWORK = 32, 8
 _CHECK_SECONDS = 0.25
 
