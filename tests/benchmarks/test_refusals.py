@@ -9,7 +9,7 @@ from flaskapp.config import load_config
 from flaskapp.factory import create_app
 
 MOST_CALLS = 200_000
-"""Of functions of Python and of C, by one refusal, of about 50 ns each. Without the scan a flat list takes a million."""
+"""Of functions of Python and of C, by one refusal: about 50 ns each. Without the scan a list takes a million."""
 CORPUS = {sent.name: sent for sent in corpus()}
 
 

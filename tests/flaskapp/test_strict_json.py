@@ -114,6 +114,7 @@ FULL = MOST_STRUCTURE
         ('"' + '\\",' * FULL + '"', False),
         ('["\\\\"' + "," * FULL, True),
         ('["\\\\\\"' + "," * FULL, False),
+        ("[" + '",",' * (FULL - 1) + "1]", False),
         ('"' * 3 * FULL + "," * (FULL + 1), True),
         ('["' + "," * FULL + '","' + "," * FULL + '"]', False),
         ("[" + '"\\u005b",' * FULL + "1]", True),
