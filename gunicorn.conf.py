@@ -95,10 +95,11 @@ _HOST = f"[{_config.host}]" if ":" in _config.host and "[" not in _config.host e
 bind = [f"{_HOST}:{_config.port}"]
 workers = _config.web_concurrency
 worker_class = "gevent"
-worker_connections = 1000
+# Far more than there can be unfinished bodies, so that a connection with a question of health always finds a place.
+worker_connections = 4_000
 # Each answer under way takes two: the client's connection and the upstream's.
 _files, _most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
-_needed_files = 4 * worker_connections
+_needed_files = 2 * worker_connections + 1_000
 if 0 <= _files < _needed_files:
     _files = _needed_files if _most_files == resource.RLIM_INFINITY else min(_needed_files, _most_files)
     resource.setrlimit(resource.RLIMIT_NOFILE, (_files, _most_files))

@@ -30,13 +30,14 @@ key                                 type    holds                               
 ``llm:reset:<id>``                  string  when its books were cleared (us)         two days
 ``llm:challenge:<challenge>``       string  the hash and network it was given to     300 s
 ``llm:session:<digest>``            string  that a session of the dashboard ended    8 hours
-``llm:rate:…``                      string  flask-limiter's request counters         their own window
+``llm:rate:<digest>``               string  how many requests, or counters           their own window
 ==================================  ======  =======================================  ===========================
 
 The buckets of a window are at most `WINDOW_BUCKETS` + 1, those of pending money `PENDING_BUCKETS` + 2 for each list of
 budgets that reservations of the owner are charged to, however many requests they stand for.
 """
 
+import hashlib
 import re
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
@@ -59,7 +60,7 @@ from backends.budgets import (
 )
 
 SETTINGS_KEY = "settings"
-RATE_PREFIX = "llm:rate"
+RATE_PREFIX = "llm:rate:"
 CHALLENGE_PREFIX = "llm:challenge:"
 ENDED_SESSION_PREFIX = "llm:session:"
 RECORD_PREFIX = "llm:reservation:"
@@ -213,6 +214,11 @@ def marker_key(identifier: str) -> str:
 def idempotency_key(digest: str) -> str:
     """The key that remembers a caller's idempotency key."""
     return f"llm:idempotency:{digest}"
+
+
+def counter_key(text: str) -> str:
+    """The key of a counter of requests; short, however long the text is that says whose it is."""
+    return RATE_PREFIX + hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def reset_key(identifier: str) -> str:

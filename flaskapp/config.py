@@ -22,13 +22,15 @@ from backends.budgets import zone_of
 from backends.errors import ConfigurationError, shown
 from flaskapp.http.api_keys import ANYONE, ApiKeys
 from flaskapp.http.cors import ANY_ORIGIN
-from flaskapp.settings import Baseline, LiveSettings, Source, settings_table
+from flaskapp.settings import Baseline, LiveSettings, Source, derived, settings_table
 from flaskapp.value_types import Amount, Choice, ValueType, Whole, refusal_text
 
 Mode = Literal["development", "production"]
 
 MAX_STREAM_DEADLINE_SECONDS = 3_600
 MAX_REDIS_DELAY_MS = 100
+MOST_REQUEST_BYTES = 100_000_000
+MOST_REQUEST_BODY_SECONDS = 600
 MAX_PROMPT_CHARACTERS = 32_000
 PROXY_OF_THE_ENVIRONMENT = "environment"
 _MAY_BE_EMPTY = {"LLM_SYSTEM_PROMPT"}
@@ -391,6 +393,13 @@ class Config(BaseModel):
         Origins("Origins whose pages may call the chat, challenge, usage and `/v1` routes; `*` is every origin."),
     ] = ()
     admin_token: Annotated[SecretStr | None, Secret("Password of the dashboard and token of the admin API.")] = None
+    max_request_bytes: Annotated[
+        int,
+        Whole("The longest body of the chat and of `/v1`.", unit="bytes", minimum=1_000, maximum=MOST_REQUEST_BYTES),
+    ] = 1_000_000
+    request_body_seconds: Annotated[
+        int, Whole("How long a body may take to arrive.", unit="seconds", maximum=MOST_REQUEST_BODY_SECONDS)
+    ] = 10
     trusted_proxy_hops: Annotated[
         int, Whole("Proxies in front that are believed about the address.", minimum=0, maximum=100)
     ] = 0
@@ -555,7 +564,7 @@ def _baseline(given: Mapping[str, str], config: Config) -> Baseline:
         if row.variable in given:
             values[name] = _read(row.variable, row.value_type, given)
             sources[name] = "environment"
-    settings = LiveSettings.model_validate(values)
+    settings = LiveSettings.model_validate(values | derived(values, sources))
     if settings.high_cost_window_seconds < deadline_seconds:
         allowed = f"at most HIGH_COST_WINDOW_SECONDS, which is {settings.high_cost_window_seconds}"
         raise _unusable("STREAM_DEADLINE_SECONDS", allowed, str(deadline_seconds))

@@ -3,8 +3,9 @@
 import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from time import sleep
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
 from flask import Blueprint, Flask, Response, g, request
@@ -33,7 +34,8 @@ from flaskapp.http.bounded_request import BoundedRequest
 from flaskapp.http.challenges import Challenges
 from flaskapp.http.cors import allow_origins
 from flaskapp.http.identity import rate_key
-from flaskapp.http.limiter import ADMIN_RATE_LIMIT, LinkLimiter, make_limiter, network_key, network_rate
+from flaskapp.http.limiter import ADMIN_RATE_LIMIT, RequestLimiter, network_key
+from flaskapp.http.open_bodies import OpenBodies
 from flaskapp.http.refusals import register_error_handlers
 from flaskapp.llm import Model
 from flaskapp.llm.builtin import BuiltinModel
@@ -56,7 +58,6 @@ if TYPE_CHECKING:
 VISITORS_ROUTES = (CHAT_ROUTE, CHALLENGE_ROUTE, USAGE_ROUTE)
 """What pages of other origins may ask, beside all of `/v1`."""
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
-MAX_BODY_BYTES = 1_000_000
 # What a request may wait for Redis before its answer begins: three of the longest replies that are no time-out. With
 # the time-out that an ended reservation has to itself it stays below the two seconds that are promised.
 REDIS_SECONDS_PER_REQUEST = 1.4
@@ -85,7 +86,7 @@ def create_app(
     _refuse_old_server(tollgate.link)
     app = Flask(__name__, static_folder=None)
     app.request_class = BoundedRequest
-    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
+    app.config["MAX_CONTENT_LENGTH"] = config.max_request_bytes
     # A path with two slashes is none of ours: 404 as any other, and no redirect in HTML.
     app.url_map.merge_slashes = False
     app.extensions["tollgate"] = tollgate
@@ -114,7 +115,8 @@ def _make_tollgate(
     )
     settings = SettingsStore(link, config.live_baseline, observer)
     guard = _make_guard(config, link, settings, clock, observer)
-    return Tollgate(config, link, settings, guard, observer, _make_model(config, clock, observer))
+    bodies = OpenBodies(clock, config.request_body_seconds)
+    return Tollgate(config, link, settings, guard, observer, _make_model(config, clock, observer), bodies)
 
 
 def _delayed(seconds: float, then: Callable[[bytes], None] | None) -> Callable[[bytes], None] | None:
@@ -199,6 +201,9 @@ def _register_requests(app: Flask, tollgate: Tollgate) -> None:
     @app.after_request
     def end(response: Response) -> Response:
         response.headers["X-Request-ID"] = g.request_id
+        sent, environ = cast("BoundedRequest", request), request.environ
+        if not sent.is_read and ("CONTENT_LENGTH" in environ or "HTTP_TRANSFER_ENCODING" in environ):
+            response.call_on_close(partial(sent.end_unread, tollgate.bodies))
         return response
 
 
@@ -215,7 +220,9 @@ def _register_routes(app: Flask, tollgate: Tollgate, metrics: Metrics, clock: Cl
         "usage": make_usage(guard, lambda: settings.current.values, keys, clock),
         "admin": _make_admin(tollgate, clock),
     }
-    _limit_rates(make_limiter(app, tollgate.link, clock), limited, settings, keys)
+    limiter = RequestLimiter(tollgate.link, clock, lambda: settings.current.values.network_rate_limit)
+    _limit_rates(limiter, limited, settings, keys)
+    app.before_request(limiter.check_request)
     for blueprint in (
         *limited.values(),
         make_health(guard, lambda: tollgate.link.is_up),
@@ -305,15 +312,13 @@ def _make_admin(tollgate: Tollgate, clock: Clock) -> Blueprint:
 
 
 def _limit_rates(
-    limiter: LinkLimiter, blueprints: Mapping[str, Blueprint], settings: SettingsStore, keys: ApiKeys
+    limiter: RequestLimiter, blueprints: Mapping[str, Blueprint], settings: SettingsStore, keys: ApiKeys
 ) -> None:
     def rate() -> str:
         return settings.current.values.chat_rate_limit
 
-    limiter.limit_blueprint(blueprints["chat"], rate, lambda: rate_key(request))
-    limiter.limit_blueprint(blueprints["challenges"], rate, lambda: rate_key(request))
+    limiter.limit_blueprint(blueprints["chat"], rate, lambda: rate_key(request), is_made_up=True)
+    limiter.limit_blueprint(blueprints["challenges"], rate, lambda: rate_key(request), is_made_up=True)
     limiter.limit_blueprint(blueprints["openai"], rate, lambda: keys.rate_key(request))
-    limiter.limit_blueprint(blueprints["usage"], rate, lambda: usage_rate_key(request, keys))
-    # Each challenge is a key that is kept for minutes, and a fresh hash costs nothing.
-    limiter.limit_blueprint(blueprints["challenges"], lambda: network_rate(rate()), network_key)
+    limiter.limit_blueprint(blueprints["usage"], rate, lambda: usage_rate_key(request, keys), is_made_up=True)
     limiter.limit_blueprint(blueprints["admin"], lambda: ADMIN_RATE_LIMIT, network_key)

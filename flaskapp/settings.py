@@ -24,13 +24,26 @@ from backends.store.shared_text import SharedText
 from flaskapp import strict_json
 from flaskapp.budgets import EACH_OWNER, BudgetPlan, BudgetRows, FurtherBudget, Override, OverrideRows
 from flaskapp.strict_json import StrictJsonError
-from flaskapp.value_types import Amount, Choice, Duration, Rate, Switch, ValueType, Whole, refusal_text, shown_json
+from flaskapp.value_types import (
+    Amount,
+    Choice,
+    Duration,
+    Rate,
+    Switch,
+    ValueType,
+    Whole,
+    refusal_text,
+    shown_json,
+    times,
+)
 
 Source = Literal["redis", "environment", "default"]
 
 POLL_INTERVAL_SECONDS = 0.4
 _REPORTED_FIELDS = 20
 """How many unusable fields of one text are logged: very many must not fill the log."""
+NETWORK_RATE_TIMES = 10
+_CHAT_RATE = "60 per minute"
 _WINDOW = "high_cost_window_seconds"
 
 
@@ -140,7 +153,14 @@ class LiveSettings(BaseModel):
         int,
         Whole("Ceiling of the input: the oldest turns are left out until it fits.", unit="tokens", maximum=10_000_000),
     ] = 3_000
-    chat_rate_limit: Annotated[str, Rate("Requests of one identifier, in flask-limiter's words.")] = "60 per minute"
+    chat_rate_limit: Annotated[str, Rate("Requests of one identifier, in flask-limiter's words.")] = _CHAT_RATE
+    network_rate_limit: Annotated[
+        str,
+        Rate(
+            "Requests of one network on every route that costs work, in flask-limiter's words; by default ten times "
+            "`chat_rate_limit`."
+        ),
+    ] = times(_CHAT_RATE, NETWORK_RATE_TIMES)
 
     @cached_property
     def plan(self) -> BudgetPlan:
@@ -172,6 +192,13 @@ class Setting:
     def variable(self) -> str:
         """The environment variable of the same setting."""
         return self.name.upper()
+
+
+def derived(values: Mapping[str, object], sources: Mapping[str, Source]) -> dict[str, object]:
+    """The values of settings whose default follows from others."""
+    if sources["network_rate_limit"] != "default":
+        return {}
+    return {"network_rate_limit": times(str(values["chat_rate_limit"]), NETWORK_RATE_TIMES)}
 
 
 def settings_table(stream_deadline_seconds: int = 1, budget_time_zone: str = "UTC") -> dict[str, Setting]:
@@ -394,6 +421,7 @@ def _effective(text: bytes | None, baseline: Baseline, table: Mapping[str, Setti
             ignored.append(_ignored(shown(name), "no setting of this name", shown_json(value)))
         except ValueError as error:
             ignored.append(_ignored(name, str(error), shown_json(value)))
+    values |= derived(values, sources)
     more = len(ignored) - _REPORTED_FIELDS
     if more > 0:
         ignored[_REPORTED_FIELDS:] = [_ignored(SETTINGS_KEY, "only what the table of settings allows", f"{more} more")]

@@ -10,6 +10,8 @@ from decimal import Decimal
 from typing import NoReturn
 
 MAX_DEPTH = 64
+MOST_STRUCTURE = 10_000
+_STRUCTURE = b"{[:,"
 _INT_DIGITS = 18
 
 
@@ -46,6 +48,27 @@ def loads(text: bytes | str) -> object:
         raise StrictJsonError("a number is out of every range") from error
     _check_depth_and_unicode(value)
     return value
+
+
+def refuse_much_structure(text: bytes) -> None:
+    """Look at the bytes before anything is parsed: parsing and checking a value takes much longer than reading a byte.
+
+    Raises:
+        StrictJsonError: outside its texts there are more than `MOST_STRUCTURE` braces, brackets, colons and commas.
+    """
+    if _count_structure(text) <= MOST_STRUCTURE:
+        return
+    # What is left of quotes begins or ends a text. A backslash outside of one ends the parser's work, too.
+    bare = text.replace(b"\\\\", b"").replace(b'\\"', b"")
+    # Each text follows one of the marks.
+    has_too_many_texts = bare.count(b'"') > 2 * (MOST_STRUCTURE + 1)
+    if has_too_many_texts or _count_structure(b"".join(bare.split(b'"')[::2])) > MOST_STRUCTURE:
+        marks = f"more than {MOST_STRUCTURE} braces, brackets, colons and commas outside of texts"
+        raise StrictJsonError(f"nested too deeply, or too many values: {marks}")
+
+
+def _count_structure(text: bytes) -> int:
+    return len(text) - len(text.translate(None, _STRUCTURE))
 
 
 def dumps(value: object) -> str:

@@ -11,6 +11,7 @@ from backends.store.link import Link
 from backends.store.scripts import load_all
 from flaskapp.answers.under_way import AnswersUnderWay
 from flaskapp.config import Config
+from flaskapp.http.open_bodies import OpenBodies
 from flaskapp.llm import Model
 from flaskapp.ops.first_worker import FirstOfWorkers
 from flaskapp.ops.logs import set_up_logging
@@ -27,6 +28,7 @@ class Tollgate:
     guard: Guard
     observer: Observer
     model: Model
+    bodies: OpenBodies
     answers: AnswersUnderWay = field(default_factory=AnswersUnderWay)
     has_started: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -45,10 +47,12 @@ class Tollgate:
             self.link.time_us()
         self.settings.refresh()
         self.settings.start_polling()
+        self.bodies.start()
 
     def stop(self) -> None:
         """End what runs in the background, and close connections."""
         self.settings.stop()
+        self.bodies.stop()
         self.guard.close()
         self.link.close()
         self.model.close()

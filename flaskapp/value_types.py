@@ -41,6 +41,7 @@ _PERIOD_SECONDS = {
     "year": 366 * 86_400,
 }
 _MAX_RATES = 5
+_MOST_REQUESTS = 999_999_999
 
 
 class RowProblem(NamedTuple):
@@ -285,3 +286,16 @@ def _is_rate(part: str) -> bool:
     multiple = int(match["multiple"] or 1)
     period_seconds = multiple * _PERIOD_SECONDS[match["period"].lower()]
     return int(match["amount"]) > 0 and 0 < period_seconds <= _PERIOD_SECONDS["year"]
+
+
+def times(rate: str, factor: int) -> str:
+    """A rate of so many times the requests, at most as many as a rate may have."""
+    return "; ".join(_times(part, factor) for part in _RATE_SEPARATOR.split(rate))
+
+
+def _times(part: str, factor: int) -> str:
+    match = _RATE.fullmatch(part)
+    if match is None:
+        raise ValueError(part)
+    multiple = f"{match['multiple']} " if int(match["multiple"] or 1) > 1 else ""
+    return f"{min(factor * int(match['amount']), _MOST_REQUESTS)} per {multiple}{match['period'].lower()}"

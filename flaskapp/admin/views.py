@@ -9,7 +9,6 @@ from typing import Any
 
 from flask import Blueprint, Response, make_response, redirect, render_template, request, url_for
 from jinja2 import Template
-from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.utils import import_string
 from werkzeug.wrappers import Response as WsgiResponse
 
@@ -27,9 +26,8 @@ from flaskapp.admin.tables import TABLES, Draft, blank, without_blanks
 from flaskapp.http.refusals import INVALID_REQUEST, THROTTLE_UNAVAILABLE, problem
 
 COOKIE = "tollgate_admin"
-MAX_BODY_BYTES = 1_000_000
-_MAX_TABLE_BYTES = 4 * MAX_BODY_BYTES
-"""Of a list as a form: it takes more bytes than the same as JSON."""
+MOST_BYTES, MOST_LOG_IN_BYTES = 262_144, 4_096
+"""Of a body."""
 _STALE = (
     "Nothing was changed: {} has changed since this page was made. Below is what was typed; save again to put it in "
     "place of the list that holds now."
@@ -58,8 +56,13 @@ def make_admin(panel: Panel, admin_token: str | None, race_dir: Path | None = No
     blueprint.add_url_rule(lists, "change_list", dashboard.change_list, methods=["POST"])
     if race_dir is not None:
         _add_race(blueprint, panel, access, race_dir)
+    blueprint.before_request(_bound_body)
     blueprint.after_request(_never_store)
     return blueprint
+
+
+def _bound_body() -> None:
+    request.max_content_length = MOST_LOG_IN_BYTES if request.endpoint == "admin.login" else MOST_BYTES
 
 
 def _add_race(blueprint: Blueprint, panel: Panel, access: Access, race_dir: Path) -> None:
@@ -92,10 +95,9 @@ class _Api:
             return problem(
                 415, INVALID_REQUEST, "Content-Type: has to be application/json", "This route takes application/json."
             )
-        request.max_content_length = MAX_BODY_BYTES
         try:
             self._panel.change_json(request.get_data())
-        except (RequestEntityTooLarge, StrictJsonError, SettingsRejected, StoreError) as error:
+        except (StrictJsonError, SettingsRejected, StoreError) as error:
             return _refused(error)
         return Response(self._panel.as_json(), mimetype="application/json")
 
@@ -176,7 +178,6 @@ class _Dashboard(BehindLogIn):
 
     def change_list(self, name: str) -> WsgiResponse:
         """Save the rows of a list, or show one more or one less of them, which saves nothing."""
-        request.max_content_length = request.max_form_memory_size = _MAX_TABLE_BYTES
         session = self._session_of_form()
         if not isinstance(session, Session):
             return session
@@ -239,8 +240,6 @@ class _Dashboard(BehindLogIn):
 
 
 def _refused(error: Exception) -> Response:
-    if isinstance(error, RequestEntityTooLarge):
-        return problem(413, INVALID_REQUEST, "body: too large", f"The body may have at most {MAX_BODY_BYTES} bytes.")
     if isinstance(error, StrictJsonError):
         return problem(400, INVALID_REQUEST, f"body: {error}", f"The body cannot be used: {error}.")
     if isinstance(error, SettingsRejected):

@@ -28,7 +28,7 @@ class ChatBody(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     query: Annotated[str, Field(min_length=1, max_length=_MAX_QUERY_CHARACTERS)]
-    chat_history: Annotated[list[HistoryTurn], Field(max_length=_MAX_HISTORY_TURNS)] = []
+    chat_history: Annotated[list[HistoryTurn], Field(max_length=_MAX_HISTORY_TURNS, fail_fast=True)] = []
     model: str = ""
     max_tokens: Annotated[int, Field(ge=1)] = 0
 

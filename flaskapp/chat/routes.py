@@ -15,7 +15,7 @@ from flaskapp.answers.meter import CostBound, slices_of
 from flaskapp.chat.body import read_chat_body
 from flaskapp.chat.challenge_route import ROUTE as CHALLENGE_ROUTE
 from flaskapp.chat.events import ChatStreamFormat
-from flaskapp.http.challenges import ChallengeResult, Challenges
+from flaskapp.http.challenges import ChallengeResult, Challenges, has_form
 from flaskapp.http.headers import read_idempotency
 from flaskapp.http.identity import HEADER, Identity, identify
 from flaskapp.http.refusals import INVALID_CHALLENGE, InvalidRequest, problem, store_unavailable
@@ -57,6 +57,9 @@ class ChatRoutes:
         """``POST /api/v1/chat/stream``."""
         who = identify(request)
         settings = self.settings()
+        if settings.enable_challenge_response and not (who.challenge and has_form(who.challenge)):
+            # Whatever the body is, and before it is read.
+            return self.admission.timed(_without_challenge(who), self.clock.monotonic_seconds())
         body = read_chat_body(
             request,
             default_model=self.default_model,
@@ -102,11 +105,8 @@ class ChatRoutes:
     def _refused_by_challenge(self, who: Identity, settings: LiveSettings) -> Response | None:
         if not settings.enable_challenge_response:
             return None
-        if who.challenge is None:
-            message = f"Send {HEADER}: fp:<challenge>:<hash> with a challenge of {_GET_CHALLENGE}."
-            return problem(403, INVALID_CHALLENGE, "missing", message)
         try:
-            result = self.challenges.consume(who.challenge, who.identifier, who.network)
+            result = self.challenges.consume(who.challenge or "", who.identifier, who.network)
         except StoreError as error:
             # Busy comes from our own load: if challenges were skipped then, a flood could switch them off.
             if isinstance(error, StoreBusy) or settings.throttle_on_error == "closed":
@@ -116,7 +116,18 @@ class ChatRoutes:
             return None
         if result is ChallengeResult.GOOD:
             return None
-        return problem(403, INVALID_CHALLENGE, result.name.lower(), _CHALLENGE_MESSAGES[result])
+        return _not_accepted(result)
+
+
+def _without_challenge(who: Identity) -> Response:
+    if who.challenge is not None:
+        return _not_accepted(ChallengeResult.UNKNOWN)
+    message = f"Send {HEADER}: fp:<challenge>:<hash> with a challenge of {_GET_CHALLENGE}."
+    return problem(403, INVALID_CHALLENGE, "missing", message)
+
+
+def _not_accepted(result: ChallengeResult) -> Response:
+    return problem(403, INVALID_CHALLENGE, result.name.lower(), _CHALLENGE_MESSAGES[result])
 
 
 def make_chat(routes: ChatRoutes) -> Blueprint:

@@ -1,59 +1,137 @@
-"""A body that is too long is refused, also where its length was not announced; so is a broken one."""
+"""Bodies are read whole and bounded, in bytes, in time and in the chunks they come in; or they are refused.
 
+A request may be refused with its body unread, or half read. Then the rest is read and thrown away once the answer was
+sent: a client that is still sending would lose the answer if its connection ended. Where that takes long, it ends.
+"""
+
+import time
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from io import BytesIO
 from typing import IO, Any
 
-from flask import Request
-from werkzeug.exceptions import RequestEntityTooLarge
-from werkzeug.utils import cached_property
+from flask import Request, current_app
 
+from flaskapp.http.networks import network_of
+from flaskapp.http.open_bodies import SMALL_BYTES, OpenBodies, OpenBody, TooManyBodies
 from flaskapp.http.refusals import InvalidRequest
 
-_BROKEN = "broke off, or is not encoded as announced"
+BYTES_OF_CHUNK, CHUNKS_ALLOWED = 500, 2_000
+"""How long chunks have to be at least, if there are more of them than a few: each takes the server a while."""
+_REST_SECONDS, _REST_BYTES = 2, 8_000_000
+_PIECE_BYTES = 1_000_000
 
 
 class BoundedRequest(Request):
-    """`get_data` raises where the library's would silently cut the body off at the maximum."""
+    """A request whose body is read by `get_data`, once."""
+
+    is_read = False
+    """Whether the body was read to its end."""
 
     @cached_property
     def stream(self) -> Any:  # the library's own signature
-        """The body as it comes in."""
-        return _Body(super().stream)
+        """The body, for the library that reads forms."""
+        return BytesIO(self.get_data())
 
-    def get_data(self, *args: Any, **options: Any) -> Any:  # the library's own signature
+    def get_data(self, *_: Any, **__: Any) -> Any:  # the library's own signature
         """The whole body.
 
         Raises:
-            RequestEntityTooLarge: it has more than `max_content_length` bytes.
-            InvalidRequest: it broke off, or its chunks cannot be read.
+            InvalidRequest: 413, 408 or 400: it is longer than `max_content_length`, it took too long, it broke off,
+                or its chunks cannot be read.
+            TooManyBodies: too many others are being read.
         """
-        length, most = self.content_length, self.max_content_length
-        if length is None or most is None:
-            body = super().get_data(*args, **options)
-            if len(body) == most and _Body(self.environ["wsgi.input"]).read(1):
-                raise RequestEntityTooLarge
-            return body
-        # Straight from the server, without the library's four layers around it.
-        if length > most:
-            raise RequestEntityTooLarge
+        environ, most, length = self.environ, self.max_content_length or 0, self.content_length
+        if length is None and not environ.get("wsgi.input_terminated"):
+            length = 0
+        if length is not None and length > most:
+            raise _too_large(most)
+        bodies: OpenBodies = current_app.extensions["tollgate"].bodies
+        connection = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
+        body = bodies.begin(network_of(self.remote_addr), most if length is None else length, connection)
         try:
-            body = self.environ["wsgi.input"].read(length)
-        except Exception as error:
-            raise InvalidRequest(400, "body", _BROKEN) from error
-        if len(body) < length:
-            raise InvalidRequest(400, "body", _BROKEN)
-        return body
-
-
-class _Body:
-    """Makes any server's error for an unreadable body into one of the caller: each server has its own."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
-
-    def read(self, size: int = -1) -> bytes:
-        try:
-            return self._stream.read(size)
-        except RequestEntityTooLarge:
+            # Straight from the server, without the library's four layers around it.
+            stream = environ["wsgi.input"]
+            data: bytes = _unchunked(stream, most + 1) if length is None else stream.read(length)
+        except InvalidRequest:
             raise
         except Exception as error:
-            raise InvalidRequest(400, "body", _BROKEN) from error
+            raise _unfinished(body, bodies) from error
+        finally:
+            bodies.end(body)
+        if length is not None and len(data) < length:
+            raise _unfinished(body, bodies)
+        if len(data) > most:
+            raise _too_large(most)
+        self.is_read = True
+        return data
+
+    def end_unread(self, bodies: OpenBodies) -> None:
+        """To be called when the answer was sent: read the rest of the body, or else end the connection.
+
+        A small body is left to the server, which reads it and goes on.
+        """
+        length, stream = self.content_length, self.environ["wsgi.input"]
+        if self.is_read or (length is not None and length <= SMALL_BYTES) or not hasattr(stream, "failed"):
+            return
+        if not stream.failed and not self._rest_is_read(bodies, stream, length):
+            # So gunicorn knows that no further request can be read.
+            stream.failed = True
+
+    def _rest_is_read(self, bodies: OpenBodies, stream: IO[bytes], length: int | None) -> bool:
+        connection, left = self.environ.get("gunicorn.socket"), _REST_BYTES
+        try:
+            body = bodies.begin(network_of(self.remote_addr), length or _REST_BYTES, connection, _REST_SECONDS)
+        except TooManyBodies:
+            return False
+        try:
+            if length is None:
+                _count_chunks(stream, CHUNKS_ALLOWED)
+            while left > 0 and (piece := stream.read(_PIECE_BYTES)):
+                left -= len(piece)
+                # Other requests' turn: bytes that are there already are read without one.
+                time.sleep(0)
+        except Exception:  # noqa: BLE001 (each server has its own for a body that cannot be read)
+            return False
+        finally:
+            bodies.end(body)
+        return left > 0 and not body.is_late
+
+
+def _too_large(most: int) -> InvalidRequest:
+    setting = " (MAX_REQUEST_BYTES)" if most == current_app.config["MAX_CONTENT_LENGTH"] else ""
+    return InvalidRequest(413, "body", f"may have at most {most} bytes{setting}")
+
+
+def _unfinished(body: OpenBody, bodies: OpenBodies) -> InvalidRequest:
+    if body.is_late:
+        reason = f"did not arrive within {bodies.most_seconds} seconds (REQUEST_BODY_SECONDS)"
+        return InvalidRequest(408, "body", reason)
+    return InvalidRequest(400, "body", "broke off, or is not encoded as announced")
+
+
+def _unchunked(stream: IO[bytes], size: int) -> bytes:
+    """What comes in chunks, up to `size` bytes.
+
+    Raises:
+        InvalidRequest: the chunks are too many.
+    """
+    _count_chunks(stream, max(CHUNKS_ALLOWED, size // BYTES_OF_CHUNK))
+    data = b""
+    while len(data) < size and (piece := stream.read(size - len(data))):
+        data += piece
+    return data
+
+
+def _count_chunks(stream: IO[bytes], most: int) -> None:
+    """Gunicorn takes the chunks from an iterator. One of a byte each would keep a worker busy for seconds."""
+    reader: Any = getattr(stream, "reader", None)
+    if getattr(reader, "parser", None) is not None:
+        reader.parser = _counted(reader.parser, most)
+
+
+def _counted(chunks: Iterable[bytes], most: int) -> Iterator[bytes]:
+    for number, chunk in enumerate(chunks):
+        if number >= most:
+            raise InvalidRequest(400, "body", f"comes in more than {most} chunks: send larger ones")
+        yield chunk

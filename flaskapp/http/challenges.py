@@ -10,7 +10,7 @@ from backends.store.scripts import Script
 
 CHALLENGE_SECONDS = 300
 _CONSUME = Script("consume.lua")
-_SHAPE = re.compile(r"[0-9a-f]{64}")
+_FORM = re.compile(r"[0-9a-f]{64}")
 
 
 class ChallengeResult(Enum):
@@ -19,6 +19,11 @@ class ChallengeResult(Enum):
     GOOD = 0
     UNKNOWN = 1
     MISMATCH = 2
+
+
+def has_form(challenge: str) -> bool:
+    """Whether it can be one of ours."""
+    return bool(_FORM.fullmatch(challenge))
 
 
 class Challenges:
@@ -41,7 +46,7 @@ class Challenges:
 
     def consume(self, challenge: str, identifier: str, network: str) -> ChallengeResult:
         """Check a challenge and use it up in one step: of a thousand callers at once, one finds it good."""
-        if not _SHAPE.fullmatch(challenge):
+        if not has_form(challenge):
             return ChallengeResult.UNKNOWN
         key, owner = CHALLENGE_PREFIX + challenge, _owner(identifier, network)
         (status,) = self._link.run(lambda client: _CONSUME.run(client, [key], [owner]))

@@ -4,7 +4,7 @@ from flask import Request
 from pydantic import ValidationError
 
 from flaskapp.http.refusals import InvalidRequest
-from flaskapp.strict_json import StrictJsonError, loads
+from flaskapp.strict_json import MOST_STRUCTURE, StrictJsonError, loads, refuse_much_structure
 
 _PLACE_CHARACTERS = 200
 _WORDS = {
@@ -30,12 +30,16 @@ def read_json_object(request: Request) -> dict[str, object]:
     """The body of `request`; numbers with a fraction are `Decimal`.
 
     Raises:
-        InvalidRequest: 400, 415 or 422: not strict JSON, of another media type, or not an object.
+        InvalidRequest: 400, 408, 413, 415 or 422: not strict JSON, too slow, too long, of another media type, or not an
+            object.
     """
     if request.mimetype != "application/json":
         raise InvalidRequest(415, "Content-Type", "has to be application/json")
     try:
-        content = loads(request.get_data(cache=False))
+        text = request.get_data()
+        if len(text) > MOST_STRUCTURE:
+            refuse_much_structure(text)
+        content = loads(text)
     except StrictJsonError as error:
         raise InvalidRequest(400, "body", str(error)) from error
     if not isinstance(content, dict):

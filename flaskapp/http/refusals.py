@@ -11,6 +11,7 @@ from backends.contract import Duplicate, DuplicateState, Refusal
 from backends.errors import ThrottleUnavailable
 from backends.money import usd_text
 from flaskapp.http.not_offered import is_googles, not_offered
+from flaskapp.http.open_bodies import TooManyBodies
 from flaskapp.http.openai_errors import (
     MOST_WAIT_SECONDS,
     error_object,
@@ -214,8 +215,17 @@ class InvalidRequest(Exception):
         self.reason = reason
 
 
+def _too_many_bodies(error: TooManyBodies) -> Response:
+    if error.is_of_network:
+        message = "Too many requests from your network have not arrived whole. Please try again."
+        return problem(429, RATE_LIMITED, "rate_limit", message, retry_after_seconds=1, scope="network")
+    message = "Too many requests have not arrived whole. Please try again."
+    return problem(503, THROTTLE_UNAVAILABLE, "busy", message, retry_after_seconds=1)
+
+
 def register_error_handlers(app: Flask) -> None:
     """Make every exception a problem, so that no traceback reaches a client."""
+    app.register_error_handler(TooManyBodies, _too_many_bodies)
 
     @app.errorhandler(InvalidRequest)
     def invalid(error: InvalidRequest) -> Response:
@@ -225,8 +235,7 @@ def register_error_handlers(app: Flask) -> None:
 
     @app.errorhandler(RequestEntityTooLarge)
     def too_large(_: RequestEntityTooLarge) -> Response:
-        limit = current_app.config["MAX_CONTENT_LENGTH"]
-        message = f"The body may have at most {limit} bytes."
+        message = "The form has too many parts, or too large ones."
         return problem(413, INVALID_REQUEST, "body: too large", message, extra={"field": "body"})
 
     @app.errorhandler(HTTPException)

@@ -11,7 +11,7 @@ clients hand them back. They are passed on, and counted byte by byte.
 import json
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from typing import Annotated, Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args
 
 from flask import Request
 from pydantic import (
@@ -107,6 +107,9 @@ def _by_call(value: object) -> str:
     return "<function>" if is_function else _by_type(value)
 
 
+_T = TypeVar("_T")
+_List: TypeAlias = Annotated[list[_T], Field(fail_fast=True)]
+"""Only the first error is said, so no others are looked for."""
 _Name: TypeAlias = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 _Id: TypeAlias = Annotated[str, StringConstraints(max_length=512)]
 _Number: TypeAlias = Annotated[Decimal, BeforeValidator(_number)]
@@ -155,7 +158,7 @@ _Part: TypeAlias = Annotated[
     ),
 ]
 _Content: TypeAlias = Annotated[
-    Annotated[str, Tag("<text>")] | Annotated[list[_Part], Tag("<list>")],
+    Annotated[str, Tag("<text>")] | Annotated[_List[_Part], Tag("<list>")],
     Discriminator(_by_kind, custom_error_type="content", custom_error_message="has to be a text or a list of parts"),
 ]
 
@@ -194,7 +197,7 @@ class _Message(_Open):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: _Content | None = None
     name: _Id | None = None
-    tool_calls: list[_ToolCall] | None = None
+    tool_calls: _List[_ToolCall] | None = None
     # Some servers keep what they thought in it, so it may be long.
     tool_call_id: str | None = None
     function_call: _FunctionCall | None = None
@@ -331,7 +334,7 @@ _Stop: TypeAlias = Annotated[
 
 
 class _Body(_Strict):
-    messages: Annotated[list[_Message], Field(min_length=1, max_length=_MAX_MESSAGES)]
+    messages: Annotated[_List[_Message], Field(min_length=1, max_length=_MAX_MESSAGES)]
     model: str | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
@@ -340,10 +343,10 @@ class _Body(_Strict):
     max_completion_tokens: _Tokens | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     # What is counted into the input.
-    tools: Annotated[list[_Tool], Field(max_length=_MAX_DEFINITIONS)] | None = None
+    tools: Annotated[_List[_Tool], Field(max_length=_MAX_DEFINITIONS)] | None = None
     tool_choice: _ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    functions: Annotated[list[_Function], Field(max_length=_MAX_DEFINITIONS)] | None = None
+    functions: Annotated[_List[_Function], Field(max_length=_MAX_DEFINITIONS)] | None = None
     function_call: _FunctionCallChoice | None = None
     response_format: _Format | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None

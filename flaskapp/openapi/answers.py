@@ -39,7 +39,8 @@ class Refused(NamedTuple):
 BAD_REQUEST = Refused(400, INVALID_REQUEST, "What is wrong with the request, and where.")
 BAD_BODY = (
     BAD_REQUEST,
-    Refused(413, INVALID_REQUEST, "The body is too large."),
+    Refused(408, INVALID_REQUEST, "The body took too long to arrive: `REQUEST_BODY_SECONDS`."),
+    Refused(413, INVALID_REQUEST, "The body is too large: `MAX_REQUEST_BYTES`."),
     Refused(415, INVALID_REQUEST, "The body is of another media type."),
     Refused(
         422,

@@ -16,6 +16,7 @@ from backends.keys import (
     SETTINGS_KEY,
     WINDOW_BUCKETS,
     bucket_seconds_of,
+    counter_key,
     idempotency_key,
     known_key,
     marker_key,
@@ -145,7 +146,7 @@ def keys_of_the_code() -> set[str]:
     keys = {key for row in made for key in (row.key, row.pending_key)}
     keys |= {running_key(row.key) for row in made if row.layout.window_seconds}
     keys |= {record_key("rid1"), marker_key("hash456"), reset_key("hash456"), idempotency_key("0" * 32)}
-    return keys | {SETTINGS_KEY, "llm:challenge:" + "0" * 64, "llm:session:" + "0" * 32, "llm:rate:LIMITER/x"}
+    return keys | {SETTINGS_KEY, "llm:challenge:" + "0" * 64, "llm:session:" + "0" * 32, counter_key("x")}
 
 
 def test_the_key_map_is_that_of_the_code():

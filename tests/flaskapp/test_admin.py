@@ -4,7 +4,7 @@ from html import unescape
 from html.parser import HTMLParser
 
 import pytest
-from flask import Flask
+from flask import Flask, g
 
 from backends.clock import SystemClock
 from backends.store.link import Link
@@ -13,6 +13,7 @@ from flaskapp.admin.access import SESSION_SECONDS
 from flaskapp.admin.panel import _GROUPS
 from flaskapp.admin.tables import TABLES
 from flaskapp.config import load_config
+from flaskapp.http.refusals import register_error_handlers
 from flaskapp.settings import LiveSettings, SettingsStore
 
 TOKEN = "geheim-pässword"
@@ -137,6 +138,8 @@ def make_client(clock):
             "link": link,
             **panel,
         }
+        app.before_request(lambda: setattr(g, "request_id", "0" * 32))
+        register_error_handlers(app)
         app.register_blueprint(make_admin(Panel(store, **panel), token))
         return app.test_client()
 
@@ -239,7 +242,7 @@ def test_an_unusable_patch_changes_nothing_and_says_why_for_each_field(client, r
         (b"[" * 100_000, 400),
         (b"\xff", 400),
         (b"", 400),
-        (b" " * 1_000_001, 413),
+        (b" " * 262_145, 413),
     ],
 )
 def test_what_is_no_json_is_refused(client, raw, body, status):
@@ -300,7 +303,7 @@ def test_a_token_whose_last_byte_looks_like_a_blank_opens_the_door(make_client, 
 
 
 def test_a_wrong_token_is_401_and_leaves_no_cookie(client):
-    for token in ("", "wrong", "\udcff".encode("utf-8", "surrogatepass"), "x" * 100_000):
+    for token in ("", "wrong", "\udcff".encode("utf-8", "surrogatepass"), "x" * 4_000):
         answer = client.post("/admin/login", data={"token": token})
         assert answer.status_code == 401
         assert "Set-Cookie" not in answer.headers
@@ -714,9 +717,8 @@ def test_a_list_is_changed_in_a_session_by_its_own_form_only(operator, make_clie
 def test_a_thousand_overrides_fit_into_the_form(operator, raw):
     form = shown_list(operator, "budget_overrides")
     form.fields |= {"budget": ["day"] * 1_000, "limit_usd": ["1"] * 1_000, "until": [""] * 1_000}
-    form.fields["owner"] = [f"{number}{'é' * 100}" for number in range(1_000)]
-    assert len(press(operator, form).text) > 1_000_000
-    form.fields["owner"] = [f"{number}{'x' * 250}" for number in range(1_000)]
+    # The longest owners that the service makes by itself are 64 digits: fingerprints may be longer, and then fewer fit.
+    form.fields["owner"] = [f"{number:0>128}" for number in range(1_000)]
     assert press(operator, form).status_code == 303
     assert len(raw()["budget_overrides"]) == 1_000
 

@@ -1,87 +1,172 @@
-"""Requests a minute: flask-limiter on the same Redis, through our own link."""
-
-from types import SimpleNamespace
+"""Requests per time: of a network and of a caller, counted together in Redis by one script."""
 
 import pytest
+from werkzeug.test import EnvironBuilder, run_wsgi_app
 
 from backends.clock import SystemClock
-from backends.errors import StoreUnavailable
+from backends.keys import counter_key
 from backends.store.link import Link
-from flaskapp.http.limiter import LinkStorage
-from tests.servers import BEARER, SETTINGS, earliest_wait
+from backends.store.scripts import Script
+from flaskapp.http.limiter import LocalCounters
+from tests.servers import BEARER, CHAT, SETTINGS, earliest_wait
 
-CHALLENGE = "/api/v1/auth/challenge"
+CHALLENGE, USAGE = "/api/v1/auth/challenge", "/api/v1/usage"
+COUNT = Script("count.lua")
+
+
+class HandClock:
+    """A clock that stands still until it is moved."""
+
+    seconds = 1_000.0
+
+    def monotonic_seconds(self):
+        return self.seconds
 
 
 @pytest.fixture
-def storage(redis_url):
-    clock = SystemClock()
-    link = Link(redis_url, clock=clock)
-    yield LinkStorage("tollgate://", link=link, clock=clock)
+def redis_link(redis_url):
+    link = Link(redis_url, clock=SystemClock())
+    link.run(lambda client: client.flushall())
+    yield link
     link.close()
 
 
-def test_a_counter_gets_its_life_with_its_first_count_and_keeps_it(storage):
-    def life_ms():
-        return storage._link.run(lambda client: client.pttl("llm:rate:x"))
+@pytest.fixture(params=["redis", "local"])
+def count(request, redis_link):
+    """`count(keys, windows, free=, most_made=)`: the script, or what a worker does while Redis is away."""
+    local = LocalCounters(HandClock())
 
-    assert storage.get("x") == 0
-    assert storage.count("x", 60) == 1
-    first_ms = life_ms()
+    def ask(keys, windows, free=9, most_made=9):
+        args = [free, most_made, 3_600, *(bound for window in windows for bound in window)]
+        keys = [counter_key(key) for key in (*keys, "made")]
+        if request.param == "local":
+            return list(local.count(keys, args))
+        return redis_link.run(lambda client: COUNT.run(client, keys, args))
+
+    return ask
+
+
+def test_what_is_refused_by_one_window_counts_in_none(count):
+    windows = [(3, 60), (2, 3_600)]
+    assert [count(["net", "me"], windows)[0] for _ in range(4)] == [0, 0, 2, 2]
+    assert [count(["net", "you"], windows)[0] for _ in range(2)] == [0, 1]
+
+
+def test_a_refusal_says_when_its_window_ends(count):
+    assert count(["net"], [(1, 60)]) == [0, 0]
+    number, left_ms = count(["net"], [(1, 60)])
+    assert number == 1
+    assert 59_000 < left_ms <= 60_000
+
+
+def test_a_counter_gets_its_life_with_its_first_count_and_keeps_it(redis_link):
+    def ask(seconds):
+        key = counter_key("x")
+        redis_link.run(lambda client: COUNT.run(client, [key, counter_key("made")], [1, 9, 60, 9, seconds]))
+        return redis_link.run(lambda client: (int(client.get(key)), client.pttl(key)))
+
+    first, first_ms = ask(60)
+    second, second_ms = ask(90)
+    assert (first, second) == (1, 2)
     assert 59_000 < first_ms <= 60_000
-    assert storage.count("x", 90, amount=2) == 3
-    assert life_ms() <= first_ms
-    assert storage.get("x") == 3
-    left_seconds = storage.get_expiry("x") - SystemClock().now_us() / 1_000_000
-    assert 58 < left_seconds <= 60
-    storage.clear("x")
-    assert storage.get("x") == 0
-    assert storage.check() is True
-    assert storage.reset() is None
+    assert second_ms <= first_ms
 
 
-def test_while_redis_is_away_it_says_so_and_nothing_worse(own_server):
-    clock = SystemClock()
-    link = Link(own_server.url, clock=clock)
-    storage = LinkStorage("tollgate://", link=link, clock=clock)
-    own_server.kill()
-    assert storage.check() is False
-    with pytest.raises(storage.base_exceptions):
-        storage.count("x", 60)
-    assert issubclass(StoreUnavailable, storage.base_exceptions)
-    link.close()
+def test_a_network_makes_no_more_counters_than_it_may(count, redis_link):
+    assert {count(["net", f"name {n}"], [(1_000, 60), (1, 60)], free=1, most_made=5)[0] for n in range(20)} == {0}
+    keys = redis_link.run(lambda client: client.keys("*"))
+    # One of the network, five of callers, and how many those are: but a worker's own are in no Redis.
+    assert len(keys) in {0, 7}
+    assert all(redis_link.run(lambda client, key=key: client.ttl(key)) > 0 for key in keys)
 
 
-def commands_of(service, ask):
-    """What is sent to Redis for the counters, and what came of it."""
-    service.redis.flushall()
-    counted, (limiter,) = [], service.app.extensions["limiter"]
-    count = limiter.storage.count
-    limiter.storage.count = lambda key, expiry, amount=1: (
-        counted.append((key, expiry, amount)) or count(key, expiry, amount)
-    )
-    try:
-        return [ask() for _ in range(4)], counted, sorted(service.redis.keys("llm:rate:*"))
-    finally:
-        limiter.storage.count = count
+def test_a_worker_s_own_counters_begin_anew_and_are_bounded(monkeypatch):
+    clock = HandClock()
+    local = LocalCounters(clock)
+    monkeypatch.setattr("flaskapp.http.limiter._MOST_LOCAL", 10)
+    args = [1, 9, 60, 1, 60]
+    assert [local.count([f"{n}", "made"], args) for n in range(50)] == [(0, 0)] * 50
+    assert len(local._counters) == 10
+    assert local.count(["1", "made"], args) == (1, 60_000)
+    clock.seconds += 60
+    assert local.count(["1", "made"], args) == (0, 0)
+    assert len(local._counters) == 1
 
 
 @pytest.mark.parametrize("rate", ["3 per hour", "3 per 2 hour", "100 per day; 3 per hour"])
-@pytest.mark.parametrize("route", ["chat", "challenge", "usage"])
-def test_the_short_way_counts_and_refuses_as_the_library_does(make_app, rate, route):
-    def statuses():
-        headers = {"X-Fingerprint": "hash456"}
-        if route == "chat":
-            return service.chat(max_tokens=1).status_code
-        return service.client.get(paths[route], headers=headers).status_code
-
-    paths = {"challenge": "/api/v1/auth/challenge", "usage": "/api/v1/usage"}
+@pytest.mark.parametrize("path", [CHAT, CHALLENGE, USAGE])
+def test_each_route_counts_its_callers(make_app, rate, path):
     service = make_app(CHAT_RATE_LIMIT=rate, ENABLE_COST_THROTTLING="false")
-    short = commands_of(service, statuses)
-    (limiter,) = service.app.extensions["limiter"]
-    limiter._limits_of.clear()
-    assert short == commands_of(service, statuses)
-    assert short[0] == [200, 200, 200, 429]
+
+    def status(who):
+        if path == CHAT:
+            return service.chat(who, max_tokens=1).status_code
+        return service.client.get(path, headers={"X-Fingerprint": who}).status_code
+
+    assert [status("hash456") for _ in range(4)] == [200, 200, 200, 429]
+    assert status("another") == 200
+
+
+# --- the network's limit
+
+
+@pytest.mark.parametrize("path", [CHALLENGE, USAGE, CHAT, "/v1/models", SETTINGS, "/admin"])
+def test_the_requests_of_a_network_are_counted_together(make_app, path):
+    service = make_app(NETWORK_RATE_LIMIT="3 per hour")
+    for number in range(3):
+        assert service.client.get(CHALLENGE, headers={"X-Fingerprint": f"f{number}"}).status_code == 200
+    keys = sorted(service.redis.keys("*"))
+    refused = service.client.open(path, method="POST" if path == CHAT else "GET", headers={"X-Fingerprint": "fresh"})
+    assert refused.status_code == 429
+    body = refused.json.get("error") if path.startswith("/v1") else refused.json
+    assert (body["reason"], body["scope"]) == ("rate_limit", "network")
+    assert body["message"].startswith("Too many requests from your network: 3 per hour are allowed.")
+    assert 3_590 <= earliest_wait(refused) <= 3_600
+    # It leaves nothing behind.
+    assert sorted(service.redis.keys("*")) == keys
+    other = {"REMOTE_ADDR": "203.0.113.9"}
+    assert service.client.get(CHALLENGE, headers={"X-Fingerprint": "f1"}, environ_base=other).status_code == 200
+    assert service.client.get("/healthz").status_code == 200
+
+
+def test_a_network_is_refused_before_its_body_is_read(make_app):
+    class Body:
+        def read(self, *_):
+            raise AssertionError("the body was read")
+
+    service = make_app(NETWORK_RATE_LIMIT="1 per hour")
+    service.client.get(CHALLENGE, headers={"X-Fingerprint": "hash456"})
+    environ = EnvironBuilder(CHAT, method="POST").get_environ() | {"REMOTE_ADDR": "127.0.0.1"}
+    body, status, _ = run_wsgi_app(service.app, {**environ, "wsgi.input": Body(), "CONTENT_LENGTH": "900000"})
+    assert status.startswith("429")
+    assert b'"scope": "network"' in b"".join(body)
+
+
+@pytest.mark.parametrize("rate", ["500/day", "60 per minute; 500/day"])
+def test_fresh_names_leave_a_bounded_number_of_short_keys_with_an_end(make_app, monkeypatch, rate):
+    monkeypatch.setattr("flaskapp.http.limiter.MOST_MADE", 20)
+    service = make_app(CHAT_RATE_LIMIT=rate, NETWORK_RATE_LIMIT="1000/day")
+    for number in range(60):
+        answer = service.client.get(USAGE, headers={"X-Fingerprint": f"{number}{'x' * 120}"})
+        assert answer.status_code == 200
+    keys = service.redis.keys("*")
+    assert len(keys) == 22
+    assert all(len(key) == 41 and 0 < service.redis.ttl(key) <= 86_400 for key in keys)
+
+
+def test_by_default_a_network_has_ten_times_what_one_caller_has(make_app):
+    def held():
+        return service.client.get(SETTINGS, headers=BEARER).json["settings"]["network_rate_limit"]
+
+    service = make_app(CHAT_RATE_LIMIT="20 per 2 hours; 7/day")
+    assert (held()["value"], held()["source"]) == ("200 per 2 hour; 70 per day", "default")
+    service.patch(chat_rate_limit="3 per minute")
+    assert held()["value"] == "30 per minute"
+    service.patch(network_rate_limit="4 per hour")
+    assert (held()["value"], held()["source"]) == ("4 per hour", "redis")
+
+
+# --- the caller's limit
 
 
 def test_the_61st_request_of_a_minute_is_refused(make_app):
@@ -89,7 +174,8 @@ def test_the_61st_request_of_a_minute_is_refused(make_app):
     # The window is a fixed minute: begin again if one ends in between.
     for _ in range(2):
         statuses = [service.chat(max_tokens=1).status_code for _ in range(61)]
-        if len(service.redis.keys("llm:rate:*")) == 1:
+        # The network's counter, the caller's, and how many callers there were.
+        if len(service.redis.keys("llm:rate:*")) == 3:
             break
     assert statuses == [200] * 60 + [429]
     refused = service.chat()
@@ -97,8 +183,7 @@ def test_the_61st_request_of_a_minute_is_refused(make_app):
     assert refused.json["scope"] == "identifier"
     assert refused.mimetype == "application/problem+json"
     assert refused.headers["X-Request-ID"] == refused.json["request_id"]
-    (counter,) = sorted(service.redis.keys("llm:rate:*"))
-    left_seconds = service.redis.pttl(counter) / 1_000
+    left_seconds = max(service.redis.pttl(key) for key in service.redis.keys("llm:rate:*")) / 1_000
     # Never earlier than the refusal can end.
     assert int(refused.headers["Retry-After"]) == refused.json["retry_after_seconds"]
     assert left_seconds <= refused.json["retry_after_seconds"] <= 60
@@ -149,7 +234,7 @@ def test_forged_addresses_do_not_give_a_new_counter(make_app):
         service.client.post(
             "/api/v1/chat/stream", json={"query": "x"}, headers={"X-Forwarded-For": f"1.2.3.{number}"}, buffered=True
         )
-    assert len(service.redis.keys("llm:rate:*")) == 1
+    assert len(service.redis.keys("llm:rate:*")) == 3
 
 
 def test_the_loss_of_redis_never_becomes_a_500_and_the_count_goes_on(own_server, tmp_path):
@@ -162,30 +247,3 @@ def test_the_loss_of_redis_never_becomes_a_500_and_the_count_goes_on(own_server,
         statuses = [service.chat(max_tokens=1).status_code for _ in range(6)]
         assert statuses == [200, 200, 200, 429, 429, 429]
         own_server.start()
-
-
-def test_redis_lost_between_the_count_and_the_refusal_is_no_500_either(make_app, monkeypatch):
-    service = make_app(CHAT_RATE_LIMIT="1 per 2 hours")
-    service.chat(max_tokens=1)
-
-    def lost(*_):
-        raise StoreUnavailable("gone")
-
-    monkeypatch.setattr(LinkStorage, "get_expiry", lost)
-    refused = service.chat()
-    assert (refused.status_code, refused.json["error"]) == (429, "rate_limited")
-    assert earliest_wait(refused) == 7_200
-
-
-def test_a_refusal_without_a_known_limit_still_waits_a_second(make_app):
-    from flask_limiter import RateLimitExceeded
-
-    service = make_app()
-    limit = SimpleNamespace(key_func=None, error_message=None, limit="x", shared=False)
-
-    @service.app.get("/refused")
-    def refused():
-        raise RateLimitExceeded(limit)
-
-    answer = service.client.get("/refused")
-    assert (answer.status_code, earliest_wait(answer)) == (429, 1)

@@ -198,13 +198,14 @@ def test_what_visitors_are_answered_is_documented(make_app, document):
     def get(path, headers=None):
         return checked(document, service.client.get(path, headers=headers), "GET", path)
 
-    assert ask(json=LITECOIN, headers=who) == 403
+    shown = {"X-Fingerprint": f"fp:{'0' * 64}:hash456"}
+    assert [ask(json=LITECOIN, headers=who), ask(json=LITECOIN, headers=shown)] == [403, 403]
     assert [
-        ask(json={}, headers=who),
-        ask(data="x", headers=who),
+        ask(json={}, headers=shown),
+        ask(data="x", headers=shown),
         ask(json=LITECOIN, headers={"X-Fingerprint": "?"}),
     ] == [*(422, 415, 400)]
-    assert ask(data=b"x" * 1_000_001, headers={"Content-Type": "application/json"}) == 413
+    assert ask(data=b"x" * 1_000_001, headers={**shown, "Content-Type": "application/json"}) == 413
     assert [get("/api/v1/auth/challenge", who), get("/api/v1/auth/challenge")] == [200, 400]
     assert [get("/api/v1/usage", who), get("/api/v1/usage", {"Authorization": "Bearer x"})] == [200, 401]
     service.patch(enable_challenge_response=False)

@@ -1,10 +1,11 @@
+import json
 from decimal import Decimal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flaskapp.strict_json import MAX_DEPTH, StrictJsonError, dumps, loads
+from flaskapp.strict_json import MAX_DEPTH, MOST_STRUCTURE, StrictJsonError, dumps, loads, refuse_much_structure
 
 BAD = {
     "syntax": "{",
@@ -72,3 +73,61 @@ def test_any_bytes_are_read_or_refused(text):
         loads(text)
     except StrictJsonError as error:
         assert "\n" not in str(error)  # noqa: PT017 (most texts are no JSON, some are)
+
+
+# --- the scan before anything is parsed
+
+
+def is_too_much(text):
+    try:
+        refuse_much_structure(text.encode())
+    except StrictJsonError:
+        return True
+    return False
+
+
+def structure(text):
+    """By a reader that goes through it letter by letter."""
+    count, is_inside, is_escaped = 0, False, False
+    for letter in text:
+        if is_inside:
+            is_inside = is_escaped or letter != '"'
+            is_escaped = letter == "\\" and not is_escaped
+        else:
+            is_inside = letter == '"'
+            count += letter in "{[:,"
+    return count
+
+
+FULL = MOST_STRUCTURE
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[" + "1," * (FULL - 1) + "1]", False),
+        ("[" + "1," * FULL + "1]", True),
+        ("[" * FULL, False),
+        ("[" * (FULL + 1), True),
+        ('{"a":' * (FULL // 2 + 1), True),
+        ('"' + ",:[{" * FULL + '"', False),
+        ('"' + '\\",' * FULL + '"', False),
+        ('["\\\\"' + "," * FULL, True),
+        ('["\\\\\\"' + "," * FULL, False),
+        ("[" + '",",' * (FULL - 1) + "1]", False),
+        ('"' * 3 * FULL + "," * (FULL + 1), True),
+        ('["' + "," * FULL + '","' + "," * FULL + '"]', False),
+        ("[" + '"\\u005b",' * FULL + "1]", True),
+        ("[" + '"",' * (FULL - 1) + "1]", False),
+    ],
+)
+def test_only_what_stands_outside_of_texts_counts(text, expected):
+    assert is_too_much(text) is expected
+
+
+@given(st.lists(st.sampled_from(['"', "\\", ",", "a", "[", '\\"', "\\\\", '","']), max_size=60).map("".join))
+def test_the_scan_finds_what_a_reader_finds(text):
+    value = json.dumps(text)
+    padding = "," * (FULL - 3)
+    for whole in (f"[{value}{padding}", f"[{value},{value}{padding}", f"[{value},[{value},{value}{padding}"):
+        assert is_too_much(whole) is (structure(whole) > FULL)
