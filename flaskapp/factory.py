@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from flask import Blueprint, Flask, Response, g, request
-from werkzeug.middleware.proxy_fix import ProxyFix
 
 from backends import open_backend
 from backends.clock import Clock, SystemClock
@@ -32,8 +31,10 @@ from flaskapp.http.api_keys import ApiKeys
 from flaskapp.http.bounded_request import BoundedRequest
 from flaskapp.http.challenges import Challenges
 from flaskapp.http.cors import allow_origins
+from flaskapp.http.forwarded import NETWORK, Forwarded
 from flaskapp.http.identity import rate_key
 from flaskapp.http.limiter import ADMIN_RATE_LIMIT, LinkLimiter, make_limiter, network_key, network_rate
+from flaskapp.http.networks import network_of
 from flaskapp.http.refusals import register_error_handlers
 from flaskapp.llm import Model
 from flaskapp.llm.builtin import BuiltinModel
@@ -92,10 +93,7 @@ def create_app(
     _register_requests(app, tollgate)
     _register_routes(app, tollgate, metrics, clock)
     register_commands(app, tollgate)
-    app.wsgi_app = _hurried(app.wsgi_app, tollgate.link)  # type: ignore[method-assign, assignment]
-    if config.trusted_proxy_hops:
-        hops = config.trusted_proxy_hops
-        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=0)  # type: ignore[method-assign]
+    app.wsgi_app = _entrance(app.wsgi_app, tollgate)  # type: ignore[method-assign, assignment]
     return app
 
 
@@ -130,10 +128,24 @@ def _delayed(seconds: float, then: Callable[[bytes], None] | None) -> Callable[[
     return wait
 
 
-def _hurried(wsgi_app: "WSGIApplication", link: Link) -> "WSGIApplication":
-    """Bound what a request waits for Redis until its answer begins; while the answer runs, nothing is bounded."""
+def _entrance(wsgi_app: "WSGIApplication", tollgate: Tollgate) -> "WSGIApplication":
+    """Note who calls, and bound what a request waits for Redis until its answer begins; while that runs, no longer."""
+    link, hops, prefix = tollgate.link, tollgate.config.trusted_proxy_hops, tollgate.config.network_ipv6_prefix
+    warning = FirstOfWorkers("forwarded-unreadable" if hops else "forwarded-ignored")
+
+    def warn() -> None:
+        if warning.is_first():
+            tollgate.emit("forwarded_unreadable" if hops else "forwarded_ignored")
+
+    forwarded = Forwarded(hops, prefix, warn) if hops else None
 
     def run(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        if forwarded is not None:
+            environ[NETWORK] = forwarded.network(environ)
+        else:
+            environ[NETWORK] = network_of(environ.get("REMOTE_ADDR"), prefix)
+            if "HTTP_X_FORWARDED_FOR" in environ:
+                warn()
         with link.within(REDIS_SECONDS_PER_REQUEST):
             return wsgi_app(environ, start_response)
 
@@ -183,15 +195,12 @@ def _refuse_old_server(link: Link) -> None:
 
 def _register_requests(app: Flask, tollgate: Tollgate) -> None:
     register_error_handlers(app)
-    warning, trusts_proxies = FirstOfWorkers("forwarded-ignored"), bool(tollgate.config.trusted_proxy_hops)
 
     @app.before_request
     def begin() -> None:
         if not tollgate.has_started:
             tollgate.start()
         g.request_id = uuid.uuid4().hex
-        if not trusts_proxies and "HTTP_X_FORWARDED_FOR" in request.environ and warning.is_first():
-            tollgate.emit("forwarded_ignored")
 
     if tollgate.config.cors_origins:
         allow_origins(app, tollgate.config.cors_origins, VISITORS_ROUTES)

@@ -270,7 +270,9 @@ def _draft(name: str) -> Draft | None:
 
 
 def _cookie_attributes() -> dict[str, Any]:
-    return {"path": url_for("admin.dashboard"), "httponly": True, "samesite": "Strict", "secure": request.is_secure}
+    # Behind a proxy the browser alone says how its page came.
+    secure = request.is_secure or request.headers.get("Origin", "").startswith("https://")
+    return {"path": url_for("admin.dashboard"), "httponly": True, "samesite": "Strict", "secure": secure}
 
 
 def rendered(template: str | Template, status: int, *, has_script: bool = False, **values: object) -> Response:

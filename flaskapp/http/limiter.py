@@ -19,7 +19,8 @@ from backends.errors import StoreBusy, StoreError
 from backends.keys import RATE_PREFIX
 from backends.store.connections import conversation, transaction
 from backends.store.link import Client, Link
-from flaskapp.http.identity import network_of, rate_key
+from flaskapp.http.forwarded import NETWORK
+from flaskapp.http.identity import rate_key
 from flaskapp.http.refusals import RATE_LIMITED, THROTTLE_UNAVAILABLE, problem
 
 ADMIN_RATE_LIMIT = "60 per minute"
@@ -194,7 +195,7 @@ def _wait_seconds(limit: RequestLimit | None, clock: Clock) -> int:
 
 def network_key() -> str:
     """The key of the request counter on routes without a visitor: the network."""
-    return f"ip:{network_of(request.remote_addr)}"
+    return f"ip:{request.environ[NETWORK]}"
 
 
 def network_rate(rate: str) -> str:

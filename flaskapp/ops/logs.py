@@ -53,6 +53,8 @@ _WORDS = {
     "bill_higher": "The model's server bills more than our price, and that is booked",
     "keys_taken_as_digests": "Keys in API_KEYS that are 64 hex digits are taken as the SHA-256 of a key, not as a key",
     "forwarded_ignored": "X-Forwarded-For is ignored, since TRUSTED_PROXY_HOPS is 0",
+    "forwarded_unreadable": "A request has no address that can be read where TRUSTED_PROXY_HOPS says that it stands in "
+    "X-Forwarded-For: its network is unknown",
     "unexpected_error": "Unexpected error",
 }
 _LEVELS = {
@@ -73,6 +75,7 @@ _LEVELS = {
     "bill_higher": logging.WARNING,
     "keys_taken_as_digests": logging.WARNING,
     "forwarded_ignored": logging.WARNING,
+    "forwarded_unreadable": logging.WARNING,
     "unexpected_error": logging.ERROR,
     "setting_ignored": logging.WARNING,
     "settings_unreadable": logging.WARNING,

@@ -48,6 +48,7 @@ def test_the_defaults_are_those_of_the_contract():
         "cors_origins": (),
         "admin_token": None,
         "trusted_proxy_hops": 0,
+        "network_ipv6_prefix": 56,
         "host": "127.0.0.1",
         "port": 8000,
         "web_concurrency": 2,
