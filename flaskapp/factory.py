@@ -131,21 +131,21 @@ def _delayed(seconds: float, then: Callable[[bytes], None] | None) -> Callable[[
 def _entrance(wsgi_app: "WSGIApplication", tollgate: Tollgate) -> "WSGIApplication":
     """Note who calls, and bound what a request waits for Redis until its answer begins; while that runs, no longer."""
     link, hops, prefix = tollgate.link, tollgate.config.trusted_proxy_hops, tollgate.config.network_ipv6_prefix
-    warning = FirstOfWorkers("forwarded-unreadable" if hops else "forwarded-ignored")
+    ignored, unreadable = FirstOfWorkers("forwarded-ignored"), FirstOfWorkers("forwarded-unreadable")
 
-    def warn() -> None:
-        if warning.is_first():
-            tollgate.emit("forwarded_unreadable" if hops else "forwarded_ignored")
+    def report_unreadable() -> None:
+        if unreadable.is_first():
+            tollgate.emit("forwarded_unreadable")
 
-    forwarded = Forwarded(hops, prefix, warn) if hops else None
+    forwarded = Forwarded(hops, prefix, report_unreadable) if hops else None
 
     def run(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         if forwarded is not None:
             environ[NETWORK] = forwarded.network(environ)
         else:
             environ[NETWORK] = network_of(environ.get("REMOTE_ADDR"), prefix)
-            if "HTTP_X_FORWARDED_FOR" in environ:
-                warn()
+            if "HTTP_X_FORWARDED_FOR" in environ and ignored.is_first():
+                tollgate.emit("forwarded_ignored")
         with link.within(REDIS_SECONDS_PER_REQUEST):
             return wsgi_app(environ, start_response)
 

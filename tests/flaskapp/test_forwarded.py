@@ -86,7 +86,7 @@ def test_what_cannot_be_read_is_unknown_and_never_the_network_of_the_proxy(hops,
 def test_ten_thousand_forgeries_change_no_owner():
     rng = random.Random(13)
     pieces = (
-        *",\"'[]:;=%\\\t,,\" ",
+        *',"\'[]:;=%\\\t,," ',
         *("6.6.6.6", "::1", "2001:db8::1", "[::1]:80", "for=6.6.6.6", "unknown", PROXY, "\x85", "\xff", "0" * 300, ""),
     )
     for number in range(10_000):
