@@ -29,6 +29,7 @@ from flaskapp.value_types import Amount, Choice, ValueType, Whole, refusal_text
 Mode = Literal["development", "production"]
 
 MAX_STREAM_DEADLINE_SECONDS = 3_600
+MAX_OVERHEAD_TOKENS = 1_000_000
 MAX_REDIS_DELAY_MS = 100
 MAX_PROMPT_CHARACTERS = 32_000
 PROXY_OF_THE_ENVIRONMENT = "environment"
@@ -371,6 +372,16 @@ class Config(BaseModel):
             values=("whole", "seen"),
         ),
     ] = "whole"
+    llm_prompt_overhead_tokens: Annotated[
+        int,
+        Whole(
+            "What the template of this upstream puts into a prompt by itself: added to every bound, and learnt upward "
+            "from what it bills.",
+            unit="tokens",
+            minimum=0,
+            maximum=MAX_OVERHEAD_TOKENS,
+        ),
+    ] = 0
     redis_delay_ms: Annotated[
         int,
         Whole(

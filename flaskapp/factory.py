@@ -21,6 +21,7 @@ from backends.store.link import Link
 from flaskapp.admin import Panel, make_admin
 from flaskapp.answers.admission import Admission
 from flaskapp.answers.answer import AnswerContext
+from flaskapp.answers.overheads import PromptOverheads
 from flaskapp.chat.challenge_route import ROUTE as CHALLENGE_ROUTE
 from flaskapp.chat.challenge_route import make_challenge_route
 from flaskapp.chat.routes import ROUTE as CHAT_ROUTE
@@ -112,7 +113,14 @@ def _make_tollgate(
     )
     settings = SettingsStore(link, config.live_baseline, observer)
     guard = _make_guard(config, link, settings, clock, observer)
-    return Tollgate(config, link, settings, guard, observer, _make_model(config, clock, observer))
+    overheads = PromptOverheads(
+        link,
+        config.llm_models,
+        config.llm_prompt_overhead_tokens,
+        lambda: settings.current.values.llm_max_input_tokens,
+        observer,
+    )
+    return Tollgate(config, link, settings, guard, observer, _make_model(config, clock, observer), overheads)
 
 
 def _delayed(seconds: float, then: Callable[[bytes], None] | None) -> Callable[[bytes], None] | None:
@@ -250,6 +258,7 @@ def _make_chat_routes(tollgate: Tollgate, challenges: Challenges, clock: Clock) 
         lambda: settings.current.values.drain_seconds,
         upstream=urlsplit(config.llm_base_url or "").netloc.rpartition("@")[2],
         is_first_without_usage=lambda model: model not in without_usage or without_usage[model].is_first(),
+        learn_overhead=tollgate.overheads.learn,
     )
     return ChatRoutes(
         admission=Admission(
@@ -262,6 +271,7 @@ def _make_chat_routes(tollgate: Tollgate, challenges: Challenges, clock: Clock) 
         challenges=challenges,
         model=tollgate.model,
         prices=prices,
+        overheads=tollgate.overheads.tokens,
         default_model=config.llm_model,
         system_prompt=prompt,
         stream_deadline_seconds=deadline_seconds,
@@ -286,6 +296,7 @@ def _make_openai_routes(chat: ChatRoutes, keys: ApiKeys, owner: str) -> OpenAIRo
         keys=keys,
         model=chat.model,
         prices=chat.prices,
+        overheads=chat.overheads,
         default_model=chat.default_model,
         owner=owner,
         stream_deadline_seconds=chat.stream_deadline_seconds,

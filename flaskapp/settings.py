@@ -5,7 +5,7 @@ Precedence: Redis ``settings`` > environment > default. Reading costs no I/O: a 
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cached_property
@@ -318,12 +318,14 @@ class SettingsStore:
             self._announce()
             return self.current
 
-    def start_polling(self, interval_seconds: float = POLL_INTERVAL_SECONDS) -> None:
-        """Poll Redis in a thread of this process: call it after the fork."""
+    def start_polling(
+        self, then: Callable[[], None] = lambda: None, interval_seconds: float = POLL_INTERVAL_SECONDS
+    ) -> None:
+        """Poll Redis in a thread of this process, and call `then` each time: to be called after the fork."""
         if self._thread is not None:
             return
         self._stop.clear()
-        self._thread = threading.Thread(target=self._poll, args=(interval_seconds,), name="settings", daemon=True)
+        self._thread = threading.Thread(target=self._poll, args=(then, interval_seconds), name="settings", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -333,10 +335,11 @@ class SettingsStore:
             self._thread.join(timeout=2)
             self._thread = None
 
-    def _poll(self, interval_seconds: float) -> None:
+    def _poll(self, then: Callable[[], None], interval_seconds: float) -> None:
         while not self._stop.wait(interval_seconds):
             try:
                 self.refresh()
+                then()
             except Exception as error:  # noqa: BLE001 (a bug in here must not freeze the settings for ever)
                 self._observer(Event("settings_unreadable", {"error": shown(str(error))}))
 

@@ -9,6 +9,7 @@ from backends.errors import StoreError
 from backends.guard.guard import Guard
 from backends.store.link import Link
 from backends.store.scripts import load_all
+from flaskapp.answers.overheads import PromptOverheads
 from flaskapp.answers.under_way import AnswersUnderWay
 from flaskapp.config import Config
 from flaskapp.llm import Model
@@ -27,6 +28,7 @@ class Tollgate:
     guard: Guard
     observer: Observer
     model: Model
+    overheads: PromptOverheads
     answers: AnswersUnderWay = field(default_factory=AnswersUnderWay)
     has_started: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -44,7 +46,8 @@ class Tollgate:
             self.link.run(load_all)
             self.link.time_us()
         self.settings.refresh()
-        self.settings.start_polling()
+        self._refresh_overheads()
+        self.settings.start_polling(self._refresh_overheads)
 
     def stop(self) -> None:
         """End what runs in the background, and close connections."""
@@ -56,6 +59,11 @@ class Tollgate:
     def emit(self, name: str, **fields: object) -> None:
         """Hand an event to the observers."""
         self.observer(Event(name, fields))
+
+    def _refresh_overheads(self) -> None:
+        # The built-in model adds nothing to a prompt.
+        if self.config.llm_base_url is not None:
+            self.overheads.refresh()
 
     def _log_digests(self) -> None:
         count = self.config.api_keys.listed_digests if self.config.api_keys else 0

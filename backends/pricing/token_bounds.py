@@ -12,7 +12,7 @@ count one token instead, so the bound holds either way.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any, Literal, Protocol, TypeAlias, get_args
@@ -177,18 +177,26 @@ _LAST_MARK = 0x1F000
 def _normalised_bytes(text: str) -> int:
     """The most bytes of `text` in NFC or in NFKC, at least.
 
-    A tokenizer may know another version of Unicode than we do, so what a form shortens counts as it is.
+    Tokenizers differ in how they normalise. One that knows an older Unicode leaves some characters as they are, so what
+    a form shortens counts as it is; SentencePiece's puts fewer characters together, so each counts alone too.
     """
     characters = Counter(text)
     if _pile_of_marks().search(text):
         # Normalising sorts such a run, in a time that grows with its square. No form has more bytes than its letters
         # and marks one by one.
         return sum(times * _most_bytes_alone(character) for character, times in characters.items())
-    return max(
-        len(normalize(form, text).encode())
-        + sum(times * _saved_bytes(form, each) for each, times in characters.items())
-        for form in _FORMS
-    )
+    return max(_bytes_in(form, text, characters) for form in _FORMS)
+
+
+def _bytes_in(form: _Form, text: str, characters: Mapping[str, int]) -> int:
+    added = saved = 0
+    for character, times in characters.items():
+        more_bytes = _more_bytes(form, character)
+        if more_bytes > 0:
+            added += times * more_bytes
+        else:
+            saved -= times * more_bytes
+    return max(len(text.encode()) + added, len(normalize(form, text).encode()) + saved)
 
 
 @cache
@@ -199,8 +207,9 @@ def _pile_of_marks() -> re.Pattern[str]:
 
 
 @lru_cache(maxsize=4_096)
-def _saved_bytes(form: _Form, character: str) -> int:
-    return max(0, len(character.encode()) - len(normalize(form, character).encode()))
+def _more_bytes(form: _Form, character: str) -> int:
+    """How many bytes more a character has in a form than as it is; less than 0 where it has fewer."""
+    return len(normalize(form, character).encode()) - len(character.encode())
 
 
 def _most_bytes_alone(character: str) -> int:

@@ -4,7 +4,7 @@ A completion goes the same way as a chat: identify, validate, price, reserve, th
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from flask import Blueprint, Response, g, request
@@ -33,6 +33,8 @@ class OpenAIRoutes:
     keys: ApiKeys
     model: Model
     prices: PriceBook
+    overheads: Mapping[str, int]
+    """By model, the tokens that its template adds to a prompt."""
     default_model: str
     owner: str
     stream_deadline_seconds: int
@@ -47,7 +49,9 @@ class OpenAIRoutes:
         price = self.prices.price(body.model, self.clock.now_us())
         # What is not streamed can be neither counted nor cut while it runs.
         slices = slices_of(settings, body.model, body.choices) if body.stream else None
-        cost_bound = CostBound(price, Usage(body.input_tokens, body.choices * body.max_tokens), slices)
+        overhead_tokens = self.overheads[body.model]
+        max_usage = Usage(body.input_tokens + overhead_tokens, body.choices * body.max_tokens)
+        cost_bound = CostBound(price, max_usage, slices, overhead_tokens)
         idempotency = read_idempotency(request, who.identifier, ROUTE, body.text)
         upstream = self.model.ask(
             ModelRequest(

@@ -63,6 +63,13 @@ def test_a_tokenizer_with_older_tables_leaves_new_characters_as_they_are():
     assert BOUND((longer + 10 * shorter) * 5, 1_000) >= 5 * (len(normalize("NFKC", longer).encode()) + 40)
 
 
+def test_a_tokenizer_that_puts_fewer_characters_together_is_bounded_too():
+    """SentencePiece normalises some of them one by one: 10 bytes where NFKC of the whole has 7."""
+    text = "\u3271\uffae\ufd29"
+    alone = "".join(normalize("NFKC", character) for character in text)
+    assert BOUND(text * 9, 1_000) >= 9 * len(alone.encode()) > 9 * len(normalize("NFKC", text).encode())
+
+
 @pytest.mark.parametrize("run", ["\u0301\u0316", "\u0f73\u0301", "\u0344"])
 def test_piles_of_marks_are_not_sorted(run):
     """A normalisation sorts them in a time that grows with the square of their number: hours for these."""
