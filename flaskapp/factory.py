@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from flask import Blueprint, Flask, Response, g, request
+from werkzeug.exceptions import NotFound
 
 from backends import open_backend
 from backends.clock import Clock, SystemClock
@@ -36,6 +37,7 @@ from flaskapp.http.forwarded import NETWORK, Forwarded
 from flaskapp.http.identity import rate_key
 from flaskapp.http.limiter import ADMIN_RATE_LIMIT, LinkLimiter, make_limiter, network_key, network_rate
 from flaskapp.http.networks import network_of
+from flaskapp.http.openai_errors import PREFIX
 from flaskapp.http.refusals import register_error_handlers
 from flaskapp.llm import Model
 from flaskapp.llm.builtin import BuiltinModel
@@ -55,6 +57,8 @@ from flaskapp.usage import make_usage, usage_rate_key
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
+_WITH_NAMES = f"{PREFIX}/models/"
+"""Where the rest of a path is the name of a model."""
 VISITORS_ROUTES = (CHAT_ROUTE, CHALLENGE_ROUTE, USAGE_ROUTE)
 """What pages of other origins may ask, beside all of `/v1`."""
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
@@ -209,6 +213,11 @@ def _register_requests(app: Flask, tollgate: Tollgate) -> None:
         if not tollgate.has_started:
             tollgate.start()
         g.request_id = uuid.uuid4().hex
+        raw_path = request.environ.get("RAW_URI", "").partition("?")[0]
+        is_escaped = ("%" in raw_path or "#" in raw_path) and not raw_path.startswith(_WITH_NAMES)
+        if is_escaped or request.environ["PATH_INFO"].startswith("//"):
+            # The framework would take it for another one, which a rule of a proxy in front may be about.
+            raise NotFound
 
     if tollgate.config.cors_origins:
         allow_origins(app, tollgate.config.cors_origins, VISITORS_ROUTES)

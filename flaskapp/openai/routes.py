@@ -12,6 +12,7 @@ from flask import Blueprint, Response, g, request
 from backends.clock import US_PER_SECOND, Clock
 from backends.pricing.prices import PriceBook
 from flaskapp.answers.admission import Admission
+from flaskapp.answers.characters import one_line, with_whole_characters
 from flaskapp.answers.meter import CostBound, slices_of
 from flaskapp.http.api_keys import ApiKeys
 from flaskapp.http.headers import read_idempotency
@@ -103,7 +104,7 @@ class OpenAIRoutes:
 
 def _completed(completed: Completed) -> Response:
     """What the upstream wrote, to the letter where it is clean JSON."""
-    return _response(completed.data) if completed.data else _json(completed.body)
+    return _response(one_line(completed.data)) if completed.data else _json(with_whole_characters(completed.body, {}))
 
 
 def _json(body: dict[str, object]) -> Response:

@@ -185,7 +185,11 @@ class _Text(logging.Formatter):
         if not _is_plain(shown, fields):
             shown = "".join([f" {name}={_word(value)}" for name, value in fields.items()])
         line = f"{self._second_text},{int(record.msecs):03d} {record.levelname} {record.msg}{shown}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        if record.exc_info:
+            # Indented: whatever is in an exception's text begins no line as an event does.
+            traced = self.formatException(record.exc_info).splitlines()
+            line = "\n    ".join([line, *map(_printable, traced)])
+        return line
 
 
 _SPELT_OTHERWISE = ("= ", "=None", "=True", "=False", '"')
@@ -201,11 +205,13 @@ def _is_plain(shown: str, fields: Mapping[str, object]) -> bool:
 def _word(value: object) -> str:
     if value is None or isinstance(value, bool):
         return "none" if value is None else str(value).lower()
-    text = " ".join(str(value).split())
-    if not text.isprintable():
-        # A terminal would obey some of it.
-        text = text.encode("unicode_escape").decode()
+    text = _printable(" ".join(str(value).split()))
     return json.dumps(text, ensure_ascii=False) if " " in text or '"' in text or not text else text
+
+
+def _printable(text: str) -> str:
+    # A terminal would obey some of the rest.
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
 class Json(JsonFormatter):

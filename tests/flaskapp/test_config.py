@@ -42,6 +42,7 @@ def test_the_defaults_are_those_of_the_contract():
         "llm_price_input_usd_per_mtok": None,
         "llm_price_output_usd_per_mtok": None,
         "llm_without_usage": "whole",
+        "llm_prompt_overhead_tokens": 0,
         "redis_delay_ms": 0,
         "demo_tokens_per_second": 50.0,
         "api_keys": None,
