@@ -19,8 +19,8 @@ SECONDS_PER_HOUR = 3_600
 SECONDS_PER_DAY = 86_400
 EVERYBODY = "all"
 """The owner of a budget of the scope `GLOBAL`."""
-MOST_BUDGETS = 22
-"""That one request may be charged to: the six, and sixteen more."""
+MOST_BUDGETS = 24
+"""That one request may be charged to: the six, the two of wide networks that the service adds, and sixteen more."""
 SHORTEST_WINDOW_SECONDS, LONGEST_WINDOW_SECONDS = 60, 31 * SECONDS_PER_DAY
 _NAME = re.compile(r"[a-z0-9_]{1,32}")
 

@@ -30,6 +30,7 @@ key                                 type    holds                               
 ``llm:reset:<id>``                  string  when its books were cleared (us)         two days
 ``llm:challenge:<challenge>``       string  the hash and network it was given to     300 s
 ``llm:session:<digest>``            string  that a session of the dashboard ended    8 hours
+``llm:overhead:<model>``            string  tokens that its template adds to prompts 30 days
 ``llm:rate:<digest>``               string  how many requests, or counters           their own window
 ==================================  ======  =======================================  ===========================
 
@@ -63,6 +64,7 @@ SETTINGS_KEY = "settings"
 RATE_PREFIX = "llm:rate:"
 CHALLENGE_PREFIX = "llm:challenge:"
 ENDED_SESSION_PREFIX = "llm:session:"
+OVERHEAD_PREFIX = "llm:overhead:"
 RECORD_PREFIX = "llm:reservation:"
 MARKER_PREFIX = "llm:throttle:"
 FURTHER_PREFIX = "llm:budget:"
@@ -255,6 +257,7 @@ _OTHERS = {
     "idempotency": r"llm:idempotency:(?P<owner>[0-9a-f]{32})",
     "challenge": rf"{CHALLENGE_PREFIX}(?P<owner>[0-9a-f]{{64}})",
     "session": rf"{ENDED_SESSION_PREFIX}(?P<owner>[0-9a-f]{{32}})",
+    "overhead": rf"{OVERHEAD_PREFIX}(?P<owner>.+)",
     "rate": rf"{RATE_PREFIX}(?P<owner>.+)",
 }
 _FURTHER = (

@@ -1,7 +1,7 @@
 """Further budgets and overrides as the operator writes them, and the budgets that one request is charged to.
 
-`BudgetRows` and `OverrideRows` read the two lists; `BudgetPlan` makes `backends.budgets.Budget` of them and of the six
-that are always there.
+`BudgetRows` and `OverrideRows` read the two lists; `BudgetPlan` makes `backends.budgets.Budget` of them and of those
+that are always there: the library's six, and the two of `WIDE_BUDGETS`.
 """
 # ruff: noqa: D102 (what a value type overrides is documented at `ValueType`)
 
@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from operator import itemgetter
+from types import MappingProxyType
 from typing import ClassVar, NamedTuple, NoReturn, TypeVar
 
 from pydantic import GetCoreSchemaHandler
@@ -33,7 +35,7 @@ from backends.budgets import (
 from backends.errors import shown
 from backends.money import NANOUSD_PER_USD, nanousd_from_usd
 from flaskapp import strict_json
-from flaskapp.http.networks import network_of, wide_network_of
+from flaskapp.http.networks import IPV6_PREFIX, network_of, wide_network_of
 from flaskapp.strict_json import StrictJsonError
 from flaskapp.value_types import (
     MAX_AMOUNT_USD,
@@ -49,10 +51,15 @@ from flaskapp.value_types import (
 EACH_OWNER = "*"
 """In place of an owner: each owner of the scope has a budget of its own."""
 MOST_OVERRIDES = 1_000
-MOST_FURTHER_BUDGETS = MOST_BUDGETS - len(BUILT_IN)
+WIDE_BUDGETS: Mapping[str, str] = MappingProxyType({"wide_window": "network_window", "wide_day": "network_day"})
+"""What one wide network may spend, by name: so many times as much as a network may in the period of another budget."""
+WIDE_TIMES = 5
+SCOPES: Mapping[str, Scope] = MappingProxyType(
+    {name: row.scope for name, row in BUILT_IN.items()} | dict.fromkeys(WIDE_BUDGETS, Scope.WIDE_NETWORK)
+)
+"""Of the budgets that are always there, by name, in the order in which refusals name them."""
+MOST_FURTHER_BUDGETS = MOST_BUDGETS - len(SCOPES)
 """That may apply to one request."""
-RESERVED_NAMES = (*BUILT_IN, "wide_window", "wide_day")
-"""Those that are built in, and two that will be."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _NAME = re.compile(r"[a-z0-9_]{1,32}")
@@ -157,6 +164,7 @@ class _Owner(ValueType[str]):
 
     _: KW_ONLY
     scope: Scope | None
+    ipv6_prefix: int
     each: bool = False
     """Whether `EACH_OWNER` may stand in its place."""
 
@@ -166,7 +174,8 @@ class _Owner(ValueType[str]):
             case Scope.GLOBAL:
                 owner = EVERYBODY
             case Scope.NETWORK:
-                owner = "a network as keys spell it, such as 198.51.100.7 or 2001:db8:1:2::/64"
+                example = network_of("2001:db8:1:202::", self.ipv6_prefix)
+                owner = f"a network as keys spell it, such as 198.51.100.7 or {example}"
             case Scope.WIDE_NETWORK:
                 owner = "a wide network as keys spell it, such as 198.51.100.0/24 or 2001:db8:1::/48"
             case _:
@@ -185,7 +194,7 @@ class _Owner(ValueType[str]):
             case Scope.GLOBAL:
                 return EVERYBODY
             case Scope.NETWORK:
-                return network_of(owner.partition("/")[0])
+                return network_of(owner.partition("/")[0], self.ipv6_prefix)
             case Scope.WIDE_NETWORK:
                 return wide_network_of(owner)
             case _:
@@ -258,7 +267,7 @@ _SCOPE = Choice("", values=tuple(scope.value for scope in Scope))
 _MODE = Choice("", values=(_ENFORCE, _SHADOW))
 _MARKER_TTL = Duration("", minimum=0)
 _ANY_NAME = _Name("")
-_NEW_NAME = _Name("", reserved=RESERVED_NAMES)
+_NEW_NAME = _Name("", reserved=tuple(SCOPES))
 _UNTIL = _Moment("")
 
 T = TypeVar("T")
@@ -357,6 +366,8 @@ class BudgetRows(_Rows[FurtherBudget]):
     """Of a sliding window."""
     zone: str = "UTC"
     """Of calendar periods: an IANA name."""
+    ipv6_prefix: int = IPV6_PREFIX
+    """Of networks."""
     row_type: ClassVar[type] = FurtherBudget
     field_names: ClassVar[tuple[str, ...]] = (
         "name",
@@ -373,7 +384,8 @@ class BudgetRows(_Rows[FurtherBudget]):
         return "a JSON list of budgets: name, scope, period, limit_usd, and perhaps owner, mode, throttle_seconds"
 
     def _make_reader(self) -> Callable[[_Fields], FurtherBudget]:
-        return _BudgetReader(_Period("", shortest_seconds=self.shortest_seconds, zone=self.zone)).read
+        period = _Period("", shortest_seconds=self.shortest_seconds, zone=self.zone)
+        return _BudgetReader(period, self.ipv6_prefix).read
 
 
 class _BudgetReader:
@@ -383,8 +395,9 @@ class _BudgetReader:
     those of the one owner that has most of its own.
     """
 
-    def __init__(self, period: _Period) -> None:
+    def __init__(self, period: _Period, ipv6_prefix: int) -> None:
         self._period = period
+        self._ipv6_prefix = ipv6_prefix
         self._names: set[str] = set()
         self._of_owner: Counter[tuple[Scope, str]] = Counter()
         self._most_of_an_owner: Counter[Scope] = Counter()
@@ -396,7 +409,9 @@ class _BudgetReader:
         budget = FurtherBudget(
             name=fields.read("name", _NEW_NAME),
             scope=scope,
-            owner=fields.read_or("owner", _Owner("", scope=scope, each=True), EACH_OWNER),
+            owner=fields.read_or(
+                "owner", _Owner("", scope=scope, ipv6_prefix=self._ipv6_prefix, each=True), EACH_OWNER
+            ),
             period=fields.read("period", self._period),
             limit_nanousd=nanousd_from_usd(fields.read("limit_usd", _LIMIT)),
             is_shadow=fields.read_or("mode", _MODE, _ENFORCE) == _SHADOW,
@@ -427,6 +442,9 @@ class _BudgetReader:
 class OverrideRows(_Rows[Override]):
     """Other limits for single owners: the rows of the setting `budget_overrides`."""
 
+    _: KW_ONLY
+    ipv6_prefix: int = IPV6_PREFIX
+    """Of networks."""
     row_type: ClassVar[type] = Override
     field_names: ClassVar[tuple[str, ...]] = ("budget", "owner", "limit_usd", "until")
 
@@ -439,17 +457,16 @@ class OverrideRows(_Rows[Override]):
         return {"maximum": MOST_OVERRIDES, "format": self.allowed}
 
     def _make_reader(self) -> Callable[[_Fields], Override]:
-        return _read_override
+        return partial(_read_override, self.ipv6_prefix)
 
 
-def _read_override(fields: _Fields) -> Override:
+def _read_override(ipv6_prefix: int, fields: _Fields) -> Override:
     if fields.number > MOST_OVERRIDES:
         fields.refuse("", f"at most {MOST_OVERRIDES} overrides", "one more")
     name = fields.read("budget", _ANY_NAME)
-    built_in = BUILT_IN.get(name)
     return Override(
         budget=name,
-        owner=fields.read("owner", _Owner("", scope=None if built_in is None else built_in.scope)),
+        owner=fields.read("owner", _Owner("", scope=SCOPES.get(name), ipv6_prefix=ipv6_prefix)),
         limit_nanousd=nanousd_from_usd(fields.read("limit_usd", _LIMIT_OR_BLOCK)),
         until_us=fields.read_or("until", _UNTIL, None),
     )

@@ -22,12 +22,14 @@ from backends.budgets import zone_of
 from backends.errors import ConfigurationError, shown
 from flaskapp.http.api_keys import ANYONE, ApiKeys
 from flaskapp.http.cors import ANY_ORIGIN
+from flaskapp.http.networks import IPV6_PREFIX
 from flaskapp.settings import Baseline, LiveSettings, Source, derived, settings_table
 from flaskapp.value_types import Amount, Choice, ValueType, Whole, refusal_text
 
 Mode = Literal["development", "production"]
 
 MAX_STREAM_DEADLINE_SECONDS = 3_600
+MAX_OVERHEAD_TOKENS = 1_000_000
 MAX_REDIS_DELAY_MS = 100
 MOST_REQUEST_BYTES = 100_000_000
 MOST_REQUEST_BODY_SECONDS = 600
@@ -372,6 +374,16 @@ class Config(BaseModel):
             values=("whole", "seen"),
         ),
     ] = "whole"
+    llm_prompt_overhead_tokens: Annotated[
+        int,
+        Whole(
+            "What the template of this upstream puts into a prompt by itself: added to every bound, and learnt upward "
+            "from what it bills.",
+            unit="tokens",
+            minimum=0,
+            maximum=MAX_OVERHEAD_TOKENS,
+        ),
+    ] = 0
     redis_delay_ms: Annotated[
         int,
         Whole(
@@ -403,6 +415,15 @@ class Config(BaseModel):
     trusted_proxy_hops: Annotated[
         int, Whole("Proxies in front that are believed about the address.", minimum=0, maximum=100)
     ] = 0
+    network_ipv6_prefix: Annotated[
+        int,
+        Whole(
+            "What counts as one IPv6 network: the bits that its addresses have in common.",
+            unit="bits",
+            minimum=49,
+            maximum=64,
+        ),
+    ] = IPV6_PREFIX
     host: Annotated[
         str,
         Word(
@@ -555,7 +576,7 @@ def _mode(given: Mapping[str, str]) -> Mode:
 
 def _baseline(given: Mapping[str, str], config: Config) -> Baseline:
     deadline_seconds, zone = config.stream_deadline_seconds, config.budget_time_zone
-    table = settings_table(deadline_seconds, zone)
+    table = settings_table(deadline_seconds, zone, config.network_ipv6_prefix)
     values = {name: row.default for name, row in table.items()}
     sources: dict[str, Source] = dict.fromkeys(table, "default")
     if config.mode == "development":
@@ -568,4 +589,4 @@ def _baseline(given: Mapping[str, str], config: Config) -> Baseline:
     if settings.high_cost_window_seconds < deadline_seconds:
         allowed = f"at most HIGH_COST_WINDOW_SECONDS, which is {settings.high_cost_window_seconds}"
         raise _unusable("STREAM_DEADLINE_SECONDS", allowed, str(deadline_seconds))
-    return Baseline(settings, sources, config.mode == "development", deadline_seconds, zone)
+    return Baseline(settings, sources, config.mode == "development", deadline_seconds, zone, config.network_ipv6_prefix)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
 from flask import Blueprint, Flask, Response, g, request
-from werkzeug.middleware.proxy_fix import ProxyFix
+from werkzeug.exceptions import NotFound
 
 from backends import open_backend
 from backends.clock import Clock, SystemClock
@@ -23,6 +23,7 @@ from backends.store.link import Link
 from flaskapp.admin import Panel, make_admin
 from flaskapp.answers.admission import Admission
 from flaskapp.answers.answer import AnswerContext
+from flaskapp.answers.overheads import PromptOverheads
 from flaskapp.chat.challenge_route import ROUTE as CHALLENGE_ROUTE
 from flaskapp.chat.challenge_route import make_challenge_route
 from flaskapp.chat.routes import ROUTE as CHAT_ROUTE
@@ -33,9 +34,12 @@ from flaskapp.http.api_keys import ApiKeys
 from flaskapp.http.bounded_request import BoundedRequest
 from flaskapp.http.challenges import Challenges
 from flaskapp.http.cors import allow_origins
+from flaskapp.http.forwarded import NETWORK, Forwarded
 from flaskapp.http.identity import rate_key
 from flaskapp.http.limiter import ADMIN_RATE_LIMIT, RequestLimiter, network_key
+from flaskapp.http.networks import network_of
 from flaskapp.http.open_bodies import OpenBodies
+from flaskapp.http.openai_errors import PREFIX
 from flaskapp.http.refusals import register_error_handlers
 from flaskapp.llm import Model
 from flaskapp.llm.builtin import BuiltinModel
@@ -55,6 +59,8 @@ from flaskapp.usage import make_usage, usage_rate_key
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
+_WITH_NAMES = f"{PREFIX}/models/"
+"""Where the rest of a path is the name of a model."""
 VISITORS_ROUTES = (CHAT_ROUTE, CHALLENGE_ROUTE, USAGE_ROUTE)
 """What pages of other origins may ask, beside all of `/v1`."""
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
@@ -93,10 +99,7 @@ def create_app(
     _register_requests(app, tollgate)
     _register_routes(app, tollgate, metrics, clock)
     register_commands(app, tollgate)
-    app.wsgi_app = _hurried(app.wsgi_app, tollgate.link)  # type: ignore[method-assign, assignment]
-    if config.trusted_proxy_hops:
-        hops = config.trusted_proxy_hops
-        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=0)  # type: ignore[method-assign]
+    app.wsgi_app = _entrance(app.wsgi_app, tollgate)  # type: ignore[method-assign, assignment]
     return app
 
 
@@ -116,7 +119,14 @@ def _make_tollgate(
     settings = SettingsStore(link, config.live_baseline, observer)
     guard = _make_guard(config, link, settings, clock, observer)
     bodies = OpenBodies(clock, config.request_body_seconds)
-    return Tollgate(config, link, settings, guard, observer, _make_model(config, clock, observer), bodies)
+    overheads = PromptOverheads(
+        link,
+        config.llm_models,
+        config.llm_prompt_overhead_tokens,
+        lambda: settings.current.values.llm_max_input_tokens,
+        observer,
+    )
+    return Tollgate(config, link, settings, guard, observer, _make_model(config, clock, observer), bodies, overheads)
 
 
 def _delayed(seconds: float, then: Callable[[bytes], None] | None) -> Callable[[bytes], None] | None:
@@ -132,10 +142,24 @@ def _delayed(seconds: float, then: Callable[[bytes], None] | None) -> Callable[[
     return wait
 
 
-def _hurried(wsgi_app: "WSGIApplication", link: Link) -> "WSGIApplication":
-    """Bound what a request waits for Redis until its answer begins; while the answer runs, nothing is bounded."""
+def _entrance(wsgi_app: "WSGIApplication", tollgate: Tollgate) -> "WSGIApplication":
+    """Note who calls, and bound what a request waits for Redis until its answer begins; while that runs, no longer."""
+    link, hops, prefix = tollgate.link, tollgate.config.trusted_proxy_hops, tollgate.config.network_ipv6_prefix
+    ignored, unreadable = FirstOfWorkers("forwarded-ignored"), FirstOfWorkers("forwarded-unreadable")
+
+    def report_unreadable() -> None:
+        if unreadable.is_first():
+            tollgate.emit("forwarded_unreadable")
+
+    forwarded = Forwarded(hops, prefix, report_unreadable) if hops else None
 
     def run(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        if forwarded is not None:
+            environ[NETWORK] = forwarded.network(environ)
+        else:
+            environ[NETWORK] = network_of(environ.get("REMOTE_ADDR"), prefix)
+            if "HTTP_X_FORWARDED_FOR" in environ and ignored.is_first():
+                tollgate.emit("forwarded_ignored")
         with link.within(REDIS_SECONDS_PER_REQUEST):
             return wsgi_app(environ, start_response)
 
@@ -185,15 +209,17 @@ def _refuse_old_server(link: Link) -> None:
 
 def _register_requests(app: Flask, tollgate: Tollgate) -> None:
     register_error_handlers(app)
-    warning, trusts_proxies = FirstOfWorkers("forwarded-ignored"), bool(tollgate.config.trusted_proxy_hops)
 
     @app.before_request
     def begin() -> None:
         if not tollgate.has_started:
             tollgate.start()
         g.request_id = os.urandom(16).hex()
-        if not trusts_proxies and "HTTP_X_FORWARDED_FOR" in request.environ and warning.is_first():
-            tollgate.emit("forwarded_ignored")
+        raw_path = request.environ.get("RAW_URI", "").partition("?")[0]
+        is_escaped = ("%" in raw_path or "#" in raw_path) and not raw_path.startswith(_WITH_NAMES)
+        if is_escaped or request.environ["PATH_INFO"].startswith("//"):
+            # The framework would take it for another one, which a rule of a proxy in front may be about.
+            raise NotFound
 
     if tollgate.config.cors_origins:
         allow_origins(app, tollgate.config.cors_origins, VISITORS_ROUTES)
@@ -248,6 +274,7 @@ def _make_chat_routes(tollgate: Tollgate, challenges: Challenges, clock: Clock) 
         lambda: settings.current.values.drain_seconds,
         upstream=urlsplit(config.llm_base_url or "").netloc.rpartition("@")[2],
         is_first_without_usage=lambda model: model not in without_usage or without_usage[model].is_first(),
+        learn_overhead=tollgate.overheads.learn,
     )
     return ChatRoutes(
         admission=Admission(
@@ -260,6 +287,7 @@ def _make_chat_routes(tollgate: Tollgate, challenges: Challenges, clock: Clock) 
         challenges=challenges,
         model=tollgate.model,
         prices=prices,
+        overheads=tollgate.overheads.tokens,
         default_model=config.llm_model,
         system_prompt=prompt,
         stream_deadline_seconds=deadline_seconds,
@@ -284,6 +312,7 @@ def _make_openai_routes(chat: ChatRoutes, keys: ApiKeys, owner: str) -> OpenAIRo
         keys=keys,
         model=chat.model,
         prices=chat.prices,
+        overheads=chat.overheads,
         default_model=chat.default_model,
         owner=owner,
         stream_deadline_seconds=chat.stream_deadline_seconds,

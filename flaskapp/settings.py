@@ -5,7 +5,7 @@ Precedence: Redis ``settings`` > environment > default. Reading costs no I/O: a 
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cached_property
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from backends.budgets import BUILT_IN, SHORTEST_WINDOW_SECONDS, Budget, Calendar, Sliding
+from backends.budgets import BUILT_IN, SHORTEST_WINDOW_SECONDS, Budget, Calendar, Scope, Sliding
 from backends.contract import Event, Observer
 from backends.errors import StoreBusy, StoreError, TollgateError, shown
 from backends.keys import SETTINGS_KEY
@@ -22,7 +22,17 @@ from backends.money import nanousd_from_usd
 from backends.store.link import Link
 from backends.store.shared_text import SharedText
 from flaskapp import strict_json
-from flaskapp.budgets import EACH_OWNER, BudgetPlan, BudgetRows, FurtherBudget, Override, OverrideRows
+from flaskapp.budgets import (
+    EACH_OWNER,
+    WIDE_BUDGETS,
+    WIDE_TIMES,
+    BudgetPlan,
+    BudgetRows,
+    FurtherBudget,
+    Override,
+    OverrideRows,
+)
+from flaskapp.http.networks import IPV6_PREFIX
 from flaskapp.strict_json import StrictJsonError
 from flaskapp.value_types import (
     Amount,
@@ -165,7 +175,9 @@ class LiveSettings(BaseModel):
     @cached_property
     def plan(self) -> BudgetPlan:
         """What requests are charged to."""
-        return BudgetPlan([self._built_in(name) for name in BUILT_IN], self.budgets, self.budget_overrides)
+        built_in = {name: self._built_in(name) for name in BUILT_IN}
+        wide = [_wide(name, built_in[like]) for name, like in WIDE_BUDGETS.items()]
+        return BudgetPlan([*built_in.values(), *wide], self.budgets, self.budget_overrides)
 
     def _built_in(self, name: str) -> Budget:
         scope, unit, limit = BUILT_IN[name].scope, BUILT_IN[name].unit, LIMIT_SETTINGS[name]
@@ -178,6 +190,12 @@ class LiveSettings(BaseModel):
             scope,
             throttle_seconds=limit.marker_times * self.cost_throttle_duration_seconds,
         )
+
+
+def _wide(name: str, like: Budget) -> Budget:
+    """What a wide network may spend where one of its networks may spend that."""
+    limit_nanousd = None if like.limit_nanousd is None else WIDE_TIMES * like.limit_nanousd
+    return like._replace(name=name, scope=Scope.WIDE_NETWORK, limit_nanousd=limit_nanousd)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,24 +219,28 @@ def derived(values: Mapping[str, object], sources: Mapping[str, Source]) -> dict
     return {"network_rate_limit": times(str(values["chat_rate_limit"]), NETWORK_RATE_TIMES)}
 
 
-def settings_table(stream_deadline_seconds: int = 1, budget_time_zone: str = "UTC") -> dict[str, Setting]:
+def settings_table(
+    stream_deadline_seconds: int = 1, budget_time_zone: str = "UTC", network_ipv6_prefix: int = IPV6_PREFIX
+) -> dict[str, Setting]:
     """All live settings by name; no sliding window is shorter than the longest answer."""
     rows = {}
     for name, info in LiveSettings.model_fields.items():
         value_type = next(item for item in info.metadata if isinstance(item, ValueType))
-        bounded = _bounded(name, value_type, stream_deadline_seconds, budget_time_zone)
+        bounded = _bounded(name, value_type, stream_deadline_seconds, budget_time_zone, network_ipv6_prefix)
         rows[name] = Setting(name, bounded, info.default)
     return rows
 
 
-def _bounded(name: str, value_type: ValueType[Any], stream_deadline_seconds: int, zone: str) -> ValueType[Any]:
+def _bounded(
+    name: str, value_type: ValueType[Any], stream_deadline_seconds: int, zone: str, ipv6_prefix: int
+) -> ValueType[Any]:
     """The type with the bounds that the environment gives it."""
     if name == _WINDOW and isinstance(value_type, Whole):
         return replace(value_type, minimum=stream_deadline_seconds, note=" (not shorter than STREAM_DEADLINE_SECONDS)")
     if isinstance(value_type, BudgetRows):
         shortest_seconds = max(SHORTEST_WINDOW_SECONDS, stream_deadline_seconds)
-        return replace(value_type, shortest_seconds=shortest_seconds, zone=zone)
-    return value_type
+        return replace(value_type, shortest_seconds=shortest_seconds, zone=zone, ipv6_prefix=ipv6_prefix)
+    return replace(value_type, ipv6_prefix=ipv6_prefix) if isinstance(value_type, OverrideRows) else value_type
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +263,7 @@ class Baseline:
     development: bool = False
     stream_deadline_seconds: int = 1
     budget_time_zone: str = "UTC"
+    network_ipv6_prefix: int = IPV6_PREFIX
 
 
 class SettingsRejected(TollgateError):
@@ -266,7 +289,7 @@ class SettingsStore:
 
     def __init__(self, link: Link, baseline: Baseline, observer: Observer) -> None:
         self.table: Mapping[str, Setting] = MappingProxyType(
-            settings_table(baseline.stream_deadline_seconds, baseline.budget_time_zone)
+            settings_table(baseline.stream_deadline_seconds, baseline.budget_time_zone, baseline.network_ipv6_prefix)
         )
         self.baseline = baseline
         self._shared = SharedText(link, SETTINGS_KEY)
@@ -322,12 +345,14 @@ class SettingsStore:
             self._announce()
             return self.current
 
-    def start_polling(self, interval_seconds: float = POLL_INTERVAL_SECONDS) -> None:
-        """Poll Redis in a thread of this process: call it after the fork."""
+    def start_polling(
+        self, then: Callable[[], None] = lambda: None, interval_seconds: float = POLL_INTERVAL_SECONDS
+    ) -> None:
+        """Poll Redis in a thread of this process, and call `then` each time: to be called after the fork."""
         if self._thread is not None:
             return
         self._stop.clear()
-        self._thread = threading.Thread(target=self._poll, args=(interval_seconds,), name="settings", daemon=True)
+        self._thread = threading.Thread(target=self._poll, args=(then, interval_seconds), name="settings", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -337,10 +362,11 @@ class SettingsStore:
             self._thread.join(timeout=2)
             self._thread = None
 
-    def _poll(self, interval_seconds: float) -> None:
+    def _poll(self, then: Callable[[], None], interval_seconds: float) -> None:
         while not self._stop.wait(interval_seconds):
             try:
                 self.refresh()
+                then()
             except Exception as error:  # noqa: BLE001 (a bug in here must not freeze the settings for ever)
                 self._observer(Event("settings_unreadable", {"error": shown(str(error))}))
 

@@ -9,6 +9,7 @@ from backends.errors import StoreError
 from backends.guard.guard import Guard
 from backends.store.link import Link
 from backends.store.scripts import load_all
+from flaskapp.answers.overheads import PromptOverheads
 from flaskapp.answers.under_way import AnswersUnderWay
 from flaskapp.config import Config
 from flaskapp.http.open_bodies import OpenBodies
@@ -29,6 +30,7 @@ class Tollgate:
     observer: Observer
     model: Model
     bodies: OpenBodies
+    overheads: PromptOverheads
     answers: AnswersUnderWay = field(default_factory=AnswersUnderWay)
     has_started: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -46,7 +48,8 @@ class Tollgate:
             self.link.run(load_all)
             self.link.time_us()
         self.settings.refresh()
-        self.settings.start_polling()
+        self._refresh_overheads()
+        self.settings.start_polling(self._refresh_overheads)
         self.bodies.start()
 
     def stop(self) -> None:
@@ -60,6 +63,11 @@ class Tollgate:
     def emit(self, name: str, **fields: object) -> None:
         """Hand an event to the observers."""
         self.observer(Event(name, fields))
+
+    def _refresh_overheads(self) -> None:
+        # The built-in model adds nothing to a prompt.
+        if self.config.llm_base_url is not None:
+            self.overheads.refresh()
 
     def _log_digests(self) -> None:
         count = self.config.api_keys.listed_digests if self.config.api_keys else 0

@@ -59,6 +59,8 @@ class Script:
     """Each word is sent once for each of them."""
     hidden_tokens: int = 0
     """Generated and billed, and never sent."""
+    template_tokens: int = 0
+    """Of the input, what the model's template adds by itself."""
     ignore_max_tokens: bool = False
     error_first: bool = False
     """Report an error in place of an answer, with status 200: as JSON, or as the first event. It bills nothing."""
@@ -202,14 +204,14 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, script: Script, exchange: Exchange) -> None:
         if script.before_headers:
             exchange.taken = True
-            exchange.input_tokens = count_input_tokens(exchange.request)
+            exchange.input_tokens = script.template_tokens + count_input_tokens(exchange.request)
             self._instead(script.before_headers)
             return
         if script.status != 200:
             self._refuse(script)
             return
         exchange.taken = True
-        exchange.input_tokens = count_input_tokens(exchange.request)
+        exchange.input_tokens = script.template_tokens + count_input_tokens(exchange.request)
         self._wait_at("head", script, exchange)
         if not exchange.request.get("stream"):
             self._answer_whole(script, exchange)

@@ -5,8 +5,8 @@ Counted without a network, and from above:
 * Text that the model reads as text (contents, names, arguments of tool calls) is counted by `token_bounds.bound_for`.
 * Definitions (tools, functions, schemas, a tool choice) stand in the prompt in a form of the model's own, so every byte
   of their JSON counts as a token, and each has an allowance. An unknown model's template may write them with line
-  breaks: then the bytes are those of JSON with an indent of four. The target of a ``$ref`` counts once for each pointer
-  to it, in case the template expands it, until it leads back into itself.
+  breaks: then the bytes are those of JSON with an indent of four. The target of a ``$ref`` or ``$dynamicRef`` counts
+  once for each pointer to it, in case the template expands it, until it leads back into itself.
 * Fields that are not known stand there too, name and value: as many tokens as their JSON has bytes, and an allowance
   for each. A server may put any of them into the prompt.
 * An image counts as the documented maximum of its model. Without a documented maximum there is no bound, and images
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
-from backends.pricing.token_bounds import InputTooLong, TokenBound, bound_for
+from backends.pricing.token_bounds import InputTooLong, TokenBound, bound_for, most_bytes
 
 _DEFINITIONS = ("tools", "functions", "tool_choice", "function_call", "response_format")
 _STEERING = ("reasoning_effort", "verbosity", "parallel_tool_calls")
@@ -37,6 +37,12 @@ _PART_FIELDS = {
 }
 _IMAGE_FIELDS = frozenset({"url", "detail"})
 """What is counted as what it is; any other field is counted as JSON."""
+_POINTERS = {"$ref", "$dynamicRef", "$recursiveRef"}
+_IDS = {"$id", "id"}
+_ANCHORS = {"$anchor", "$dynamicAnchor"}
+"""Words of JSON Schema, in its drafts from 4 on."""
+_MOST_NODES = 64
+"""That are looked at for one pointer."""
 _PLACE = re.compile(r"[0-9]{1,7}")
 """An index of a list, in a pointer."""
 _PIECE_TOKENS = 16
@@ -200,34 +206,48 @@ class _Counter:
             self.add(self._size(value))
 
     def _size(self, value: object) -> int:
+        indent = self._bound.definition_indent
         # Non-ASCII characters are counted as JSON escapes, which are longer than UTF-8.
-        return len(json.dumps(value, indent=self._bound.definition_indent, default=str))
+        escaped = json.dumps(value, indent=indent, default=str)
+        if "\\u" not in escaped:
+            return len(escaped)
+        # But not always longer than what a tokenizer's normalisation makes of them.
+        return max(len(escaped), most_bytes(json.dumps(value, indent=indent, default=str, ensure_ascii=False)))
 
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """The target of a ``$ref``: its own size, and its own pointers."""
+    """What a pointer may stand for: its own size, and its own pointers."""
 
     size: int
     pointers: Sequence[str]
 
 
 class _Pointers:
-    """What the ``$ref`` of a schema add if each is expanded; one that leads back into itself adds nothing more.
+    """What the pointers of a schema add if each is expanded; one that leads back into itself adds nothing more.
+
+    A pointer is a path, an anchor or an `$id`, and readers differ in what they take it for where an `$id` has changed
+    the base: whatever it may stand for counts, all of it together.
 
     Each step adds its size at once, so that the counter stops it where there is too much. A target's total is not
     cached: where pointers lead in a circle, it depends on the way to the target.
     """
 
     def __init__(self, schema: Mapping[str, Any], size: Callable[[object], int]) -> None:
-        self._schema = schema
         self._size = size
         self._targets: dict[str, _Target | None] = {}
+        self._bases: list[Mapping[str, Any]] = [schema]
+        """Where paths may begin: the schema, and what has an `$id` in it."""
+        self._named: dict[str, list[Mapping[str, Any]]] = {}
+        """By the last part of an `$id`, and by anchor."""
+        for node in _nodes(schema):
+            if isinstance(node, dict):
+                self._note_names(node)
 
     def add_to(self, add: Callable[[int], None]) -> None:
         """Expand the schema to any depth; that may be deeper than Python's stack."""
         path: dict[str, None] = {}
-        ways = [iter(_pointers(self._schema))]
+        ways = [iter(_pointers(self._bases[0]))]
         while ways:
             pointer = next(ways[-1], None)
             if pointer is None:
@@ -239,19 +259,49 @@ class _Pointers:
                 path[pointer] = None
                 ways.append(iter(target.pointers))
 
+    def _note_names(self, node: Mapping[str, Any]) -> None:
+        for key in _IDS & node.keys():
+            if isinstance(node[key], str):
+                self._bases.append(node)
+                self._named.setdefault(_last_part(node[key]), []).append(node)
+        for key in _ANCHORS & node.keys():
+            if isinstance(node[key], str):
+                self._named.setdefault(node[key], []).append(node)
+
     def _target(self, pointer: str) -> _Target | None:
         if pointer not in self._targets:
-            node = self._find(pointer)
-            found = None if node is None else _Target(self._size(node), tuple(_pointers(node)))
-            self._targets[pointer] = found
+            nodes = self._found(pointer)
+            pointers = tuple(each for node in nodes for each in _pointers(node))
+            self._targets[pointer] = _Target(sum(map(self._size, nodes)), pointers) if nodes else None
         return self._targets[pointer]
 
-    def _find(self, pointer: str) -> object | None:
-        first, *keys = pointer.split("/")
-        node: object = self._schema if first == "#" else None
-        for key in keys:
-            node = _child(node, unquote(key).replace("~1", "/").replace("~0", "~"))
-        return node
+    def _found(self, pointer: str) -> Sequence[object]:
+        """All nodes that a pointer may stand for, each once; where they are very many, the whole schema."""
+        base, _, fragment = pointer.partition("#")
+        is_path = fragment.startswith("/")
+        if fragment and not is_path:
+            bases = self._named.get(unquote(fragment), [])
+        elif base:
+            bases = self._named.get(_last_part(base), [])
+        else:
+            bases = self._bases if is_path else self._bases[:1]
+        if len(bases) > _MOST_NODES:
+            return self._bases[:1]
+        if not is_path:
+            return bases
+        found = {id(node): node for start in bases if (node := _at(start, fragment)) is not None}
+        return list(found.values())
+
+
+def _last_part(address: str) -> str:
+    """What says which `$id` it is, since that may be relative to another; of an old kind of anchor, its word."""
+    return unquote(address.rstrip("#/").rpartition("/")[2].rpartition("#")[2])
+
+
+def _at(node: object, path: str) -> object | None:
+    for key in path.split("/")[1:]:
+        node = _child(node, unquote(key).replace("~1", "/").replace("~0", "~"))
+    return node
 
 
 def _child(node: object, key: str) -> object | None:
@@ -276,8 +326,8 @@ def _schemas(definition: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 def _pointers(value: object) -> Iterator[str]:
     for node in _nodes(value):
-        if isinstance(node, dict) and isinstance(node.get("$ref"), str):
-            yield node["$ref"]
+        if isinstance(node, dict):
+            yield from (node[key] for key in _POINTERS & node.keys() if isinstance(node[key], str))
 
 
 def _nodes(value: object) -> Iterator[object]:

@@ -2,7 +2,8 @@
 
 Where the model's tokenizer is known (OpenAI's families), text is counted exactly with it; for any other model each byte
 of UTF-8 counts as a token: byte-level tokenizers, and SentencePiece with byte fallback, never make more tokens than
-bytes. What wraps each message and each request is added: OpenAI documents 4 tokens a message and 3 a request; other
+bytes. Many normalise the text first, to NFC or NFKC, which may lengthen it, so the longest of the three forms counts.
+What wraps each message and each request is added: OpenAI documents 4 tokens a message and 3 a request; other
 servers' chat templates add a few words. The allowances below are above all of those that we know.
 
 Text that looks like a special token (``<|endoftext|>``) is counted as ordinary text. A server that honoured it would
@@ -10,10 +11,12 @@ count one token instead, so the bound holds either way.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Literal, Protocol
+from functools import cache, lru_cache
+from typing import Literal, Protocol, TypeAlias, get_args
+from unicodedata import combining, normalize
 
 from rs_bpe.bpe import openai as vocabularies
 
@@ -111,6 +114,8 @@ def bound_for(model: str) -> TokenBound:
     tokenizer = _tokenizer_of(model)
     if tokenizer is not None:
         return TokenBound(tokenizer.count_till_limit, message_tokens=8, request_tokens=16)
+    # It takes a twentieth of a second to make: now, and not while a visitor waits.
+    _pile_of_marks()
     return TokenBound(_bytes_within, message_tokens=16, request_tokens=64, definitions_tokens=512, definition_indent=4)
 
 
@@ -147,4 +152,61 @@ def _tokenizer_of(model: str) -> _Tokenizer | None:
 
 def _bytes_within(text: str, limit: int) -> int | None:
     size = len(text.encode())
+    if size <= limit and not text.isascii():
+        size = max(size, _normalised_bytes(text))
     return size if size <= limit else None
+
+
+def most_bytes(text: str) -> int:
+    """The bytes of the longest form of `text`: as it is, in NFC or in NFKC."""
+    return len(text) if text.isascii() else max(len(text.encode()), _normalised_bytes(text))
+
+
+_Form: TypeAlias = Literal["NFC", "NFKC"]
+_FORMS: tuple[_Form, ...] = get_args(_Form)
+_MOST_MARKS = 30
+"""Of a run of marks on one letter, after the Stream-Safe Text Format of Unicode. No language has more."""
+_LAST_MARK = 0x1F000
+"""No mark has a code point above it."""
+
+
+def _normalised_bytes(text: str) -> int:
+    """The most bytes of `text` in NFC or in NFKC, at least.
+
+    Tokenizers differ in how they normalise. One that knows an older Unicode leaves some characters as they are, so what
+    a form shortens counts as it is; SentencePiece's puts fewer characters together, so each counts alone too.
+    """
+    characters = Counter(text)
+    if _pile_of_marks().search(text):
+        # Normalising sorts such a run, in a time that grows with its square. No form has more bytes than its letters
+        # and marks one by one.
+        return sum(times * _most_bytes_alone(character) for character, times in characters.items())
+    return max(_bytes_in(form, text, characters) for form in _FORMS)
+
+
+def _bytes_in(form: _Form, text: str, characters: Mapping[str, int]) -> int:
+    added = saved = 0
+    for character, times in characters.items():
+        more_bytes = _more_bytes(form, character)
+        if more_bytes > 0:
+            added += times * more_bytes
+        else:
+            saved -= times * more_bytes
+    return max(len(text.encode()) + added, len(normalize(form, text).encode()) + saved)
+
+
+@cache
+def _pile_of_marks() -> re.Pattern[str]:
+    """More characters in a row than `_MOST_MARKS` that begin with a mark once they are taken apart."""
+    marks = [chr(code) for code in range(_LAST_MARK) if combining(normalize("NFKD", chr(code))[0])]
+    return re.compile(f"[{''.join(marks)}]{{{_MOST_MARKS + 1},}}")
+
+
+@lru_cache(maxsize=4_096)
+def _more_bytes(form: _Form, character: str) -> int:
+    """How many bytes more a character has in a form than as it is; less than 0 where it has fewer."""
+    return len(normalize(form, character).encode()) - len(character.encode())
+
+
+def _most_bytes_alone(character: str) -> int:
+    return max(len(form.encode()) for form in (character, normalize("NFD", character), normalize("NFKD", character)))

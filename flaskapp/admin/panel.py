@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from backends.budgets import BUILT_IN
 from backends.clock import US_PER_SECOND, Clock
 from backends.errors import StoreError
 from backends.keys import ENDED_SESSION_PREFIX
@@ -12,7 +11,7 @@ from backends.store.link import Link
 from flaskapp import strict_json
 from flaskapp.admin import tables
 from flaskapp.admin.tables import TABLES, Draft, Table
-from flaskapp.budgets import BudgetRows, OverrideRows
+from flaskapp.budgets import SCOPES, BudgetRows, OverrideRows
 from flaskapp.settings import Effective, Setting, SettingsRejected, SettingsStore
 from flaskapp.strict_json import StrictJsonError
 from flaskapp.value_types import MAX_AMOUNT_USD, Amount, Choice, RowProblem, RowRefused, Switch, ValueType, Whole
@@ -150,7 +149,7 @@ class Panel:
     @property
     def budget_names(self) -> list[str]:
         """The names of all budgets that there are."""
-        return [*BUILT_IN, *(budget.name for budget in self._store.current.values.budgets)]
+        return [*SCOPES, *(budget.name for budget in self._store.current.values.budgets)]
 
     def groups(
         self, typed: Mapping[str, str], problems: Mapping[str, str], draft: Draft | None = None

@@ -48,7 +48,7 @@ def make_admin(panel: Panel, admin_token: str | None, race_dir: Path | None = No
     api, dashboard = _Api(panel, access), _Dashboard(panel, access, has_race=race_dir is not None)
     blueprint.add_url_rule("/api/v1/admin/settings", "api_show", api.show, methods=["GET"])
     blueprint.add_url_rule("/api/v1/admin/settings", "api_change", api.change, methods=["PATCH"])
-    blueprint.add_url_rule("/admin", "dashboard", dashboard.show, methods=["GET"], strict_slashes=False)
+    blueprint.add_url_rule("/admin", "dashboard", dashboard.show, methods=["GET"])
     blueprint.add_url_rule("/admin/login", "login", dashboard.log_in, methods=["POST"])
     blueprint.add_url_rule("/admin/logout", "logout", dashboard.log_out, methods=["POST"])
     blueprint.add_url_rule("/admin/settings", "change", dashboard.change, methods=["POST"])
@@ -72,7 +72,7 @@ def _add_race(blueprint: Blueprint, panel: Panel, access: Access, race_dir: Path
     def page() -> Any:  # flaskapp.lab.page.RacePage, which is not imported here
         return import_string("flaskapp.lab.page.RacePage")(panel, access, race_dir)
 
-    blueprint.add_url_rule("/admin/race", "race", lambda: page().show(), methods=["GET"], strict_slashes=False)
+    blueprint.add_url_rule("/admin/race", "race", lambda: page().show(), methods=["GET"])
     blueprint.add_url_rule("/admin/race/run", "race_run", lambda: page().run(), methods=["POST"])
 
 
@@ -269,7 +269,9 @@ def _draft(name: str) -> Draft | None:
 
 
 def _cookie_attributes() -> dict[str, Any]:
-    return {"path": url_for("admin.dashboard"), "httponly": True, "samesite": "Strict", "secure": request.is_secure}
+    # Behind a proxy the browser alone says how its page came.
+    secure = request.is_secure or request.headers.get("Origin", "").startswith("https://")
+    return {"path": url_for("admin.dashboard"), "httponly": True, "samesite": "Strict", "secure": secure}
 
 
 def rendered(template: str | Template, status: int, *, has_script: bool = False, **values: object) -> Response:

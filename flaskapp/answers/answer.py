@@ -78,6 +78,8 @@ class AnswerContext:
     """The address of the model's server, as the log shows it."""
     is_first_without_usage: Callable[[str], bool] = lambda _: True
     """Whether no answer of a model, by its name, came without a usage before."""
+    learn_overhead: Callable[[str, int], None] = lambda _model, _tokens: None
+    """Called where an answer's input was more than its bound, with the model and what to add to its bounds."""
 
 
 class AdmittedAnswer:
@@ -245,15 +247,36 @@ class AdmittedAnswer:
             self._upstream.close()
         finally:
             usage, is_first = self._upstream.usage, not self._is_over
+            is_unreported = usage is None and self._upstream.has_ended
+            if usage is not None and usage.input_tokens + usage.output_tokens + usage.searches > (
+                meter.most_credible_tokens
+            ):
+                if is_first:
+                    self._report_absurd(usage)
+                usage = None
             if is_free:
                 cost_nanousd = meter.release()
             else:
-                is_unreported = usage is None and self._upstream.has_ended
                 cost_nanousd = meter.settle(usage, is_fully_read=is_fully_read, is_unreported=is_unreported)
                 if is_first and (is_unreported or (usage is not None and usage.billed_nanousd)):
                     self._report_bill(usage)
+            if is_first and usage is not None and usage.input_tokens > meter.max_usage.input_tokens:
+                self._context.learn_overhead(meter.model, usage.input_tokens - meter.prompt_tokens)
             self._is_over = True
         return (NO_USAGE if is_free else usage or meter.assumed_usage), cost_nanousd
+
+    def _report_absurd(self, usage: Usage) -> None:
+        """Report a usage that cannot be: the reservation is booked, as where there is none."""
+        reserved = self._meter.max_usage
+        self._emit(
+            "usage_absurd",
+            model=self._meter.model,
+            upstream=self._context.upstream,
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            reserved_input_tokens=reserved.input_tokens,
+            reserved_output_tokens=reserved.output_tokens,
+        )
 
     def _report_bill(self, usage: Usage | None) -> None:
         """Report that the upstream says no usage, or that it bills more than our price."""

@@ -41,6 +41,8 @@ class ObservedLead:
 
 
 OBSERVED_LEAD = ObservedLead()
+ABSURD_TIMES = 10
+"""A usage of more than so many times the tokens that were reserved for is no overrun, but an error of the upstream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,8 @@ class CostBound:
     """The input's bound, and the maximum of output tokens that the upstream gets, of all choices together."""
     slices: Slices | None = None
     """How the reservation grows; None: all of it is reserved before."""
+    overhead_tokens: int = 0
+    """Of the input's bound, what the model's template puts in by itself."""
 
     def first_costs_nanousd(self) -> tuple[int, int | None]:
         """What is reserved before the model is called: the cost of `max_usage`, or of a first slice.
@@ -139,6 +143,10 @@ class Meter:
         books_seen: bool = False,
     ) -> None:
         self.max_usage = cost_bound.max_usage
+        self.prompt_tokens = self.max_usage.input_tokens - cost_bound.overhead_tokens
+        """The bound of the input without the overhead."""
+        self.most_credible_tokens = ABSURD_TIMES * (self.max_usage.input_tokens + self.max_usage.output_tokens)
+        """A usage of more is absurd: it is not believed, and the reservation is booked."""
         self.books_seen = books_seen
         self._is_seen_all = False
         self._guard = guard

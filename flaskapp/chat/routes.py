@@ -1,6 +1,6 @@
 """The chat endpoint: identify, validate, price, reserve, then refuse or stream; the answer settles when it is over."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from flask import Blueprint, Response, g, request
@@ -45,6 +45,8 @@ class ChatRoutes:
     challenges: Challenges
     model: Model
     prices: PriceBook
+    overheads: Mapping[str, int]
+    """By model, the tokens that its template adds to a prompt."""
     default_model: str
     system_prompt: str
     """Empty for none."""
@@ -75,7 +77,9 @@ class ChatRoutes:
             reason = f"is longer than the {settings.llm_max_input_tokens} tokens that an input may have"
             raise InvalidRequest(422, "query", reason) from error
         price = self.prices.price(body.model, self.clock.now_us())
-        cost_bound = CostBound(price, Usage(input_tokens, body.max_tokens), slices_of(settings, body.model))
+        overhead_tokens = self.overheads[body.model]
+        max_usage = Usage(input_tokens + overhead_tokens, body.max_tokens)
+        cost_bound = CostBound(price, max_usage, slices_of(settings, body.model), overhead_tokens)
         idempotency = read_idempotency(request, who.identifier, ROUTE, body.text)
         if idempotency is not None or settings.enable_challenge_response:
             refused = self._refused_early(idempotency, who, settings)

@@ -24,6 +24,7 @@ def register_commands(app: Flask, tollgate: Tollgate) -> None:
             lambda: tollgate.link,
             lambda: tollgate.settings.refresh().values.plan,
             tollgate.config.throttle_backend,
+            tollgate.config.network_ipv6_prefix,
         ),
         LazyCommand(
             "race",

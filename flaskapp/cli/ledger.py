@@ -27,7 +27,9 @@ _IP = "ip:"
 T = TypeVar("T", IdentifierBooks, Cleared, AuditReport)
 
 
-def make_ledger_cli(get_link: Callable[[], Link], get_plan: Callable[[], BudgetPlan], backend_name: str) -> click.Group:
+def make_ledger_cli(
+    get_link: Callable[[], Link], get_plan: Callable[[], BudgetPlan], backend_name: str, ipv6_prefix: int
+) -> click.Group:
     """The command group ``ledger``; it opens Redis only when a command needs it."""
 
     def open_link() -> Link:
@@ -55,7 +57,7 @@ def make_ledger_cli(get_link: Callable[[], Link], get_plan: Callable[[], BudgetP
         ID is what stands in the keys: the hash of a fingerprint, ip:NETWORK, or the hash of an API key.
         """
         with failures(COULD_NOT_RUN), shown_progress() as progress:
-            link, who = open_link(), identifier_of(identifier)
+            link, who = open_link(), identifier_of(identifier, ipv6_prefix)
             books = Ledger(link).show(who, budgets_of(who, link), most=most, progress=progress)
         _print(books, _print_books, as_json=as_json)
 
@@ -65,7 +67,7 @@ def make_ledger_cli(get_link: Callable[[], Link], get_plan: Callable[[], BudgetP
     def reset(identifier: str, *, as_json: bool) -> None:
         """Clear the books of ID: it may spend anew. What its network and everybody have spent stays."""
         with failures(COULD_NOT_RUN):
-            link, who = open_link(), identifier_of(identifier)
+            link, who = open_link(), identifier_of(identifier, ipv6_prefix)
             cleared = Ledger(link).reset(who, budgets_of(who, link))
         _print(cleared, _print_cleared, as_json=as_json)
 
@@ -86,10 +88,10 @@ def make_ledger_cli(get_link: Callable[[], Link], get_plan: Callable[[], BudgetP
     return group
 
 
-def identifier_of(text: str) -> str:
+def identifier_of(text: str, ipv6_prefix: int) -> str:
     """The identifier that `text` stands for: of ``ip:ADDRESS``, the network that the service would count."""
     if text.startswith(_IP):
-        network = network_of(text.removeprefix(_IP))
+        network = network_of(text.removeprefix(_IP), ipv6_prefix)
         return text if network == UNKNOWN_NETWORK else f"{_IP}{network}"
     return text
 

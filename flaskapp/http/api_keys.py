@@ -16,8 +16,8 @@ from flask import Request
 from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import Unauthorized
 
+from flaskapp.http.forwarded import NETWORK
 from flaskapp.http.identity import Identity
-from flaskapp.http.networks import network_of
 
 ANYONE = "*"
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
@@ -78,7 +78,7 @@ class ApiKeys:
 
     def find(self, request: Request) -> Identity | None:
         """The identity of the caller's key; None without a registered one."""
-        network = network_of(request.remote_addr)
+        network = request.environ[NETWORK]
         if self.is_open:
             return Identity(f"ip:{network}", network, None, has_fingerprint=False)
         key = self._registered(request.headers.get("Authorization", ""))
@@ -89,7 +89,7 @@ class ApiKeys:
     def rate_key(self, request: Request) -> str:
         """The key of the request counter; it never fails, since a wrong key counts too, for its network."""
         who = self.find(request)
-        return f"ip:{network_of(request.remote_addr)}" if who is None else who.identifier
+        return f"ip:{request.environ[NETWORK]}" if who is None else who.identifier
 
     def _registered(self, authorization: str) -> RegisteredKey | None:
         """The key in an Authorization header (as WSGI gives it), found in constant time."""

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from flask import Request, current_app
 
-from flaskapp.http.networks import network_of
+from flaskapp.http.forwarded import NETWORK
 from flaskapp.http.open_bodies import SMALL_BYTES, OpenBodies, OpenBody, TooManyBodies
 from flaskapp.http.refusals import InvalidRequest
 
@@ -48,7 +48,7 @@ class BoundedRequest(Request):
             raise _too_large(most)
         bodies: OpenBodies = current_app.extensions["tollgate"].bodies
         connection = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
-        body = bodies.begin(network_of(self.remote_addr), most if length is None else length, connection)
+        body = bodies.begin(self.environ[NETWORK], most if length is None else length, connection)
         try:
             # Straight from the server, without the library's four layers around it.
             stream = environ["wsgi.input"]
@@ -81,7 +81,7 @@ class BoundedRequest(Request):
     def _rest_is_read(self, bodies: OpenBodies, stream: IO[bytes], length: int | None) -> bool:
         connection, left = self.environ.get("gunicorn.socket"), _REST_BYTES
         try:
-            body = bodies.begin(network_of(self.remote_addr), length or _REST_BYTES, connection, _REST_SECONDS)
+            body = bodies.begin(self.environ[NETWORK], length or _REST_BYTES, connection, _REST_SECONDS)
         except TooManyBodies:
             return False
         try:

@@ -6,6 +6,7 @@ from flask import Request
 
 from backends.budgets import EVERYBODY, Scope
 from backends.contract import frozen_for_the_type_checker
+from flaskapp.http.forwarded import NETWORK
 from flaskapp.http.networks import UNKNOWN_NETWORK, network_of, wide_network_of
 from flaskapp.http.refusals import InvalidRequest
 
@@ -69,7 +70,7 @@ def identify(request: Request) -> Identity:
     Raises:
         InvalidRequest: the fingerprint is malformed.
     """
-    network = network_of(request.remote_addr)
+    network = request.environ[NETWORK]
     text = request.headers.get(HEADER)
     if text is None:
         return Identity(f"ip:{network}", network, None, has_fingerprint=False)
@@ -85,4 +86,4 @@ def rate_key(request: Request) -> str:
     try:
         return identify(request).identifier
     except InvalidRequest:
-        return f"ip:{network_of(request.remote_addr)}"
+        return f"ip:{request.environ[NETWORK]}"

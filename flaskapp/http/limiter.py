@@ -18,7 +18,7 @@ from backends.errors import StoreBusy, StoreError
 from backends.keys import counter_key
 from backends.store.link import Link
 from backends.store.scripts import Script
-from flaskapp.http.identity import network_of
+from flaskapp.http.forwarded import NETWORK
 from flaskapp.http.refusals import RATE_LIMITED, THROTTLE_UNAVAILABLE, problem
 
 ADMIN_RATE_LIMIT = "60 per minute"
@@ -78,7 +78,7 @@ class RequestLimiter:
         if limit is None:
             return None
         plan = _plan(self._network_rate(), limit.rate(), is_made_up=limit.is_made_up)
-        network = network_of(request.remote_addr)
+        network = request.environ[NETWORK]
         caller = f"{request.endpoint} {limit.key()}"
         keys = [counter_key(f"network {network} {window.words}") for window in plan.of_network]
         keys += [counter_key(f"{caller} {window.words}") for window in plan.of_caller]
@@ -160,4 +160,4 @@ def _refused(plan: _Plan, number: int, left_ms: int) -> Response:
 
 def network_key() -> str:
     """The key of the request counter on routes without a visitor: the network."""
-    return f"ip:{network_of(request.remote_addr)}"
+    return f"ip:{request.environ[NETWORK]}"

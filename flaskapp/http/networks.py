@@ -4,14 +4,16 @@ import ipaddress
 from functools import lru_cache
 
 UNKNOWN_NETWORK = "unknown"
+IPV6_PREFIX = 56
+"""Of one network, unless `NETWORK_IPV6_PREFIX` is another: what many providers give one customer."""
 
 
 @lru_cache(maxsize=1_024)
-def network_of(address: str | None) -> str:
-    """The IPv4 address, or the /64 of an IPv6 one."""
+def network_of(address: str | None, ipv6_prefix: int) -> str:
+    """The IPv4 address, or the network with that prefix of an IPv6 one."""
     parsed = _parsed((address or "").partition("%")[0])
     if isinstance(parsed, ipaddress.IPv6Address):
-        return _network(parsed, 64)
+        return _network(parsed, ipv6_prefix)
     return UNKNOWN_NETWORK if parsed is None else str(parsed)
 
 

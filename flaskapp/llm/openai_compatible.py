@@ -9,7 +9,7 @@ import base64
 import contextlib
 import re
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, NamedTuple
@@ -43,6 +43,7 @@ from flaskapp.llm.completion import (
     usage_of_whole,
 )
 from flaskapp.llm.dialects import Dialects
+from flaskapp.llm.echoes import GONE, texts_in, without_echoes
 from flaskapp.llm.event_stream import EventStream
 from flaskapp.llm.exchange import Connections, Exchange, ExchangeBroken, ExchangeTimeout, NotSent, Proxy
 from flaskapp.llm.put_together import events_in, is_stream, put_together
@@ -62,6 +63,8 @@ _ERROR_BODY_BYTES = 16_384
 _ERROR_BODY_SECONDS = 1.0
 _DETAIL_CHARACTERS = 200
 _COMPLETIONS = "/chat/completions"
+_KEY_LIKE = re.compile(r"\b(sk|pk|gsk|xai|org|proj|key|csk|nvapi|AIza)[-_]?[A-Za-z0-9*_-]{12,}")
+"""Keys and accounts: ours in part, or those of a server behind the server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +142,11 @@ class OpenAICompatibleModel:
         """Close every connection."""
         self.connections.close()
 
-    def clean(self, text: str) -> str:
-        """`text` for one line of the log: short, printable, without our secrets."""
+    def clean(self, text: str, sent: Sequence[str] = ()) -> str:
+        """`text` for one line of the log: short, printable, without our secrets and the texts that were `sent`."""
         for secret in self._secrets:
-            text = secret.sub("***", text)
+            text = secret.sub(GONE, text)
+        text = _KEY_LIKE.sub(GONE, without_echoes(text, sent))
         printable = "".join(character if character.isprintable() else " " for character in text)
         return " ".join(printable.split())[:_DETAIL_CHARACTERS]
 
@@ -281,7 +285,7 @@ class UpstreamAnswer:
     def _send_once(self, body: bytes, stream: bool, deadline_at_seconds: float) -> None:  # noqa: FBT001 (one caller)
         accept = _EVENT_STREAM if stream else _JSON
         head = b"%b\r\nAccept: %b\r\nContent-Length: %d\r\n\r\n" % (self._model.head, accept.encode(), len(body))
-        clean = self._model.clean
+        clean = self._clean
         try:
             self._exchange.send(head + body, deadline_at_seconds)
             self._check()
@@ -299,9 +303,12 @@ class UpstreamAnswer:
         if self._closed:
             raise UpstreamNotTaken("The answer was given up before it was asked for again.")
 
+    def _clean(self, text: str) -> str:
+        return self._model.clean(text, list(texts_in([self._request.messages, self._request.options])))
+
     def _failed(self, error: Exception) -> UpstreamError:
         """The failure for `error`; its usage is the answer's, where it says one."""
-        clean = self._model.clean
+        clean = self._clean
         if not isinstance(error, ErrorEvent):
             return broken_answer(error, clean)
         if error.is_first:
@@ -319,12 +326,12 @@ class UpstreamAnswer:
         if not HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
             text = self._error_text = self._read_error_body()
             retry_after = self._exchange.header("retry-after")
-            failure = refusal(status, text, retry_after, self._clock.now_us(), self._model.clean)
+            failure = refusal(status, text, retry_after, self._clock.now_us(), self._clean)
             raise self._billed(failure, usage_in_error(text))
         if kind not in {_EVENT_STREAM, None} | _ALSO_STREAMS:
             raise UpstreamBroken(
                 "The model's server sent something that is no answer.",
-                detail=self._model.clean(f"status {status}, content type {kind}"),
+                detail=self._clean(f"status {status}, content type {kind}"),
             )
 
     def _read_whole(self) -> tuple[dict[str, Any], bytes, Usage | None]:

@@ -52,8 +52,6 @@ _NO_SUCH_MODEL = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _USED_UP = re.compile(r"insufficient_?(quota|balance|credit|fund)|billing|exceeded your current quota", re.IGNORECASE)
-_KEY_LIKE = re.compile(r"\b(sk|pk|gsk|xai|org|proj|key|csk|nvapi|AIza)[-_]?[A-Za-z0-9*_-]{12,}")
-"""Keys and accounts: ours in part, or those of a server behind the server."""
 _NO_WORDS = re.compile(r"\s*[<{\[]")
 """A page, or JSON without a reason."""
 
@@ -106,13 +104,9 @@ def error_body(text: str) -> dict[str, Any]:
 
 def _refused(status: int, text: str, body: Mapping[str, Any], clean: Callable[[str], str]) -> UpstreamRefused:
     reason = next(_reasons(body), "" if _NO_WORDS.match(text) else text)
-    reason = _cleaned(reason, clean) or f"status {status}, without a reason"
+    reason = clean(reason) or f"status {status}, without a reason"
     is_too_long = bool(_TOO_LONG.search(text)) and not _NOT_TOO_LONG.search(reason)
     return UpstreamRefused(reason, is_too_long=is_too_long, detail=clean(text), status=status)
-
-
-def _cleaned(reason: str, clean: Callable[[str], str]) -> str:
-    return _KEY_LIKE.sub("***", clean(reason)).strip()
 
 
 def _reasons(body: Mapping[str, Any]) -> Iterator[str]:

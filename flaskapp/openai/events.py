@@ -1,12 +1,13 @@
 """Server-sent events of ``/v1``: the upstream's own chunks, passed on, and ours where we end the answer."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import orjson
 
 from backends.money import usd_text
+from flaskapp.answers.characters import MAY_BREAK_LINES, one_line, with_whole_characters
 from flaskapp.answers.failures import Failure
 from flaskapp.http.openai_errors import error_object
 from flaskapp.llm import BETWEEN, Piece, Usage
@@ -34,25 +35,35 @@ class CompletionStreamFormat:
         self._open_choices: dict[int, None] = {}
         self._finished_choices: set[int] = set()
         self._usage: Mapping[str, Any] | None = None
+        self._held: dict[Hashable, str] = {}
 
     def pieces(self, pieces: Sequence[Piece]) -> bytes:
         """The upstream's chunks, as it wrote them where we change nothing; its usage is kept for the end."""
-        return b"".join([self._plain(piece) if piece.is_plain else self._piece(piece) for piece in pieces])
+        events = b"".join([self._plain(piece) if piece.is_plain else self._piece(piece) for piece in pieces])
+        return one_line(events) if any(part in events for part in MAY_BREAK_LINES) else events
 
     def _plain(self, piece: Piece) -> bytes:
         data = piece.data
         if 0 not in self._open_choices:
             # Later ones say the same of the answer and of its choice.
             self._follow(orjson.loads(data.partition(BETWEEN)[0]))
+        if self._held:
+            return self._one_by_one(data)
         if piece.has_usage == self._include_usage:
             return b"data: %b\n\n" % data
         if piece.has_usage and data.count(b'"usage"') == data.count(_NO_USAGE) == piece.deltas:
             # OpenAI says with each event that it has none. The quotes of a text are escaped, so this is none of it.
             return b"data: %b\n\n" % data.replace(_NO_USAGE, b"")
+        return self._one_by_one(data)
+
+    def _one_by_one(self, data: bytes) -> bytes:
         return b"".join([self._piece(Piece("", chunk=orjson.loads(each))) for each in data.split(BETWEEN)])
 
     def _piece(self, piece: Piece) -> bytes:
-        chunk = piece.chunk or {}
+        chunk, data = piece.chunk or {}, piece.data
+        if self._held or not data:
+            # What has half a character in it comes without its data: it has to be written anew.
+            chunk, data = with_whole_characters(chunk, self._held), b""
         self._follow(chunk)
         usage, has_usage = chunk.get("usage"), "usage" in chunk
         if isinstance(usage, dict):
@@ -60,8 +71,8 @@ class CompletionStreamFormat:
         if "choices" not in chunk or (usage is not None and not chunk["choices"]):
             # OpenAI's clients read the choices of every chunk.
             return b""
-        if piece.data and usage is None and has_usage == self._include_usage:
-            return b"data: %b\n\n" % piece.data
+        if data and usage is None and has_usage == self._include_usage:
+            return b"data: %b\n\n" % data
         return self._event({name: value for name, value in chunk.items() if name != "usage"})
 
     def complete(self, usage: Usage, cost_nanousd: int, finish_reason: str, *, was_cut: bool) -> bytes:
@@ -117,5 +128,4 @@ def _usage(usage: Usage) -> dict[str, Any]:
 
 
 def _data(body: Mapping[str, Any]) -> bytes:
-    # ASCII: half a surrogate pair of a model is passed on as the escape that it came as.
     return f"data: {json.dumps(body, separators=(',', ':'))}\n\n".encode()

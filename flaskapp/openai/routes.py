@@ -4,7 +4,7 @@ A completion goes the same way as a chat: identify, validate, price, reserve, th
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from flask import Blueprint, Response, g, request
@@ -12,6 +12,7 @@ from flask import Blueprint, Response, g, request
 from backends.clock import US_PER_SECOND, Clock
 from backends.pricing.prices import PriceBook
 from flaskapp.answers.admission import Admission
+from flaskapp.answers.characters import one_line, with_whole_characters
 from flaskapp.answers.meter import CostBound, slices_of
 from flaskapp.http.api_keys import ApiKeys
 from flaskapp.http.headers import read_idempotency
@@ -33,6 +34,8 @@ class OpenAIRoutes:
     keys: ApiKeys
     model: Model
     prices: PriceBook
+    overheads: Mapping[str, int]
+    """By model, the tokens that its template adds to a prompt."""
     default_model: str
     owner: str
     stream_deadline_seconds: int
@@ -47,7 +50,9 @@ class OpenAIRoutes:
         price = self.prices.price(body.model, self.clock.now_us())
         # What is not streamed can be neither counted nor cut while it runs.
         slices = slices_of(settings, body.model, body.choices) if body.stream else None
-        cost_bound = CostBound(price, Usage(body.input_tokens, body.choices * body.max_tokens), slices)
+        overhead_tokens = self.overheads[body.model]
+        max_usage = Usage(body.input_tokens + overhead_tokens, body.choices * body.max_tokens)
+        cost_bound = CostBound(price, max_usage, slices, overhead_tokens)
         idempotency = read_idempotency(request, who.identifier, ROUTE, body.text)
         upstream = self.model.ask(
             ModelRequest(
@@ -100,7 +105,7 @@ class OpenAIRoutes:
 
 def _completed(completed: Completed) -> Response:
     """What the upstream wrote, to the letter where it is clean JSON."""
-    return _response(completed.data) if completed.data else _json(completed.body)
+    return _response(one_line(completed.data)) if completed.data else _json(with_whole_characters(completed.body, {}))
 
 
 def _json(body: dict[str, object]) -> Response:

@@ -48,9 +48,13 @@ _WORDS = {
     "client_stuck": "Hung up on a client that did not read its answer",
     "answer_cut": "Answer cut before its end",
     "usage_missing": "The model's server reports no usage, so LLM_WITHOUT_USAGE says what is booked",
+    "usage_absurd": "The model's server reports a usage that cannot be, and the reservation is booked in its place",
+    "overhead_learnt": "The model's template adds more to a prompt than was reserved for, and that counts from now on",
     "bill_higher": "The model's server bills more than our price, and that is booked",
     "keys_taken_as_digests": "Keys in API_KEYS that are 64 hex digits are taken as the SHA-256 of a key, not as a key",
     "forwarded_ignored": "X-Forwarded-For is ignored, since TRUSTED_PROXY_HOPS is 0",
+    "forwarded_unreadable": "A request has no address that can be read where TRUSTED_PROXY_HOPS says that it stands in "
+    "X-Forwarded-For: its network is unknown",
     "unexpected_error": "Unexpected error",
 }
 _LEVELS = {
@@ -68,9 +72,12 @@ _LEVELS = {
     "upstream_failed": logging.WARNING,
     "upstream_learnt": logging.WARNING,
     "usage_missing": logging.WARNING,
+    "usage_absurd": logging.ERROR,
+    "overhead_learnt": logging.WARNING,
     "bill_higher": logging.WARNING,
     "keys_taken_as_digests": logging.WARNING,
     "forwarded_ignored": logging.WARNING,
+    "forwarded_unreadable": logging.WARNING,
     "unexpected_error": logging.ERROR,
     "setting_ignored": logging.WARNING,
     "settings_unreadable": logging.WARNING,
@@ -172,7 +179,11 @@ class _Text(logging.Formatter):
         if shown.count(" ") != len(fields) or not shown.isprintable() or _SPELT_OTHERWISE.search(shown):
             shown = "".join([f" {name}={_word(value)}" for name, value in fields.items()])
         line = f"{self._second_text},{int(record.msecs):03d} {record.levelname} {record.msg}{shown}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        if record.exc_info:
+            # Indented: whatever is in an exception's text begins no line as an event does.
+            traced = self.formatException(record.exc_info).splitlines()
+            line = "\n    ".join([line, *map(_printable, traced)])
+        return line
 
 
 _SPELT_OTHERWISE = re.compile(r'= |=$|=None|=True|=False|"')
@@ -182,11 +193,13 @@ _SPELT_OTHERWISE = re.compile(r'= |=$|=None|=True|=False|"')
 def _word(value: object) -> str:
     if value is None or isinstance(value, bool):
         return "none" if value is None else str(value).lower()
-    text = " ".join(str(value).split())
-    if not text.isprintable():
-        # A terminal would obey some of it.
-        text = text.encode("unicode_escape").decode()
+    text = _printable(" ".join(str(value).split()))
     return json.dumps(text, ensure_ascii=False) if " " in text or '"' in text or not text else text
+
+
+def _printable(text: str) -> str:
+    # A terminal would obey some of the rest.
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
 class Json(JsonFormatter):

@@ -51,6 +51,9 @@ class Metrics:
         self.usage_missing = self._counter(
             "usage_missing", "Answers that ended well and reported no usage", "model", "booked"
         )
+        self.usage_absurd = self._counter(
+            "usage_absurd", "Answers whose reported usage cannot be: the reservation was booked", "model"
+        )
         self.events = self._counter("events", "Everything else that was told", "name")
         self._counts: dict[str, _Count] = {
             "reserved": lambda fields, backend: self._decided(fields, backend, "admitted"),
@@ -62,6 +65,7 @@ class Metrics:
             "extended": self._extended,
             "extension_refused": lambda _, backend: self.extensions(backend, "refused").inc(),
             "usage_missing": lambda fields, _: self.usage_missing(fields["model"], fields["booked"]).inc(),
+            "usage_absurd": lambda fields, _: self.usage_absurd(fields["model"]).inc(),
             "check_failed": lambda fields, _: self.failures(str(fields["is_bug"]).lower()).inc(),
         }
 

@@ -236,6 +236,58 @@ def test_every_spelling_of_a_pointer_is_followed(pointer):
     assert schema_tokens({**schema, "$ref": pointer}) - schema_tokens(schema) > 1_000
 
 
+BIG = {"description": "x" * 1_000}
+
+
+@pytest.mark.parametrize(
+    ("target", "pointer"),
+    [
+        ({"$id": "https://guard.example/big.json", **BIG}, {"$ref": "https://guard.example/big.json"}),
+        ({"$id": "https://guard.example/big.json#", **BIG}, {"$ref": "big.json"}),
+        ({"$id": "big", **BIG}, {"$ref": "big"}),
+        ({"$id": "/a/big", **BIG}, {"$ref": "https://guard.example/a/big#"}),
+        ({"$id": "urn:uuid:0-1-2", **BIG}, {"$ref": "urn:uuid:0-1-2"}),
+        ({"id": "big", **BIG}, {"$ref": "big"}),
+        ({"$id": "#big", **BIG}, {"$ref": "#big"}),
+        ({"$anchor": "big", **BIG}, {"$ref": "#big"}),
+        ({"$anchor": "big", **BIG}, {"$ref": "#%62ig"}),
+        ({"$id": "a", "$anchor": "big", **BIG}, {"$ref": "a#big"}),
+        ({"$dynamicAnchor": "big", **BIG}, {"$dynamicRef": "#big"}),
+        ({"$dynamicAnchor": "big", **BIG}, {"$ref": "#big"}),
+        ({"$anchor": "big", **BIG}, {"$dynamicRef": "#big"}),
+        ({"$id": "a", "$defs": {"big": BIG}}, {"$ref": "a#/$defs/big"}),
+        ({"$id": "a", "$defs": {"big": BIG}}, {"$ref": "#/$defs/big"}),
+    ],
+)
+def test_whatever_a_pointer_may_stand_for_counts(target, pointer):
+    """By an address, an anchor, or a path that begins where an `$id` has changed the base."""
+    schema = {"$defs": {"target": target}}
+    assert schema_tokens({**schema, "items": pointer}) - schema_tokens(schema) > 1_000
+
+
+def test_the_whole_schema_is_pointed_to_by_a_recursive_pointer():
+    assert schema_tokens({**BIG, "items": {"$recursiveRef": "#"}}) - schema_tokens(BIG) > 1_000
+
+
+def test_a_pointer_by_address_counts_each_time_and_ends_in_a_circle():
+    once, thrice = (
+        schema_tokens({"$defs": {"a": {"$id": "a", **BIG}}, "items": [{"$ref": "a"}] * times}) for times in (1, 3)
+    )
+    assert thrice - once > 2 * 1_000
+    assert schema_tokens({"$id": "a", "items": [{"$ref": "a"}, {"$dynamicRef": "#a"}]}) < 1_000
+
+
+def test_very_many_names_are_read_in_little_time_and_count_more_than_they_are():
+    names = {f"a{number}": {"$id": f"b{number}", "a": {"$ref": f"#/a/{number}"}} for number in range(3_000)}
+    with pytest.raises(InputTooLong):
+        schema_tokens({"$defs": names}, most=300_000)
+
+
+def test_what_normalisation_lengthens_in_a_definition_counts_as_its_longest_form():
+    tool = {"type": "function", "function": {"name": "a", "description": "\ufdfa" * 100}}
+    assert prompt_tokens("llama-3.1-8b", HI, {"tools": [tool]}, PLENTY) > 100 * 33
+
+
 # --- images
 
 

@@ -319,6 +319,10 @@ def test_the_cookie_is_for_this_room_only_and_not_for_scripts(client):
     assert "Secure" not in cookie
     secure = client.post("/admin/login", data={"token": TOKEN}, base_url="https://localhost").headers["Set-Cookie"]
     assert "Secure" in secure
+    # Behind a proxy that speaks TLS; its own headers say nothing.
+    for headers, is_secure in (({"Origin": "https://guard.example"}, True), ({"X-Forwarded-Proto": "https"}, False)):
+        cookie = client.post("/admin/login", data={"token": TOKEN}, headers=headers).headers["Set-Cookie"]
+        assert ("Secure" in cookie) is is_secure
 
 
 def test_a_session_ends_in_time(operator, clock):

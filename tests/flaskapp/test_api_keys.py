@@ -10,6 +10,7 @@ from werkzeug.wrappers import Request
 from backends.budgets import Scope
 from flaskapp.config import load_config
 from flaskapp.http.api_keys import ApiKeys
+from flaskapp.http.forwarded import NETWORK
 
 
 def digest_of(key):
@@ -18,7 +19,7 @@ def digest_of(key):
 
 def request_with(key):
     headers = {"Authorization": f"Bearer {key}"}
-    return Request(EnvironBuilder(headers=headers, environ_base={"REMOTE_ADDR": "198.51.100.7"}).get_environ())
+    return Request(EnvironBuilder(headers=headers, environ_base={NETWORK: "198.51.100.7"}).get_environ())
 
 
 def who(listed, key):

@@ -15,7 +15,7 @@ from backends.errors import ConfigurationError
 from backends.store.link import Link
 from flaskapp import strict_json
 from flaskapp.admin import Panel, make_admin
-from flaskapp.budgets import BudgetRows, FurtherBudget, Override, OverrideRows, own
+from flaskapp.budgets import SCOPES, BudgetRows, FurtherBudget, Override, OverrideRows, own
 from flaskapp.cli.settings import SettingsView, make_settings_cli
 from flaskapp.config import load_config
 from flaskapp.settings import LIMIT_SETTINGS, Baseline, LiveSettings, SettingsRejected, SettingsStore
@@ -56,7 +56,7 @@ def names(budgets):
 
 
 def further(budgets):
-    return [budget.name for budget in budgets if budget.name not in BUILT_IN]
+    return [budget.name for budget in budgets if budget.name not in SCOPES]
 
 
 # --- how a budget is written
@@ -104,7 +104,7 @@ def test_a_period_is_a_window_or_of_the_calendar_or_for_ever(period, read):
     [
         ("identifier", "ip:198.51.100.7"),
         ("network", "198.51.100.7"),
-        ("network", "2001:db8:1:2::/64"),
+        ("network", "2001:db8:1:200::/56"),
         ("network", "unknown"),
         ("wide_network", "198.51.100.0/24"),
         ("wide_network", "2001:db8:1::/48"),
@@ -387,7 +387,13 @@ def test_a_field_of_an_override_that_has_to_be_there_is_missed(field):
 
 
 @pytest.mark.parametrize(
-    ("budget", "owner"), [("global_day", "hash456"), ("network_window", "hash456"), ("network_day", "2001:db8::1")]
+    ("budget", "owner"),
+    [
+        ("global_day", "hash456"),
+        ("network_window", "hash456"),
+        ("network_day", "2001:db8::1"),
+        ("wide_day", "198.51.100.7"),
+    ],
 )
 def test_an_owner_of_a_built_in_budget_is_one_of_its_scope(budget, owner):
     with pytest.raises(RowRefused, match=r"^row 1, owner: one owner: "):
@@ -410,7 +416,7 @@ def test_a_thousand_overrides_may_stand_there():
 # --- what a request is charged to
 
 
-def test_without_further_budgets_it_is_the_six_with_the_limits_of_the_settings():
+def test_without_further_budgets_it_is_the_six_and_two_of_the_wide_network_with_the_limits_of_the_settings():
     settings = LiveSettings(high_cost_window_seconds=300, cost_throttle_duration_seconds=45)
     assert settings.plan.of(OWNERS, NOW_US) == (
         Budget("day", "hash456", Calendar("day"), 250_000_000, Scope.IDENTIFIER, throttle_seconds=90),
@@ -419,23 +425,38 @@ def test_without_further_budgets_it_is_the_six_with_the_limits_of_the_settings()
         Budget("network_day", "198.51.100.7", Calendar("day"), 1_000_000_000, Scope.NETWORK),
         Budget("global_hour", "all", Calendar("hour"), 1_000_000_000, Scope.GLOBAL),
         Budget("global_day", "all", Calendar("day"), 5_000_000_000, Scope.GLOBAL),
+        Budget("wide_window", "198.51.100.0/24", Sliding(300), 500_000_000, Scope.WIDE_NETWORK),
+        Budget("wide_day", "198.51.100.0/24", Calendar("day"), 5_000_000_000, Scope.WIDE_NETWORK),
     )
     assert settings.plan is settings.plan
 
 
-def test_a_limit_of_0_of_a_network_is_none():
+def test_a_limit_of_0_of_a_network_is_none_for_its_wide_network_too():
     budgets = plan(network_cost_limit_usd="0", network_daily_cost_limit_usd="0.0").of(OWNERS, NOW_US)
-    assert {budget.name: budget.limit_nanousd for budget in budgets if budget.scope is Scope.NETWORK} == {
-        "network_window": None,
-        "network_day": None,
+    assert {budget.name for budget in budgets if budget.limit_nanousd is None} == {
+        "network_window",
+        "network_day",
+        "wide_window",
+        "wide_day",
     }
+    assert limits([], rows=(), network_cost_limit_usd="0")["wide_day"] == 5_000_000_000
+
+
+def test_a_wide_network_has_five_times_the_limits_of_a_network_and_perhaps_one_of_its_own():
+    given = {"rows": (), "network_cost_limit_usd": "0.000000001", "network_daily_cost_limit_usd": "1000000"}
+    told = limits([], **given)
+    assert (told["wide_window"], told["wide_day"]) == (5, 5_000_000_000_000_000)
+    assert told["wide_day"] < 2**53
+    row = {"budget": "wide_day", "owner": "198.51.100.0/24", "limit_usd": 3}
+    assert limits([row], **given)["wide_day"] == 3_000_000_000
+    assert limits([{**row, "owner": "198.51.101.0/24"}], **given)["wide_day"] == told["wide_day"]
 
 
 def test_each_built_in_budget_has_its_limit_from_one_setting():
     assert list(LIMIT_SETTINGS) == list(BUILT_IN)
     limits = {setting.name: f"{number}.5" for number, setting in enumerate(LIMIT_SETTINGS.values(), 1)}
     assert len(limits) == 6
-    told = {budget.name: budget.limit_nanousd for budget in LiveSettings(**limits).plan.of(OWNERS, NOW_US)}
+    told = {budget.name: budget.limit_nanousd for budget in LiveSettings(**limits).plan.of(OWNERS, NOW_US)[:6]}
     assert told == {name: number * 10**9 + 500_000_000 for number, name in enumerate(BUILT_IN, 1)}
 
 
@@ -450,8 +471,8 @@ def test_further_budgets_come_after_the_six_in_the_order_of_the_list():
         {**MONTH, "name": "of_each", "scope": "global"},
     ]
     budgets = plan(*rows).of(OWNERS, NOW_US)
-    assert names(budgets) == [*BUILT_IN, "z", "of_web", "a", "of_model", "of_all", "of_each"]
-    assert {budget.name: budget.owner for budget in budgets[6:]} == {
+    assert names(budgets) == [*SCOPES, "z", "of_web", "a", "of_model", "of_all", "of_each"]
+    assert {budget.name: budget.owner for budget in budgets[8:]} == {
         "z": "marketing",
         "of_web": "web",
         "a": "198.51.100.0/24",
@@ -459,7 +480,7 @@ def test_further_budgets_come_after_the_six_in_the_order_of_the_list():
         "of_all": "all",
         "of_each": "all",
     }
-    assert names(plan(*rows).of({**OWNERS, Scope.KEY: "other", Scope.MODEL: "other"}, NOW_US))[6:] == [
+    assert names(plan(*rows).of({**OWNERS, Scope.KEY: "other", Scope.MODEL: "other"}, NOW_US))[8:] == [
         "z",
         "a",
         "of_all",
@@ -480,14 +501,15 @@ def test_where_a_scope_has_no_owner_its_budgets_do_not_apply():
 
 def test_a_budget_is_what_its_row_says():
     rows = [{**MONTH, "name": "own", "scope": "identifier", "throttle_seconds": 60}, {**MONTH, "mode": "shadow"}]
-    assert plan(*rows).of(OWNERS, NOW_US)[6:] == (
+    assert plan(*rows).of(OWNERS, NOW_US)[8:] == (
         Budget("own", "hash456", Calendar("month", "UTC"), 5_000_000_000, Scope.IDENTIFIER, throttle_seconds=60),
         Budget("month", "marketing", Calendar("month", "UTC"), 5_000_000_000, Scope.TEAM, is_shadow=True),
     )
 
 
-def limits(overrides, now_us=NOW_US, owners=OWNERS, rows=(MONTH,)):
-    return {budget.name: budget.limit_nanousd for budget in plan(*rows, overrides=overrides).of(owners, now_us)}
+def limits(overrides, now_us=NOW_US, owners=OWNERS, rows=(MONTH,), **settings):
+    budgets = plan(*rows, overrides=overrides, **settings).of(owners, now_us)
+    return {budget.name: budget.limit_nanousd for budget in budgets}
 
 
 def test_an_override_is_the_limit_of_that_owner_alone():
@@ -576,17 +598,17 @@ def store(link, told):
 
 
 def test_a_budget_is_added_changed_and_removed_while_the_service_runs(store, stored):
-    assert names(store.current.values.plan.of(OWNERS, NOW_US)) == list(BUILT_IN)
+    assert names(store.current.values.plan.of(OWNERS, NOW_US)) == list(SCOPES)
     store.change({"budgets": [MONTH], "budget_overrides": [{**RAISED, "until": "2026-03-14T10:20:30+01:00"}]})
     budgets = store.current.values.plan.of(OWNERS, NOW_US)
-    assert budgets[6:] == (Budget("month", "marketing", Calendar("month", "Asia/Kolkata"), 5_000_000_000, Scope.TEAM),)
+    assert budgets[8:] == (Budget("month", "marketing", Calendar("month", "Asia/Kolkata"), 5_000_000_000, Scope.TEAM),)
     assert stored() == {
         "budgets": [{**MONTH, "limit_usd": 5}],
         "budget_overrides": [{**RAISED, "until": "2026-03-14T09:20:30Z"}],
     }
     assert store.current.sources["budgets"] == "redis"
     store.change({"budgets": None})
-    assert names(store.current.values.plan.of(OWNERS, NOW_US)) == list(BUILT_IN)
+    assert names(store.current.values.plan.of(OWNERS, NOW_US)) == list(SCOPES)
     assert list(stored()) == ["budget_overrides"]
 
 

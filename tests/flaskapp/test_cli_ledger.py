@@ -43,7 +43,7 @@ def backend(link):
 
 def run(link, *words, further=(), backend_name="atomic"):
     plan = BudgetPlan(LIMITS.budgets(EACH_OWNER, EACH_OWNER), further)
-    return CliRunner().invoke(make_ledger_cli(lambda: link, lambda: plan, backend_name), list(words))
+    return CliRunner().invoke(make_ledger_cli(lambda: link, lambda: plan, backend_name, 56), list(words))
 
 
 def test_show_prints_the_limits_the_marker_and_the_reservations(link, backend):
@@ -146,14 +146,14 @@ def test_further_budgets_for_machines(link, backend):
 def test_an_override_of_the_identifier_is_its_limit(link):
     override = Override("month", WHO, 7, until_us=None)
     plan = BudgetPlan(LIMITS.budgets(EACH_OWNER, EACH_OWNER), FURTHER, [override])
-    shown = CliRunner().invoke(make_ledger_cli(lambda: link, lambda: plan, "atomic"), ["show", WHO, "--json"])
+    shown = CliRunner().invoke(make_ledger_cli(lambda: link, lambda: plan, "atomic", 56), ["show", WHO, "--json"])
     assert json.loads(shown.stdout)["limits"][2]["limit_nanousd"] == 7
 
 
 def test_a_limit_that_is_none_is_told_as_that(link, backend):
     backend.reserve(make_ask("r0", COST))
     plan = BudgetPlan(replace(LIMITS, day_nanousd=None).budgets(EACH_OWNER, EACH_OWNER))
-    shown = CliRunner().invoke(make_ledger_cli(lambda: link, lambda: plan, "atomic"), ["show", WHO])
+    shown = CliRunner().invoke(make_ledger_cli(lambda: link, lambda: plan, "atomic", 56), ["show", WHO])
     assert shown.stdout.splitlines()[2].split()[:6] == [
         "day",
         "none",
@@ -209,13 +209,14 @@ def test_the_memory_backend_has_no_books_to_read(link, words):
         ("hash456", "hash456"),
         ("a" * 64, "a" * 64),
         ("ip:198.51.100.7", "ip:198.51.100.7"),
-        ("ip:2001:db8::7", "ip:2001:db8::/64"),
+        ("ip:2001:db8:0:1ff::7", "ip:2001:db8:0:100::/56"),
+        ("ip:2001:db8::/56", "ip:2001:db8::/56"),
         ("ip:2001:db8::/64", "ip:2001:db8::/64"),
         ("ip:unknown", "ip:unknown"),
     ],
 )
 def test_who_is_meant(typed, meant):
-    assert identifier_of(typed) == meant
+    assert identifier_of(typed, 56) == meant
 
 
 def test_every_command_finds_the_embedded_server_without_further_set_up(tmp_path):

@@ -11,12 +11,13 @@ from flaskapp.llm.refusals import refusal, refusal_in_answer
 from tests.models import model_request, opened, pieces_of
 from tests.upstream import Upstream
 
+CLIENT = OpenAICompatibleModel("http://127.0.0.1:9/v1", "sk-secret", clock=SystemClock())
 NOW_US = 1_773_480_030_000_000  # 2026-03-14 09:20:30 UTC
 
 
 def refused(status, body, retry_after=None):
     text = body if isinstance(body, str) else json.dumps(body)
-    return refusal(status, text, retry_after, NOW_US, lambda words: " ".join(words.split())[:200])
+    return refusal(status, text, retry_after, NOW_US, CLIENT.clean)
 
 
 @pytest.mark.parametrize(

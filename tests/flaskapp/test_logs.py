@@ -204,6 +204,18 @@ def test_an_exception_is_written_with_its_trace_and_an_unknown_event_under_its_n
     assert (second["message"], second["amount_usd"]) == ("Something new", "0.000000005")
 
 
+def test_no_text_of_an_exception_is_a_line_of_its_own(capsys):
+    set_up_logging("text", "INFO")
+    forged = "".join(
+        f"{end}2026-11-27 00:00:00,000 INFO Cost settled" for end in ("\n", "\r", "\u2028", "\x85", "\x0c")
+    )
+    log_event(Event("unexpected_error", {"detail": forged, "exception": ValueError(f"why{forged}\x1b[2J\ud800")}))
+    first, *rest = capsys.readouterr().err.splitlines()
+    assert "ERROR Unexpected error detail=" in first
+    assert [line for line in rest if not line.startswith("    ")] == []
+    assert "\x1b" not in "".join(rest)
+
+
 @pytest.mark.parametrize(
     ("identifier", "shown"), [("hash456", "hash…"), ("x", "…"), ("abc", "ab…"), ("x" * 128, "xxxxxxxx…")]
 )

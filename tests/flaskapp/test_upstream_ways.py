@@ -280,6 +280,89 @@ def test_half_of_a_pair_without_the_other_is_shown_as_something(service, upstrea
     assert shown(service.chat()).replace("\ufffd", "?") == "?Hello?"
 
 
+def openai_events(service, **fields):
+    """The events as a reader finds them that breaks lines wherever Python does."""
+    answer = service.client.post("/v1/chat/completions", json={**ASKED, "stream": True, **fields}, buffered=True)
+    lines = [line for line in answer.data.decode().splitlines() if line]
+    assert all(line.startswith("data: ") for line in lines)
+    return [json.loads(line[6:]) for line in lines if line != "data: [DONE]"]
+
+
+def contents(chunks):
+    return "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks if chunk["choices"])
+
+
+FORGED = "".join(
+    f'{end}{end}data: {{"status":"complete","cost_usd":"0"}}{end}{end}'
+    for end in ("\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\r", "\n", "\r\n")
+)
+"""What would be an event of its own to a reader that breaks lines at any of these."""
+
+
+@pytest.mark.parametrize("escapes", [True, False])
+def test_no_text_of_a_model_is_an_event_of_its_own(service, upstream, escapes):
+    texts = ["Hello", FORGED, " there", "\u2028", FORGED]
+    said = [f"data: {json.dumps(chunk(text), ensure_ascii=escapes)}\n\n".encode() for text in texts]
+    upstream.sent = head() + sse(*said, *END, b"data: [DONE]\n\n")
+    answer = service.chat()
+    assert shown(answer) == "".join(texts)
+    lines = [line for line in answer.data.decode().splitlines() if line]
+    assert [json.loads(line.removeprefix("data: "))["status"] for line in lines].count("complete") == 1
+    assert contents(openai_events(service)) == "".join(texts)
+
+
+@pytest.mark.parametrize("escapes", [True, False])
+def test_no_text_of_a_whole_answer_breaks_a_line(service, upstream, escapes):
+    message = {"role": "assistant", "content": FORGED}
+    whole = {**WHOLE, "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+    upstream.sent = head("application/json") + json.dumps(whole, ensure_ascii=escapes).encode()
+    answer = service.client.post("/v1/chat/completions", json=ASKED)
+    assert json.loads(answer.data) == whole
+    assert len(answer.data.decode().splitlines()) == 1
+
+
+def raw_chunk(content, name="content"):
+    return b'data: {"choices":[{"index":0,"delta":{"%b":"%b"}}]}\n\n' % (name.encode(), content.encode())
+
+
+@pytest.mark.parametrize(
+    ("contents_sent", "text"),
+    [
+        (["\\ud83d", "\\ude00"], "😀"),
+        (["a\\ud83d", "\\ude00b"], "a😀b"),
+        (["\\ud83d", "plain", "plain"], "\ufffdplainplain"),
+        (["\\ud83d", "\\ud83d", "\\ude00"], "\ufffd😀"),
+        (["\\ude00"], "\ufffd"),
+        (["a\\ud83d\\ud83d\\ude00\\ude00b"], "a\ufffd😀\ufffdb"),
+        (["Hello \\ud83d"], "Hello "),
+        (["plain", "\\ud83d", "", "\\ude00", "plain"], "plain😀plain"),
+    ],
+)
+def test_halves_of_characters_reach_no_client_of_openai(service, upstream, contents_sent, text):
+    upstream.sent = head() + sse(*map(raw_chunk, contents_sent), *END, b"data: [DONE]\n\n")
+    assert contents(openai_events(service)) == text
+    assert shown(service.chat()).removesuffix("\ufffd") == text.removesuffix("\ufffd")
+
+
+def test_halves_are_put_together_field_by_field(service, upstream):
+    said = [raw_chunk("\\ud83d", "reasoning_content"), raw_chunk("\\ud83c", "content")]
+    said += [raw_chunk("\\ude00", "reasoning_content"), raw_chunk("\\udf0d", "content")]
+    upstream.sent = head() + sse(*said, *END, b"data: [DONE]\n\n")
+    deltas = [chunk["choices"][0]["delta"] for chunk in openai_events(service) if chunk["choices"]]
+    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "😀"
+    assert "".join(delta.get("content") or "" for delta in deltas) == "🌍"
+
+
+def test_halves_in_a_whole_answer_and_in_names_reach_no_client(service, upstream):
+    content = b'{"choices":[{"index":0,"message":{"role":"assistant","content":"a\\ud83db","\\ud83d":1},'
+    content += b'"finish_reason":"stop"}],"usage":{"prompt_tokens":9,"completion_tokens":2,"total_tokens":11}}'
+    upstream.sent = head("application/json") + content
+    answer = service.client.post("/v1/chat/completions", json=ASKED)
+    message = answer.json["choices"][0]["message"]
+    assert message["content"] == "a\ufffdb"
+    "".join(message).encode()
+
+
 LETTERS = "The quick brown fox jumps over the lazy dog. " * 9
 """91 tokens of gpt-4o."""
 

@@ -214,3 +214,39 @@ def test_what_is_no_http_does_no_harm(service, untouched, request_):
     assert b"Traceback" not in answer
     assert not answer or 400 <= int(answer.split(b" ", 2)[1]) < 500
     assert service.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(
+            "//metrics",
+            "///metrics",
+            "/%6detrics",
+            "/%6Detrics",
+            "/metrics/",
+            "/./metrics",
+            "/metrics%2F",
+            "/%2Fmetrics",
+        ),
+        *("/metrics%3F", "/metrics;x", "/METRICS", "/x/../metrics", "/metrics%00", "/metrics%20", "/metrics#x"),
+        *("//admin", "/%61dmin", "/admin/", "/./admin", "/admin%2Flogin", "/admin#x", "/.//admin", "/admin%2f"),
+        *(
+            "//api/v1/admin/settings",
+            "/api/v1/admin%2Fsettings",
+            "/api/v1/%61dmin/settings",
+            "//v1/models",
+            "/%68ealthz",
+        ),
+    ],
+)
+def test_another_spelling_of_a_path_is_none_of_ours(service, path):
+    """A proxy in front may keep a path from the world, and knows one spelling of it."""
+    status, _, body = say(service, f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    assert (status, b"not_found" in body) == (404, True)
+
+
+def test_a_path_in_the_spelling_that_it_has_is_found(service):
+    for path, status in (("/metrics?a=%6d", 200), ("/admin", 401), ("/v1/models/org%2Fmodel", 404), ("/healthz", 200)):
+        assert service.get(path).status_code == status, path
+    assert service.get("/v1/models/gpt%2D4o", headers={"Authorization": "Bearer x"}).status_code in {200, 401}

@@ -165,9 +165,9 @@ def bytes_after(client, key, *steps):
     return [median(sizes) for sizes in zip(*tries, strict=True)]
 
 
-def bytes_of_a_record(client, rows, length_s):
-    """In every state, with the largest amount that a setting allows."""
-    rid, largest = "0123456789abcdef0123456789abcdef", MUCH - 1
+def bytes_of_a_record(client, rows, length_s, largest=MUCH - 1):
+    """In every state; by default with the largest amount that a setting allows."""
+    rid = "0123456789abcdef0123456789abcdef"
     room = {row.name: MUCH for row in rows}
     its, record = {"rows": rows, "pending_s": length_s}, f"llm:reservation:{rid}"
     extended = bytes_after(
@@ -195,11 +195,18 @@ def test_a_record_fits_in_200_bytes(client, length_s):
     assert bytes_of_a_record(client, six(length_s), length_s) <= 200
 
 
-@pytest.mark.parametrize("further", [1, MOST_BUDGETS - 6])
+@pytest.mark.parametrize("further", [1, 16])
 def test_a_record_of_further_budgets_fits_in_300_bytes(client, further):
     """On each kind of server, with the longest numbers."""
     rows = [window(f"w{number}", window_s=31 * 86_400) for number in range(further)]
     assert bytes_of_a_record(client, [*six(31 * 86_400), *rows], 31 * 86_400) <= 300
+
+
+@pytest.mark.parametrize(("further", "most_bytes"), [(0, 200), (16, 300)])
+def test_a_record_of_the_service_fits_with_the_usual_lengths_and_amounts_below_10_usd(client, further, most_bytes):
+    """On each kind of server: the two budgets of the wide network stand beside the six and the further ones."""
+    rows = [window(f"w{number}", window_s=31 * 86_400) for number in range(2 + further)]
+    assert bytes_of_a_record(client, [*six(600), *rows], 125, largest=10**10 - 1) <= most_bytes
 
 
 def test_a_callers_key_fits_in_200_bytes(client):
