@@ -249,12 +249,10 @@ def _register_routes(app: Flask, tollgate: Tollgate, metrics: Metrics, clock: Cl
     limiter = RequestLimiter(tollgate.link, clock, lambda: settings.current.values.network_rate_limit)
     _limit_rates(limiter, limited, settings, keys)
     app.before_request(limiter.check_request)
-    for blueprint in (
-        *limited.values(),
-        make_health(guard, lambda: tollgate.link.is_up),
-        make_metrics_page(metrics),
-        _make_openapi(openai, settings),
-    ):
+    pages = [make_metrics_page(metrics), _make_openapi(openai, settings)]
+    for page in pages:
+        limiter.limit_network(page)
+    for blueprint in (*limited.values(), *pages, make_health(guard, lambda: tollgate.link.is_up)):
         app.register_blueprint(blueprint)
 
 

@@ -13,12 +13,14 @@ from typing import IO, Any
 from flask import Request, current_app
 
 from flaskapp.http.forwarded import NETWORK
-from flaskapp.http.open_bodies import SMALL_BYTES, OpenBodies, OpenBody, TooManyBodies
+from flaskapp.http.open_bodies import OpenBodies, OpenBody, TooManyBodies
 from flaskapp.http.refusals import InvalidRequest
 
 BYTES_OF_CHUNK, CHUNKS_ALLOWED = 500, 2_000
 """How long chunks have to be at least, if there are more of them than a few: each takes the server a while."""
 _REST_SECONDS, _REST_BYTES = 2, 8_000_000
+_LEFT_BYTES = 4_096
+"""What the server reads off by itself: it takes 1 KB at a time, and copies the rest each time."""
 _PIECE_BYTES = 1_000_000
 
 
@@ -72,7 +74,7 @@ class BoundedRequest(Request):
         A small body is left to the server, which reads it and goes on.
         """
         length, stream = self.content_length, self.environ["wsgi.input"]
-        if self.is_read or (length is not None and length <= SMALL_BYTES) or not hasattr(stream, "failed"):
+        if self.is_read or (length is not None and length <= _LEFT_BYTES) or not hasattr(stream, "failed"):
             return
         if not stream.failed and not self._rest_is_read(bodies, stream, length):
             # So gunicorn knows that no further request can be read.

@@ -38,11 +38,11 @@ class Window(NamedTuple):
 
 
 class _Limit(NamedTuple):
-    """What holds for the routes of a blueprint, beside the network's limit."""
+    """What holds for the routes of a blueprint, beside the network's limit; nothing where the rate is empty."""
 
-    rate: Callable[[], str]
-    key: Callable[[], str]
-    is_made_up: bool
+    rate: Callable[[], str] = str
+    key: Callable[[], str] = str
+    is_made_up: bool = False
     """Whether a caller may choose its key."""
 
 
@@ -72,6 +72,10 @@ class RequestLimiter:
         """
         self._limits[blueprint.name] = _Limit(rate, key, is_made_up)
 
+    def limit_network(self, blueprint: Blueprint) -> None:
+        """Let the network's rate alone hold for the blueprint's routes. They are there when the link is busy, too."""
+        self._limits[blueprint.name] = _Limit()
+
     def check_request(self) -> Response | None:
         """To be called before each request: count it. None for one that passes."""
         limit = self._limits.get(request.blueprint)
@@ -86,6 +90,8 @@ class RequestLimiter:
         try:
             number, left_ms = self._link.run(lambda client: _COUNT.run(client, keys, plan.args))
         except StoreBusy:
+            if not plan.of_caller:
+                return None
             message = "This service is too busy to count requests. Please try again."
             return problem(503, THROTTLE_UNAVAILABLE, "busy", message, retry_after_seconds=1)
         except StoreError:
@@ -125,10 +131,10 @@ class LocalCounters:
 
 @lru_cache(maxsize=64)
 def _plan(network_rate: str, rate: str, *, is_made_up: bool) -> _Plan:
-    of_network, of_caller = _windows(network_rate), _windows(rate)
+    of_network, of_caller = _windows(network_rate), _windows(rate) if rate else ()
     windows = (*of_network, *of_caller)
     free = len(of_network) if is_made_up else len(windows)
-    longest_seconds = max(window.seconds for window in of_caller)
+    longest_seconds = max((window.seconds for window in of_caller), default=1)
     bounds = [bound for window in windows for bound in (window.most, window.seconds)]
     return _Plan(of_network, of_caller, (free, MOST_MADE, longest_seconds, *bounds))
 

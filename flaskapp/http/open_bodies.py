@@ -10,13 +10,15 @@ import threading
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from backends.clock import Clock
 
 SMALL_BYTES = 65_536
 MOST_SMALL, MOST_SMALL_OF_NETWORK = 512, 64
 MOST_LARGE, MOST_LARGE_OF_NETWORK = 32, 8
-_CHECK_SECONDS = 0.25
+_CHECK_SECONDS, MOST_AT_ONCE = 0.05, 20
+"""A worker answers each that is cut off: those that began together are cut off one after another."""
 
 
 class TooManyBodies(Exception):
@@ -93,11 +95,11 @@ class OpenBodies:
                 del space.taken_by[body.network]
 
     def cut_late(self) -> None:
-        """End what takes too long: its reader finds the end of the stream, and can still send an answer."""
+        """End some of what takes too long: the reader finds the end of the stream, and can still send an answer."""
         now_seconds = self._clock.monotonic_seconds()
         with self._lock:
-            late = [body for body in self._open if body.deadline_seconds <= now_seconds]
-        for body in late:
+            late = [body for body in self._open if body.deadline_seconds <= now_seconds and not body.is_late]
+        for body in sorted(late, key=attrgetter("deadline_seconds"))[:MOST_AT_ONCE]:
             body.is_late = True
             if body.connection is not None:
                 with suppress(OSError):

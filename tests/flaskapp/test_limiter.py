@@ -110,7 +110,7 @@ def test_each_route_counts_its_callers(make_app, rate, path):
 # --- the network's limit
 
 
-@pytest.mark.parametrize("path", [CHALLENGE, USAGE, CHAT, "/v1/models", SETTINGS, "/admin"])
+@pytest.mark.parametrize("path", [CHALLENGE, USAGE, CHAT, "/v1/models", SETTINGS, "/admin", "/metrics"])
 def test_the_requests_of_a_network_are_counted_together(make_app, path):
     service = make_app(NETWORK_RATE_LIMIT="3 per hour")
     for number in range(3):

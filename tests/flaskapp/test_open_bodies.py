@@ -76,6 +76,17 @@ def test_what_takes_too_long_is_cut_off_for_its_reader_alone(bodies, clock, ends
     assert theirs.recv(3) == b"408"
 
 
+def test_many_that_are_late_together_are_cut_off_in_turn(clock):
+    bodies = OpenBodies(clock, 10)
+    opened = [bodies.begin(f"net-{number}", 1, None) for number in range(50)]
+    clock.seconds += 10
+    cut = []
+    for _ in range(3):
+        bodies.cut_late()
+        cut.append(sum(body.is_late for body in opened))
+    assert cut == [open_bodies.MOST_AT_ONCE, 2 * open_bodies.MOST_AT_ONCE, 50]
+
+
 def test_a_body_may_have_less_time_than_others_and_a_closed_connection_does_no_harm(bodies, clock, ends):
     body = bodies.begin("a", 1, ends[0], 2)
     ends[0].close()

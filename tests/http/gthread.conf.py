@@ -1,5 +1,8 @@
 """Gunicorn with native threads: nothing is patched, as with `flask run`."""
 
+import threading
+import time
+
 from flaskapp.config import load_config
 
 _config = load_config()
@@ -8,7 +11,18 @@ workers = _config.web_concurrency
 worker_class = "gthread"
 threads = 100
 errorlog = "-"
+GRACE_SECONDS = 1
 
 
 def post_worker_init(worker):
-    worker.wsgi.extensions["tollgate"].start()
+    tollgate = worker.wsgi.extensions["tollgate"]
+    tollgate.start()
+    threading.Thread(target=_end_answers_in_time, args=(worker, tollgate.answers), daemon=True).start()
+
+
+def _end_answers_in_time(worker, answers):
+    """As in `gunicorn.conf.py`, which cannot be read here: it patches everything."""
+    while worker.alive:
+        time.sleep(0.1)
+    time.sleep(GRACE_SECONDS)
+    answers.stop()

@@ -173,7 +173,7 @@ def house(redis_of, upstream, tmp_path):
     houses = []
     upstream.ledger.clear()
 
-    def open_house(options=GRACE, **environment):
+    def open_house(options=GRACE, config=None, **environment):
         with client_of(redis_of("signals")) as client:
             client.flushall()
         service = Service(
@@ -189,6 +189,7 @@ def house(redis_of, upstream, tmp_path):
             CHAT_RATE_LIMIT="1000 per minute",
             **{"STREAM_DEADLINE_SECONDS": "30", "DRAIN_SECONDS": "30", **environment},
         )
+        service.config = config or service.config
         service.start()
         houses.append(House(service, upstream, client_of(redis_of("signals"))))
         return houses[-1]
@@ -211,8 +212,10 @@ def workers_of(service):
     return [int(child) for child in children.split()]
 
 
-def test_sigterm_gives_each_client_a_last_event_and_settles_all(house):
-    house = house()
+@pytest.mark.parametrize("config", ["gunicorn.conf.py", "tests/http/gthread.conf.py"], ids=["gevent", "gthread"])
+def test_sigterm_gives_each_client_a_last_event_and_settles_all(house, config):
+    """With greenlets, and with native threads."""
+    house = house(config=config)
     leavers = house.open(10, "leaver", leaves=True, words=("word ",) * 400, pause_seconds=0.05)
     stuck = house.open_stuck(2)
     waiting = house.open(10, "waiting", before_headers="stall")
