@@ -18,8 +18,8 @@ key                                 type    holds                               
 ``<owner>:<start>``                         month, which starts then (unix s)
 ``llm:budget:<name>:forever:``      string  nano-dollars                             for ever
 ``<owner>``
-``llm:running:…``                   string  what a window of the six came to when    one bucket
-                                            its youngest bucket was begun
+``llm:running:…``                   string  what all buckets of a window but the     one bucket, at most a minute
+                                            present one came to
 ``llm:open:<scope>:<owner>``        zset    bucket start (s), with what of the       stream deadline + 5 s + bucket
                                             owner it is charged to -> nano-dollars
 ``llm:open:global``                 zset    the same                                 an hour longer

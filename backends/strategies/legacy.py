@@ -9,6 +9,7 @@ Facing page: `atomic.py`. For one reservation it sends, one round trip each:
              ZRANGE          what is pending         of each owner, to be kept short: with the six, three times
                                                      <- THE RACE: other callers have read the same totals
     record   ZINCRBY, INCRBY                         the cost of each budget and owner, each with the TTL of its key
+             DEL             what `atomic` has noted of the windows, which may not be so any more
              SET             the id's record
 
 N callers at once all get in, with room for k. The other weaknesses stay too:

@@ -3,7 +3,7 @@
 All callers ask for the same cost at the same moment, on one identifier whose window has room for all but one. A
 schedule (an "order" in what the command prints) *overspends* if the books hold more than the limit in the end.
 Schedules that differ only by commands that commute are run once (`schedule_search.py`). These commute: commands on
-different keys, two reads of one key, twice the same SET or EXPIRE, and two increments of one key where no decision
+different keys, two reads of one key, twice the same SET, DEL or EXPIRE, and two increments of one key where no decision
 rests on their replies, which a strategy declares with an attribute ``increments_commute``.
 
 With 2 callers nothing is left out. With 3 the search is bounded: only the identifier's window, its marker and the

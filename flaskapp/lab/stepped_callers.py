@@ -75,6 +75,8 @@ def _touches(command: Command, *, increments_commute: bool) -> Touches:
         return _whole(words, READ)
     if name == b"SET":
         return _whole(words[:1], _text(command))
+    if name == b"DEL":
+        return _whole(words, _text(command))
     if name in _SCRIPTS:
         return _whole(words[2 : 2 + int(words[1])], PUT)
     on_a_part = _on_a_part(command, increments_commute=increments_commute)

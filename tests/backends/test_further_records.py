@@ -12,7 +12,19 @@ from backends.conformance.harness import START_US, MemoryHarness
 from backends.contract import Ask, Outcome
 from backends.errors import ReservationConflict
 from backends.keys import rows_at
-from backends.records import NO_OWNER, Record, budgets_charged, charged_to, digest_of, key_digest, parse_record
+from backends.records import (
+    NO_OWNER,
+    THE_SIX,
+    Record,
+    budgets_charged,
+    charged_to,
+    digest_of,
+    key_digest,
+    member_in,
+    own_member,
+    parse_record,
+    start_of,
+)
 
 SIX = ROOMY.budgets(WHO, NETWORK)
 MONTHLY = Budget("monthly", WHO, Calendar("month", "Europe/Berlin"), None)
@@ -224,3 +236,39 @@ def test_a_reservation_without_the_six_is_found_with_all_that_it_is_charged_to(h
     assert (found.budgets, found.cost_nanousd, found.made_at_us) == (FURTHER, COST, made.made_at_us)
     harness.backend.release(found)
     assert spent(harness, *FURTHER) == [0, 0, 0]
+
+
+# Which member of an owner's pending money is whose.
+
+D = ("aaaaaa", "bbbbbb", "cccccc")
+START = 1_773_483_600
+
+
+def naming(*further, has_the_six=False):
+    who = "w" * 8 if has_the_six else "-"
+    return Record("open", 1, START * US, "ab", 600, 120, who, who, further)
+
+
+@pytest.mark.parametrize(
+    ("record", "suffix"),
+    [
+        (naming(D[0]), f":{D[0]}"),
+        (naming(D[0], D[1]), f":{D[0]}{D[1]}"),
+        (naming(D[1], D[0]), f":{D[0]}{D[1]}"),
+        (naming(D[1], has_the_six=True), f":{D[1]}"),
+        (naming(D[0], has_the_six=True), f":{THE_SIX}{D[0]}"),
+        (naming(has_the_six=True), ""),
+        (naming(D[2]), ""),
+    ],
+)
+def test_the_own_member_of_a_record_is_the_one_that_names_most_of_it(record, suffix):
+    suffixes = ("", f":{D[0]}", f":{D[1]}", f":{D[0]}{D[1]}", f":{THE_SIX}{D[0]}", f":{D[0]}xxxxxx{D[1]}")
+    members = [member_in(f"{START + after}{each}".encode()) for each in suffixes for after in (-10, 0, 10)]
+    for order in (members, members[::-1]):
+        assert own_member(order, record, START) == member_in(f"{START}{suffix}".encode())
+    assert own_member([], record, START) == START
+
+
+def test_a_member_is_a_start_or_begins_with_it():
+    assert (member_in(b"1773483600"), member_in(1_773_483_600)) == (START, START)
+    assert [start_of(member_in(text)) for text in (b"1773483600", b"1773483600:abcdef")] == [START, START]

@@ -293,4 +293,4 @@ def test_the_page_of_legacy_shows_what_it_sends(redis_url):
     writes = commands[len(shown) :]
     assert len([name for name, _ in writes if name in {"ZINCRBY", "INCRBY"}]) == 9
     assert writes[-1] == ("SET", "llm:reservation:r0")
-    assert {name for name, _ in writes} == {"ZINCRBY", "INCRBY", "EXPIRE", "SET"}
+    assert {name for name, _ in writes} == {"ZINCRBY", "INCRBY", "EXPIRE", "DEL", "SET"}
