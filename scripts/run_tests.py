@@ -38,6 +38,7 @@ LEFT_OUT = {
     "tests/docs/test_commands.py": "every command of the documentation",
     "tests/faults": "a store that freezes, dies, loses replies",
     "tests/http": "the service over HTTP",
+    "tests/interop": "clients that others wrote",
     "tests/lab": "the race lab",
     "tests/setup": "a clone's first start",
 }
