@@ -40,6 +40,7 @@ LEFT_OUT = {
     "tests/flaskapp/test_health.py": "what the service says of a store that comes and goes",
     "tests/flaskapp/test_llm_exchange.py": "an upstream's connections, slow and broken ones",
     "tests/http": "the service over HTTP",
+    "tests/interop": "clients that others wrote",
     "tests/lab": "the race lab",
     "tests/lua/test_mutants.py": "what a wrong in a script would do",
     "tests/setup": "a clone's first start",

@@ -10,6 +10,7 @@ from flaskapp.http.refusals import UPSTREAM_BUSY, UPSTREAM_ERROR, UPSTREAM_REFUS
 from flaskapp.llm import UpstreamBroken, UpstreamBusy, UpstreamError, UpstreamRefused, UpstreamUnknownModel
 
 TOO_LONG = "context_length_exceeded"
+_UNKNOWN_MODEL = "model_not_found"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ def failure_of(error: UpstreamError) -> Failure:
         reason = reason if error.helps_to_wait else "quota"
         return Failure(status, UPSTREAM_BUSY, reason, str(error), error.retry_after_seconds, extra)
     if isinstance(error, UpstreamUnknownModel):
-        return Failure(502, UPSTREAM_ERROR, "not_taken", str(error), None, {**extra, "code": "model_not_found"})
+        return Failure(502, UPSTREAM_ERROR, "not_taken", str(error), None, {**extra, "code": _UNKNOWN_MODEL})
     if isinstance(error, UpstreamBroken):
         status, reason = (504, "timeout") if error.timed_out else (502, "broken")
         return Failure(status, UPSTREAM_ERROR, reason, str(error), None, extra)
@@ -56,6 +57,8 @@ def failure_of(error: UpstreamError) -> Failure:
 
 
 def _refused(error: UpstreamRefused, extra: Mapping[str, object]) -> Failure:
+    if error.is_unknown_model:
+        extra = {**extra, "code": _UNKNOWN_MODEL}
     if not error.is_too_long:
         return Failure(400, UPSTREAM_REFUSED, error.reason, str(error), None, extra)
     # Clients look for these words to know that they have to shorten a conversation.

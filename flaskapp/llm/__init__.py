@@ -203,12 +203,22 @@ class UpstreamNotTaken(UpstreamError):
 class UpstreamRefused(UpstreamNotTaken):
     """The server finds the request at fault (400)."""
 
-    def __init__(self, reason: str, *, is_too_long: bool = False, detail: str = "", status: int | None = None) -> None:
+    def __init__(
+        self,
+        reason: str,
+        *,
+        is_too_long: bool = False,
+        is_unknown_model: bool = False,
+        detail: str = "",
+        status: int | None = None,
+    ) -> None:
         super().__init__(f"The model's server refused the request: {reason}", detail=detail, status=status)
         self.reason = reason
         """The server's own words, cut and cleaned."""
         self.is_too_long = is_too_long
         """The request is longer than the model's context."""
+        self.is_unknown_model = is_unknown_model
+        """The request names a model that the server does not have."""
 
 
 class UpstreamUnknownModel(UpstreamNotTaken):

@@ -51,6 +51,12 @@ _NO_SUCH_MODEL = re.compile(
     r"|(unknown|no such|invalid) (model|deployment)|deploymentnotfound",
     re.IGNORECASE | re.DOTALL,
 )
+_REFUSED_MODEL = re.compile(
+    r"model_?not_?found|(unknown|no such|invalid) (model|deployment)( name| id|\s*[:'\"`=]|\.?$)|not a valid model"
+    r"|(model|deployment)[: ]+(\S+ )?((is|was) )?(does not exist|doesn't exist|not found)",
+    re.IGNORECASE,
+)
+"""Narrower than `_NO_SUCH_MODEL`: a server that has the model may refuse a request for other reasons that name it."""
 _USED_UP = re.compile(r"insufficient_?(quota|balance|credit|fund)|billing|exceeded your current quota", re.IGNORECASE)
 _NO_WORDS = re.compile(r"\s*[<{\[]")
 """A page, or JSON without a reason."""
@@ -106,7 +112,12 @@ def _refused(status: int, text: str, body: Mapping[str, Any], clean: Callable[[s
     reason = next(_reasons(body), "" if _NO_WORDS.match(text) else text)
     reason = clean(reason) or f"status {status}, without a reason"
     is_too_long = bool(_TOO_LONG.search(text)) and not _NOT_TOO_LONG.search(reason)
-    return UpstreamRefused(reason, is_too_long=is_too_long, detail=clean(text), status=status)
+    is_unknown_model = not is_too_long and any(
+        _REFUSED_MODEL.search(words) for words in (reason, *_words_for_kind(body)) if isinstance(words, str)
+    )
+    return UpstreamRefused(
+        reason, is_too_long=is_too_long, is_unknown_model=is_unknown_model, detail=clean(text), status=status
+    )
 
 
 def _reasons(body: Mapping[str, Any]) -> Iterator[str]:
@@ -143,15 +154,20 @@ def _text_of(value: object) -> str:
 
 def _status_in(body: Mapping[str, Any]) -> int | None:
     """The status that an error names, as a number or by its kind."""
-    error = body.get("error")
-    inner = error if isinstance(error, dict) else body
-    words = [inner.get(name) for name in ("code", "status", "status_code", "http_status", "type")]
+    words = _words_for_kind(body)
     for word in words:
         number = int(word) if isinstance(word, str) and re.fullmatch("[45][0-9][0-9]", word) else word
         if type(number) is int and HTTPStatus.BAD_REQUEST <= number < 600:  # noqa: PLR2004 (no status is larger)
             return number
     kinds = " ".join(word.lower() for word in words if isinstance(word, str))
     return next((status for pattern, status in _STATUS_OF_WORD if pattern.search(kinds)), None)
+
+
+def _words_for_kind(body: Mapping[str, Any]) -> list[Any]:
+    """What an error has beside its reason."""
+    error = body.get("error")
+    inner = error if isinstance(error, dict) else body
+    return [inner.get(name) for name in ("code", "status", "status_code", "http_status", "type")]
 
 
 def _wait_in(body: Mapping[str, Any]) -> str | None:

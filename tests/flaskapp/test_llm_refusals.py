@@ -143,6 +143,42 @@ def test_a_model_that_the_server_does_not_have(body):
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        "/chat/completions: Invalid model name passed in model=absent. Call `/v1/models` to view available models.",
+        "nobody/absent is not a valid model ID",
+        "The model `absent` does not exist or you do not have access to it.",
+        "Invalid model: absent",
+        "Model absent not found",
+        "unknown model 'absent'",
+    ],
+)
+def test_a_model_that_the_server_does_not_have_and_refuses_with_a_400(words):
+    failure = refused(400, {"error": {"message": words}})
+    assert (type(failure), failure.is_unknown_model, failure.reason) == (UpstreamRefused, True, words)
+
+
+@pytest.mark.parametrize("body", [{"error": {"message": "no", "code": "model_not_found"}}, {"code": "ModelNotFound"}])
+def test_a_model_that_the_server_does_not_have_and_says_so_in_a_code(body):
+    assert refused(400, body).is_unknown_model
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "This model does not support tools.",
+        "temperature is not available for this model",
+        "The model called the tool `x`, which was not found",
+        "Invalid model output: the schema does not exist",
+        "This model's maximum context length is 8 tokens; message 2 of the model was not found to fit",
+        "Unknown parameter: model_kwargs",
+    ],
+)
+def test_a_refusal_that_only_speaks_of_the_model_is_none_of_an_unknown_one(words):
+    assert not refused(400, {"error": {"message": words, "type": "invalid_request_error"}}).is_unknown_model
+
+
+@pytest.mark.parametrize(
     ("body", "kind", "status"),
     [
         ({"error": {"code": 429, "message": "Provider returned error"}}, UpstreamBusy, 429),

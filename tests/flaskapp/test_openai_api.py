@@ -949,6 +949,26 @@ def test_a_model_that_the_upstream_does_not_have_is_a_404(service, upstream):
     assert error_of(answer, 404)["code"] == "model_not_found"
     assert not retried(answer)
     assert service.chat().status_code == 502
+
+
+def test_a_model_that_the_upstream_refuses_with_a_400_is_a_404_too(service, upstream):
+    """As LiteLLM's proxy and OpenRouter do; on the chat it stays the refusal that it was."""
+    upstream.behave(status=400, body='{"error": {"message": "gpt-4o is not a valid model ID", "code": 400}}')
+    answer = ask(service)
+    error = error_of(answer, 404)
+    assert (error["code"], error["reason"], error["cost_usd"]) == (
+        "model_not_found",
+        "gpt-4o is not a valid model ID",
+        "0.000000000",
+    )
+    assert not retried(answer)
+    chat = service.chat().json
+    assert (chat["status"], chat["error"], chat["reason"]) == (
+        400,
+        "upstream_refused",
+        "gpt-4o is not a valid model ID",
+    )
+    assert service.daily(IDENTIFIER) == service.daily() == 0
     assert service.daily(IDENTIFIER) == service.daily() == 0
 
 

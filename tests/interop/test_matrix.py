@@ -30,7 +30,7 @@ def process(request, front):
         yield client, process
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1_000)  # a registry that hangs is given up before, and the client skipped
 @pytest.mark.parametrize("case", CASES, ids=[case.title for case in CASES])
 def test_a_client_and_only_its_base_url_and_key(front, process, case):
     cell, is_right = run(case, *process, front)
