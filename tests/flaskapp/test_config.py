@@ -50,6 +50,8 @@ def test_the_defaults_are_those_of_the_contract():
         "admin_token": None,
         "trusted_proxy_hops": 0,
         "network_ipv6_prefix": 56,
+        "max_request_bytes": 1_000_000,
+        "request_body_seconds": 10,
         "host": "127.0.0.1",
         "port": 8000,
         "web_concurrency": 2,
@@ -83,6 +85,7 @@ def test_the_defaults_are_those_of_the_contract():
         "llm_max_tokens": 400,
         "llm_max_input_tokens": 3000,
         "chat_rate_limit": "60 per minute",
+        "network_rate_limit": "600 per minute",
     }
     assert set(config.live_baseline.sources.values()) == {"default"}
 
