@@ -30,7 +30,7 @@ key                                 type    holds                               
 ``llm:reset:<id>``                  string  when its books were cleared (us)         two days
 ``llm:challenge:<challenge>``       string  the hash and network it was given to     300 s
 ``llm:session:<digest>``            string  that a session of the dashboard ended    8 hours
-``llm:overhead:<model>``            string  tokens that its template adds to prompts 30 days
+``llm:overhead:<model>``            string  tokens that its template adds            30 days
 ``llm:rate:<digest>``               string  how many requests, or counters           their own window
 ==================================  ======  =======================================  ===========================
 

@@ -23,7 +23,7 @@ class PromptOverheads:
 
     Args:
         least_tokens: `LLM_PROMPT_OVERHEAD_TOKENS`, which holds for each model whatever was learnt.
-        most_learnt_tokens: no more is learnt, so that one bill of an upstream that errs shuts nobody out.
+        most_learnt_tokens: no more is learnt, so that one wrong bill does not shut every caller out.
     """
 
     def __init__(

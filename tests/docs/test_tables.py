@@ -12,6 +12,7 @@ import flaskapp
 from backends.budgets import Budget, Calendar, Forever, Sliding
 from backends.conformance.cases import ROOMY
 from backends.keys import (
+    OVERHEAD_PREFIX,
     PENDING_BUCKETS,
     SETTINGS_KEY,
     WINDOW_BUCKETS,
@@ -119,6 +120,7 @@ WILD = {
     "<digest>": r"[0-9a-f]{32}",
     "<date>": r"\d{4}-\d\d-\d\d",
     "<hour>": r"\d\d",
+    "<model>": r".+",
     "…": r".+",
 }
 FOR_EVER = "for ever"
@@ -146,6 +148,7 @@ def keys_of_the_code() -> set[str]:
     keys = {key for row in made for key in (row.key, row.pending_key)}
     keys |= {running_key(row.key) for row in made if row.layout.window_seconds}
     keys |= {record_key("rid1"), marker_key("hash456"), reset_key("hash456"), idempotency_key("0" * 32)}
+    keys |= {OVERHEAD_PREFIX + "gpt-4o"}
     return keys | {SETTINGS_KEY, "llm:challenge:" + "0" * 64, "llm:session:" + "0" * 32, counter_key("x")}
 
 
@@ -194,6 +197,7 @@ def used(make_app):
     assert service.client.get("/api/v1/auth/challenge", headers={"X-Fingerprint": "hash456"}).status_code == 200
     under_way = service.open_chat("hash457", max_tokens=50, headers={"Idempotency-Key": "one"})
     service.redis.set("llm:reset:hash457", "1", ex=60)
+    service.tollgate.overheads.learn("gpt-4o", 5)
     service.client.post("/admin/login", data={"token": ADMIN_TOKEN})
     csrf = re.search(r'name="csrf_token" value="(\w+)"', service.client.get("/admin").text)[1]
     assert service.client.post("/admin/logout", data={"csrf_token": csrf}).status_code == 303
