@@ -55,7 +55,7 @@ class Shell:
         programs.mkdir()
         client = programs / "redis-cli"
         own = f'"{sys.executable}" "{ROOT / "scripts" / "redis_cli.py"}"'
-        client.write_text(f'#!/bin/sh\nexec {shutil.which("redis-cli") or own} --no-raw -u "$REDIS_URL" "$@"\n')
+        client.write_text(f'#!/bin/sh\nexec {own} --no-raw -u "$REDIS_URL" "$@"\n')
         client.chmod(0o755)
 
     def here(self, text: str) -> str:
