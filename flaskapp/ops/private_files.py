@@ -14,10 +14,15 @@ def write_private(place: Path, text: str) -> None:
     draft.replace(place)
 
 
+def new_secret() -> str:
+    """A password or token, of letters, digits, - and _."""
+    return secrets.token_urlsafe(_SECRET_BYTES)
+
+
 def kept_secret(place: Path) -> str:
-    """The secret in that file, which is made by the first who asks; of letters, digits, - and _."""
+    """The secret in that file, which is made by the first who asks."""
     if not place.exists():
-        draft = _draft(place, f"{secrets.token_urlsafe(_SECRET_BYTES)}\n")
+        draft = _draft(place, f"{new_secret()}\n")
         try:
             with suppress(FileExistsError):  # of two who make one at the same moment both take the first
                 os.link(draft, place)
