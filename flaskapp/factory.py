@@ -32,6 +32,7 @@ from flaskapp.http.api_keys import ApiKeys
 from flaskapp.http.bounded_request import BoundedRequest
 from flaskapp.http.challenges import Challenges
 from flaskapp.http.cors import allow_origins
+from flaskapp.http.hosts import demand_known_host
 from flaskapp.http.identity import rate_key
 from flaskapp.http.limiter import ADMIN_RATE_LIMIT, LinkLimiter, make_limiter, network_key, network_rate
 from flaskapp.http.refusals import register_error_handlers
@@ -193,6 +194,8 @@ def _register_requests(app: Flask, tollgate: Tollgate) -> None:
         if not trusts_proxies and "HTTP_X_FORWARDED_FOR" in request.environ and warning.is_first():
             tollgate.emit("forwarded_ignored")
 
+    if tollgate.config.mode == "development":
+        demand_known_host(app, (tollgate.config.host, *tollgate.config.allowed_hosts))
     if tollgate.config.cors_origins:
         allow_origins(app, tollgate.config.cors_origins, VISITORS_ROUTES)
 

@@ -291,6 +291,12 @@ def test_a_redis_that_is_away_is_no_reason_not_to_start(start):
     assert "secret" not in server.said
 
 
+def test_a_short_token_of_the_operator_is_remarked_on_and_not_shown(start):
+    server = start(ADMIN_TOKEN="easy-to-guess").until("Ctrl-C stops it")
+    assert server.said.count("ADMIN_TOKEN has fewer than 16 characters") == 1
+    assert "easy-to-guess" not in server.said
+
+
 def test_a_redis_that_may_forget_is_remarked_on(start, own_server):
     with redis.Redis.from_url(own_server.url) as client:
         client.config_set("maxmemory-policy", "allkeys-lru")
