@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from supervision import locks
+from supervision import REDIS_PASSWORD_FILE, locks
 
 from backends.errors import StoreUnavailable, TollgateError
 from flaskapp.ops import embedded_redis as embedded
@@ -36,7 +36,7 @@ def main(data_dir: Path, port: int) -> int:
 
 
 def _start(data_dir: Path, port: int) -> embedded.EmbeddedServer:
-    password = kept_secret(data_dir / "redis.password")
+    password = kept_secret(REDIS_PASSWORD_FILE)
     if embedded.is_free(port):
         server = embedded.EmbeddedServer(data_dir / "redis", port=port, durable=True, password=password)
         try:
