@@ -5,7 +5,7 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
-_SECRET_BYTES = 24
+_SECRET_BYTES = 16
 
 
 def write_private(place: Path, text: str) -> None:
@@ -15,8 +15,8 @@ def write_private(place: Path, text: str) -> None:
 
 
 def new_secret() -> str:
-    """A password or token, of letters, digits, - and _."""
-    return secrets.token_urlsafe(_SECRET_BYTES)
+    """A password or token of hex digits: none is taken for an option, and none has to be quoted."""
+    return secrets.token_hex(_SECRET_BYTES)
 
 
 def kept_secret(place: Path) -> str:
