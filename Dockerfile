@@ -1,5 +1,6 @@
 # The service in a container: gunicorn on port 8000 as a user without rights, its one file (the emergency budget) in /app/.data.
-FROM python:3.13-slim AS builder
+# Nothing else of its file system is written to; docs/SECURITY.md says how the image that it begins with is renewed.
+FROM python:3.13.15-slim-trixie@sha256:7c61056e61ac89e852de05f3dc6fa51a6dd2181797bceed46aa725dd7cb2cd3b AS builder
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_INPUT=1
 WORKDIR /build
 COPY requirements.lock requirements-build.lock ./
@@ -13,7 +14,7 @@ COPY flaskapp flaskapp
 RUN /opt/build/bin/python -m hatchling build --target wheel --directory /dist \
     && /opt/tollgate/bin/pip install --no-deps --no-index /dist/*.whl
 
-FROM python:3.13-slim
+FROM python:3.13.15-slim-trixie@sha256:7c61056e61ac89e852de05f3dc6fa51a6dd2181797bceed46aa725dd7cb2cd3b
 RUN useradd --system --uid 10001 --user-group --no-create-home tollgate \
     && install --directory --owner tollgate --group tollgate /app /app/.data
 ENV PATH=/opt/tollgate/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOST=0.0.0.0

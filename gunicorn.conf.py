@@ -45,19 +45,19 @@ def _give_up(error: ConfigurationError) -> NoReturn:
     sys.exit(1)
 
 
-def _remark_on_server(url: str) -> str | None:
+def _remarks_on_server(url: str) -> tuple[str, ...]:
     """Check Redis on a connection that ends before the fork. That it is away is no reason not to start."""
     link = Link(url, clock=SystemClock(), pool_size=1)
     try:
         link.check_version()
         policy = link.run(lambda client: client.info("memory")).get("maxmemory_policy", "noeviction")
     except StoreError:
-        return None
+        return ()
     finally:
         link.close()
     if policy == "noeviction":
-        return None
-    return f"Redis has maxmemory-policy {policy} and may forget what was spent: set it to noeviction"
+        return ()
+    return (f"Redis has maxmemory-policy {policy} and may forget what was spent: set it to noeviction",)
 
 
 def _rehearse() -> None:
@@ -84,7 +84,7 @@ try:
     _config = load_config()
     _config.check_workers(_config.web_concurrency)
     _has_server = _config.redis_url is not None and not _config.redis_url.startswith("fake:")
-    _remark = _remark_on_server(_config.redis_url) if _has_server else None
+    _remarks = (*_config.remarks, *(_remarks_on_server(_config.redis_url) if _has_server else ()))
 except ConfigurationError as _error:
     _give_up(_error)
 read_price_table()
@@ -143,8 +143,8 @@ control_socket_disable = True
 
 def on_starting(server: "Arbiter") -> None:
     """Before the sockets are made."""
-    if _remark:
-        server.log.warning(_remark)
+    for remark in _remarks:
+        server.log.warning(remark)
     # Counters of an earlier start would be added to ours, and what was logged then would not be logged again.
     for leftover in (*_METRICS.glob("*.db"), *_METRICS.glob("*.told")):
         leftover.unlink(missing_ok=True)

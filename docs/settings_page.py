@@ -17,6 +17,7 @@ NOT_IN_THE_TABLE = {
     "DEBUG": "`true` is development mode too.",
 }
 OWN_DEFAULTS = {
+    "ALLOWED_HOSTS": "none",
     "API_KEYS": "none; `*` in development mode",
     "CORS_ORIGINS": "none",
     "LLM_MODELS": "`LLM_MODEL` alone",

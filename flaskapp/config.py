@@ -37,10 +37,12 @@ MAX_PROMPT_CHARACTERS = 32_000
 PROXY_OF_THE_ENVIRONMENT = "environment"
 _MAY_BE_EMPTY = {"LLM_SYSTEM_PROMPT"}
 """Everywhere else an empty variable counts as unset."""
+_SHORTEST_SAFE_TOKEN = 16
 _SWITCHES_OFF_IN_DEVELOPMENT = ("enable_cost_throttling", "enable_challenge_response")
 _MAX_SECRET_CHARACTERS = 1_000
 _MAX_PORT = 65_535
 _USUAL_PORTS = {"http": "80", "https": "443"}
+_HOST_NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9_])?"
 _ORIGIN = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]{0,31})://(?:[a-z0-9_](?:[a-z0-9._-]{0,251}[a-z0-9_])?|\[[0-9a-f:.]{2,45}\])"
     r"(?::(?P<port>[0-9]{1,5}))?"
@@ -404,6 +406,14 @@ class Config(BaseModel):
         tuple[str, ...],
         Origins("Origins whose pages may call the chat, challenge, usage and `/v1` routes; `*` is every origin."),
     ] = ()
+    allowed_hosts: Annotated[
+        tuple[str, ...],
+        Words(
+            "Development mode only: the names by which the service may be asked, beside `localhost`, addresses and "
+            "`HOST`; any other Host is 421.",
+            word=Word("", pattern=_HOST_NAME, words="host names without a port"),
+        ),
+    ] = ()
     admin_token: Annotated[SecretStr | None, Secret("Password of the dashboard and token of the admin API.")] = None
     max_request_bytes: Annotated[
         int,
@@ -447,6 +457,14 @@ class Config(BaseModel):
     def needs_one_worker(self) -> bool:
         """Whether the books are in the memory of one process."""
         return self.throttle_backend == "memory" or (self.redis_url or "").startswith("fake:")
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What can be used and is not safe, for a warning at the start."""
+        token = self.admin_token.get_secret_value() if self.admin_token else None
+        if token is None or len(token) >= _SHORTEST_SAFE_TOKEN:
+            return ()
+        return (f"ADMIN_TOKEN has fewer than {_SHORTEST_SAFE_TOKEN} characters and may be guessed: take a longer one",)
 
     def check_workers(self, workers: int) -> None:
         """Check the number of workers, before they are started.

@@ -35,6 +35,7 @@ from flaskapp.http.bounded_request import BoundedRequest
 from flaskapp.http.challenges import Challenges
 from flaskapp.http.cors import allow_origins
 from flaskapp.http.forwarded import NETWORK, Forwarded
+from flaskapp.http.hosts import demand_known_host
 from flaskapp.http.identity import rate_key
 from flaskapp.http.limiter import ADMIN_RATE_LIMIT, RequestLimiter, network_key
 from flaskapp.http.networks import network_of
@@ -221,6 +222,8 @@ def _register_requests(app: Flask, tollgate: Tollgate) -> None:
             # The framework would take it for another one, which a rule of a proxy in front may be about.
             raise NotFound
 
+    if tollgate.config.mode == "development":
+        demand_known_host(app, (tollgate.config.host, *tollgate.config.allowed_hosts))
     if tollgate.config.cors_origins:
         allow_origins(app, tollgate.config.cors_origins, VISITORS_ROUTES)
 

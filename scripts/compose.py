@@ -7,10 +7,12 @@ import fcntl
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from urllib.parse import quote
 
 from supervision import (
     DATA,
+    REDIS_PASSWORD_FILE,
     ROOT,
     Journal,
     StartFailed,
@@ -21,7 +23,11 @@ from supervision import (
     program,
 )
 
+from backends.errors import StoreUnavailable
+from backends.store.addresses import without_password
 from flaskapp.ops import embedded_redis as embedded
+from flaskapp.ops.private_files import kept_secret
+from flaskapp.ops.running_redis import record_redis
 
 COMPOSE = ("docker", "compose", "--file", str(ROOT / "docker-compose.dev.yml"))
 USUAL_PORT = 6379
@@ -47,8 +53,10 @@ def compose_redis(stop: Stop, journal: Journal, environment: dict[str, str]) -> 
             published = _output(*COMPOSE, "port", "redis", "6379")
             if not published:
                 raise StartFailed("The container litecoin-redis does not tell its port: docker logs litecoin-redis")
-            url = f"redis://{published.strip()}/0"
-            yield Store(url, f"{url} (container litecoin-redis)", in_container=is_first)
+            url = f"redis://{_login()}{published.strip()}/0"
+            with suppress(StoreUnavailable):  # it is there, and will answer the services
+                record_redis(DATA, url)
+            yield Store(url, f"{without_password(url)} (container litecoin-redis)", in_container=is_first)
     finally:
         with place.open("a") as users:
             if locks(users, fcntl.LOCK_EX):
@@ -69,9 +77,16 @@ def containers(stop: Stop, journal: Journal, environment: dict[str, str]) -> Ite
         _output(*COMPOSE, "rm", "--stop", "--force", "backend", seconds=CONTAINER_STOP_SECONDS, environment=environment)
 
 
+def _login() -> str:
+    """As the container has it: one that was started by other means has another password, or none."""
+    password = (_output("docker", "exec", "litecoin-redis", "printenv", "REDISCLI_AUTH") or "").strip()
+    return f":{quote(password, safe='')}@" if password else ""
+
+
 def _raise_redis(stop: Stop, journal: Journal, environment: dict[str, str]) -> None:
     if _output("docker", "ps", "--quiet", "--filter", "name=^litecoin-redis$"):
         return
+    environment["TOLLGATE_REDIS_PASSWORD"] = kept_secret(REDIS_PASSWORD_FILE)
     environment["TOLLGATE_REDIS_PORT"] = str(USUAL_PORT if embedded.is_free(USUAL_PORT) else embedded.free_port())
     command = (*COMPOSE, "up", "--detach", "--wait", "redis")
     with program(stop, journal, command, environment, CONTAINER_STOP_SECONDS) as client:

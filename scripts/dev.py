@@ -13,10 +13,9 @@ signal.signal(signal.SIGINT, lambda number, _frame: os._exit(128 + number))
 signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
 
 import http.client
-import secrets
 import socket
 import sys
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 
 from compose import compose_redis, containers, docker_answers
 from dev_redis import Watch, embedded_redis
@@ -27,12 +26,18 @@ from backends.errors import ConfigurationError
 from backends.store.addresses import without_password
 from backends.store.link import Link
 from flaskapp.config import Config, load_config
+from flaskapp.ops.private_files import kept_secret, make_private
 from flaskapp.ops.running_services import note_service
 from flaskapp.settings import Effective, SettingsStore
 
 GUNICORN = (sys.executable, "-m", "gunicorn", "--config", "gunicorn.conf.py", "wsgi:app")
 # gunicorn.conf.py lets the streams of a development server end for less than this.
 GUNICORN_STOP_SECONDS = 12.0
+ADMIN_TOKEN_FILE = DATA / "admin-token"
+"""The token of every server of this clone."""
+NOT_PRIVATE = (
+    ".data has files of another user, who may read and change them: take them over with chown, or remove them."
+)
 INTRODUCTION = """\
 
   Chat            {base}/api/v1/chat/stream
@@ -66,8 +71,12 @@ challenge=$(curl -s {base}/api/v1/auth/challenge -H 'X-Fingerprint: hash456' | c
 def main() -> int:
     stop = Stop()
     os.chdir(ROOT)
-    DATA.mkdir(exist_ok=True)
+    # What is started here leaves files that no other user of this machine may read.
+    os.umask(0o077)
+    is_private = make_private(DATA)
     with Journal(DATA / "app.log") as journal:
+        if not is_private:
+            journal.say(NOT_PRIVATE)
         try:
             return run(stop, journal)
         except Interrupted:
@@ -108,24 +117,10 @@ def development_environment() -> dict[str, str]:
     if "ENVIRONMENT" not in environment and "DEBUG" not in environment:
         environment["ENVIRONMENT"] = "development"
     if "ADMIN_TOKEN" not in environment:
-        environment["ADMIN_TOKEN"] = kept_token()
+        environment["ADMIN_TOKEN"] = kept_secret(ADMIN_TOKEN_FILE)
     # The log is read while it grows.
     environment["PYTHONUNBUFFERED"] = "1"
     return environment
-
-
-def kept_token() -> str:
-    """The same for every server of this clone."""
-    place = DATA / "admin-token"
-    with suppress(FileExistsError):
-        draft = DATA / f"admin-token.{os.getpid()}"
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.write(f"{secrets.token_urlsafe(24)}\n")
-        try:
-            os.link(draft, place)
-        finally:
-            draft.unlink()
-    return place.read_text(encoding="utf-8").strip()
 
 
 def demand_free(host: str, port: int) -> None:
@@ -161,8 +156,8 @@ def reachable(host: str) -> str:
 def introduce(journal: Journal, config: Config, store: Store) -> None:
     """Where everything is, and one thing to try."""
     host = reachable(config.host)
-    token = os.environ.get("ADMIN_TOKEN")
-    hint = "log in with your ADMIN_TOKEN" if token else f"log in with {kept_token()}"
+    kept_token = None if os.environ.get("ADMIN_TOKEN") else kept_secret(ADMIN_TOKEN_FILE)
+    hint = f"log in with {kept_token}" if kept_token else "log in with your ADMIN_TOKEN"
     base = f"http://{f'[{host}]' if ':' in host else host}:{config.port}"
     now = settings_now(config, store.url)
     is_set_live = now.sources["enable_cost_throttling"] == "redis"
@@ -178,7 +173,7 @@ def introduce(journal: Journal, config: Config, store: Store) -> None:
         backend=config.throttle_backend,
         venv=os.path.relpath(sys.prefix),
     )
-    journal.say(text, secret=None if token else kept_token())
+    journal.say(text, secret=kept_token)
 
 
 def settings_now(config: Config, url: str) -> Effective:

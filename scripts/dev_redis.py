@@ -20,6 +20,7 @@ from supervision import (
     locks,
 )
 
+from backends.store.addresses import without_password
 from flaskapp.ops.running_redis import recorded_port, running_url
 
 USUAL_PORT = 6379
@@ -48,7 +49,8 @@ def embedded_redis(stop: Stop) -> Iterator[Store]:
             if url is None:
                 raise StartFailed("The embedded Redis ended again; its log is .data/redis/server.log")
             origin = "another run-dev.sh of this clone started it" if joined else "started here"
-            yield Store(url, f"{url} (embedded, kept in .data/redis; {origin})", is_embedded=True)
+            words = f"{without_password(url)} (embedded, kept in .data/redis; {origin})"
+            yield Store(url, words, is_embedded=True)
     finally:
         wait_for_keeper()
 

@@ -11,10 +11,11 @@ import sys
 import time
 from pathlib import Path
 
-from supervision import locks
+from supervision import REDIS_PASSWORD_FILE, locks
 
 from backends.errors import StoreUnavailable, TollgateError
 from flaskapp.ops import embedded_redis as embedded
+from flaskapp.ops.private_files import kept_secret
 from flaskapp.ops.running_redis import record_redis
 
 POLL_SECONDS = 0.1
@@ -26,7 +27,7 @@ def main(data_dir: Path, port: int) -> int:
         fcntl.flock(keeper, fcntl.LOCK_EX)
         server = _start(data_dir, port)
         try:
-            record_redis(data_dir, server.port)
+            record_redis(data_dir, server.url)
             while server.is_running and not locks(users, fcntl.LOCK_EX):
                 time.sleep(POLL_SECONDS)
         finally:
@@ -35,8 +36,9 @@ def main(data_dir: Path, port: int) -> int:
 
 
 def _start(data_dir: Path, port: int) -> embedded.EmbeddedServer:
+    password = kept_secret(REDIS_PASSWORD_FILE)
     if embedded.is_free(port):
-        server = embedded.EmbeddedServer(data_dir / "redis", port=port, durable=True)
+        server = embedded.EmbeddedServer(data_dir / "redis", port=port, durable=True, password=password)
         try:
             server.start()
         except StoreUnavailable:
@@ -44,7 +46,7 @@ def _start(data_dir: Path, port: int) -> embedded.EmbeddedServer:
                 raise
         else:
             return server
-    server = embedded.EmbeddedServer(data_dir / "redis", durable=True)
+    server = embedded.EmbeddedServer(data_dir / "redis", durable=True, password=password)
     server.start()
     return server
 

@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
 # Makes the lock files again from pyproject.toml. Needs uv; nothing else in the project does.
 #   ./scripts/lock.sh             keeps the versions that still fit
-#   ./scripts/lock.sh --upgrade   takes the newest
+#   ./scripts/lock.sh --upgrade   takes the newest that are a week old
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# A release that was taken over is mostly found out within days. For a fix that cannot wait:
+#   UV_EXCLUDE_NEWER="0 days" ./scripts/lock.sh --upgrade-package NAME
+export UV_EXCLUDE_NEWER=${UV_EXCLUDE_NEWER:-7 days}
 compile() {
   local lock=$1
   shift

@@ -1,7 +1,7 @@
 """A small redis-cli, for machines that have none: the same words in, the same words out.
 
 Set-up puts it into .venv/bin as `redis-cli`. Without -h, -p, -s or -u it talks to the embedded server of this clone
-while that runs, else to REDIS_URL, else to 127.0.0.1:6379.
+while that runs, else to REDIS_URL, else to 127.0.0.1:6379. It knows the embedded server's password.
 """
 
 import argparse
@@ -297,7 +297,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("-s", dest="path")
     parser.add_argument("-n", dest="database", type=int)
     parser.add_argument("-u", dest="url")
-    parser.add_argument("-a", "--pass", dest="password", default=os.environ.get("REDISCLI_AUTH"))
+    parser.add_argument("-a", "--pass", dest="password")
     parser.add_argument("--user")
     parser.add_argument("--tls", action="store_true")
     parser.add_argument("--raw", action="store_true", default=None)
@@ -311,18 +311,28 @@ def arguments() -> argparse.Namespace:
 
 
 def chosen_address(given: argparse.Namespace) -> Address:
+    running = running_url(DATA)
     if given.url:
         address = address_of(given.url)
     elif given.host or given.port or given.path:
         address = Address(host=given.host or "127.0.0.1", port=given.port or 6379, path=given.path)
     else:
-        url = running_url(DATA) or os.environ.get("REDIS_URL")
+        url = running or os.environ.get("REDIS_URL")
         address = address_of(url) if url else Address()
     address.tls |= given.tls
     address.user = given.user or address.user
-    address.password = given.password or address.password
+    address.password = given.password or address.password or known_password(address, running)
     address.database = address.database if given.database is None else given.database
     return address
+
+
+def known_password(address: Address, running: str | None) -> str | None:
+    """The embedded server's, if it is that one, by whatever words it was named; else what the caller's shell has."""
+    if running is not None and address.user is None and address.path is None:
+        embedded = address_of(running)
+        if address.port == embedded.port and address.host in {embedded.host, "localhost"}:
+            return embedded.password
+    return os.environ.get("REDISCLI_AUTH")
 
 
 def main() -> int:

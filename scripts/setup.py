@@ -14,7 +14,6 @@ import fcntl
 import hashlib
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -70,7 +69,7 @@ def install() -> None:
     if _is_installed():
         return
     lock_file = ROOT / ".data" / "setup.lock"
-    lock_file.parent.mkdir(exist_ok=True)
+    lock_file.parent.mkdir(mode=0o700, exist_ok=True)
     with lock_file.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -127,12 +126,8 @@ def _works() -> bool:
 
 
 def _put_redis_cli() -> None:
-    """Where PATH has no redis-cli, one that knows what the seed's commands need."""
+    """One that knows this clone's Redis and its password, also where PATH has another."""
     shim = VENV / "bin" / "redis-cli"
-    others = [folder for folder in os.get_exec_path() if Path(folder).absolute() != shim.parent]
-    if shutil.which("redis-cli", path=os.pathsep.join(others)):
-        shim.unlink(missing_ok=True)
-        return
     shim.write_text(f'#!/bin/sh\nexec "{PYTHON}" "{ROOT / "scripts" / "redis_cli.py"}" "$@"\n', encoding="utf-8")
     shim.chmod(0o755)
 

@@ -15,6 +15,8 @@ from typing import IO, Self
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / ".data"
+REDIS_PASSWORD_FILE = DATA / "redis.password"
+"""Of the Redis that run-dev.sh starts."""
 POLL_SECONDS = 0.05
 LOCK_SECONDS = 40.0
 

@@ -22,7 +22,7 @@ class FragileServer(EmbeddedServer):
         """Stop it from answering; connections stay open. Returns when it has fallen silent."""
         os.kill(self.pid, signal.SIGSTOP)
         end = time.monotonic() + 5
-        while answers(self.port, timeout_seconds=0.05) and time.monotonic() < end:
+        while answers(self.url, timeout_seconds=0.05) and time.monotonic() < end:
             time.sleep(0.005)
 
     def thaw(self) -> None:

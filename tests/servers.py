@@ -49,6 +49,8 @@ class Service:
             "REDIS_URL": redis_url,
             "ADMIN_TOKEN": ADMIN_TOKEN,
             "ENVIRONMENT": "development",
+            # What those tests send as their Host that write a request byte by byte.
+            "ALLOWED_HOSTS": "x",
             **environment,
         }
         self._process: subprocess.Popen[bytes] | None = None

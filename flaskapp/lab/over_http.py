@@ -23,6 +23,7 @@ from backends.store.link import Link
 from flaskapp.lab.race import CLOCK, Call, CheckTimes, Plan, RaceResult, Round, Start, Watcher, at_distance, result_of
 from flaskapp.lab.servers import Server, UpstreamAccount, billing_upstream
 from flaskapp.ops.embedded_redis import EmbeddedServer
+from flaskapp.ops.private_files import new_secret
 from flaskapp.ops.running_redis import HOST
 
 CHAT = "/api/v1/chat/stream"
@@ -60,7 +61,7 @@ def race_over_http(
     """
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tollgate-race-")))
-        store = stack.enter_context(EmbeddedServer(directory / "redis"))
+        store = stack.enter_context(EmbeddedServer(directory / "redis", password=new_secret()))
         with closing(Link(store.url, clock=CLOCK)) as link:
             # An unknown name fails here, before a server is started.
             promises = {name: open_backend(name, link).promises_atomicity for name in names}

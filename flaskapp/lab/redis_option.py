@@ -10,6 +10,7 @@ import click
 
 from backends.errors import TollgateError
 from flaskapp.ops.embedded_redis import EmbeddedServer
+from flaskapp.ops.private_files import new_secret
 
 
 def redis_option(verb: str) -> Callable[[Any], Any]:
@@ -24,7 +25,10 @@ def server_url(url: str | None) -> Iterator[str]:
     if url is not None:
         yield url
         return
-    with tempfile.TemporaryDirectory(prefix="tollgate-lab-") as directory, EmbeddedServer(Path(directory)) as server:
+    with (
+        tempfile.TemporaryDirectory(prefix="tollgate-lab-") as directory,
+        EmbeddedServer(Path(directory), password=new_secret()) as server,
+    ):
         yield server.url
 
 

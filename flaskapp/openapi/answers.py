@@ -55,7 +55,10 @@ NO_SUCH_MODEL = Refused(404, "not_found", "This model is not offered.", other_co
 TOO_MANY = Refused(429, RATE_LIMITED, "Too many requests.", ("rate_limit",))
 BUG = Refused(500, INTERNAL_ERROR, "Something went wrong on our side.", (INTERNAL_ERROR,))
 NO_STORE = Refused(503, THROTTLE_UNAVAILABLE, "Redis cannot be asked, or not now.", ("store", "busy"))
-COUNTED = (TOO_MANY, BUG, NO_STORE)
+OTHER_HOST = Refused(421, INVALID_REQUEST, "In development mode: this service is not asked by that name.")
+ALWAYS = (OTHER_HOST, BUG)
+"""What every route may answer."""
+COUNTED = (*ALWAYS, TOO_MANY, NO_STORE)
 """What every route may answer whose requests are counted."""
 NO_CHALLENGE = Refused(
     403,

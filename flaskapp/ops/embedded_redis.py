@@ -8,12 +8,13 @@ import shutil
 import signal
 import socket
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
 from backends.errors import ConfigurationError, StoreUnavailable
 from flaskapp.ops.processes import end_guardian, end_process, guardian_of, wait_until
-from flaskapp.ops.running_redis import HOST, answers
+from flaskapp.ops.running_redis import HOST, answers, url_of
 
 START_TIMEOUT_SECONDS = 15.0
 STOP_TIMEOUT_SECONDS = 10.0
@@ -67,19 +68,29 @@ def free_port() -> int:
 
 
 class EmbeddedServer:
-    """One server process on 127.0.0.1, with its files in `directory`. A context manager.
+    """One server process on 127.0.0.1, with its files in `directory`, readable to their owner alone. A context manager.
 
     Args:
         directory: of its log and, if `durable`, its append-only file; made if it is not there.
         port: where it listens; 0 takes a free port and keeps it over restarts.
         durable: what was written survives its end.
         binary: the server program; `find_server()` by default.
+        password: what a client has to know, of letters, digits, - and _; without one anyone on this machine may ask.
     """
 
-    def __init__(self, directory: Path, *, port: int = 0, durable: bool = False, binary: Path | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        port: int = 0,
+        durable: bool = False,
+        binary: Path | None = None,
+        password: str | None = None,
+    ) -> None:
         self._directory = directory
         self._durable = durable
         self._binary = binary or find_server()
+        self._password = password
         self._process: subprocess.Popen[bytes] | None = None
         self._guardian: subprocess.Popen[bytes] | None = None
         self.port = port
@@ -93,8 +104,8 @@ class EmbeddedServer:
 
     @property
     def url(self) -> str:
-        """Where it listens, as a URL of database 0."""
-        return f"redis://{HOST}:{self.port}/0"
+        """Where it listens, as a URL of database 0, with the password."""
+        return url_of(self.port, self._password)
 
     @property
     def pid(self) -> int:
@@ -142,18 +153,28 @@ class EmbeddedServer:
 
     def _launch(self, port: int) -> None:
         process = subprocess.Popen(  # noqa: S603 - the program is the one that find_server chose
-            [str(self._binary.absolute()), *self._settings(port)],
+            [str(self._binary.absolute()), "-", *self._settings(port)],
             cwd=self._directory,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
+            umask=0o077,
         )
         self._process = process
         self._guardian = guardian_of(process.pid)
-        wait_until(lambda: process.poll() is not None or answers(port), START_TIMEOUT_SECONDS)
-        if process.poll() is not None or not answers(port):
+        self._hand_over_password(process)
+        url = url_of(port, self._password)
+        wait_until(lambda: process.poll() is not None or answers(url), START_TIMEOUT_SECONDS)
+        if process.poll() is not None or not answers(url):
             raise StoreUnavailable(f"the embedded server did not start on port {port}: {self._last_line()}")
+
+    def _hand_over_password(self, process: "subprocess.Popen[bytes]") -> None:
+        """By its standard input, of which it reads settings: its arguments are shown to everybody by `ps`."""
+        text = f"requirepass {self._password}\n" if self._password else ""
+        if process.stdin is not None:
+            with suppress(BrokenPipeError), process.stdin as settings:  # a program that is no server reads nothing
+                settings.write(text.encode())
 
     def _settings(self, port: int) -> list[str]:
         settings = {

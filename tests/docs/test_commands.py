@@ -19,6 +19,7 @@ import redis
 
 from flaskapp.config import load_config
 from flaskapp.ops.embedded_redis import EmbeddedServer
+from flaskapp.ops.running_redis import record_redis
 from tests.docs.pages import PAGES, ROOT, blocks
 from tests.servers import ADMIN_TOKEN, BEARER, SETTINGS, Service, wait_until
 
@@ -45,6 +46,7 @@ class Shell:
             (place / name).symlink_to(ROOT / name)
         (place / ".data" / "app.log").symlink_to(first.directory / "app.log")
         (place / ".data" / "admin-token").write_text(ADMIN_TOKEN)
+        record_redis(place / ".data", self.redis_url)
         self._make_programs(place / "programs")
         kept = {name: os.environ[name] for name in ("HOME", "LANG") if name in os.environ}
         path = os.pathsep.join([str(place / "programs"), str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -55,7 +57,7 @@ class Shell:
         programs.mkdir()
         client = programs / "redis-cli"
         own = f'"{sys.executable}" "{ROOT / "scripts" / "redis_cli.py"}"'
-        client.write_text(f'#!/bin/sh\nexec {shutil.which("redis-cli") or own} --no-raw -u "$REDIS_URL" "$@"\n')
+        client.write_text(f'#!/bin/sh\nexec {own} --no-raw -u "$REDIS_URL" "$@"\n')
         client.chmod(0o755)
 
     def here(self, text: str) -> str:
@@ -108,7 +110,7 @@ class Shell:
 def _shell(tmp_path_factory):
     base = tmp_path_factory.mktemp("docs")
     (base / "root" / ".data").mkdir(parents=True)
-    with EmbeddedServer(base / "redis") as server:
+    with EmbeddedServer(base / "redis", password="of-the-pages") as server:
         first = Service(base / "root", server.url, **SWITCHED_ON)
         second = Service(base / "second", server.url, **SWITCHED_ON, THROTTLE_BACKEND="legacy")
         with first, second:

@@ -221,7 +221,7 @@ def test_who_is_meant(typed, meant):
 
 def test_every_command_finds_the_embedded_server_without_further_set_up(tmp_path):
     with EmbeddedServer(tmp_path / "redis") as server:
-        record_redis(tmp_path / ".data", server.port)
+        record_redis(tmp_path / ".data", server.url)
         link = Link(server.url, clock=SystemClock())
         open_backend("atomic", link).reserve(make_ask("r0", COST, LIMITS))
         link.close()

@@ -47,6 +47,7 @@ def test_the_defaults_are_those_of_the_contract():
         "demo_tokens_per_second": 50.0,
         "api_keys": None,
         "cors_origins": (),
+        "allowed_hosts": (),
         "admin_token": None,
         "trusted_proxy_hops": 0,
         "network_ipv6_prefix": 56,
@@ -172,6 +173,7 @@ def test_every_variable_is_read():
             "LLM_PRICE_OUTPUT_USD_PER_MTOK": "10",
             "DEMO_TOKENS_PER_SECOND": "0.5",
             "ADMIN_TOKEN": "pässword",
+            "ALLOWED_HOSTS": "Box.local, my_box",
             "TRUSTED_PROXY_HOPS": "1",
             "HOST": "::",
             "PORT": "65535",
@@ -191,6 +193,7 @@ def test_every_variable_is_read():
     assert (config.llm_price_input_usd_per_mtok, config.llm_price_output_usd_per_mtok) == (Decimal("2.50"), 10)
     assert config.llm_api_key.get_secret_value() == "sk-1"
     assert config.admin_token.get_secret_value() == "pässword"
+    assert config.allowed_hosts == ("Box.local", "my_box")
     assert (config.demo_tokens_per_second, config.log_level, config.web_concurrency) == (0.5, "DEBUG", 4)
     live = config.live_baseline
     (network_window, *_) = live.values.plan.of({Scope.NETWORK: "198.51.100.7"}, now_us=0)
@@ -269,6 +272,13 @@ def test_every_variable_is_read():
         ({"THROTTLE_BACKEND": "../x"}, "THROTTLE_BACKEND: atomic, legacy, memory or a registered name; got ../x"),
         ({"CHAT_RATE_LIMIT": "many"}, None),
         (
+            {"ALLOWED_HOSTS": "box.local,box.local:8000"},
+            "ALLOWED_HOSTS: host names without a port, several with commas between them; got box.local,box.local:8000",
+        ),
+        ({"ALLOWED_HOSTS": "*"}, None),
+        ({"ALLOWED_HOSTS": "https://box.local"}, None),
+        ({"ALLOWED_HOSTS": "box.local,"}, None),
+        (
             {"RESERVATION_POLICY": "guess"},
             "RESERVATION_POLICY: worst_case or slices; got guess",
         ),
@@ -317,6 +327,13 @@ def test_a_secret_is_never_shown(environ):
     line = refusal(**environ)
     assert line.startswith(f"{next(iter(environ))}: ")
     assert "hid" not in line
+
+
+@pytest.mark.parametrize("token", ["", "x" * 15, "x" * 16])
+def test_a_short_token_of_the_operator_is_warned_of_and_not_shown(token):
+    remarks = load_config({"ADMIN_TOKEN": token}).remarks
+    assert [remark.partition(" ")[0] for remark in remarks] == ["ADMIN_TOKEN"] * (len(token) == 15)
+    assert "xxx" not in str(remarks)
 
 
 def test_no_secret_is_in_the_repr():

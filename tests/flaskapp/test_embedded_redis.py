@@ -14,6 +14,7 @@ from flaskapp.ops import embedded_redis as embedded
 from flaskapp.ops.running_redis import RECORD, record_redis, running_url
 from tests.embedded import FragileServer
 
+PASSWORD = "only-for-these_tests"
 OWNER = """
 import pathlib, sys
 from flaskapp.ops.embedded_redis import EmbeddedServer
@@ -59,6 +60,48 @@ def test_one_that_is_not_durable_forgets(tmp_path):
 def test_it_never_evicts_money(own_server, client):
     assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
     assert client.config_get("bind") == {"bind": "127.0.0.1"}
+
+
+@pytest.fixture
+def locked_server(tmp_path):
+    with FragileServer(tmp_path / "locked", durable=True, password=PASSWORD) as server:
+        yield server
+
+
+def test_only_who_knows_the_password_may_ask(locked_server):
+    with redis.Redis(port=locked_server.port) as stranger, pytest.raises(redis.AuthenticationError):
+        stranger.get("settings")
+    with (
+        redis.Redis(port=locked_server.port, password="guessed") as stranger,
+        pytest.raises(redis.AuthenticationError),
+    ):
+        stranger.get("settings")
+    with redis.Redis.from_url(locked_server.url) as client:
+        assert client.set("settings", "{}")
+
+
+def test_the_password_stands_in_no_argument_and_in_no_log(locked_server, tmp_path):
+    arguments = subprocess.run(["ps", "-eo", "args="], capture_output=True, text=True, check=True).stdout
+    assert f":{locked_server.port}" in arguments
+    assert PASSWORD not in arguments
+    assert PASSWORD not in (tmp_path / "locked" / "server.log").read_text()
+
+
+def test_its_files_are_readable_to_their_owner_alone(locked_server, tmp_path):
+    with redis.Redis.from_url(locked_server.url) as client:
+        client.set("settings", "{}")
+    files = [path for path in (tmp_path / "locked").rglob("*") if path.is_file()]
+    assert {"server.log"} < {path.name for path in files}
+    assert {oct(path.stat().st_mode & 0o777) for path in files} == {"0o600"}
+
+
+def test_the_record_has_the_password_and_is_readable_to_its_owner_alone(locked_server, tmp_path):
+    record_redis(tmp_path, locked_server.url)
+    assert running_url(tmp_path) == locked_server.url
+    assert (tmp_path / RECORD).stat().st_mode & 0o777 == 0o600
+    record_redis(tmp_path, locked_server.url)
+    (tmp_path / RECORD).write_text((tmp_path / RECORD).read_text().replace(PASSWORD, "another"))
+    assert running_url(tmp_path) is None
 
 
 def test_a_frozen_one_is_silent_until_it_is_thawed(own_server, client):
@@ -124,7 +167,7 @@ def test_a_program_that_is_no_server_is_told(tmp_path):
 
 def test_the_record_counts_only_while_that_very_server_answers(own_server, tmp_path):
     assert running_url(tmp_path) is None
-    record_redis(tmp_path, own_server.port)
+    record_redis(tmp_path, own_server.url)
     assert running_url(tmp_path) == own_server.url
     own_server.stop()
     assert running_url(tmp_path) is None

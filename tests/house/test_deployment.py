@@ -1,13 +1,19 @@
 """Dockerfile and compose file, as far as they can be checked without an engine; .ci/run lints them as well."""
 
+import os
 import re
 import runpy
+import subprocess
 from pathlib import Path
 
 import pytest
+import redis
 import yaml
 
 from flaskapp.config import variables
+from flaskapp.ops.embedded_redis import free_port
+from flaskapp.ops.running_redis import answers, url_of
+from tests.servers import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -43,6 +49,46 @@ def test_redis_in_the_container_is_durable_and_never_evicts(services):
     assert "--maxmemory-policy noeviction" in words
     assert "redis-data:/data" in services["redis"]["volumes"]
     assert services["redis"]["healthcheck"]
+
+
+def test_redis_in_the_container_asks_for_the_password_which_no_argument_shows(services, tmp_path):
+    redis_service = services["redis"]
+    assert "requirepass" in redis_service["command"][-1]
+    assert redis_service["environment"] == {"REDISCLI_AUTH": "${TOLLGATE_REDIS_PASSWORD:-known-to-all}"}
+    assert (
+        "redis://:${TOLLGATE_REDIS_PASSWORD:-known-to-all}@redis:6379/0"
+        in (services["backend"]["environment"]["REDIS_URL"])
+    )
+    port = free_port()
+    shell, flag, script = redis_service["command"]
+    script = script.replace("$$", "$").replace("redis-server -", f"redis-server - --port {port}", 1)
+    environment = {"PATH": os.environ["PATH"], "REDISCLI_AUTH": "of-this-container"}
+    with subprocess.Popen(
+        [shell, flag, script], cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    ) as server:
+        try:
+            url = url_of(port, "of-this-container")
+            wait_until(lambda: answers(url), 10, "the container's command serves, and takes the password")
+            with redis.Redis(port=port) as stranger, pytest.raises(redis.AuthenticationError):
+                stranger.ping()
+            shown = Path(f"/proc/{server.pid}/cmdline")
+            assert not shown.exists() or b"of-this-container" not in shown.read_bytes()
+        finally:
+            server.terminate()
+
+
+def test_a_container_can_do_no_more_than_it_needs(services):
+    for service in services.values():
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert "cap_add" not in service
+        assert "privileged" not in service
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service["tmpfs"] == ["/tmp"]  # noqa: S108 - of the container
+    assert services["redis"]["user"] == "redis"
+    # What is written goes to volumes; the sources are mounted so that they cannot be.
+    writable = [each for service in services.values() for each in service["volumes"] if not each.endswith(":ro")]
+    assert writable == ["redis-data:/data", "backend-data:/app/.data"]
 
 
 def test_the_sources_are_the_hosts_and_reloaded(services):

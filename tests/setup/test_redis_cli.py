@@ -1,13 +1,17 @@
 import os
 import pty
+import runpy
+import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import redis
 
 from flaskapp.ops.embedded_redis import EmbeddedServer
+from flaskapp.ops.running_redis import record_redis
 from tests.servers import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -119,6 +123,80 @@ def test_redis_url_is_asked_where_nothing_else_is_named(books, redis_url, tmp_pa
         [sys.executable, str(shim), "DBSIZE"], env=environment, capture_output=True, text=True, check=False, timeout=20
     )
     assert done.stdout == "2\n"
+
+
+class Clone:
+    """The folder of a clone, as far as its redis-cli looks into it."""
+
+    def __init__(self, place):
+        self.data = place / ".data"
+        self.shim = place / "scripts" / "redis_cli.py"
+        self.shim.parent.mkdir(parents=True)
+        self.shim.write_bytes(SHIM.read_bytes())
+
+    def run(self, *words, **environment):
+        return subprocess.run(
+            [sys.executable, str(self.shim), *words],
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=20,
+        ).stdout
+
+
+@pytest.fixture
+def neighbours(tmp_path):
+    """Two clones side by side, each with an embedded server that has a password of its own."""
+    with ExitStack() as stack:
+        pair = []
+        for name in ("first", "second"):
+            clone = Clone(tmp_path / name)
+            server = EmbeddedServer(clone.data / "redis", password=f"of-the-{name}")
+            stack.enter_context(server)
+            record_redis(clone.data, server.url)
+            with redis.Redis.from_url(server.url) as client:
+                client.set("settings", name)
+            pair.append((clone, server.port))
+        yield pair
+
+
+def test_each_clone_reaches_its_own_redis_without_further_words(neighbours):
+    assert [clone.run("GET", "settings") for clone, _ in neighbours] == ["first\n", "second\n"]
+
+
+@pytest.mark.parametrize(
+    "words", [["-p", "{}"], ["-h", "localhost", "-p", "{}"], ["-u", "redis://127.0.0.1:{}/0"], ["-n", "0"]]
+)
+def test_it_logs_in_by_whatever_words_the_embedded_server_is_named(neighbours, words):
+    clone, port = neighbours[0]
+    named = [word.format(port) for word in words]
+    assert clone.run(*named, "GET", "settings") == "first\n"
+    assert clone.run(*named, "GET", "settings", REDISCLI_AUTH="of-another-server") == "first\n"
+
+
+def test_the_password_is_for_no_other_server(neighbours):
+    (clone, _), (_, other_port) = neighbours
+    assert clone.run("-p", str(other_port), "GET", "settings") == "NOAUTH Authentication required.\n"
+    assert clone.run("-p", str(other_port), "GET", "settings", REDISCLI_AUTH="of-the-second") == "second\n"
+    assert clone.run("-p", str(other_port), "-a", "of-the-second", "GET", "settings") == "second\n"
+
+
+def test_set_up_puts_it_there_whatever_stands_on_path(tmp_path, monkeypatch):
+    place = tmp_path / "a clone"
+    another = tmp_path / "redis-cli"
+    another.write_text("#!/bin/sh\necho another\n")
+    another.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    handler = signal.getsignal(signal.SIGINT)  # which set-up takes first of all
+    put = runpy.run_path(str(ROOT / "scripts" / "setup.py"), run_name="set-up")["_put_redis_cli"]
+    signal.signal(signal.SIGINT, handler)
+    (place / "bin").mkdir(parents=True)
+    put.__globals__.update(VENV=place, PYTHON=Path(sys.executable))
+    put()
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    done = subprocess.run([place / "bin" / "redis-cli", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == "redis-cli of Tollgate\n"
 
 
 def test_somebody_at_a_terminal_gets_a_prompt(books, redis_url):

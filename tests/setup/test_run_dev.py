@@ -13,8 +13,9 @@ from contextlib import contextmanager, suppress
 import pytest
 import redis
 
-from flaskapp.ops.embedded_redis import free_port
-from flaskapp.ops.running_redis import running_url
+from backends.store.addresses import without_password
+from flaskapp.ops.embedded_redis import EmbeddedServer, free_port
+from flaskapp.ops.running_redis import record_redis, running_url
 from tests.setup.conftest import processes_of
 
 
@@ -32,19 +33,60 @@ def test_a_warm_start_serves_and_says_where_everything_is(start, clone):
         f"{base}/api/v1/chat/stream",
         f"{base}/admin",
         f"log in with {token}",
-        url,
+        f"{without_password(url)} (embedded",
         "Cost throttling is off (development mode)",
         "ENABLE_COST_THROTTLING=true",
         f"curl -N {base}/api/v1/chat/stream",
         "source .venv/bin/activate",
     ):
         assert words in server.said
-    assert (clone / ".data" / "admin-token").stat().st_mode & 0o777 == 0o600
     with redis.Redis.from_url(url) as client:
         assert client.config_get("appendonly")["appendonly"] == "yes"
     log = (clone / ".data" / "app.log").read_text()
     assert "Cost throttling is off" in log
     assert token not in log
+
+
+def test_no_other_user_of_the_machine_gets_at_redis_or_reads_what_is_kept(start, clone):
+    server = start(ENABLE_COST_THROTTLING="true").until("Ctrl-C stops it")
+    assert server.get("/healthz") == 200
+    url = running_url(clone / ".data")
+    password = (clone / ".data" / "redis.password").read_text().strip()
+    assert f":{password}@" in url
+    with redis.Redis.from_url(without_password(url)) as stranger, pytest.raises(redis.AuthenticationError):
+        stranger.set("settings", '{"enable_cost_throttling": false}')
+    shown = subprocess.run(["ps", "-eo", "args="], capture_output=True, text=True, check=True).stdout
+    logs = [(clone / ".data" / name).read_text() for name in ("app.log", "redis/server.log", "redis.said")]
+    assert all(password not in text for text in (shown, server.said, *logs))
+    assert others_may_use(clone / ".data") == []
+    server.end()
+    assert others_may_use(clone / ".data") == []
+
+
+def test_what_an_older_version_kept_goes_on_and_is_closed_to_others(start, clone):
+    with EmbeddedServer(clone / ".data" / "redis", durable=True) as before, redis.Redis.from_url(before.url) as client:
+        client.set("settings", '{"enable_cost_throttling": true}')
+        record_redis(clone / ".data", before.url)
+    (clone / ".data" / "admin-token").write_text("kept by an older version\n")
+    for path in (clone / ".data").rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    (clone / ".data").chmod(0o755)
+    server = start().until("Ctrl-C stops it")
+    assert "Cost throttling is on (set live, in Redis)" in server.said
+    assert "log in with kept by an older version" in server.said
+    assert others_may_use(clone / ".data") == []
+
+
+def test_an_older_version_that_still_runs_is_joined(start, clone):
+    with EmbeddedServer(clone / ".data" / "redis", durable=True) as before:
+        record_redis(clone / ".data", before.url)
+        server = start().until("Ctrl-C stops it")
+        assert f"{before.url} (embedded" in server.said
+        assert server.end() == 128 + signal.SIGINT
+
+
+def others_may_use(folder):
+    return [path for path in (folder, *folder.rglob("*")) if path.stat().st_mode & 0o077]
 
 
 def test_throttling_that_is_switched_on_is_said(start):
@@ -136,7 +178,7 @@ def test_a_supervisor_that_is_killed_takes_everything_with_it(start, clone):
 def test_a_second_start_joins_the_redis_and_either_may_stop(start, clone, first_to_stop):
     pair = [start().until("Ctrl-C stops it"), start(THROTTLE_BACKEND="legacy").until("backend legacy")]
     url = running_url(clone / ".data")
-    assert all(url in server.said for server in pair)
+    assert all(without_password(url) in server.said for server in pair)
     gone, left = pair[first_to_stop], pair[1 - first_to_stop]
     gone.end()
     assert running_url(clone / ".data") == url
@@ -166,7 +208,7 @@ def test_a_redis_that_was_killed_is_brought_back_by_another_start_where_the_othe
     assert running_url(clone / ".data") is None
     another = start().until("Ctrl-C stops it")
     waiting.until("The embedded Redis is back")
-    assert f"{url} (embedded, kept in .data/redis; started here)" in another.said
+    assert f"{without_password(url)} (embedded, kept in .data/redis; started here)" in another.said
     with redis.Redis.from_url(url) as client:
         assert client.get("settings") == b'{"daily_cost_limit_usd": 0.01}'
     deadline = time.monotonic() + 5
@@ -247,6 +289,12 @@ def test_a_redis_that_is_away_is_no_reason_not_to_start(start):
     server = start(REDIS_URL=f"redis://:secret@127.0.0.1:{free_port()}/0").until("Ctrl-C stops it")
     assert server.get("/healthz") == 200
     assert "secret" not in server.said
+
+
+def test_a_short_token_of_the_operator_is_remarked_on_and_not_shown(start):
+    server = start(ADMIN_TOKEN="easy-to-guess").until("Ctrl-C stops it")
+    assert server.said.count("ADMIN_TOKEN has fewer than 16 characters") == 1
+    assert "easy-to-guess" not in server.said
 
 
 def test_a_redis_that_may_forget_is_remarked_on(start, own_server):
