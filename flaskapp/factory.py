@@ -249,9 +249,8 @@ def _register_routes(app: Flask, tollgate: Tollgate, metrics: Metrics, clock: Cl
         "usage": make_usage(guard, lambda: settings.current.values, keys, clock),
         "admin": _make_admin(tollgate, clock),
     }
-    limiter = RequestLimiter(tollgate.link, clock, lambda: settings.current.values.network_rate_limit)
+    limiter = RequestLimiter(app, tollgate.link, clock, lambda: settings.current.values.network_rate_limit)
     _limit_rates(limiter, limited, settings, keys)
-    app.before_request(limiter.check_request)
     pages = [make_metrics_page(metrics), _make_openapi(openai, settings)]
     for page in pages:
         limiter.limit_network(page)

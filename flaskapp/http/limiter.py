@@ -1,19 +1,21 @@
 """Requests per time, in fixed windows: of a network on all routes together, and of a caller on each route by itself.
 
-One script counts both in Redis, in one round trip and before the body is read. While Redis is away a worker counts in
-its own memory. While the link is busy, requests that cannot be counted are refused: otherwise a flood would give every
-caller a second, empty counter.
+One script counts both in Redis, in one round trip and before the body is read. While Redis is away flask-limiter counts
+in the worker's own memory. While the link is busy, requests that cannot be counted are refused: otherwise a flood would
+give every caller a second, empty counter.
 """
 
-import threading
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
-from flask import Blueprint, Response, request
-from limits import parse_many
+from flask import Blueprint, Flask, Response, request
+from flask_limiter import Limiter, RateLimitExceeded
+from limits import RateLimitItem, parse_many
+from limits.storage import MemoryStorage
 
-from backends.clock import Clock
+from backends.clock import US_PER_SECOND, Clock
 from backends.errors import StoreBusy, StoreError
 from backends.keys import counter_key
 from backends.store.link import Link
@@ -24,8 +26,10 @@ from flaskapp.http.refusals import RATE_LIMITED, THROTTLE_UNAVAILABLE, problem
 ADMIN_RATE_LIMIT = "60 per minute"
 MOST_MADE = 1_000
 """Counters of callers that one network may make in the time that one is kept; twice as many may be kept at once."""
-_MOST_LOCAL = 10_000
+MOST_LOCAL = 10_000
+"""Counters that a worker keeps while Redis is away."""
 _MS_PER_SECOND = 1_000
+_NETWORK = "network"
 _COUNT = Script("count.lua")
 
 
@@ -57,11 +61,16 @@ class _Plan(NamedTuple):
 class RequestLimiter:
     """Counts requests before they are handled; `network_rate` and the others are asked anew for each."""
 
-    def __init__(self, link: Link, clock: Clock, network_rate: Callable[[], str]) -> None:
+    def __init__(self, app: Flask, link: Link, clock: Clock, network_rate: Callable[[], str]) -> None:
         self._link = link
+        self._clock = clock
         self._network_rate = network_rate
         self._limits: dict[str | None, _Limit] = {}
-        self.local = LocalCounters(clock)
+        self._local = Limiter(network_key, storage_uri="tollgate://", strategy="fixed-window", headers_enabled=False)
+        # Before `init_app`, which so adds none of its own hooks: they would take longer than our count itself.
+        app.extensions["limiter"] = {self._local}
+        self._local.init_app(app)
+        app.before_request(self.check_request)
 
     def limit_blueprint(
         self, blueprint: Blueprint, rate: Callable[[], str], key: Callable[[], str], *, is_made_up: bool = False
@@ -71,6 +80,8 @@ class RequestLimiter:
         The network's rate holds for all of them together. Where `is_made_up`, a caller may choose its key.
         """
         self._limits[blueprint.name] = _Limit(rate, key, is_made_up)
+        self._local.limit(rate, key_func=key)(blueprint)
+        self._local.shared_limit(self._network_rate, scope=_NETWORK, key_func=network_key)(blueprint)
 
     def limit_network(self, blueprint: Blueprint) -> None:
         """Let the network's rate alone hold for the blueprint's routes. They are there when the link is busy, too."""
@@ -95,38 +106,33 @@ class RequestLimiter:
             message = "This service is too busy to count requests. Please try again."
             return problem(503, THROTTLE_UNAVAILABLE, "busy", message, retry_after_seconds=1)
         except StoreError:
-            number, left_ms = self.local.count(keys, plan.args)
-        return None if number == 0 else _refused(plan, number, left_ms)
+            return self._check_locally()
+        if number == 0:
+            return None
+        window = (*plan.of_network, *plan.of_caller)[number - 1]
+        return _refused(window.words, left_ms / _MS_PER_SECOND, is_network=number <= len(plan.of_network))
+
+    def _check_locally(self) -> Response | None:
+        try:
+            self._local._check_request_limit(in_middleware=False)  # noqa: SLF001 (there is no other word for it)
+        except RateLimitExceeded as error:
+            limit = self._local.current_limit
+            left_seconds = limit.reset_at - self._clock.now_us() / US_PER_SECOND if limit else 0
+            is_network = error.limit.key_func is network_key and bool(error.limit.shared)
+            return _refused(_words(error.limit.limit), left_seconds, is_network=is_network)
+        return None
 
 
-class LocalCounters:
-    """The counters of one process, while Redis is away; bounded in number."""
+class BoundedMemory(MemoryStorage):
+    """Counters in the memory of a process, at most `MOST_LOCAL`: what is beyond does not count."""
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._counters: dict[str, tuple[int, float]] = {}
-        """How many, and until when."""
-        self._lock = threading.Lock()
+    STORAGE_SCHEME = ["tollgate"]  # noqa: RUF012 (the library's own way to register)
 
-    def count(self, keys: Sequence[str], args: Sequence[int]) -> tuple[int, int]:
-        """As ``count.lua`` does, with its reply."""
-        now_seconds = self._clock.monotonic_seconds()
-        limits, lengths = args[3::2], args[4::2]
-        with self._lock:
-            counted = [self._counted(key, now_seconds) for key in keys[:-1]]
-            for number, ((count, ends_seconds), most) in enumerate(zip(counted, limits, strict=True), 1):
-                if count >= most:
-                    return number, int((ends_seconds - now_seconds) * _MS_PER_SECOND)
-            if len(self._counters) >= _MOST_LOCAL:
-                self._counters = {key: each for key, each in self._counters.items() if each[1] > now_seconds}
-            for key, (count, ends_seconds), seconds in zip(keys, counted, lengths, strict=False):
-                if count or len(self._counters) < _MOST_LOCAL:
-                    self._counters[key] = count + 1, ends_seconds if count else now_seconds + seconds
-        return 0, 0
-
-    def _counted(self, key: str, now_seconds: float) -> tuple[int, float]:
-        count, ends_seconds = self._counters.get(key, (0, 0.0))
-        return (count, ends_seconds) if ends_seconds > now_seconds else (0, 0.0)
+    def incr(self, key: str, expiry: float, amount: int = 1) -> int:
+        """The library's word for one more request."""
+        if key not in self.storage and len(self.storage) >= MOST_LOCAL:
+            return 0
+        return super().incr(key, expiry, amount)
 
 
 @lru_cache(maxsize=64)
@@ -140,27 +146,23 @@ def _plan(network_rate: str, rate: str, *, is_made_up: bool) -> _Plan:
 
 
 def _windows(rate: str) -> tuple[Window, ...]:
-    return tuple(
-        Window(
-            item.amount,
-            item.get_expiry(),
-            f"{item.amount} per {'' if item.multiples == 1 else f'{item.multiples} '}{item.GRANULARITY.name}",
-        )
-        for item in parse_many(rate)
-    )
+    return tuple(Window(item.amount, item.get_expiry(), _words(item)) for item in parse_many(rate))
 
 
-def _refused(plan: _Plan, number: int, left_ms: int) -> Response:
-    is_network = number <= len(plan.of_network)
-    words = (*plan.of_network, *plan.of_caller)[number - 1].words
+def _words(item: RateLimitItem) -> str:
+    times = "" if item.multiples == 1 else f"{item.multiples} "
+    return f"{item.amount} per {times}{item.GRANULARITY.name}"
+
+
+def _refused(words: str, left_seconds: float, *, is_network: bool) -> Response:
     who = " from your network" if is_network else ""
     return problem(
         429,
         RATE_LIMITED,
         "rate_limit",
         lambda seconds: f"Too many requests{who}: {words} are allowed. Please try again in {seconds} seconds.",
-        retry_after_seconds=max(1, -(-left_ms // _MS_PER_SECOND)),
-        scope="network" if is_network else "identifier",
+        retry_after_seconds=max(1, math.ceil(left_seconds)),
+        scope=_NETWORK if is_network else "identifier",
     )
 
 

@@ -7,20 +7,11 @@ from backends.clock import SystemClock
 from backends.keys import counter_key
 from backends.store.link import Link
 from backends.store.scripts import Script
-from flaskapp.http.limiter import LocalCounters
+from flaskapp.http.limiter import BoundedMemory
 from tests.servers import BEARER, CHAT, SETTINGS, earliest_wait
 
 CHALLENGE, USAGE = "/api/v1/auth/challenge", "/api/v1/usage"
 COUNT = Script("count.lua")
-
-
-class HandClock:
-    """A clock that stands still until it is moved."""
-
-    seconds = 1_000.0
-
-    def monotonic_seconds(self):
-        return self.seconds
 
 
 @pytest.fixture
@@ -31,16 +22,13 @@ def redis_link(redis_url):
     link.close()
 
 
-@pytest.fixture(params=["redis", "local"])
-def count(request, redis_link):
-    """`count(keys, windows, free=, most_made=)`: the script, or what a worker does while Redis is away."""
-    local = LocalCounters(HandClock())
+@pytest.fixture
+def count(redis_link):
+    """`count(keys, windows, free=, most_made=)`: what the script replies."""
 
     def ask(keys, windows, free=9, most_made=9):
         args = [free, most_made, 3_600, *(bound for window in windows for bound in window)]
         keys = [counter_key(key) for key in (*keys, "made")]
-        if request.param == "local":
-            return list(local.count(keys, args))
         return redis_link.run(lambda client: COUNT.run(client, keys, args))
 
     return ask
@@ -75,22 +63,17 @@ def test_a_counter_gets_its_life_with_its_first_count_and_keeps_it(redis_link):
 def test_a_network_makes_no_more_counters_than_it_may(count, redis_link):
     assert {count(["net", f"name {n}"], [(1_000, 60), (1, 60)], free=1, most_made=5)[0] for n in range(20)} == {0}
     keys = redis_link.run(lambda client: client.keys("*"))
-    # One of the network, five of callers, and how many those are: but a worker's own are in no Redis.
-    assert len(keys) in {0, 7}
+    # One of the network, five of callers, and how many those are.
+    assert len(keys) == 7
     assert all(redis_link.run(lambda client, key=key: client.ttl(key)) > 0 for key in keys)
 
 
-def test_a_worker_s_own_counters_begin_anew_and_are_bounded(monkeypatch):
-    clock = HandClock()
-    local = LocalCounters(clock)
-    monkeypatch.setattr("flaskapp.http.limiter._MOST_LOCAL", 10)
-    args = [1, 9, 60, 1, 60]
-    assert [local.count([f"{n}", "made"], args) for n in range(50)] == [(0, 0)] * 50
-    assert len(local._counters) == 10
-    assert local.count(["1", "made"], args) == (1, 60_000)
-    clock.seconds += 60
-    assert local.count(["1", "made"], args) == (0, 0)
-    assert len(local._counters) == 1
+def test_a_worker_s_own_counters_are_bounded_in_number(monkeypatch):
+    monkeypatch.setattr("flaskapp.http.limiter.MOST_LOCAL", 10)
+    own = BoundedMemory()
+    assert [own.incr(f"{n}", 60) for n in range(50)] == [1] * 10 + [0] * 40
+    assert own.incr("3", 60) == 2
+    assert len(own.storage) == 10
 
 
 @pytest.mark.parametrize("rate", ["3 per hour", "3 per 2 hour", "100 per day; 3 per hour"])
@@ -246,4 +229,17 @@ def test_the_loss_of_redis_never_becomes_a_500_and_the_count_goes_on(own_server,
         # From now on in the worker's own memory.
         statuses = [service.chat(max_tokens=1).status_code for _ in range(6)]
         assert statuses == [200, 200, 200, 429, 429, 429]
+        own_server.start()
+
+
+def test_while_redis_is_away_a_network_is_counted_as_one(own_server, tmp_path):
+    from tests.apps import open_app
+
+    with open_app(own_server.url, tmp_path, {"NETWORK_RATE_LIMIT": "3 per hour"}) as service:
+        own_server.kill()
+        answers = [service.chat(f"hash{number}", max_tokens=1) for number in range(5)]
+        assert [answer.status_code for answer in answers] == [200, 200, 200, 429, 429]
+        assert answers[-1].json["scope"] == "network"
+        assert answers[-1].json["message"].startswith("Too many requests from your network: 3 per hour are allowed.")
+        assert 3_590 < int(answers[-1].headers["Retry-After"]) <= 3_600 * 1.05 + 1
         own_server.start()
