@@ -6,7 +6,7 @@ from functools import lru_cache
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-from backends.budgets import Budget, Scope, check
+from backends.budgets import SHARE_STATUS, Budget, Scope, check
 from backends.clock import US_PER_SECOND
 from backends.contract import Ask, Duplicate, DuplicateState, Outcome, Refusal, Reservation, Settlement, Verdict
 from backends.keys import (
@@ -225,7 +225,10 @@ def read_verdict(ask: Ask, backend: str, request_digest: str, shape: Shape, repl
         cause = why.decode(errors="replace")
     else:
         row = rows_at(ask.budgets, now_us // US_PER_SECOND)[why - 1]
-    decision = arithmetic.Decision(status, now_us, marker_seconds, wait_seconds, bool(busy), row, cause)
+    by_share = status == SHARE_STATUS
+    decision = arithmetic.Decision(
+        status, now_us, marker_seconds, wait_seconds, bool(busy), row, cause, by_share=by_share
+    )
     return outcomes.refusal_of(ask, decision)
 
 
@@ -290,7 +293,9 @@ def read_extension(
         return replace(reservation, cost_nanousd=reserved, spent_nanousd=tuple(amounts))
     if status in {arithmetic.ENDED, arithmetic.CONFLICT}:
         raise outcomes.conflict(status)
-    return outcomes.extension_refused(outcomes.rows_of(reservation)[amounts[0] - 1], limits)
+    row = outcomes.rows_of(reservation)[amounts[0] - 1]
+    budget = row.budget._replace(limit_nanousd=limits.get(row.budget.name))
+    return outcomes.extension_refused(row._replace(budget=budget), by_share=status == SHARE_STATUS)
 
 
 def settle_call(reservation: Reservation, ending: str, actual_nanousd: int, now_text: str) -> ScriptCall:
