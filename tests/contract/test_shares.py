@@ -123,14 +123,15 @@ def test_whatever_happens_a_network_has_no_more_than_its_share_and_may_have_all_
                 booked.amount = other
             booked.is_pending = False
     for network in NETWORKS:
-        now_us = harness.clock.now_us()
-        room = model.room(network, now_us)
-        exactly = harness.backend.reserve(ask(f"-{network}-over", network, max(1, room + 1), **limits))
-        assert isinstance(exactly, Refusal)
-        if room > 0:
-            fits = harness.backend.reserve(ask(f"-{network}-fits", network, room, **limits))
-            assert isinstance(fits, Reservation)
-            harness.backend.release(fits)
+        has_exactly(harness, model.room(network, harness.clock.now_us()), network, limits)
+
+
+def has_exactly(harness, room, network, limits):
+    assert isinstance(harness.backend.reserve(ask(f"-{network}-over", network, max(1, room + 1), **limits)), Refusal)
+    if room > 0:
+        fits = harness.backend.reserve(ask(f"-{network}-fits", network, room, **limits))
+        assert isinstance(fits, Reservation)
+        harness.backend.release(fits)
 
 
 def test_one_network_has_a_quarter_and_each_further_one_a_quarter_of_what_is_left(harness):
