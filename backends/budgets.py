@@ -5,7 +5,7 @@ there: their keys, the statuses of the scripts' replies, and the reasons of thei
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from enum import StrEnum
 from functools import lru_cache
@@ -228,18 +228,39 @@ def share_limit(share: Share, whole_limit_nanousd: int, whole_nanousd: int, own_
     return (whole_limit_nanousd - of_others) * share.millionths // WHOLE_MILLIONTHS
 
 
-def whole_limits(budgets: Iterable[Budget]) -> Iterator[int]:
+class Shared(NamedTuple):
+    """A share that can refuse, by the places of two budgets in a list."""
+
+    part_at: int
+    """Whose owner has the share."""
+    whole_at: int
+    """What is shared."""
+    share: Share
+
+
+def shares_in(budgets: Sequence[Budget]) -> list[Shared]:
+    """The shares that can refuse: neither budget is in shadow mode, and what is shared has a limit."""
+    place_of = {budget.name: at for at, budget in enumerate(budgets) if enforced_limit(budget) is not None}
+    return [
+        Shared(at, place_of[budget.share.of], budget.share)
+        for at, budget in enumerate(budgets)
+        if budget.share is not None and not budget.is_shadow and budget.share.of in place_of
+    ]
+
+
+def enforced_limit(budget: Budget) -> int | None:
+    """Its limit; None where it refuses nothing."""
+    return None if budget.is_shadow else budget.limit_nanousd
+
+
+def whole_limits(budgets: Sequence[Budget]) -> list[int]:
     """What each budget that can refuse, and each share, allows where nothing is booked."""
-    budgets = tuple(budgets)
-    limits = {budget.name: budget.limit_nanousd for budget in budgets}
-    for budget in budgets:
-        if budget.is_shadow:
-            continue
-        if budget.limit_nanousd is not None:
-            yield budget.limit_nanousd
-        whole = None if budget.share is None else limits[budget.share.of]
-        if budget.share is not None and whole is not None:
-            yield share_limit(budget.share, whole, 0, 0)
+    limits = [enforced_limit(budget) for budget in budgets]
+    shares = [(share, limits[whole_at]) for _, whole_at, share in shares_in(budgets)]
+    return [
+        *(limit for limit in limits if limit is not None),
+        *(share_limit(share, limit, 0, 0) for share, limit in shares if limit is not None),
+    ]
 
 
 class Span(NamedTuple):

@@ -8,7 +8,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from backends.budgets import SHARE_STATUS, Budget, Scope, Share, share_limit, whole_limits
+from backends.budgets import (
+    SHARE_STATUS,
+    Budget,
+    Scope,
+    Share,
+    enforced_limit,
+    share_limit,
+    shares_in,
+    whole_limits,
+)
 from backends.clock import US_PER_SECOND
 from backends.contract import Ask, Marker
 from backends.errors import StoreBroken
@@ -162,25 +171,18 @@ class Bound(NamedTuple):
 
 def bounds(totals: Sequence[Total]) -> Iterator[Bound]:
     """All that may refuse, in the order in which refusals name it: shares before the first budget that is shared."""
-    shares = list(_shares(totals))
-    shared = {bound.share.of for bound in shares if bound.share}
-    for total in totals:
-        budget = total.row.budget
-        if budget.name in shared:
-            yield from shares
-            shares = []
-        if budget.limit_nanousd is not None and not budget.is_shadow:
-            yield Bound(total, budget.limit_nanousd)
-
-
-def _shares(totals: Sequence[Total]) -> Iterator[Bound]:
-    by_name = {total.row.budget.name: total for total in totals}
-    for total in totals:
-        budget = total.row.budget
-        if budget.share is not None and not budget.is_shadow:
-            whole = by_name.get(budget.share.of)
-            if whole is not None and whole.row.budget.limit_nanousd is not None:
-                yield Bound(total, whole.row.budget.limit_nanousd, budget.share, whole.nanousd, whole.row)
+    limits = [enforced_limit(total.row.budget) for total in totals]
+    shares = shares_in([total.row.budget for total in totals])
+    first_shared_at = min((shared.whole_at for shared in shares), default=None)
+    for at, total in enumerate(totals):
+        if at == first_shared_at:
+            for part_at, whole_at, share in shares:
+                limit, whole = limits[whole_at], totals[whole_at]
+                if limit is not None:
+                    yield Bound(totals[part_at], limit, share, whole.nanousd, whole.row)
+        limit = limits[at]
+        if limit is not None:
+            yield Bound(total, limit)
 
 
 def _decide(
@@ -307,7 +309,9 @@ def decide_extension(
 ) -> tuple[Bound | None, int]:
     """What refuses an extension, if anything does, and what is reserved in all; limits and shares are of `budgets`."""
     more, refusing = max(0, to_nanousd - reserved_nanousd), None
-    for bound in bounds([_with_limit_of(total, budgets) for total in totals]):
+    now = budgets_of_now([total.row.budget for total in totals], budgets)
+    counted = [replace(total, row=total.row._replace(budget=budget)) for total, budget in zip(totals, now, strict=True)]
+    for bound in bounds(counted):
         left = bound.left_nanousd
         if left < at_least - reserved_nanousd and refusing is None:
             refusing = bound
@@ -317,17 +321,15 @@ def decide_extension(
     return None, reserved_nanousd + more
 
 
-def _with_limit_of(total: Total, budgets: Sequence[Budget]) -> Total:
-    """As it is, in the period of its reservation, with what limits it now: nothing, if it is none of `budgets`."""
-    its = next((budget for budget in budgets if budget.name == total.row.budget.name), None)
-    limits = (None, None, False) if its is None else (its.limit_nanousd, its.share, its.is_shadow)
-    budget = total.row.budget._replace(limit_nanousd=limits[0], share=limits[1], is_shadow=limits[2])
-    return replace(total, row=total.row._replace(budget=budget))
-
-
-def limits_of(budgets: Sequence[Budget]) -> dict[str, int | None]:
-    """The limits that count for an extension, by name."""
-    return {budget.name: None if budget.is_shadow else budget.limit_nanousd for budget in budgets}
+def budgets_of_now(charged: Sequence[Budget], budgets: Sequence[Budget]) -> list[Budget]:
+    """What a reservation is charged to, with what limits it now: nothing, where it is none of `budgets`."""
+    by_name = {budget.name: budget for budget in budgets}
+    now = []
+    for budget in charged:
+        its = by_name.get(budget.name)
+        limit, share, is_shadow = (None, None, False) if its is None else (its.limit_nanousd, its.share, its.is_shadow)
+        now.append(budget._replace(limit_nanousd=limit, share=share, is_shadow=is_shadow))
+    return now
 
 
 # What a reservation is charged to.

@@ -1,6 +1,6 @@
 """Refusals and errors as responses: RFC 9457 problems, with their statuses, words and headers in one place."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from flask import Flask, Response, current_app, g, has_request_context, json, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge
@@ -131,7 +131,7 @@ def _with_headers(response: Response, retry_after_seconds: int | None, headers: 
     return response
 
 
-def cost_refused(refusal: Refusal, budgets: Iterable[Budget]) -> Response:
+def cost_refused(refusal: Refusal, budgets: Sequence[Budget]) -> Response:
     """429 for a refusal by the guard; `budgets` are those that the request would have been charged to."""
     flags = {"can_never_fit": refusal.can_never_fit, "in_flight": refusal.in_flight}
     return problem(
@@ -172,11 +172,11 @@ def store_unavailable(error: ThrottleUnavailable) -> Response:
     return problem(503, THROTTLE_UNAVAILABLE, "store", message, retry_after_seconds=error.retry_after_seconds)
 
 
-def _cost_message(refusal: Refusal, budgets: Iterable[Budget], wait_seconds: int | None) -> str:
+def _cost_message(refusal: Refusal, budgets: Sequence[Budget], wait_seconds: int | None) -> str:
     message = _MESSAGES.get(refusal.cause) or f"Usage limit reached ({refusal.budget})."
     if refusal.can_never_fit:
         # What refuses may have room for it one day; what it can never fit into has the smallest limit of all.
-        limits = list(whole_limits(budgets))
+        limits = whole_limits(budgets)
         if 0 in limits:
             return f"{message} Nothing may be spent here now: a limit is set to 0."
         limit = f" of {usd_text(min(limits))} USD" if limits else ""

@@ -17,7 +17,7 @@ HOUR, DAY = Calendar("hour"), Calendar("day")
 PENDING_SECONDS = 120
 NETWORKS = {"a": "near", "b": "near", "c": "near", "x": "far", "y": "farther"}
 """The wide network of each."""
-STRATEGIES = ("memory", "legacy")
+STRATEGIES = ("memory", "legacy", "multi", "watch", "atomic")
 
 
 @pytest.fixture(params=STRATEGIES)
