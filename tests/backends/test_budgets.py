@@ -559,6 +559,7 @@ def test_a_share_is_of_what_others_leave_rounded_down(limit, whole, own, million
 
 
 def test_a_share_has_a_whole_limit_too():
-    assert list(whole_limits(SHARED)) == [250, 1_000]
-    assert list(whole_limits((SHARED[0]._replace(is_shadow=True), SHARED[1]))) == [1_000]
-    assert list(whole_limits((SHARED[0], SHARED[1]._replace(limit_nanousd=None)))) == []
+    assert whole_limits(SHARED) == [1_000, 250]
+    assert whole_limits((SHARED[0]._replace(is_shadow=True), SHARED[1])) == [1_000]
+    assert whole_limits((SHARED[0], SHARED[1]._replace(is_shadow=True))) == []
+    assert whole_limits((SHARED[0], SHARED[1]._replace(limit_nanousd=None))) == []
