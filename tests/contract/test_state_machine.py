@@ -192,7 +192,7 @@ NETWORKS = (Scope.NETWORK, Scope.WIDE_NETWORK)
 LIKE = "like"
 """As what is shared: the first other budget that has the same period."""
 SHARES = st.builds(
-    Share, st.sampled_from([LIKE, "global_hour", "global_day"]), st.sampled_from([250_000, 333_333, 700_000, 1_000_000])
+    Share, st.sampled_from([LIKE, "global_hour", "global_day"]), st.sampled_from([30_000, 70_000, 333_333, 999_999])
 )
 
 
@@ -574,9 +574,14 @@ class Books(RuleBasedStateMachine):
         )
 
     def charged_to(self, budget):
-        """The reservations that are charged to a budget in its present period."""
+        """The reservations that are charged to a budget in its present period.
+
+        Where budgets of two scopes have one name and owner, they have one total; what is pending is kept by scope.
+        """
         place = place_of(budget, self.now_seconds)
-        return [held for held in self.every if place in held.charges]
+        return [
+            held for held in self.every if place in held.charges and held.charges[place].budget.scope is budget.scope
+        ]
 
     def expected_verdict(self, ask):
         """A `Refusal` or `Duplicate`; a number: so much is set aside."""
