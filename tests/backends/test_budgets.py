@@ -332,11 +332,11 @@ def test_the_built_in_windows_have_one_length():
         check(shorter)
 
 
-def test_a_request_is_charged_to_1_to_22_budgets_of_different_names():
-    many = [Budget(f"b{number}", "who", Forever(), None) for number in range(23)]
-    check(many[:22])
+def test_a_request_is_charged_to_1_to_24_budgets_of_different_names():
+    many = [Budget(f"b{number}", "who", Forever(), None) for number in range(25)]
+    check(many[:24])
     for wrong in ([], many):
-        with pytest.raises(ConfigurationError, match=r"^budgets: 1 to 22 of them$"):
+        with pytest.raises(ConfigurationError, match=r"^budgets: 1 to 24 of them$"):
             check(wrong)
     with pytest.raises(ConfigurationError, match=r"^name: no two budgets of a request have one name$"):
         check([*many[:3], many[1]._replace(owner="other")])
