@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, SkipValidation
 
 from backends.budgets import zone_of
 from backends.errors import ConfigurationError, shown
+from backends.store.addresses import ENCODING, is_cut_short
 from flaskapp.http.api_keys import ANYONE, ApiKeys
 from flaskapp.http.cors import ANY_ORIGIN
 from flaskapp.settings import Baseline, LiveSettings, Source, settings_table
@@ -41,6 +42,9 @@ _ORIGIN = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]{0,31})://(?:[a-z0-9_](?:[a-z0-9._-]{0,251}[a-z0-9_])?|\[[0-9a-f:.]{2,45}\])"
     r"(?::(?P<port>[0-9]{1,5}))?"
 )
+
+_WITHOUT_PASSWORD = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*://)?[A-Za-z0-9_.-]*(?::[0-9]*)?(?:/[A-Za-z0-9_./-]*)?")
+"""An address of a host, perhaps a port that is a number, and a path."""
 
 
 @dataclass(frozen=True)
@@ -246,22 +250,27 @@ class Url(ValueType[str]):
     def read(self, value: object) -> str:
         return value if isinstance(value, str) and self._is_url(value) else self.refuse()
 
+    def read_text(self, text: str) -> str:
+        if is_cut_short(text.strip()):
+            raise ValueError(f"a URL with {ENCODING}")
+        return super().read_text(text)
+
     def shown(self, text: str) -> str | None:
-        scheme, separator, _ = text.partition("://")
-        if "@" in text or "password" in text:
-            return f"{shown(scheme)}{separator}…"
-        address, mark, _ = text.partition("?")
-        return f"{shown(address)}?…" if mark else shown(address)
+        address, mark, _ = text.strip().partition("?")
+        if "@" not in text and _WITHOUT_PASSWORD.fullmatch(address):
+            return f"{shown(address)}?…" if mark else shown(address)
+        scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]{0,31}://", text.strip())
+        return f"{scheme[0] if scheme else ''}…"
 
     def _is_url(self, text: str) -> bool:
-        if not text.isprintable() or " " in text:
+        if not text.isprintable() or " " in text or "://" not in text:
             return False
         try:
             parts = urlsplit(text)
-            has_host = bool(parts.hostname) and parts.port != 0
+            has_host, has_port = bool(parts.hostname), parts.port != 0
         except ValueError:
             return False
-        return parts.scheme in self.schemes and (has_host or parts.scheme in self.schemes_without_host)
+        return has_port and parts.scheme in self.schemes and (has_host or parts.scheme in self.schemes_without_host)
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,11 @@ def test_a_url_that_cannot_be_used_stops_the_start_in_one_line(new_link, url):
         ("redis://h/x", "the number of a database"),
         ("redis://h/0/1", "the number of a database"),
         ("unix://", "the path of a socket"),
-        ("redis://h?db=x", "'db'"),
+        ("redis://h?db=x", "db has to be the number of a database"),
+        ("redis://:hidden#@h", "user and password percent-encoded"),
+        ("redis://:4711?x=hidden@h", "user and password percent-encoded"),
+        ("redis://:hidden@h:port", "user and password percent-encoded"),
+        ("redis://h?db=hidden@h", "db has to be the number of a database"),
         ("rediss://h?ssl_cert_reqs=zz", "ssl_cert_reqs has to be"),
         ("rediss://h?ssl_check_hostname=true&ssl_cert_reqs=none&retry=1", "set by Tollgate; got retry"),
     ],
@@ -189,6 +193,8 @@ def test_an_option_that_cannot_be_set_is_refused_by_its_name(new_link, url, why)
     assert str(raised.value).startswith("REDIS_URL: ")
     assert why in str(raised.value)
     assert str(raised.value).isprintable()
+    assert "hidden" not in str(raised.value)
+    assert "4711" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -410,6 +416,7 @@ def test_a_cut_wait_is_whole_again_for_the_next_caller(link, clock):
         ("rediss://me:p%40ss@example.org:1/2?ssl_password=x", "rediss://example.org:1/2"),
         ("redis://:secret@localhost", "redis://localhost"),
         ("unix:///tmp/redis.sock?password=secret", "unix:///tmp/redis.sock"),
+        ("redis://h/0?password=sec@ret", "redis://h/0"),
     ],
 )
 def test_where_it_is_can_be_told(url, place):
