@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined] # it is there; its stubs are not
 
@@ -484,9 +484,18 @@ def load_config(environ: Mapping[str, str] | None = None) -> Config:
     return config.model_copy(update={"live_baseline": baseline})
 
 
-def metrics_directory() -> str | None:
-    """Where gunicorn's workers share their numbers (the Prometheus client's own variable); None in a single process."""
-    return os.environ.get("PROMETHEUS_MULTIPROC_DIR") or None
+class SharedNumbers(NamedTuple):
+    """Where gunicorn's workers share their numbers, and the number of this one among those that run."""
+
+    directory: str
+    worker: str
+
+
+def shared_numbers() -> SharedNumbers | None:
+    """What our gunicorn configuration says in each worker; None in a single process."""
+    worker = os.environ.get("TOLLGATE_WORKER")
+    # The Prometheus client's own variable, which an operator may have set.
+    return SharedNumbers(os.environ["PROMETHEUS_MULTIPROC_DIR"], worker) if worker else None
 
 
 def child_environment() -> dict[str, str]:

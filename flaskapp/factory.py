@@ -27,7 +27,7 @@ from flaskapp.chat.challenge_route import make_challenge_route
 from flaskapp.chat.routes import ROUTE as CHAT_ROUTE
 from flaskapp.chat.routes import SYSTEM_PROMPT, ChatRoutes, make_chat
 from flaskapp.cli.commands import register_commands
-from flaskapp.config import Config, load_config, metrics_directory
+from flaskapp.config import Config, load_config, shared_numbers
 from flaskapp.http.api_keys import ApiKeys
 from flaskapp.http.bounded_request import BoundedRequest
 from flaskapp.http.challenges import Challenges
@@ -80,7 +80,7 @@ def create_app(
     """
     config = config or load_config()
     clock = clock or SystemClock()
-    metrics = Metrics(metrics_directory())
+    metrics = Metrics(shared_numbers(), config.throttle_backend)
     tollgate = _make_tollgate(config, clock, metrics, before_each_send)
     _refuse_old_server(tollgate.link)
     app = Flask(__name__, static_folder=None)

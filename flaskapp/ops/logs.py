@@ -79,6 +79,9 @@ _LEVELS = {
     "settings_replaced": logging.WARNING,
 }
 
+EVENTS = frozenset({*_WORDS, *_LEVELS, "throttling_switched"})
+"""The names of all events."""
+
 
 def log_event(event: Event) -> None:
     """One line for one event; nothing is formatted for a level that is not logged."""
@@ -202,7 +205,7 @@ def _word(value: object) -> str:
 
 
 class Json(JsonFormatter):
-    """One object a line: time, level, message and fields; gunicorn's own lines too."""
+    """One object a line: time, level, message and fields. gunicorn.conf.py writes gunicorn's own lines alike."""
 
     def __init__(self) -> None:
         names = {"asctime": "time", "levelname": "level"}
