@@ -76,7 +76,6 @@ _LEVELS = {
     "unexpected_error": logging.ERROR,
     "setting_ignored": logging.WARNING,
     "settings_unreadable": logging.WARNING,
-    "settings_replaced": logging.WARNING,
 }
 
 EVENTS = frozenset({*_WORDS, *_LEVELS, "throttling_switched"})
