@@ -423,6 +423,11 @@ class Config(BaseModel):
     live_baseline: SkipValidation[Baseline] = Field(default_factory=Baseline, repr=False)
 
     @property
+    def upstream(self) -> str:
+        """Host and port of `llm_base_url`, fit for a log; empty where the built-in model answers."""
+        return urlsplit(self.llm_base_url or "").netloc.rpartition("@")[2]
+
+    @property
     def needs_one_worker(self) -> bool:
         """Whether the books are in the memory of one process."""
         return self.throttle_backend == "memory" or (self.redis_url or "").startswith("fake:")

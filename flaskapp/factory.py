@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from time import sleep
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from flask import Blueprint, Flask, Response, g, request
 from werkzeug.middleware.proxy_fix import ProxyFix
@@ -114,7 +113,8 @@ def _make_tollgate(
     )
     settings = SettingsStore(link, config.live_baseline, observer)
     guard = _make_guard(config, link, settings, clock, observer)
-    return Tollgate(config, link, settings, guard, observer, _make_model(config, clock, observer))
+    model, prices = _make_model(config, clock, observer), _make_prices(config)
+    return Tollgate(config, link, settings, guard, observer, model, prices)
 
 
 def _delayed(seconds: float, then: Callable[[bytes], None] | None) -> Callable[[bytes], None] | None:
@@ -227,7 +227,7 @@ def _register_routes(app: Flask, tollgate: Tollgate, metrics: Metrics, clock: Cl
 
 def _make_chat_routes(tollgate: Tollgate, challenges: Challenges, clock: Clock) -> ChatRoutes:
     config, settings = tollgate.config, tollgate.settings
-    prices = _make_prices(config)
+    prices = tollgate.prices
     prompt = SYSTEM_PROMPT if config.llm_system_prompt is None else config.llm_system_prompt.strip()
     for model in prices.models:
         # A vocabulary takes a tenth of a second to load: here, and not while a visitor waits.
@@ -239,7 +239,7 @@ def _make_chat_routes(tollgate: Tollgate, challenges: Challenges, clock: Clock) 
         tollgate.observer,
         tollgate.answers,
         lambda: settings.current.values.drain_seconds,
-        upstream=urlsplit(config.llm_base_url or "").netloc.rpartition("@")[2],
+        upstream=config.upstream,
         is_first_without_usage=lambda model: model not in without_usage or without_usage[model].is_first(),
     )
     return ChatRoutes(

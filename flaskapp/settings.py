@@ -5,7 +5,7 @@ Precedence: Redis ``settings`` > environment > default. Reading costs no I/O: a 
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cached_property
@@ -237,7 +237,8 @@ class SettingsStore:
     Events: ``throttling_switched`` (`message`, `on`, `source`) at the first read and at each change of it;
     ``setting_ignored`` (`setting`, `allowed`, `got`) for what is unusable in Redis, once a distinct text; of a list it
     may be one row, such as ``budgets[2].period``, and the other rows hold;
-    ``settings_unreadable`` (`error`) once an outage.
+    ``settings_unreadable`` (`error`) once an outage;
+    ``setting_changed`` (`setting`, `from`, `to`, `source`) for each value that is another one than before.
     """
 
     def __init__(self, link: Link, baseline: Baseline, observer: Observer) -> None:
@@ -336,10 +337,19 @@ class SettingsStore:
     def _adopt(self, text: bytes | None) -> None:
         if text == self._text:
             return
+        before = self.current
         self.current, ignored = _effective(text, self.baseline, self.table)
         self._text = text
-        for event in ignored:
+        for event in (*ignored, *(self._changes_since(before) if self._announced else ())):
             self._observer(event)
+
+    def _changes_since(self, before: Effective) -> Iterator[Event]:
+        """What the first read finds is no change."""
+        for name, setting in self.table.items():
+            old, new = getattr(before.values, name), getattr(self.current.values, name)
+            if old != new:
+                fields = {"from": _logged(setting, old), "to": _logged(setting, new)}
+                yield Event("setting_changed", {"setting": name, **fields, "source": self.current.sources[name]})
 
     def _announce(self) -> None:
         on = self.current.values.enable_cost_throttling
@@ -402,6 +412,13 @@ def _effective(text: bytes | None, baseline: Baseline, table: Mapping[str, Setti
     if more > 0:
         ignored[_REPORTED_FIELDS:] = [_ignored(SETTINGS_KEY, "only what the table of settings allows", f"{more} more")]
     return Effective(LiveSettings.model_validate(values), MappingProxyType(sources)), ignored
+
+
+def _logged(setting: Setting, value: object) -> str:
+    """Of a list only its length: its rows name identifiers."""
+    if not isinstance(value, tuple):
+        return setting.value_type.text(value)
+    return f"{len(value)} row{'' if len(value) == 1 else 's'}"
 
 
 def _ignored(name: str, allowed: str, got: str) -> Event:

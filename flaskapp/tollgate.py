@@ -3,10 +3,13 @@
 import contextlib
 import threading
 from dataclasses import dataclass, field
+from decimal import Decimal
 
+from backends.clock import SystemClock
 from backends.contract import Event, Observer
 from backends.errors import StoreError
 from backends.guard.guard import Guard
+from backends.pricing.prices import PriceBook
 from backends.store.link import Link
 from backends.store.scripts import load_all
 from flaskapp.answers.under_way import AnswersUnderWay
@@ -14,7 +17,10 @@ from flaskapp.config import Config
 from flaskapp.llm import Model
 from flaskapp.ops.first_worker import FirstOfWorkers
 from flaskapp.ops.logs import set_up_logging
-from flaskapp.settings import SettingsStore
+from flaskapp.settings import LIMIT_SETTINGS, SettingsStore
+
+_FEW_TOKENS = 1_000
+"""No price is higher for a short input."""
 
 
 @dataclass
@@ -27,6 +33,7 @@ class Tollgate:
     guard: Guard
     observer: Observer
     model: Model
+    prices: PriceBook
     answers: AnswersUnderWay = field(default_factory=AnswersUnderWay)
     has_started: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -44,6 +51,7 @@ class Tollgate:
             self.link.run(load_all)
             self.link.time_us()
         self.settings.refresh()
+        self._log_offer()
         self.settings.start_polling()
 
     def stop(self) -> None:
@@ -57,7 +65,30 @@ class Tollgate:
         """Hand an event to the observers."""
         self.observer(Event(name, fields))
 
+    def _log_offer(self) -> None:
+        """Say once a start what is sold, by whom it is made, and within which limits."""
+        if not FirstOfWorkers("serving").is_first():
+            return
+        config, values = self.config, self.settings.current.values
+        price = self.prices.price(config.llm_model, SystemClock().now_us())
+        self.emit(
+            "serving",
+            upstream=config.upstream or "built-in model",
+            models=",".join(config.llm_models),
+            input_usd_per_mtok=usd_per_mtok(price.cost_nanousd(_FEW_TOKENS, 0)),
+            output_usd_per_mtok=usd_per_mtok(price.cost_nanousd(0, _FEW_TOKENS)),
+            **{limit.name: format(getattr(values, limit.name), "f") for limit in LIMIT_SETTINGS.values()},
+            further_budgets=len(values.budgets),
+        )
+        if config.llm_base_url is None and config.mode == "production":
+            self.emit("builtin_model")
+
     def _log_digests(self) -> None:
         count = self.config.api_keys.listed_digests if self.config.api_keys else 0
         if count and FirstOfWorkers("keys-taken-as-digests").is_first():
             self.emit("keys_taken_as_digests", keys=count)
+
+
+def usd_per_mtok(nanousd: int) -> str:
+    """The price of a million tokens, by that of `_FEW_TOKENS`."""
+    return format((Decimal(nanousd) * 1_000_000 / _FEW_TOKENS).scaleb(-9).normalize(), "f")

@@ -53,6 +53,9 @@ _WORDS = {
     "bill_higher": "The model's server bills more than our price, and that is booked",
     "keys_taken_as_digests": "Keys in API_KEYS that are 64 hex digits are taken as the SHA-256 of a key, not as a key",
     "forwarded_ignored": "X-Forwarded-For is ignored, since TRUSTED_PROXY_HOPS is 0",
+    "serving": "Serving",
+    "builtin_model": "The built-in model answers in production, since LLM_BASE_URL is not set",
+    "setting_changed": "Setting changed",
     "unexpected_error": "Unexpected error",
 }
 _LEVELS = {
@@ -73,6 +76,7 @@ _LEVELS = {
     "bill_higher": logging.WARNING,
     "keys_taken_as_digests": logging.WARNING,
     "forwarded_ignored": logging.WARNING,
+    "builtin_model": logging.WARNING,
     "unexpected_error": logging.ERROR,
     "setting_ignored": logging.WARNING,
     "settings_unreadable": logging.WARNING,

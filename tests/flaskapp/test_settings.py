@@ -535,3 +535,22 @@ def test_a_bug_does_not_end_the_thread(link):
     wait_for(looked_twice)
     store.stop()
     assert told.named("settings_unreadable")[0] == {"error": "a bug"}
+
+
+def test_each_value_that_changes_is_logged_with_from_to_and_source(store, put, told):
+    put('{"llm_max_tokens": 7}')
+    store.refresh()
+    assert told.named("setting_changed") == []  # what holds from the start is no change
+    row = {"budget": "day", "owner": "hash456", "limit_usd": "0.5"}
+    store.change({"daily_cost_limit_usd": "0.50", "budget_overrides": [row]})
+    put('{"enable_cost_throttling": false}')
+    store.refresh()
+    changes = [tuple(fields.values()) for fields in told.named("setting_changed")]
+    assert changes == [
+        ("daily_cost_limit_usd", "0.25", "0.50", "redis"),
+        ("budget_overrides", "0 rows", "1 row", "redis"),
+        ("enable_cost_throttling", "true", "false", "redis"),
+        ("daily_cost_limit_usd", "0.50", "0.25", "default"),
+        ("budget_overrides", "1 row", "0 rows", "default"),
+        ("llm_max_tokens", "7", "400", "default"),
+    ]

@@ -150,3 +150,22 @@ def test_a_data_directory_that_cannot_be_written_stops_the_start_with_one_line(t
     (line,) = service.log_lines()
     assert line.startswith(f"{tmp_path}/.data cannot be written (")
     assert "chown" in line
+
+
+def test_a_start_says_once_what_is_sold_by_whom_and_within_which_limits(tmp_path, redis_url):
+    with Service(tmp_path, redis_url, ENVIRONMENT="production", DAILY_COST_LIMIT_USD="0.75") as service:
+        (line,) = service.lines_with("INFO Serving ")
+        for words in (
+            'upstream="built-in model"',
+            "models=gpt-4o ",
+            "input_usd_per_mtok=2.5 ",
+            "daily_cost_limit_usd=0.75",
+        ):
+            assert words in line
+        assert len(service.lines_with("WARNING The built-in model answers in production")) == 1
+    elsewhere = {"LLM_BASE_URL": "http://me:secret@127.0.0.1:1/v1", "ENVIRONMENT": "production"}
+    with Service(tmp_path / "elsewhere", redis_url, **elsewhere) as service:
+        (line,) = service.lines_with("INFO Serving ")
+        assert "upstream=127.0.0.1:1 " in line
+        assert "secret" not in service.log()
+        assert "built-in model" not in service.log()
