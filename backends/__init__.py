@@ -7,7 +7,7 @@ or conformance suite. A strategy is opened by its name (`open_backend`).
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Protocol
 
-from backends.budgets import Budget, Calendar, Forever, Reason, Scope, Sliding
+from backends.budgets import Budget, Calendar, Forever, Reason, Scope, Share, Sliding
 from backends.clock import Clock, SystemClock
 from backends.contract import (
     Ask,
@@ -105,6 +105,7 @@ __all__ = [
     "Reservation",
     "Scope",
     "Settlement",
+    "Share",
     "Sliding",
     "SystemClock",
     "Verdict",

@@ -19,8 +19,8 @@ SECONDS_PER_HOUR = 3_600
 SECONDS_PER_DAY = 86_400
 EVERYBODY = "all"
 """The owner of a budget of the scope `GLOBAL`."""
-MOST_BUDGETS = 24
-"""That one request may be charged to: the six, the two of wide networks that the service adds, and sixteen more."""
+MOST_BUDGETS = 26
+"""That one request may be charged to: the six, four of networks that the service adds, and sixteen more."""
 SHORTEST_WINDOW_SECONDS, LONGEST_WINDOW_SECONDS = 60, 31 * SECONDS_PER_DAY
 _NAME = re.compile(r"[a-z0-9_]{1,32}")
 
@@ -48,6 +48,8 @@ class Reason(StrEnum):
     WINDOW_LIMIT = "window_limit"
     NETWORK_LIMIT = "network_limit"
     NETWORK_DAILY_LIMIT = "network_daily_limit"
+    NETWORK_SHARE = "network_share"
+    """A network's share of what others have left of a budget: no row of the table has this reason."""
     GLOBAL_HOURLY_LIMIT = "global_hourly_limit"
     GLOBAL_DAILY_LIMIT = "global_daily_limit"
     BUDGET_LIMIT = "budget_limit"
@@ -93,6 +95,18 @@ class Forever(NamedTuple):
 Period = Sliding | Calendar | Forever
 
 
+class Share(NamedTuple):
+    """How much of another budget of the same period one owner may have: so much of what all others have left of it.
+
+    What is booked for the owner and the cost are together at most `millionths` / 1,000,000 of the other budget's limit
+    without what is booked there for all others, rounded down.
+    """
+
+    of: str
+    """The name of the other budget, to which all are charged who are charged to this one."""
+    millionths: int
+
+
 class Budget(NamedTuple):
     """What one owner may spend in one period.
 
@@ -111,6 +125,8 @@ class Budget(NamedTuple):
     """It is decided and booked, and never a reason to refuse."""
     throttle_seconds: int = 0
     """TTL of the throttle marker that a refusal sets: of the scope `IDENTIFIER` alone; 0 sets none."""
+    share: Share | None = None
+    """What its owner may have of another budget, beside its own limit: of the scopes of networks alone."""
 
 
 class BuiltIn(NamedTuple):
@@ -141,8 +157,10 @@ BUILT_IN: Mapping[str, BuiltIn] = MappingProxyType(
     }
 )
 """By name, in the order in which they are checked, and named by refusals."""
-FURTHER_STATUS = 13
-"""Of a script's reply that refuses by a budget that is not built in."""
+FURTHER_STATUS, SHARE_STATUS = 13, 14
+"""Of a script's reply that refuses by a budget that is not built in, and by a share."""
+WHOLE_MILLIONTHS = 1_000_000
+_SHARED_SCOPES = {Scope.NETWORK, Scope.WIDE_NETWORK}
 
 
 def owner_in(budgets: tuple[Budget, ...], scope: Scope) -> str:
@@ -157,16 +175,18 @@ def check(budgets: Sequence[Budget]) -> None:
     """Refuse budgets that one request cannot be charged to; their owners are not looked at.
 
     Raises:
-        ConfigurationError: there are none or too many, two have one name, a name, a length or a zone cannot be used, or
-            built-in ones are not all there with their scopes and periods.
+        ConfigurationError: there are none or too many, two have one name, a name, a length, a zone or a share cannot be
+            used, or built-in ones are not all there with their scopes and periods.
     """
     names = {budget.name for budget in budgets}
     if not 0 < len(budgets) <= MOST_BUDGETS:
         raise ConfigurationError(f"budgets: 1 to {MOST_BUDGETS} of them")
     if len(names) < len(budgets):
         raise ConfigurationError("name: no two budgets of a request have one name")
+    periods = {budget.name: budget.period for budget in budgets}
     for budget in budgets:
         _check_one(budget)
+        _check_share(budget, periods)
     windows = {budget.period for budget in budgets if budget.name in BUILT_IN and isinstance(budget.period, Sliding)}
     if not names.isdisjoint(BUILT_IN) and (not names.issuperset(BUILT_IN) or len(windows) != 1):
         raise ConfigurationError("name: the built-in budgets come together, and their windows have one length")
@@ -188,6 +208,59 @@ def _check_one(budget: Budget) -> None:
     expected = None if row is None else Calendar(row.unit) if row.unit else Sliding(getattr(period, "seconds", 0))
     if row is not None and (budget.scope != row.scope or period != expected):
         raise ConfigurationError(f"name: {name} is built in, with another scope or period")
+
+
+def _check_share(budget: Budget, periods: Mapping[str, Period]) -> None:
+    if budget.share is None:
+        return
+    of, millionths = budget.share
+    if budget.scope not in _SHARED_SCOPES or isinstance(budget.period, Sliding):
+        raise ConfigurationError("share: only a network has one, and none of a window")
+    if of == budget.name or periods.get(of) != budget.period:
+        raise ConfigurationError("share: of another budget of the request, with the same period")
+    if not 0 < millionths <= WHOLE_MILLIONTHS:
+        raise ConfigurationError(f"share: 1 to {WHOLE_MILLIONTHS} millionths")
+
+
+def share_limit(share: Share, whole_limit_nanousd: int, whole_nanousd: int, own_nanousd: int) -> int:
+    """What may be booked in all for the owner of a share, by what is booked of the whole budget and of it for them."""
+    of_others = max(0, whole_nanousd - own_nanousd)
+    return (whole_limit_nanousd - of_others) * share.millionths // WHOLE_MILLIONTHS
+
+
+class Shared(NamedTuple):
+    """A share that can refuse, by the places of two budgets in a list."""
+
+    part_at: int
+    """Whose owner has the share."""
+    whole_at: int
+    """What is shared."""
+    share: Share
+
+
+def shares_in(budgets: Sequence[Budget]) -> list[Shared]:
+    """The shares that can refuse: neither budget is in shadow mode, and what is shared has a limit."""
+    place_of = {budget.name: at for at, budget in enumerate(budgets) if enforced_limit(budget) is not None}
+    return [
+        Shared(at, place_of[budget.share.of], budget.share)
+        for at, budget in enumerate(budgets)
+        if budget.share is not None and not budget.is_shadow and budget.share.of in place_of
+    ]
+
+
+def enforced_limit(budget: Budget) -> int | None:
+    """Its limit; None where it refuses nothing."""
+    return None if budget.is_shadow else budget.limit_nanousd
+
+
+def whole_limits(budgets: Sequence[Budget]) -> list[int]:
+    """What each budget that can refuse, and each share, allows where nothing is booked."""
+    limits = [enforced_limit(budget) for budget in budgets]
+    shares = [(share, limits[whole_at]) for _, whole_at, share in shares_in(budgets)]
+    return [
+        *(limit for limit in limits if limit is not None),
+        *(share_limit(share, limit, 0, 0) for share, limit in shares if limit is not None),
+    ]
 
 
 class Span(NamedTuple):

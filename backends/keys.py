@@ -145,7 +145,7 @@ def rows_at(budgets: Sequence[Budget], at_seconds: int) -> list[Row]:
     rows = []
     # Each decision passes here: what does not depend on the owner is made once a quarter of an hour.
     for budget in budgets:
-        name, owner, period, _, scope, _, _ = budget
+        name, owner, period, _, scope, *_ = budget
         layout = _layout(name, scope, period, quarter)
         key = f"{layout.prefix}{owner}{layout.suffix}" if layout.names_owner else f"{layout.prefix}{layout.suffix}"
         pending = layout.pending_prefix

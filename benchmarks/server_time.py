@@ -54,8 +54,8 @@ class Scripts:
         )
 
     def extend(self, made: Reservation) -> None:
-        limits, to = arithmetic.limits_of(made.budgets), made.cost_nanousd + COST_NANOUSD // 4
-        self._run("extend", self._words.extend_call(made, to, to, limits, _now()))
+        to = made.cost_nanousd + COST_NANOUSD // 4
+        self._run("extend", self._words.extend_call(made, to, to, made.budgets, _now()))
 
     def settle(self, made: Reservation) -> None:
         self._run("settle", self._words.settle_call(made, "settled", COST_NANOUSD // 4, ""))

@@ -54,8 +54,16 @@ MOST_OVERRIDES = 1_000
 WIDE_BUDGETS: Mapping[str, str] = MappingProxyType({"wide_window": "network_window", "wide_day": "network_day"})
 """What one wide network may spend, by name: so many times as much as a network may in the period of another budget."""
 WIDE_TIMES = 5
+SHARED_HOURS: Mapping[str, Scope] = MappingProxyType(
+    {"network_share_hour": Scope.NETWORK, "wide_share_hour": Scope.WIDE_NETWORK}
+)
+"""What a network has in a UTC hour, by name: booked while networks have shares, and without a limit of its own."""
 SCOPES: Mapping[str, Scope] = MappingProxyType(
-    {name: row.scope for name, row in BUILT_IN.items()} | dict.fromkeys(WIDE_BUDGETS, Scope.WIDE_NETWORK)
+    {
+        **{name: row.scope for name, row in BUILT_IN.items()},
+        **dict.fromkeys(WIDE_BUDGETS, Scope.WIDE_NETWORK),
+        **SHARED_HOURS,
+    }
 )
 """Of the budgets that are always there, by name, in the order in which refusals name them."""
 MOST_FURTHER_BUDGETS = MOST_BUDGETS - len(SCOPES)
@@ -526,13 +534,13 @@ class BudgetPlan:
             rows = self._with_those_of_one(owners)
         budgets = []
         # Each answer passes here: a budget is a tuple, and made as one.
-        for _, (name, _, period, limit_nanousd, scope, is_shadow, throttle_seconds), other_limits in rows:
+        for _, (name, _, period, limit_nanousd, scope, is_shadow, throttle_seconds, share), other_limits in rows:
             owner = EVERYBODY if scope is _GLOBAL else owners.get(scope)
             if owner is None:
                 continue
             if other_limits and owner in other_limits:
                 limit_nanousd = _limit_now(other_limits[owner], limit_nanousd, now_us)  # noqa: PLW2901
-            budgets.append(Budget(name, owner, period, limit_nanousd, scope, is_shadow, throttle_seconds))
+            budgets.append(Budget(name, owner, period, limit_nanousd, scope, is_shadow, throttle_seconds, share))
         return tuple(budgets)
 
     def _with_those_of_one(self, owners: Mapping[Scope, str]) -> Iterable[_Row]:

@@ -14,7 +14,16 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from backends.budgets import BUILT_IN, SHORTEST_WINDOW_SECONDS, Budget, Calendar, Scope, Sliding
+from backends.budgets import (
+    BUILT_IN,
+    SHORTEST_WINDOW_SECONDS,
+    WHOLE_MILLIONTHS,
+    Budget,
+    Calendar,
+    Scope,
+    Share,
+    Sliding,
+)
 from backends.contract import Event, Observer
 from backends.errors import StoreBusy, StoreError, TollgateError, shown
 from backends.keys import SETTINGS_KEY
@@ -24,6 +33,7 @@ from backends.store.shared_text import SharedText
 from flaskapp import strict_json
 from flaskapp.budgets import (
     EACH_OWNER,
+    SHARED_HOURS,
     WIDE_BUDGETS,
     WIDE_TIMES,
     BudgetPlan,
@@ -38,6 +48,7 @@ from flaskapp.value_types import (
     Amount,
     Choice,
     Duration,
+    Part,
     Rate,
     Switch,
     ValueType,
@@ -119,6 +130,10 @@ class LiveSettings(BaseModel):
     daily_spend_limit_usd: Annotated[Decimal, Amount("What everybody together may spend in a UTC day.")] = Decimal(
         "5.00"
     )
+    network_share: Annotated[
+        Decimal,
+        Part("How much one network may have of what others leave of everybody's UTC hour and day; 1 is no rule."),
+    ] = Decimal("0.25")
     budgets: Annotated[
         tuple[FurtherBudget, ...],
         BudgetRows("Further budgets beside the six: what else the owners of a scope may spend in a period."),
@@ -180,8 +195,14 @@ class LiveSettings(BaseModel):
     def plan(self) -> BudgetPlan:
         """What requests are charged to."""
         built_in = {name: self._built_in(name) for name in BUILT_IN}
+        millionths = int(self.network_share * WHOLE_MILLIONTHS)
+        hours: list[Budget] = []
+        if millionths < WHOLE_MILLIONTHS:
+            built_in["network_day"] = built_in["network_day"]._replace(share=Share("global_day", millionths))
+            of_hour = Share("global_hour", millionths)
+            hours = [_hour_of(scope, name, of_hour) for name, scope in SHARED_HOURS.items()]
         wide = [_wide(name, built_in[like]) for name, like in WIDE_BUDGETS.items()]
-        return BudgetPlan([*built_in.values(), *wide], self.budgets, self.budget_overrides)
+        return BudgetPlan([*built_in.values(), *wide, *hours], self.budgets, self.budget_overrides)
 
     def _built_in(self, name: str) -> Budget:
         scope, unit, limit = BUILT_IN[name].scope, BUILT_IN[name].unit, LIMIT_SETTINGS[name]
@@ -200,6 +221,11 @@ def _wide(name: str, like: Budget) -> Budget:
     """What a wide network may spend where one of its networks may spend that."""
     limit_nanousd = None if like.limit_nanousd is None else WIDE_TIMES * like.limit_nanousd
     return like._replace(name=name, scope=Scope.WIDE_NETWORK, limit_nanousd=limit_nanousd)
+
+
+def _hour_of(scope: Scope, name: str, share: Share) -> Budget:
+    """What each network of that scope has in a UTC hour: without a limit, but of everybody's hour."""
+    return Budget(name, EACH_OWNER, Calendar("hour"), None, scope, share=share)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,8 @@ MAX_DURATION_SECONDS = 31 * 86_400
 MAX_AMOUNT_USD = Decimal(1_000_000)
 MAX_PLACES = 9
 SMALLEST_AMOUNT_USD = Decimal("0.000000001")
+SMALLEST_PART = Decimal("0.01")
+PLACES_OF_A_PART = 6
 
 _DECIMAL = re.compile(r"[0-9]{1,30}(?:\.[0-9]{1,30})?|\.[0-9]{1,30}")
 _WHOLE = re.compile(r"[0-9]{1,18}")
@@ -160,6 +162,15 @@ class Switch(ValueType[bool]):
         return "true" if value else "false"
 
 
+def decimal_in(value: object) -> Decimal | None:
+    """The number that strict JSON gave as a number or as a decimal string; None for anything else."""
+    if isinstance(value, Decimal):
+        return value
+    if isinstance(value, str):
+        return Decimal(value) if _DECIMAL.fullmatch(value) else None
+    return Decimal(value) if type(value) is int else None
+
+
 @dataclass(frozen=True)
 class Amount(ValueType[Decimal]):
     """Money in dollars: a JSON number or a decimal string."""
@@ -183,21 +194,40 @@ class Amount(ValueType[Decimal]):
         return {"minimum": self.minimum, "maximum": MAX_AMOUNT_USD, "places": MAX_PLACES}
 
     def read(self, value: object) -> Decimal:
-        amount = self._decimal(value)
-        exponent = amount.as_tuple().exponent
-        if not isinstance(exponent, int) or exponent < -MAX_PLACES or not self.minimum <= amount <= MAX_AMOUNT_USD:
+        amount = decimal_in(value)
+        exponent = None if amount is None else amount.as_tuple().exponent
+        if amount is None or not isinstance(exponent, int) or exponent < -MAX_PLACES:
             self.refuse()
-        return abs(amount)
+        return abs(amount) if self.minimum <= amount <= MAX_AMOUNT_USD else self.refuse()
 
     def text(self, value: Decimal) -> str:
         return format(value, "f")
 
-    def _decimal(self, value: object) -> Decimal:
-        if isinstance(value, Decimal):
-            return value
-        if isinstance(value, str) and _DECIMAL.fullmatch(value):
-            return Decimal(value)
-        return Decimal(value) if type(value) is int else self.refuse()
+
+@dataclass(frozen=True)
+class Part(ValueType[Decimal]):
+    """A part of a whole, up to all of it: a JSON number or a decimal string."""
+
+    _: KW_ONLY
+    minimum: Decimal = SMALLEST_PART
+
+    @property
+    def allowed(self) -> str:
+        return f"a number from {self.minimum} to 1 with at most six places"
+
+    @property
+    def bounds(self) -> dict[str, object]:
+        return {"minimum": self.minimum, "maximum": Decimal(1), "places": PLACES_OF_A_PART}
+
+    def read(self, value: object) -> Decimal:
+        part = decimal_in(value)
+        exponent = None if part is None else part.as_tuple().exponent
+        if part is None or not isinstance(exponent, int) or exponent < -PLACES_OF_A_PART:
+            self.refuse()
+        return part if self.minimum <= part <= 1 else self.refuse()
+
+    def text(self, value: Decimal) -> str:
+        return format(value, "f")
 
 
 @dataclass(frozen=True)

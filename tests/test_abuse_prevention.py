@@ -104,10 +104,13 @@ def test_a_request_larger_than_a_whole_limit_is_told_not_to_wait(service):
         ("network_daily_cost_limit_usd", "network_daily_limit", "network"),
         ("hourly_spend_limit_usd", "global_hourly_limit", "global"),
         ("daily_spend_limit_usd", "global_daily_limit", "global"),
+        ("hourly_spend_limit_usd", "network_share", "network"),
+        ("daily_spend_limit_usd", "network_share", "network"),
     ],
 )
 def test_each_limit_refuses_in_its_own_words_and_charges_nothing(service, setting, reason, scope):
-    service.patch(**{setting: "0.005"})
+    limit, share = ("0.020", "0.25") if reason == "network_share" else ("0.005", "1")
+    service.patch(**{setting: limit, "network_share": share})
     assert service.chat().status_code == 200
     before = service.stored()
     refused = service.chat()

@@ -7,11 +7,12 @@ ARGV  1  now_us   2  deadline_us    3  request_digest   as in reserve.lua
       4  to       nanousd to hold in all                5  at_least   nanousd to hold in all, or refuse
       6  made_at_us   as reserve.lua replied            7  counts     8  plan   as in settle.lua
       9  limits   of each budget "<nanousd; none: nothing> "
-     10  rid      only with an idempotency key: as in reserve.lua
+     10  shares   as in reserve.lua
+     11  rid      only with an idempotency key: as in reserve.lua
 
 Reply {status, nanousd held, now_us, ...}
   0  it holds so much now: `to`, or what there is room for, if that is at least `at_least`; then of each budget nanousd
-  2 to 7, 13  refused: the number of the first budget that fails; nothing changed, no marker
+  2 to 7, 13, 14  refused: the number of the first budget that fails, or whose share does (14); nothing changed, no marker
   8  it has ended, is past its time, or is not known: nothing changed
   9  this id stands for something else: nothing changed
  10  too late, the caller has given up: nothing changed
@@ -30,12 +31,18 @@ if not now_us then
   local time = call('TIME')
   now_us = time[1] * SECOND + time[2]
 end
-local at_least, made_at_us, rid = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[10]
+local at_least, made_at_us, rid = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[11]
 local pending_s, BUDGETS, WINDOWS, OWNERS, EVERYBODY, MINE = match(ARGV[7], '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$')
 OWNERS, EVERYBODY, MINE = tonumber(OWNERS), tonumber(EVERYBODY), tonumber(MINE)
 local PENDING = 1 + BUDGETS + WINDOWS
 local made_s, pending_bucket_s = floor(made_at_us / SECOND), ceil(pending_s / 12) -- As in keys.py.
 local pending_bucket = format('%.0f', made_s - made_s % pending_bucket_s)
+
+-- As in reserve.lua.
+local function left_of_share(own, whole, limit, millionths)
+  local rest = limit - math.max(0, whole - own)
+  return millionths * floor(rest / 1e6) + floor(millionths * (rest % 1e6) / 1e6) - own
+end
 
 -- Read and decide.
 
@@ -64,7 +71,7 @@ local is_cleared = reset_us and made_at_us <= reset_us
 local known = rid and call('GET', KEYS[#KEYS])
 
 local texts = call('MGET', unpack(KEYS, 2, PENDING))
-local more, refusing, limits = math.max(ARGV[4] - held, 0), nil, gmatch(ARGV[9], '(%d*) ')
+local limits = gmatch(ARGV[9], '(%d*) ')
 for i, place in ipairs(places) do
   place.spent, place.is_cleared = 0, is_cleared and place.owner == MINE
   if place.bucket then
@@ -79,10 +86,27 @@ for i, place in ipairs(places) do
     if text and (not find(text, '^%d+$') or #text > 16) then error('KEYS ' .. 1 + i .. ' holds no amount') end
     place.spent = tonumber(text or 0)
   end
-  local limit = tonumber(limits())
-  local room = not place.is_cleared and limit and limit - place.spent or math.huge
-  if room < at_least - held and not refusing then refusing = i end
+  place.limit = tonumber(limits())
+end
+
+local more, refusing, status = math.max(ARGV[4] - held, 0), nil, nil
+local function hold_to(room, number, its_status)
+  if room < at_least - held and not refusing then refusing, status = number, its_status end
   more = math.min(more, math.max(room, 0))
+end
+
+-- Shares come before the first budget that is shared.
+local shares, first_shared = {}, nil
+for number, of, millionths in gmatch(ARGV[10], '(%d+),(%d+),(%d+) ') do
+  shares[#shares + 1] = { number = tonumber(number), of = tonumber(of), millionths = millionths }
+  first_shared = math.min(first_shared or of, of)
+end
+for i, place in ipairs(places) do
+  for _, share in ipairs(i == first_shared and shares or {}) do
+    local whole = places[share.of]
+    hold_to(left_of_share(places[share.number].spent, whole.spent, whole.limit, share.millionths), share.number, 14)
+  end
+  hold_to(not place.is_cleared and place.limit and place.limit - place.spent or math.huge, i, place.status)
 end
 
 -- Where an owner's pending money of this reservation is: in the member that names most of what the record does.
@@ -101,7 +125,7 @@ local own = {}
 -- The six alone have the bucket's start and nothing more: it is only looked at whether the key is of the right kind.
 local is_plain = match(charged_to, '^%d+ %d+ %S+ %S+$')
 for i = 1, OWNERS do own[i] = own_member(is_plain and { call('ZCARD', KEYS[PENDING + i]) and '' } or call('ZRANGE', KEYS[PENDING + i], 0, -1, 'WITHSCORES')) end
-if refusing and at_least > held then return { places[refusing].status, held, now_us, refusing } end
+if refusing and at_least > held then return { status, held, now_us, refusing } end
 
 -- Write: the record first, since a server that takes no writes refuses here, before anything has changed.
 

@@ -19,10 +19,11 @@ ARGV  1  now_us           '' in production: Redis' own TIME; a number in tests
       8  counts           "<pending_s> <budgets> <windows> <owners> <everybody> <from_s> <until_s>": the longest that it may be pending;
                           how many there are; that owner's number, or 0; the keys are of periods that last from one to the other
       9  budgets          of each "<limit, nanousd; none: nothing>,<window_s, 0: a total> "
-     10  plan             of each "<its owner's number>,<marker_s>,<1: shadow>,<status>,<start_s>,<end_s>,<keep_until_s>,<cause> ";
+     10  shares           of each that can refuse "<a budget's number>,<number of what it is a share of>,<millionths> "
+     11  plan             of each "<its owner's number>,<marker_s>,<1: shadow>,<status>,<start_s>,<end_s>,<keep_until_s>,<cause> ";
                           the times are 0 for a window, and where a period never ends
-     11  pending          of each owner "<what follows the start in the members of its pending money>,"; '' where that is nothing for all
-     12  body             digest of what was asked         13  rid   both only with an idempotency key
+     12  pending          of each owner "<what follows the start in the members of its pending money>,"; '' where that is nothing for all
+     13  body             digest of what was asked         14  rid   both only with an idempotency key
                           What belongs together is one word, since each takes time.
 
 Reply {status, ttl_or_duration, now_us, ...}
@@ -31,6 +32,7 @@ Reply {status, ttl_or_duration, now_us, ...}
                           (an id that is known: pending_s as it was then, and charged_to in place of '')
   1  under a marker:      seconds left of it, now_us, seconds until it can end, busy, its cause ('': set by hand)
   2 to 7, 13  refused:    marker seconds (0: none set), now_us, seconds until it can end (0: never), busy, the budget's number
+ 14  refused by a share:  the same, with the number of the budget whose owner has the share; no marker
   8  this id has ended:   0, now_us, nanousd booked        9  it stands for something else: 0, now_us
  10  too late, the caller has given up: 0, now_us         11  the keys are of other periods than Redis' time: 0, now_us
  12  the idempotency key is taken: 0, now_us, 1 in flight | 2 settled | 3 expired, nanousd booked, same body (0, 1), rid
@@ -58,7 +60,7 @@ if not now_us then
   now_us = time[1] * SECOND + time[2]
 end
 local now_s = floor(now_us / SECOND)
-local cost, cost_text, body = tonumber(ARGV[3]), ARGV[3], ARGV[12]
+local cost, cost_text, body = tonumber(ARGV[3]), ARGV[3], ARGV[13]
 local pending_s, BUDGETS, WINDOWS, OWNERS, EVERYBODY, from_s, until_s = match(ARGV[8], '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$')
 pending_s, BUDGETS, WINDOWS, OWNERS, EVERYBODY = tonumber(pending_s), tonumber(BUDGETS), tonumber(WINDOWS), tonumber(OWNERS), tonumber(EVERYBODY)
 local PENDING = 1 + BUDGETS + WINDOWS
@@ -101,6 +103,12 @@ local function window_at(key, window_s, hint_key, hint)
   return window
 end
 
+-- What `own` nanousd leave of a share, rounded down: exact below 2^53, where limit * millionths would not be.
+local function left_of_share(own, whole, limit, millionths)
+  local rest = limit - max(0, whole - own)
+  return millionths * floor(rest / 1e6) + floor(millionths * (rest % 1e6) / 1e6) - own
+end
+
 -- Read and decide: the caller, the periods, the id, the marker.
 
 if now_us > tonumber(ARGV[2]) then return { 10, 0, now_us } end
@@ -124,6 +132,10 @@ for limit, window_s in gmatch(ARGV[9], '(%d*),(%d+) ') do
   end
   limits[number] = tonumber(limit) or math.huge
   fits = fits and spent[number] + cost <= limits[number]
+end
+for number, of, millionths in gmatch(ARGV[10], '(%d+),(%d+),(%d+) ') do
+  number, of = tonumber(number), tonumber(of)
+  fits = fits and cost <= left_of_share(spent[number], spent[of], limits[of], millionths)
 end
 
 local function admitted(its_pending_s, made_at_us, held, expired, without_room, its_charged_to, more)
@@ -158,9 +170,9 @@ local function planned(number)
     plan = {}
     local digests, next_digest = match(ARGV[6], '%S*$'), 1 -- What a record says of further budgets.
     for owner, marker_s, shadow, status, start_s, end_s, keep_until_s, cause in
-      gmatch(ARGV[10], '(%d+),(%d+),(%d),(%d+),(%d+),(%d+),(%d+),(%S+) ') do
+      gmatch(ARGV[11], '(%d+),(%d+),(%d),(%d+),(%d+),(%d+),(%d+),(%S+) ') do
       local is_further = status == '13'
-      plan[#plan + 1] = { pending = KEYS[PENDING + owner], marker_s = tonumber(marker_s), is_shadow = shadow == '1', status = tonumber(status),
+      plan[#plan + 1] = { number = #plan + 1, pending = KEYS[PENDING + owner], marker_s = tonumber(marker_s), is_shadow = shadow == '1', status = tonumber(status),
         start_s = tonumber(start_s), end_s = tonumber(end_s), keep_until_s = tonumber(keep_until_s), cause = cause,
         digest = is_further and sub(digests, next_digest, next_digest + 5) or THE_SIX }
       if is_further then next_digest = next_digest + 6 end
@@ -225,17 +237,37 @@ if not fits then
     return fits_s
   end
 
+  -- All that may refuse: shares before the first budget that is shared.
+  local bounds, shares, first_shared = {}, {}, BUDGETS
+  for number, of, millionths in gmatch(ARGV[10], '(%d+),(%d+),(%d+) ') do
+    shares[#shares + 1] = { number = tonumber(number), of = tonumber(of), millionths = millionths, status = 14, marker_s = 0 }
+    first_shared = math.min(first_shared, of)
+  end
+  for i = 1, BUDGETS do
+    for _, share in ipairs(i == first_shared and shares or {}) do bounds[#bounds + 1] = share end
+    if not planned(i).is_shadow then bounds[#bounds + 1] = planned(i) end
+  end
+
+  -- How much more may be booked where `held_in(number)` is what is booked of each.
+  local function left_of(bound, held_in)
+    local number, of = bound.number, bound.of
+    if of then return left_of_share(held_in(number), held_in(of), limits[of], bound.millionths) end
+    return limits[number] - held_in(number)
+  end
+  local function nothing() return 0 end
+  local function now(number) return spent[number] end
+  local function once_pending_has_ended(number) return spent[number] - pending_in(number) end
+
   local refusing, busy, ends_at_s, room, never_fits
   local function check_all()
     refusing, busy, ends_at_s, room, never_fits = nil, true, 0, math.huge, false
-    for i = 1, BUDGETS do
-      if not planned(i).is_shadow then
-        room, never_fits = math.min(room, limits[i] - spent[i]), never_fits or cost > limits[i]
-        if spent[i] + cost > limits[i] then
-          refusing = refusing or i
-          busy = busy and spent[i] - pending_in(i) + cost <= limits[i]
-          ends_at_s = max(ends_at_s, fits_at_s(i))
-        end
+    for _, bound in ipairs(bounds) do
+      local left = left_of(bound, now)
+      room, never_fits = math.min(room, left), never_fits or cost > left_of(bound, nothing)
+      if cost > left then
+        refusing = refusing or bound
+        busy = busy and cost <= left_of(bound, once_pending_has_ended)
+        ends_at_s = max(ends_at_s, fits_at_s(bound.number))
       end
     end
   end
@@ -249,16 +281,15 @@ if not fits then
   end
 
   if refusing then
-    local its = planned(refusing)
     -- Nothing that was spent stands in the way of what can never fit: its marker ends by itself.
     local wait_s = (busy or never_fits) and 1 or ends_at_s == NEVER_S and 0 or max(1, ceil(ends_at_s - now_us / SECOND))
-    local marker_s = (busy and ARGV[7] ~= '1') and 0 or its.marker_s
+    local marker_s = (busy and ARGV[7] ~= '1') and 0 or refusing.marker_s
     if marker_s > 0 then
       wait_s = wait_s > 0 and max(wait_s, marker_s) or 0
-      call('SET', MARKER, format('%s %.0f %.0f %s', its.cause, now_us + marker_s * SECOND, wait_s > 0 and now_us + wait_s * SECOND or 0,
+      call('SET', MARKER, format('%s %.0f %.0f %s', refusing.cause, now_us + marker_s * SECOND, wait_s > 0 and now_us + wait_s * SECOND or 0,
         busy and 'busy' or 'spent'), 'EX', marker_s)
     end
-    return { its.status, marker_s, now_us, wait_s, busy and 1 or 0, refusing }
+    return { refusing.status, marker_s, now_us, wait_s, busy and 1 or 0, refusing.number }
   end
   for i = 1, BUDGETS do
     if spent[i] + cost > limits[i] then without_room = without_room .. i .. ' ' end
@@ -268,7 +299,7 @@ end
 -- Write: the pending money first. A server that takes no writes refuses here; whichever key refuses, nothing stays changed.
 
 local pending_bucket, expired, is_new, members = format('%.0f', now_s - now_s % pending_bucket_s), 0, {}, {}
-local suffix = gmatch(ARGV[11], '([^,]*),')
+local suffix = gmatch(ARGV[12], '([^,]*),')
 for i = 1, OWNERS do
   members[i] = pending_bucket .. (suffix() or '')
   local held = redis.pcall('ZINCRBY', KEYS[PENDING + i], cost_text, members[i])
@@ -300,7 +331,7 @@ end
 
 call('SET', KEYS[1], format('open %s %.0f %s %s', cost_text, now_us, ARGV[5], ARGV[6]), 'EX', pending_s + RECORD_KEEP_S)
 if body then
-  call('SET', KEYS[#KEYS], format('open %s %s %s %.0f', body, ARGV[13], cost_text, now_us + pending_s * SECOND), 'EX', IDEMPOTENCY_KEEP_S)
+  call('SET', KEYS[#KEYS], format('open %s %s %s %.0f', body, ARGV[14], cost_text, now_us + pending_s * SECOND), 'EX', IDEMPOTENCY_KEEP_S)
 end
 
 -- A total gets its TTL with its first amount, a window with each new bucket. Where that ends before the bucket does (the

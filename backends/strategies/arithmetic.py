@@ -5,9 +5,19 @@ same order; the conformance suite holds both to the same answers, amounts and TT
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-from backends.budgets import Budget, Scope
+from backends.budgets import (
+    SHARE_STATUS,
+    Budget,
+    Scope,
+    Share,
+    enforced_limit,
+    share_limit,
+    shares_in,
+    whole_limits,
+)
 from backends.clock import US_PER_SECOND
 from backends.contract import Ask, Marker
 from backends.errors import StoreBroken
@@ -116,6 +126,8 @@ class Decision:
     set_marker: str | None = None
     reserved_nanousd: int = 0
     """What is set aside, where it is admitted."""
+    by_share: bool = False
+    """Whether it is not the limit of `row` that refuses, but its owner's share of another budget."""
     over_shadow: tuple[str, ...] = ()
 
 
@@ -128,17 +140,49 @@ def decide(ask: Ask, totals: Sequence[Total], read_pending: Callable[[str], Pend
     decision = _decide(ask, ask.cost_nanousd, totals, read_pending, now_us)
     if decision.status == ADMITTED or decision.busy or ask.at_least_nanousd is None:
         return decision
-    left_nanousd = min(limit - total.nanousd for total, limit in _enforced(totals))
+    left_nanousd = min(bound.left_nanousd for bound in bounds(totals))
     if left_nanousd >= ask.at_least_nanousd:
         return _admitted(left_nanousd, totals, now_us)
     return _decide(ask, ask.at_least_nanousd, totals, read_pending, now_us)
 
 
-def _enforced(totals: Sequence[Total]) -> Iterator[tuple[Total, int]]:
-    for total in totals:
-        budget = total.row.budget
-        if budget.limit_nanousd is not None and not budget.is_shadow:
-            yield total, budget.limit_nanousd
+class Bound(NamedTuple):
+    """What a total may come to: by its budget's limit, or by its owner's share of another budget."""
+
+    total: Total
+    limit_nanousd: int
+    """The budget's, or that of the budget that is shared."""
+    share: Share | None = None
+    whole_nanousd: int = 0
+    """What is booked of the budget that is shared."""
+    whole_row: Row | None = None
+
+    @property
+    def left_nanousd(self) -> int:
+        """What may still be booked; below 0 where more is booked than may be."""
+        return self.after(0, 0)
+
+    def after(self, own_nanousd: int, whole_nanousd: int) -> int:
+        """The same, once so much less is booked of the total, and of what is shared."""
+        own, whole = self.total.nanousd - own_nanousd, self.whole_nanousd - whole_nanousd
+        limit = self.limit_nanousd if self.share is None else share_limit(self.share, self.limit_nanousd, whole, own)
+        return limit - own
+
+
+def bounds(totals: Sequence[Total]) -> Iterator[Bound]:
+    """All that may refuse, in the order in which refusals name it: shares before the first budget that is shared."""
+    limits = [enforced_limit(total.row.budget) for total in totals]
+    shares = shares_in([total.row.budget for total in totals])
+    first_shared_at = min((shared.whole_at for shared in shares), default=None)
+    for at, total in enumerate(totals):
+        if at == first_shared_at:
+            for part_at, whole_at, share in shares:
+                limit, whole = limits[whole_at], totals[whole_at]
+                if limit is not None:
+                    yield Bound(totals[part_at], limit, share, whole.nanousd, whole.row)
+        limit = limits[at]
+        if limit is not None:
+            yield Bound(total, limit)
 
 
 def _decide(
@@ -146,13 +190,16 @@ def _decide(
 ) -> Decision:
     """The decision about `cost` nano-dollars, all of it or nothing."""
     refusing, busy, ends_at = None, True, 0
-    for total, limit in _enforced(totals):
-        if total.nanousd + cost <= limit:
+
+    def pending_in(row: Row | None) -> int:
+        return 0 if row is None else _pending_in(row, ask, read_pending(row.pending_key), now_us)
+
+    for bound in bounds(totals):
+        if cost <= bound.left_nanousd:
             continue
-        refusing = refusing or total.row
-        pending = _pending_in(total.row, ask, read_pending(total.row.pending_key), now_us)
-        busy = busy and total.nanousd - pending + cost <= limit
-        ends_at = max(ends_at, _fits_at(total, limit, cost, now_us))
+        refusing = refusing or bound
+        busy = busy and cost <= bound.after(pending_in(bound.total.row), pending_in(bound.whole_row))
+        ends_at = max(ends_at, _fits_at(bound.total, bound.limit_nanousd, cost, now_us))
     if refusing is None:
         return _admitted(cost, totals, now_us)
     # What can never fit waits for nothing that was spent: its marker ends by itself.
@@ -201,15 +248,14 @@ def _fits_at(total: Total, limit: int, cost: int, now_us: int) -> int:
 
 
 def exceeds_a_limit(ask: Ask, cost_nanousd: int) -> bool:
-    """Whether `cost_nanousd` is more than a whole limit."""
-    return any(
-        budget.limit_nanousd is not None and cost_nanousd > budget.limit_nanousd
-        for budget in ask.budgets
-        if not budget.is_shadow
-    )
+    """Whether `cost_nanousd` is more than a whole limit, or than a whole share of one."""
+    return any(cost_nanousd > limit for limit in whole_limits(ask.budgets))
 
 
-def _refused(ask: Ask, row: Row, wait: int, now_us: int, *, busy: bool) -> Decision:
+def _refused(ask: Ask, bound: Bound, wait: int, now_us: int, *, busy: bool) -> Decision:
+    row = bound.total.row
+    if bound.share is not None:
+        return Decision(SHARE_STATUS, now_us, 0, wait, busy, row, by_share=True)
     status, seconds = row.layout.status, row.budget.throttle_seconds
     if not seconds or (busy and not ask.mark_when_busy):
         return Decision(status, now_us, 0, wait, busy, row)
@@ -259,26 +305,31 @@ def by_hand_seconds(ask: Ask) -> int:
 
 
 def decide_extension(
-    totals: Sequence[Total], limits: Mapping[str, int | None], reserved_nanousd: int, to_nanousd: int, at_least: int
-) -> tuple[Row | None, int]:
-    """The budget that refuses an extension, if one does, and what is reserved in all; `limits` are by name."""
+    totals: Sequence[Total], budgets: Sequence[Budget], reserved_nanousd: int, to_nanousd: int, at_least: int
+) -> tuple[Bound | None, int]:
+    """What refuses an extension, if anything does, and what is reserved in all; limits and shares are of `budgets`."""
     more, refusing = max(0, to_nanousd - reserved_nanousd), None
-    for total in totals:
-        limit = limits.get(total.row.budget.name)
-        if limit is None:
-            continue
-        left = limit - total.nanousd
+    now = budgets_of_now([total.row.budget for total in totals], budgets)
+    counted = [replace(total, row=total.row._replace(budget=budget)) for total, budget in zip(totals, now, strict=True)]
+    for bound in bounds(counted):
+        left = bound.left_nanousd
         if left < at_least - reserved_nanousd and refusing is None:
-            refusing = total.row
+            refusing = bound
         more = min(more, max(0, left))
     if refusing is not None and at_least > reserved_nanousd:
         return refusing, reserved_nanousd
     return None, reserved_nanousd + more
 
 
-def limits_of(budgets: Sequence[Budget]) -> dict[str, int | None]:
-    """The limits that count for an extension, by name."""
-    return {budget.name: None if budget.is_shadow else budget.limit_nanousd for budget in budgets}
+def budgets_of_now(charged: Sequence[Budget], budgets: Sequence[Budget]) -> list[Budget]:
+    """What a reservation is charged to, with what limits it now: nothing, where it is none of `budgets`."""
+    by_name = {budget.name: budget for budget in budgets}
+    now = []
+    for budget in charged:
+        its = by_name.get(budget.name)
+        limit, share, is_shadow = (None, None, False) if its is None else (its.limit_nanousd, its.share, its.is_shadow)
+        now.append(budget._replace(limit_nanousd=limit, share=share, is_shadow=is_shadow))
+    return now
 
 
 # What a reservation is charged to.

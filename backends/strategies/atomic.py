@@ -65,12 +65,12 @@ class AtomicBackend:
         *,
         at_least_nanousd: int | None = None,
     ) -> Reservation | Refusal:
-        limits = arithmetic.limits_of(budgets)
+        now_limited = arithmetic.budgets_of_now(reservation.budgets, budgets)
         at_least = to_nanousd if at_least_nanousd is None else at_least_nanousd
         reply, _ = self._decided(
-            _EXTEND, lambda now: script_words.extend_call(reservation, to_nanousd, at_least, limits, now)
+            _EXTEND, lambda now: script_words.extend_call(reservation, to_nanousd, at_least, now_limited, now)
         )
-        return script_words.read_extension(reservation, limits, reply)
+        return script_words.read_extension(reservation, now_limited, reply)
 
     def settle(self, reservation: Reservation, actual_nanousd: int) -> Settlement:
         return self._end(reservation, "settled", actual_nanousd)

@@ -1,7 +1,7 @@
 """What the verbs return, and what they raise: the contract's values, made of what was decided and what is stored."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import compress
 
@@ -100,6 +100,8 @@ def refusal_of(ask: Ask, decision: arithmetic.Decision) -> Refusal:
     row = decision.row
     if row is None:
         reason, (cause, budget), scope, limit = Reason.THROTTLED, cause_of(decision.cause), Scope.IDENTIFIER, None
+    elif decision.by_share:
+        reason, cause, budget, scope, limit = _by_share(row)
     else:
         reason = cause = row.layout.reason
         budget, scope, limit = row.budget.name, row.budget.scope, row.budget.limit_nanousd
@@ -117,19 +119,28 @@ def refusal_of(ask: Ask, decision: arithmetic.Decision) -> Refusal:
     )
 
 
-def extension_refused(row: Row, limits: Mapping[str, int | None]) -> Refusal:
-    """The refusal of an extension: the budget that refused; there is nothing to wait for."""
-    budget, reason = row.budget, row.layout.reason
+def _by_share(row: Row) -> tuple[Reason, Reason, str, Scope, None]:
+    """What a refusal by a share says: it names the budget that is shared, and no limit, which changes with others."""
+    of = row.budget.share.of if row.budget.share else row.budget.name
+    return Reason.NETWORK_SHARE, Reason.NETWORK_SHARE, of, Scope.NETWORK, None
+
+
+def extension_refused(row: Row, *, by_share: bool = False) -> Refusal:
+    """The refusal of an extension: the budget that refused, with its limit of now; there is nothing to wait for."""
+    reason = cause = row.layout.reason
+    budget, scope, limit_nanousd = row.budget.name, row.budget.scope, row.budget.limit_nanousd
+    if by_share:
+        reason, cause, budget, scope, limit_nanousd = _by_share(row)
     return Refusal(
         reason=reason,
-        cause=reason,
-        scope=budget.scope,
-        budget=budget.name,
+        cause=cause,
+        scope=scope,
+        budget=budget,
         retry_after_seconds=None,
         in_flight=False,
         can_never_fit=False,
         marker_seconds=0,
-        limit_nanousd=limits.get(budget.name),
+        limit_nanousd=limit_nanousd,
     )
 
 

@@ -1,12 +1,12 @@
 """What the atomic strategy sends to its scripts, and what their replies mean. The scripts' heads have the tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-from backends.budgets import Budget, Scope, check
+from backends.budgets import SHARE_STATUS, Budget, Scope, check, enforced_limit, shares_in
 from backends.clock import US_PER_SECOND
 from backends.contract import Ask, Duplicate, DuplicateState, Outcome, Refusal, Reservation, Settlement, Verdict
 from backends.keys import (
@@ -72,13 +72,14 @@ class Shape(NamedTuple):
     span: str
     """Unix time: from when to when these are the keys of the present periods."""
     limits: str
+    shares: str
     plan: str
     kept: str
     renews_at: tuple[int | None, ...]
     """Of each budget the end of its period; of a window 0."""
 
 
-_RULE = itemgetter(0, 2, 3, 4, 5, 6)
+_RULE = itemgetter(0, 2, 3, 4, 5, 6, 7)
 """Of a budget all but its owner."""
 
 
@@ -112,6 +113,7 @@ def _shape(rules: tuple[tuple[Any, ...], ...], quarter: int) -> Shape:
         mine=scopes.index(Scope.IDENTIFIER) + 1 if Scope.IDENTIFIER in scopes else 0,
         span=f"{from_seconds} {until_seconds}",
         limits="".join(f"{limit},{row.layout.window_seconds} " for limit, row in zip(limits, rows, strict=True)),
+        shares=_shares_word(budgets),
         plan="".join(
             f"{owner},{row.budget.throttle_seconds},{row.budget.is_shadow:d},{row.layout.plan} "
             for owner, row in zip(owner_of, rows, strict=True)
@@ -125,6 +127,10 @@ def _shape(rules: tuple[tuple[Any, ...], ...], quarter: int) -> Shape:
             for row in rows
         ),
     )
+
+
+def _shares_word(budgets: Sequence[Budget]) -> str:
+    return "".join(f"{part + 1},{whole + 1},{share.millionths} " for part, whole, share in shares_in(budgets))
 
 
 def _pending_format(rows: Sequence[Row], further_at: Sequence[int], scope: Scope) -> str:
@@ -196,6 +202,7 @@ def reserve_call(ask: Ask, request_digest: str, now: Now) -> ScriptCall:
         mark,
         owned.counts,
         shape.limits,
+        shape.shares,
         shape.plan,
         owned.pending,
     ]
@@ -225,7 +232,10 @@ def read_verdict(ask: Ask, backend: str, request_digest: str, shape: Shape, repl
         cause = why.decode(errors="replace")
     else:
         row = rows_at(ask.budgets, now_us // US_PER_SECOND)[why - 1]
-    decision = arithmetic.Decision(status, now_us, marker_seconds, wait_seconds, bool(busy), row, cause)
+    by_share = status == SHARE_STATUS
+    decision = arithmetic.Decision(
+        status, now_us, marker_seconds, wait_seconds, bool(busy), row, cause, by_share=by_share
+    )
     return outcomes.refusal_of(ask, decision)
 
 
@@ -256,11 +266,11 @@ def _admitted(ask: Ask, backend: str, request_digest: str, shape: Shape, reply: 
 
 
 def extend_call(
-    reservation: Reservation, to_nanousd: int, at_least_nanousd: int, limits: Mapping[str, int | None], now: Now
+    reservation: Reservation, to_nanousd: int, at_least_nanousd: int, budgets: Sequence[Budget], now: Now
 ) -> ScriptCall:
-    """The words of `extend.lua`; `limits` are by name."""
+    """The words of `extend.lua`; `budgets` are the reservation's, with what limits them now."""
     owned, keys = _of_reservation(reservation)
-    its_limits = (limits.get(budget.name) for budget in reservation.budgets)
+    limits = map(enforced_limit, budgets)
     args: list[str | int] = [
         now.text,
         now.deadline_us,
@@ -270,17 +280,16 @@ def extend_call(
         reservation.made_at_us,
         owned.counts_at_end,
         owned.shape.kept,
-        "".join(" " if limit is None else f"{limit} " for limit in its_limits),
+        "".join(" " if limit is None else f"{limit} " for limit in limits),
+        _shares_word(budgets),
     ]
     if reservation.idempotency is not None:
         args.append(reservation.reservation_id)
     return ScriptCall(keys, args, owned.shape)
 
 
-def read_extension(
-    reservation: Reservation, limits: Mapping[str, int | None], reply: Sequence[Any]
-) -> Reservation | Refusal:
-    """The reply of `extend.lua`.
+def read_extension(reservation: Reservation, budgets: Sequence[Budget], reply: Sequence[Any]) -> Reservation | Refusal:
+    """The reply of `extend.lua` about the same `budgets`.
 
     Raises:
         ReservationConflict: the id is not known, has ended or expired, or stands for another request.
@@ -290,7 +299,9 @@ def read_extension(
         return replace(reservation, cost_nanousd=reserved, spent_nanousd=tuple(amounts))
     if status in {arithmetic.ENDED, arithmetic.CONFLICT}:
         raise outcomes.conflict(status)
-    return outcomes.extension_refused(outcomes.rows_of(reservation)[amounts[0] - 1], limits)
+    at = amounts[0] - 1
+    row = outcomes.rows_of(reservation)[at]._replace(budget=budgets[at])
+    return outcomes.extension_refused(row, by_share=status == SHARE_STATUS)
 
 
 def settle_call(reservation: Reservation, ending: str, actual_nanousd: int, now_text: str) -> ScriptCall:

@@ -121,16 +121,16 @@ def extend(
     reservation: Reservation, to_nanousd: int, at_least_nanousd: int, budgets: Sequence[Budget], now_us: int
 ) -> Verb[Reservation | Refusal]:
     """See `contract.Backend.extend`."""
-    rows, limits = outcomes.rows_of(reservation), arithmetic.limits_of(budgets)
+    rows = outcomes.rows_of(reservation)
     seen = yield Read(_reads_of(reservation, rows))
     record = outcomes.extendable(reservation, _record(reservation, seen), now_us)
     is_cleared = _was_cleared(reservation, seen)
     booked = arithmetic.still_booked(rows, is_cleared=is_cleared)
     totals = _totals(rows, seen, now_us)
     counted = [total for total in totals if total.row in booked]
-    refusing, reserved = arithmetic.decide_extension(counted, limits, record.nanousd, to_nanousd, at_least_nanousd)
+    refusing, reserved = arithmetic.decide_extension(counted, budgets, record.nanousd, to_nanousd, at_least_nanousd)
     if refusing is not None:
-        return outcomes.extension_refused(refusing, limits)
+        return outcomes.extension_refused(refusing.total.row, by_share=refusing.share is not None)
     more = reserved - record.nanousd
     if more:
         charges = arithmetic.charges(booked, reservation.made_at_us, now_us)

@@ -4,7 +4,7 @@ They charge six budgets, each of which has its own place in KEYS and ARGV; the t
 make these words, and take what those of `backends.strategies.script_words` take.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from backends.budgets import SECONDS_PER_HOUR, Budget
 from backends.clock import US_PER_SECOND
@@ -52,10 +52,10 @@ def reserve_call(ask: Ask, request_digest: str, now: Now) -> Words:
 
 
 def extend_call(
-    reservation: Reservation, to_nanousd: int, at_least_nanousd: int, limits: Mapping[str, int | None], now: Now
+    reservation: Reservation, to_nanousd: int, at_least_nanousd: int, budgets: Sequence[Budget], now: Now
 ) -> Words:
     """The words of `extend.lua`, without an idempotency key."""
-    rows = _rows_of(reservation)
+    rows, limits = _rows_of(reservation), {budget.name: budget.limit_nanousd for budget in budgets}
     args: list[str | int] = [
         now.text,
         now.deadline_us,

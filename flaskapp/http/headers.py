@@ -55,7 +55,7 @@ def admitted_headers(reservation: Reservation | None, check_seconds: float) -> d
     policies: list[_Named] = []
     left: list[str] = []
     booked = zip(reservation.budgets, reservation.spent_nanousd, reservation.renews_at_seconds, strict=True)
-    for (name, _, period, limit_nanousd, scope, is_shadow, _), spent_nanousd, renews_at_seconds in booked:
+    for (name, _, period, limit_nanousd, scope, is_shadow, *_), spent_nanousd, renews_at_seconds in booked:
         if limit_nanousd is None or is_shadow or scope not in OWN_SCOPES:
             continue
         item = f'"{name}";r={max(0, limit_nanousd - spent_nanousd) // _NANOUSD_PER_MICROUSD}'

@@ -1,12 +1,12 @@
 """Refusals and errors as responses: RFC 9457 problems, with their statuses, words and headers in one place."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from flask import Flask, Response, current_app, g, has_request_context, json, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge
 from werkzeug.http import HTTP_STATUS_CODES
 
-from backends.budgets import Budget, Reason
+from backends.budgets import Budget, Reason, whole_limits
 from backends.contract import Duplicate, DuplicateState, Refusal
 from backends.errors import ThrottleUnavailable
 from backends.money import usd_text
@@ -37,6 +37,8 @@ _NOTHING_HERE = (
 )
 _SPREAD = {COST_THROTTLED, RATE_LIMITED, THROTTLE_UNAVAILABLE}
 """What many callers are refused for at one moment."""
+_NOT_SPREAD = {Reason.NETWORK_SHARE.value}
+"""Few are refused for it at one moment, and it ends at the latest with the hour or the day."""
 _LEAST_SPREAD_SECONDS, _MOST_SPREAD_SECONDS = 2, 10
 _SPREAD_PART = 20
 _PASSED_HEADERS = {"Allow", "WWW-Authenticate"}
@@ -57,6 +59,7 @@ _MESSAGES = {
     Reason.WINDOW_LIMIT: "High usage detected.",
     Reason.NETWORK_LIMIT: "High usage detected from your network.",
     Reason.NETWORK_DAILY_LIMIT: "Your network has reached its daily usage limit.",
+    Reason.NETWORK_SHARE: "Your network has had its share of what this service may spend.",
     Reason.GLOBAL_HOURLY_LIMIT: "This service has reached its usage limit for this hour.",
     Reason.GLOBAL_DAILY_LIMIT: "This service has reached its usage limit for today.",
 }
@@ -78,7 +81,7 @@ def problem(  # noqa: PLR0913 (each is a field of RFC 9457 or a header)
     Where many may be refused together it comes a little later, see `later`; a `message` that names the wait is made
     of what the caller gets. On the routes for OpenAI's clients the response has OpenAI's shape.
     """
-    if retry_after_seconds is not None and error in _SPREAD:
+    if retry_after_seconds is not None and error in _SPREAD and reason not in _NOT_SPREAD:
         retry_after_seconds = later(retry_after_seconds, g.get("request_id") if has_request_context() else None)
     if not isinstance(message, str):
         message = message(retry_after_seconds)
@@ -128,7 +131,7 @@ def _with_headers(response: Response, retry_after_seconds: int | None, headers: 
     return response
 
 
-def cost_refused(refusal: Refusal, budgets: Iterable[Budget]) -> Response:
+def cost_refused(refusal: Refusal, budgets: Sequence[Budget]) -> Response:
     """429 for a refusal by the guard; `budgets` are those that the request would have been charged to."""
     flags = {"can_never_fit": refusal.can_never_fit, "in_flight": refusal.in_flight}
     return problem(
@@ -169,11 +172,11 @@ def store_unavailable(error: ThrottleUnavailable) -> Response:
     return problem(503, THROTTLE_UNAVAILABLE, "store", message, retry_after_seconds=error.retry_after_seconds)
 
 
-def _cost_message(refusal: Refusal, budgets: Iterable[Budget], wait_seconds: int | None) -> str:
+def _cost_message(refusal: Refusal, budgets: Sequence[Budget], wait_seconds: int | None) -> str:
     message = _MESSAGES.get(refusal.cause) or f"Usage limit reached ({refusal.budget})."
     if refusal.can_never_fit:
         # What refuses may have room for it one day; what it can never fit into has the smallest limit of all.
-        limits = [each.limit_nanousd for each in budgets if each.limit_nanousd is not None and not each.is_shadow]
+        limits = whole_limits(budgets)
         if 0 in limits:
             return f"{message} Nothing may be spent here now: a limit is set to 0."
         limit = f" of {usd_text(min(limits))} USD" if limits else ""

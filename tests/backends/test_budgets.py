@@ -18,10 +18,13 @@ from backends.budgets import (
     Forever,
     Reason,
     Scope,
+    Share,
     Sliding,
     check,
     owner_in,
+    share_limit,
     span_at,
+    whole_limits,
 )
 from backends.conformance.cases import ROOMY
 from backends.errors import ConfigurationError
@@ -332,11 +335,11 @@ def test_the_built_in_windows_have_one_length():
         check(shorter)
 
 
-def test_a_request_is_charged_to_1_to_24_budgets_of_different_names():
-    many = [Budget(f"b{number}", "who", Forever(), None) for number in range(25)]
-    check(many[:24])
+def test_a_request_is_charged_to_1_to_26_budgets_of_different_names():
+    many = [Budget(f"b{number}", "who", Forever(), None) for number in range(27)]
+    check(many[:26])
     for wrong in ([], many):
-        with pytest.raises(ConfigurationError, match=r"^budgets: 1 to 24 of them$"):
+        with pytest.raises(ConfigurationError, match=r"^budgets: 1 to 26 of them$"):
             check(wrong)
     with pytest.raises(ConfigurationError, match=r"^name: no two budgets of a request have one name$"):
         check([*many[:3], many[1]._replace(owner="other")])
@@ -511,3 +514,52 @@ def test_a_marker_names_the_budget_that_set_it():
     assert (rows[-1].layout.reason, rows[-1].layout.cause) == (Reason.BUDGET_LIMIT, "budget:some")
     for by_hand in ("stop", "", "budget:", "budget", "budget_limit"):
         assert cause_of(by_hand) == (Reason.WINDOW_LIMIT, "window")
+
+
+SHARED = (
+    Budget("hour", "198.51.100.7", Calendar("hour"), None, Scope.NETWORK, share=Share("all_hour", 250_000)),
+    Budget("all_hour", "all", Calendar("hour"), 1_000, Scope.GLOBAL),
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"scope": Scope.IDENTIFIER}, "only a network has one"),
+        ({"period": Sliding(600)}, "none of a window"),
+        ({"period": Calendar("day")}, "with the same period"),
+        ({"period": Calendar("hour", "Europe/Berlin")}, "with the same period"),
+        ({"share": Share("nothing", 250_000)}, "of another budget of the request"),
+        ({"share": Share("hour", 250_000)}, "of another budget of the request"),
+        ({"share": Share("all_hour", 0)}, "1 to 1000000 millionths"),
+        ({"share": Share("all_hour", 1_000_001)}, "1 to 1000000 millionths"),
+    ],
+)
+def test_a_share_that_cannot_be_decided_is_refused(changes, words):
+    check(SHARED)
+    with pytest.raises(ConfigurationError, match=f"^share: .*{words}"):
+        check((SHARED[0]._replace(**changes), SHARED[1]))
+
+
+@pytest.mark.parametrize(
+    ("limit", "whole", "own", "millionths", "room"),
+    [
+        (1_000, 0, 0, 250_000, 250),
+        (1_000, 250, 250, 250_000, 250),
+        (999, 0, 0, 250_000, 249),
+        (1_000, 600, 100, 250_000, 125),
+        (1_000, 1_200, 0, 250_000, -50),
+        (1_000, 1_201, 0, 250_000, -51),
+        (1_000, 100, 700, 250_000, 250),
+        (2**53 - 1, 0, 0, 1_000_000, 2**53 - 1),
+    ],
+)
+def test_a_share_is_of_what_others_leave_rounded_down(limit, whole, own, millionths, room):
+    assert share_limit(Share("all", millionths), limit, whole, own) == room
+
+
+def test_a_share_has_a_whole_limit_too():
+    assert whole_limits(SHARED) == [1_000, 250]
+    assert whole_limits((SHARED[0]._replace(is_shadow=True), SHARED[1])) == [1_000]
+    assert whole_limits((SHARED[0], SHARED[1]._replace(is_shadow=True))) == []
+    assert whole_limits((SHARED[0], SHARED[1]._replace(limit_nanousd=None))) == []

@@ -9,7 +9,7 @@ from flask import Flask
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.budgets import BUILT_IN, Budget, Calendar, Forever, Scope, Sliding
+from backends.budgets import BUILT_IN, Budget, Calendar, Forever, Scope, Share, Sliding
 from backends.clock import SystemClock
 from backends.errors import ConfigurationError
 from backends.store.link import Link
@@ -416,19 +416,41 @@ def test_a_thousand_overrides_may_stand_there():
 # --- what a request is charged to
 
 
-def test_without_further_budgets_it_is_the_six_and_two_of_the_wide_network_with_the_limits_of_the_settings():
+def test_without_further_budgets_it_is_the_six_and_four_of_networks_with_the_limits_of_the_settings():
     settings = LiveSettings(high_cost_window_seconds=300, cost_throttle_duration_seconds=45)
+    of_hour, of_day = Share("global_hour", 250_000), Share("global_day", 250_000)
     assert settings.plan.of(OWNERS, NOW_US) == (
         Budget("day", "hash456", Calendar("day"), 250_000_000, Scope.IDENTIFIER, throttle_seconds=90),
         Budget("window", "hash456", Sliding(300), 20_000_000, Scope.IDENTIFIER, throttle_seconds=45),
         Budget("network_window", "198.51.100.7", Sliding(300), 100_000_000, Scope.NETWORK),
-        Budget("network_day", "198.51.100.7", Calendar("day"), 1_000_000_000, Scope.NETWORK),
+        Budget("network_day", "198.51.100.7", Calendar("day"), 1_000_000_000, Scope.NETWORK, share=of_day),
         Budget("global_hour", "all", Calendar("hour"), 1_000_000_000, Scope.GLOBAL),
         Budget("global_day", "all", Calendar("day"), 5_000_000_000, Scope.GLOBAL),
         Budget("wide_window", "198.51.100.0/24", Sliding(300), 500_000_000, Scope.WIDE_NETWORK),
-        Budget("wide_day", "198.51.100.0/24", Calendar("day"), 5_000_000_000, Scope.WIDE_NETWORK),
+        Budget("wide_day", "198.51.100.0/24", Calendar("day"), 5_000_000_000, Scope.WIDE_NETWORK, share=of_day),
+        Budget("network_share_hour", "198.51.100.7", Calendar("hour"), None, Scope.NETWORK, share=of_hour),
+        Budget("wide_share_hour", "198.51.100.0/24", Calendar("hour"), None, Scope.WIDE_NETWORK, share=of_hour),
     )
     assert settings.plan is settings.plan
+
+
+@pytest.mark.parametrize(("share", "millionths"), [("0.01", 10_000), ("0.333333", 333_333), ("0.999999", 999_999)])
+def test_a_share_is_read_exactly(share, millionths):
+    budgets = plan(network_share=share).of(OWNERS, NOW_US)
+    shares = {budget.name: budget.share for budget in budgets if budget.share is not None}
+    assert shares == {
+        "network_day": Share("global_day", millionths),
+        "wide_day": Share("global_day", millionths),
+        "network_share_hour": Share("global_hour", millionths),
+        "wide_share_hour": Share("global_hour", millionths),
+    }
+
+
+@pytest.mark.parametrize("share", ["1", "1.0", 1])
+def test_a_share_of_1_is_no_rule_and_nothing_is_booked_for_it(share):
+    budgets = plan(network_share=share).of(OWNERS, NOW_US)
+    assert names(budgets) == [*BUILT_IN, "wide_window", "wide_day"]
+    assert {budget.share for budget in budgets} == {None}
 
 
 def test_a_limit_of_0_of_a_network_is_none_for_its_wide_network_too():
@@ -438,6 +460,8 @@ def test_a_limit_of_0_of_a_network_is_none_for_its_wide_network_too():
         "network_day",
         "wide_window",
         "wide_day",
+        "network_share_hour",
+        "wide_share_hour",
     }
     assert limits([], rows=(), network_cost_limit_usd="0")["wide_day"] == 5_000_000_000
 
@@ -472,7 +496,7 @@ def test_further_budgets_come_after_the_six_in_the_order_of_the_list():
     ]
     budgets = plan(*rows).of(OWNERS, NOW_US)
     assert names(budgets) == [*SCOPES, "z", "of_web", "a", "of_model", "of_all", "of_each"]
-    assert {budget.name: budget.owner for budget in budgets[8:]} == {
+    assert {budget.name: budget.owner for budget in budgets[10:]} == {
         "z": "marketing",
         "of_web": "web",
         "a": "198.51.100.0/24",
@@ -480,7 +504,7 @@ def test_further_budgets_come_after_the_six_in_the_order_of_the_list():
         "of_all": "all",
         "of_each": "all",
     }
-    assert names(plan(*rows).of({**OWNERS, Scope.KEY: "other", Scope.MODEL: "other"}, NOW_US))[8:] == [
+    assert names(plan(*rows).of({**OWNERS, Scope.KEY: "other", Scope.MODEL: "other"}, NOW_US))[10:] == [
         "z",
         "a",
         "of_all",
@@ -501,7 +525,7 @@ def test_where_a_scope_has_no_owner_its_budgets_do_not_apply():
 
 def test_a_budget_is_what_its_row_says():
     rows = [{**MONTH, "name": "own", "scope": "identifier", "throttle_seconds": 60}, {**MONTH, "mode": "shadow"}]
-    assert plan(*rows).of(OWNERS, NOW_US)[8:] == (
+    assert plan(*rows).of(OWNERS, NOW_US)[10:] == (
         Budget("own", "hash456", Calendar("month", "UTC"), 5_000_000_000, Scope.IDENTIFIER, throttle_seconds=60),
         Budget("month", "marketing", Calendar("month", "UTC"), 5_000_000_000, Scope.TEAM, is_shadow=True),
     )
@@ -601,7 +625,7 @@ def test_a_budget_is_added_changed_and_removed_while_the_service_runs(store, sto
     assert names(store.current.values.plan.of(OWNERS, NOW_US)) == list(SCOPES)
     store.change({"budgets": [MONTH], "budget_overrides": [{**RAISED, "until": "2026-03-14T10:20:30+01:00"}]})
     budgets = store.current.values.plan.of(OWNERS, NOW_US)
-    assert budgets[8:] == (Budget("month", "marketing", Calendar("month", "Asia/Kolkata"), 5_000_000_000, Scope.TEAM),)
+    assert budgets[10:] == (Budget("month", "marketing", Calendar("month", "Asia/Kolkata"), 5_000_000_000, Scope.TEAM),)
     assert stored() == {
         "budgets": [{**MONTH, "limit_usd": 5}],
         "budget_overrides": [{**RAISED, "until": "2026-03-14T09:20:30Z"}],

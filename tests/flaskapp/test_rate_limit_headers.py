@@ -100,6 +100,8 @@ def test_what_is_left_is_reported_after_each_answer_until_nothing_fits(make_app)
         ("DAILY_COST_LIMIT_USD", "daily_limit"),
         ("NETWORK_COST_LIMIT_USD", "network_limit"),
         ("NETWORK_DAILY_COST_LIMIT_USD", "network_daily_limit"),
+        ("HOURLY_SPEND_LIMIT_USD", "network_share"),
+        ("DAILY_SPEND_LIMIT_USD", "network_share"),
         ("HOURLY_SPEND_LIMIT_USD", "global_hourly_limit"),
         ("DAILY_SPEND_LIMIT_USD", "global_daily_limit"),
     ],
@@ -108,12 +110,14 @@ def test_a_client_that_waits_as_long_as_it_should_is_admitted_and_a_second_earli
     make_app, backend, seconds_early, setting, reason
 ):
     clock = ManualClock()
-    service = make_app(clock=clock, THROTTLE_BACKEND=backend, CHAT_RATE_LIMIT="1000 per minute", **{setting: "0.005"})
+    limit, share = ("0.020", "0.25") if reason == "network_share" else ("0.005", "1")
+    changed = {setting: limit, "NETWORK_SHARE": share}
+    service = make_app(clock=clock, THROTTLE_BACKEND=backend, CHAT_RATE_LIMIT="1000 per minute", **changed)
     admitted = service.chat()
     clock.us += 123_400_000
     refused = service.chat()
     assert (refused.status_code, refused.json["reason"]) == (429, reason)
-    retry_after_seconds = earliest_wait(refused)
+    retry_after_seconds = int(refused.headers["Retry-After"]) if reason == "network_share" else earliest_wait(refused)
     if setting == "HIGH_COST_THRESHOLD_USD":
         # Never earlier than the `t` that was sent before: here they are the same moment.
         assert retry_after_seconds == parsed(admitted.headers["RateLimit"])["window"]["t"] - 123

@@ -85,7 +85,7 @@ def test_one_that_only_open_reservations_cause_says_so(make_app):
 
 def test_callers_that_are_refused_together_do_not_come_back_together_and_none_too_early(make_app):
     clock = ManualClock()
-    service = make_app(clock=clock, THROTTLE_BACKEND="memory", HOURLY_SPEND_LIMIT_USD="0.005")
+    service = make_app(clock=clock, THROTTLE_BACKEND="memory", HOURLY_SPEND_LIMIT_USD="0.005", NETWORK_SHARE="1")
     service.chat("first")
     hour_ends_in_seconds = 3_600 - clock.us // 1_000_000 % 3_600
     refused = [service.chat(f"visitor-{number}") for number in range(40)]

@@ -213,7 +213,7 @@ def test_what_is_shown_of_a_value_is_one_short_harmless_line():
 
 def test_each_setting_is_described_and_has_a_usable_default():
     table = settings_table(120)
-    assert len(table) == 23
+    assert len(table) == 24
     for name, row in table.items():
         assert row.value_type.description.endswith(".")
         assert row.value_type.read(row.default) == row.default

@@ -192,6 +192,7 @@ def words_of_reserve(rid=ID, rows=SIX, key=None, **changes):
         "mark_when_busy": "1" if places.mine else "",
         "counts": f"{pending_s} {places.counts} {from_s} {until_s}",
         "budgets": "".join(f"{row.limit},{row.window_s} " for row in rows),
+        "shares": "",
         "plan": plan_of_reserve(rows, places.owner_of),
         "pending": pending_word(rows),
     }
@@ -212,6 +213,7 @@ def words_of_extend(rid=ID, to=2 * COST, rows=SIX, key=None, **changes):
         "counts": f"{changes.pop('pending_s', 120)} {places.counts} {places.mine}",
         "plan": plan_of_settle(rows, places.owner_of),
         "limits": "".join(f"{row.limit} " for row in rows),
+        "shares": "",
     }
     return keys_of_settle(rid, places, key), words(defaults, changes) + ([rid] if key else [])
 

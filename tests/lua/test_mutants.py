@@ -12,7 +12,16 @@ from backends.conformance.harness import RedisHarness
 from backends.conformance.redis_layout import RedisLayout
 from backends.store.scripts import Script
 from backends.strategies import atomic
-from tests.lua import by_hand, test_bounds, test_budgets, test_pending, test_replies, test_running, test_wrong_kinds
+from tests.lua import (
+    by_hand,
+    test_bounds,
+    test_budgets,
+    test_pending,
+    test_replies,
+    test_running,
+    test_shares,
+    test_wrong_kinds,
+)
 
 # What stands in the script, what is put in its place, and the case that notices.
 RESERVE = [
@@ -272,37 +281,42 @@ RESERVE = [
     ),
     ("if not planned(i).is_shadow then", "if true then", "a_shadow_budget_without_room_is_told_by_the_buckets"),
     (
-        "room, never_fits = math.min(room, limits[i] - spent[i])",
-        "room, never_fits = limits[i] - spent[i]",
+        "room, never_fits = math.min(room, left)",
+        "room, never_fits = left",
         "the_last_of_the_fullest_budget_is_what_is_left",
     ),
-    ("never_fits or cost > limits[i]", "cost > limits[i]", "what_can_never_fit"),
+    ("never_fits or cost > left_of(", "cost > left_of(", "what_can_never_fit"),
     (
-        "never_fits or cost > limits[i]",
-        "never_fits or cost >= limits[i]",
+        "never_fits or cost > left_of(",
+        "never_fits or cost >= left_of(",
         "the_first_that_fails_is_told_and_the_latest_end",
     ),
     (
-        "        if spent[i] + cost > limits[i] then\n          refusing",
-        "        if spent[i] + cost >= limits[i] then\n          refusing",
+        "if cost > left then\n",
+        "if cost >= left then\n",
         "less_than_all_where_that_will_do",
     ),
-    ("refusing = refusing or i", "refusing = i", "the_first_limit_that_fails_is_the_reason"),
-    ("busy = busy and spent[i]", "busy = spent[i]", "where_one_limit_is_busy_and_another_spent_it_is_not_called_busy"),
+    ("refusing = refusing or bound", "refusing = bound", "the_first_limit_that_fails_is_the_reason"),
+    ("busy = busy and cost", "busy = cost", "where_one_limit_is_busy_and_another_spent_it_is_not_called_busy"),
     (
-        "pending_in(i) + cost <= limits[i]",
-        "pending_in(i) + cost < limits[i]",
+        "cost <= left_of(bound, once_pending_has_ended)",
+        "cost < left_of(bound, once_pending_has_ended)",
         "where_one_is_busy_and_another_spent_it_is_not_busy",
     ),
-    ("pending_in(i) + cost <= limits[i]", "pending_in(i) <= limits[i]", "the_shortest_marker_is_of_a_second"),
     (
-        "ends_at_s = max(ends_at_s, fits_at_s(i))",
-        "ends_at_s = fits_at_s(i)",
+        "cost <= left_of(bound, once_pending_has_ended)",
+        "0 <= left_of(bound, once_pending_has_ended)",
+        "the_shortest_marker_is_of_a_second",
+    ),
+    ("spent[number] - pending_in(number)", "spent[number]", "what_its_owner_holds_makes_a_share_busy"),
+    (
+        "ends_at_s = max(ends_at_s, fits_at_s(bound.number))",
+        "ends_at_s = fits_at_s(bound.number)",
         "the_marker_of_a_further_budget_and_its_cause",
     ),
     (
-        "ends_at_s = max(ends_at_s, fits_at_s(i))",
-        "ends_at_s = ends_at_s > 0 and ends_at_s or fits_at_s(i)",
+        "ends_at_s = max(ends_at_s, fits_at_s(bound.number))",
+        "ends_at_s = ends_at_s > 0 and ends_at_s or fits_at_s(bound.number)",
         "the_first_that_fails_is_told_and_the_latest_end",
     ),
     (
@@ -373,8 +387,8 @@ RESERVE = [
     ),
     ("busy and 'busy' or 'spent'), 'EX'", "'spent'), 'EX'", "busy"),
     (
-        "return { its.status, marker_s, now_us, wait_s, busy and 1 or 0, refusing }",
-        "return { its.status, marker_s, now_us, wait_s, busy and 1 or 0, its.status - 1 }",
+        "return { refusing.status, marker_s, now_us, wait_s, busy and 1 or 0, refusing.number }",
+        "return { refusing.status, marker_s, now_us, wait_s, busy and 1 or 0, refusing.status - 1 }",
         "the_shortest_marker_is_of_a_second",
     ),
     (
@@ -718,18 +732,18 @@ EXTEND = [
         "an_error_names_the_place_and_no_key",
     ),
     (
-        "local room = not place.is_cleared and",
-        "local room =",
+        "hold_to(not place.is_cleared and",
+        "hold_to(",
         "an_extension_of_what_was_cleared_is_charged_to_the_others_only",
     ),
     (
-        "limit and limit - place.spent or math.huge",
-        "limit or math.huge",
+        "place.limit and place.limit - place.spent or math.huge",
+        "place.limit or math.huge",
         "an_extension_that_is_refused_leaves_the_text_alone",
     ),
     (
-        "limit and limit - place.spent or math.huge",
-        "limit and limit - place.spent or 0",
+        "place.limit and place.limit - place.spent or math.huge",
+        "place.limit and place.limit - place.spent or 0",
         "without_a_limit_there_is_always_room",
     ),
     (
@@ -743,8 +757,8 @@ EXTEND = [
         "an_extension_exactly_to_a_limit_is_granted_and_one_nano_dollar_more_is_not",
     ),
     (
-        "and not refusing then refusing = i end",
-        "then refusing = i end",
+        "and not refusing then refusing",
+        "then refusing",
         "an_extension_is_held_to_the_limits_of_its_own_hour_and_day",
     ),
     ("more = math.min(more, math.max(room, 0))", "more = math.max(room, 0)", "an_extension_refused_or_granted_in_part"),
@@ -766,8 +780,8 @@ EXTEND = [
         "an_extension_exactly_to_a_limit_is_granted_and_one_nano_dollar_more_is_not",
     ),
     (
-        "{ places[refusing].status, held, now_us, refusing }",
-        "{ places[refusing].status, held, now_us, places[refusing].status - 1 }",
+        "{ status, held, now_us, refusing }",
+        "{ status, held, now_us, status - 1 }",
         "one_budget_alone_without_an_identifier",
     ),
     (
@@ -1223,14 +1237,108 @@ OWN_MEMBER_AT_AN_END = [
         "an_end_takes_back_no_more_than_its_own",
     ),
 ]
+TO_THE_NANO_DOLLAR = [
+    ("math.max(0, whole - own)", "(whole - own)"),
+    ("math.max(0, whole - own)", "whole"),
+    ("millionths * floor(rest / 1e6)", "floor(millionths * (rest / 1e6))"),
+    ("floor(millionths * (rest % 1e6) / 1e6)", "millionths * (rest % 1e6) / 1e6"),
+    ("floor(millionths * (rest % 1e6) / 1e6)", "ceil(millionths * (rest % 1e6) / 1e6)"),
+    (" + floor(millionths * (rest % 1e6) / 1e6)", ""),
+    ("(rest % 1e6) / 1e6) - own\n", "(rest % 1e6) / 1e6)\n"),
+]
+SHARES = [
+    *(
+        (right.replace("math.max", "max"), wrong.replace("math.max", "max"), "a_share_to_the_nano_dollar")
+        for right, wrong in TO_THE_NANO_DOLLAR
+    ),
+    ("fits = fits and cost <= left_of", "fits = fits and cost - 1 <= left_of", "a_share_to_the_nano_dollar"),
+    (
+        "fits = fits and cost <= left_of",
+        "fits = cost <= left_of",
+        "a_limit_that_fails_is_not_mended_by_a_share_that_fits",
+    ),
+    (
+        "fits = fits and cost <= left_of",
+        "fits = true or left_of",
+        "a_refusal_by_a_share_lasts_until_its_period_ends_and_sets_no_marker",
+    ),
+    ("left_of_share(spent[number], spent[of],", "left_of_share(spent[number], 0,", "a_share_to_the_nano_dollar"),
+    ("left_of_share(spent[number], spent[of],", "left_of_share(0, spent[of],", "a_share_to_the_nano_dollar"),
+    (
+        "status = 14, marker_s = 0",
+        "status = 13, marker_s = 0",
+        "a_refusal_by_a_share_lasts_until_its_period_ends_and_sets_no_marker",
+    ),
+    (
+        "status = 14, marker_s = 0",
+        "status = 14, marker_s = 9",
+        "a_refusal_by_a_share_lasts_until_its_period_ends_and_sets_no_marker",
+    ),
+    (
+        "math.min(first_shared, of)",
+        "tonumber(of)",
+        "shares_are_told_before_all_that_is_shared_and_after_what_comes_before_that",
+    ),
+    ("math.min(first_shared, of)", "1", "shares_are_told_before_all_that_is_shared_and_after_what_comes_before_that"),
+    (
+        "i == first_shared and shares",
+        "i == BUDGETS and shares",
+        "shares_are_told_before_all_that_is_shared_and_after_what_comes_before_that",
+    ),
+    (
+        "held_in(number), held_in(of), limits[of]",
+        "held_in(number), spent[of], limits[of]",
+        "what_others_hold_makes_a_share_busy_as_far_as_it_would_do",
+    ),
+    (
+        "held_in(number), held_in(of), limits[of]",
+        "spent[number], held_in(of), limits[of]",
+        "what_its_owner_holds_makes_a_share_busy",
+    ),
+    (
+        "cost > left_of(bound, nothing)",
+        "cost > limits[bound.number]",
+        "what_is_more_than_a_whole_share_waits_for_nothing_that_was_spent",
+    ),
+    (
+        "cost > left_of(bound, nothing)",
+        "cost > left_of(bound, now)",
+        "what_is_more_than_a_whole_share_waits_for_nothing_that_was_spent",
+    ),
+    (
+        "math.min(room, left)",
+        "math.min(room, limits[bound.number] - spent[bound.number])",
+        "of_what_is_left_of_a_share_less_will_do",
+    ),
+]
+SHARES_OF_AN_EXTENSION = [
+    ("math.max(0, whole - own)", "(whole - own)", "what_an_extension_counts_of_others_is_never_below_nothing"),
+    *((right, wrong, "an_extension_knows_a_share_to_the_nano_dollar") for right, wrong in TO_THE_NANO_DOLLAR[1:]),
+    ("math.min(first_shared or of, of)", "tonumber(of)", "an_extension_is_refused_in_the_same_order"),
+    ("i == first_shared and shares", "i == 1 and shares", "an_extension_is_refused_in_the_same_order"),
+    ("i == first_shared and shares", "i == OWNERS + 4 and shares", "an_extension_is_refused_in_the_same_order"),
+    (
+        "share.millionths), share.number, 14)",
+        "share.millionths), share.number, 13)",
+        "an_extension_to_the_last_nano_dollar_of_a_share",
+    ),
+    (
+        "share.millionths), share.number, 14)",
+        "share.millionths), share.of, 14)",
+        "an_extension_to_the_last_nano_dollar_of_a_share",
+    ),
+    ("whole.spent, whole.limit", "0, whole.limit", "an_extension_to_the_last_nano_dollar_of_a_share"),
+    ("places[share.number].spent, whole", "0, whole", "an_extension_to_the_last_nano_dollar_of_a_share"),
+    ("math.max(room, 0)", "room", "an_extension_of_what_is_over_its_share_keeps_what_it_holds"),
+]
 MUTANTS = [
-    *(("reserve.lua", *mutant) for mutant in (*RESERVE, *RUNNING_TEXTS, *PENDING)),
-    *(("extend.lua", *mutant) for mutant in (*EXTEND, *OWN_MEMBER)),
+    *(("reserve.lua", *mutant) for mutant in (*RESERVE, *RUNNING_TEXTS, *PENDING, *SHARES)),
+    *(("extend.lua", *mutant) for mutant in (*EXTEND, *OWN_MEMBER, *SHARES_OF_AN_EXTENSION)),
     *(("settle.lua", *mutant) for mutant in (*SETTLE, *OWN_MEMBER, *OWN_MEMBER_AT_AN_END)),
 ]
 BY_HAND = {
     name.removeprefix("test_"): test
-    for module in (test_bounds, test_budgets, test_pending, test_replies, test_running, test_wrong_kinds)
+    for module in (test_bounds, test_budgets, test_pending, test_replies, test_running, test_shares, test_wrong_kinds)
     for name, test in vars(module).items()
     if name.startswith("test_")
 }
