@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 
-from backends.budgets import EVERYBODY, Budget, Calendar, Forever, Period, Scope, Sliding
+from backends.budgets import EVERYBODY, Budget, Calendar, Forever, Period, Scope, Share, Sliding
 from backends.conformance.cases import ROOMY, ZONE, Limits
 from backends.conformance.harness import LayoutHarness, Stored
 from backends.contract import Ask, Books, Duplicate, Idempotency, Refusal, Reservation, Settlement
@@ -67,6 +67,8 @@ FURTHER: Mapping[str, tuple[Scope, tuple[Period, ...]]] = {
     "model_long": (Scope.MODEL, (Sliding(90_000), Calendar("month"))),
 }
 """By name the scope and the periods: from ask to ask one has another period, limit and mode, or is not there at all."""
+NETWORK_HOUR = Budget("network_hour", "n1", Calendar("hour"), None, Scope.NETWORK)
+"""What a network has in an hour, where it has a share of everybody's."""
 
 
 def some_operations(seed: int, length: int = 300) -> list[Op]:
@@ -132,7 +134,7 @@ def _some_ask(chance: random.Random, reservation_id: str) -> Ask:
     )
     who, network = chance.choice(WHO), chance.choice(NETWORKS)
     owners = {Scope.IDENTIFIER: who, Scope.NETWORK: network, Scope.GLOBAL: EVERYBODY}
-    six, further = limits.budgets(who, network), _some_further(chance, owners)
+    six, further = _shared(chance, limits.budgets(who, network)), _some_further(chance, owners)
     if further and chance.random() < 0.2:
         six = ()
     cost = chance.choice((1, 50, 333, 700, 2_500))
@@ -144,11 +146,26 @@ def _some_ask(chance: random.Random, reservation_id: str) -> Ask:
     )
 
 
+def _shared(chance: random.Random, six: tuple[Budget, ...]) -> tuple[Budget, ...]:
+    """Perhaps with a share of everybody's hour and day for the network."""
+    millionths = chance.choice((None, None, 333_333, 700_000))
+    if millionths is None:
+        return six
+    owner = next(budget.owner for budget in six if budget.scope is Scope.NETWORK)
+    of_day, of_hour = Share("global_day", millionths), Share("global_hour", millionths)
+    hour = NETWORK_HOUR._replace(owner=owner, share=of_hour, is_shadow=chance.random() < 0.2)
+    return (*(each._replace(share=of_day) if each.name == "network_day" else each for each in six), hour)
+
+
 _READ_OF = {Scope.IDENTIFIER: "a", Scope.NETWORK: "n1", Scope.GLOBAL: EVERYBODY}
-READ = ROOMY.budgets("a", "n1") + tuple(
-    Budget(name, _READ_OF.get(scope, "o1"), period, None, scope)
-    for name, (scope, periods) in FURTHER.items()
-    for period in periods
+READ = (
+    *ROOMY.budgets("a", "n1"),
+    NETWORK_HOUR,
+    *(
+        Budget(name, _READ_OF.get(scope, "o1"), period, None, scope)
+        for name, (scope, periods) in FURTHER.items()
+        for period in periods
+    ),
 )
 """The books that are looked at."""
 

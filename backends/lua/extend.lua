@@ -98,14 +98,14 @@ end
 -- Shares come before the first budget that is shared.
 local shares, first_shared = {}, nil
 for number, of, millionths in gmatch(ARGV[10], '(%d+),(%d+),(%d+) ') do
-  shares[#shares + 1] = { number = tonumber(number), of = tonumber(of), millionths = millionths }
-  first_shared = math.min(first_shared or of, of)
+  local part, whole = places[tonumber(number)], places[tonumber(of)]
+  if not (part.is_cleared or whole.is_cleared) then
+    shares[#shares + 1] = { number = tonumber(number), left = left_of_share(part.spent, whole.spent, whole.limit, millionths) }
+    first_shared = math.min(first_shared or of, of)
+  end
 end
 for i, place in ipairs(places) do
-  for _, share in ipairs(i == first_shared and shares or {}) do
-    local whole = places[share.of]
-    hold_to(left_of_share(places[share.number].spent, whole.spent, whole.limit, share.millionths), share.number, 14)
-  end
+  for _, share in ipairs(i == first_shared and shares or {}) do hold_to(share.left, share.number, 14) end
   hold_to(not place.is_cleared and place.limit and place.limit - place.spent or math.huge, i, place.status)
 end
 

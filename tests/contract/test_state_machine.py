@@ -19,6 +19,7 @@ import os
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from fractions import Fraction
 from functools import lru_cache
 from zoneinfo import ZoneInfo
 
@@ -34,7 +35,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from backends.budgets import EVERYBODY, MOST_BUDGETS, Budget, Calendar, Forever, Reason, Scope, Sliding
+from backends.budgets import EVERYBODY, MOST_BUDGETS, Budget, Calendar, Forever, Reason, Scope, Share, Sliding
 from backends.conformance.cases import BUCKET_SECONDS, PENDING_BUCKET_SECONDS, PENDING_SECONDS, US, WINDOW_SECONDS
 from backends.conformance.cases import Limits as Six
 from backends.conformance.harness import MemoryHarness, RedisHarness
@@ -187,24 +188,46 @@ def as_a_name_may_have_it(budget):
     return budget
 
 
-def further(name, scope, period, limit, is_shadow, throttle_seconds, whose):
+NETWORKS = (Scope.NETWORK, Scope.WIDE_NETWORK)
+LIKE = "like"
+"""As what is shared: the first other budget that has the same period."""
+SHARES = st.builds(
+    Share, st.sampled_from([LIKE, "global_hour", "global_day"]), st.sampled_from([250_000, 333_333, 700_000, 1_000_000])
+)
+
+
+def further(name, scope, period, limit, is_shadow, throttle_seconds, whose, share):
     owners = OWNERS[scope]
+    if share is not None and share.of != LIKE and scope in NETWORKS:
+        period = Calendar(share.of.removeprefix("global_"))
+        number = FURTHER_NAMES.index(name)
+        name = FURTHER_NAMES[number - number % len(ZONES_OF_HOURS) + ZONES_OF_HOURS.index("UTC")]
     owner = EACH_OWNER if whose is None or scope is Scope.GLOBAL else owners[whose % len(owners)]
     marker_seconds = throttle_seconds if scope is Scope.IDENTIFIER else 0
     return as_a_name_may_have_it(
-        Budget(name, EVERYBODY if scope is Scope.GLOBAL else owner, period, limit, scope, is_shadow, marker_seconds)
+        Budget(
+            name,
+            EVERYBODY if scope is Scope.GLOBAL else owner,
+            period,
+            limit,
+            scope,
+            is_shadow,
+            marker_seconds,
+            share if scope in NETWORKS else None,
+        )
     )
 
 
 ROWS = st.builds(
     further,
     st.sampled_from(FURTHER_NAMES),
-    st.sampled_from([*Scope, *[Scope.IDENTIFIER] * 3]),
+    st.sampled_from([*Scope, *NETWORKS, *[Scope.IDENTIFIER] * 3]),
     PERIODS,
     LIMITS,
     st.sampled_from([False, False, False, True]),
     st.sampled_from([0, 0, 2, 30]),
     st.sampled_from([None, None, None, 0, 1]),
+    mixed((1, st.none()), (1, SHARES)),
 )
 FURTHER = mixed(
     (1, st.just([])),
@@ -212,11 +235,12 @@ FURTHER = mixed(
     (3, st.lists(ROWS, min_size=5, max_size=MOST_BUDGETS - len(REASONS), unique_by=lambda row: row.name)),
 )
 SIX = st.builds(
-    lambda narrow, throttle_seconds, seconds: list(
-        replace(WIDE, **narrow, throttle_seconds=throttle_seconds, window_seconds=seconds).budgets(
+    lambda narrow, throttle_seconds, seconds, share: [
+        row._replace(share=share if row.name == "network_day" else None)
+        for row in replace(WIDE, **narrow, throttle_seconds=throttle_seconds, window_seconds=seconds).budgets(
             EACH_OWNER, EACH_OWNER
         )
-    ),
+    ],
     st.dictionaries(
         st.sampled_from([f"{name}_nanousd" for name in REASONS]),
         st.sampled_from([700, 1_000, 2_000, 4_000]),
@@ -224,6 +248,7 @@ SIX = st.builds(
     ),
     st.sampled_from([2, 2, 30]),
     LENGTHS,
+    mixed((2, st.none()), (1, SHARES)),
 )
 BUDGETS = st.builds(
     lambda six, more, turn: [*six, *more][turn:] + [*six, *more][:turn],
@@ -241,6 +266,7 @@ def one_changed(what, number, row):
         "renamed": lambda its: [as_a_name_may_have_it(its._replace(name=row.name))],
         "period": lambda its: [as_a_name_may_have_it(its._replace(period=row.period))],
         "limit": lambda its: [its._replace(limit_nanousd=row.limit_nanousd)],
+        "share": lambda its: [its._replace(share=row.share if its.scope in NETWORKS else None)],
         "shadow": lambda its: [its._replace(is_shadow=not its.is_shadow)],
     }
 
@@ -277,7 +303,7 @@ CHANGES = mixed(
         5,
         st.builds(
             one_changed,
-            st.sampled_from(["removed", "added", "added", "renamed", "period", "limit", "limit", "shadow"]),
+            st.sampled_from(["removed", "added", "added", "renamed", "period", "limit", "limit", "share", "shadow"]),
             st.integers(0, MOST_BUDGETS),
             ROWS,
         ),
@@ -291,11 +317,21 @@ CHANGES = mixed(
 def budgets_for(rows, caller):
     """The budgets that apply to a request, in the order in which they are told."""
     owners = dict(zip(OWNERS, caller, strict=True))
-    return tuple(
+    budgets = [
         row._replace(owner=owners[row.scope])
         for row in rows
         if owners[row.scope] and row.owner in {EACH_OWNER, owners[row.scope]}
-    )
+    ]
+    return tuple(budget._replace(share=usable_share(budget, budgets)) for budget in budgets)
+
+
+def usable_share(budget, budgets):
+    """Its share, of a budget that there is and has the same period."""
+    if budget.share is None or isinstance(budget.period, Sliding):
+        return None
+    names = [other.name for other in budgets if other.period == budget.period and other.name != budget.name]
+    of = names[0] if budget.share.of == LIKE and names else budget.share.of
+    return budget.share._replace(of=of) if of in names else None
 
 
 # Calendars.
@@ -556,15 +592,28 @@ class Books(RuleBasedStateMachine):
             return cost
         if least is None or self.are_busy(full, cost):
             return self.refusal(ask, full, cost)
-        room = min(budget.limit_nanousd - self.spent(budget) for budget in enforced(ask))
+        room = min(map(self.left, bounds(ask.budgets)))
         full = self.full(ask, least)
         return self.refusal(ask, full, least) if full else room
 
     def full(self, ask, cost):
-        return [budget for budget in enforced(ask) if self.spent(budget) + cost > budget.limit_nanousd]
+        return [bound for bound in bounds(ask.budgets) if cost > self.left(bound)]
+
+    def left(self, bound, at_seconds=None):
+        """How much more may be booked."""
+        budget, whole = bound
+        return allowed(bound, self.spent(budget, at_seconds), self.spent(whole, at_seconds) if whole else 0)
 
     def are_busy(self, full, cost):
-        return all(self.spent(budget) - self.pending(budget) + cost <= budget.limit_nanousd for budget in full)
+        return all(
+            cost
+            <= allowed(
+                (budget, whole),
+                self.spent(budget) - self.pending(budget),
+                self.spent(whole) - self.pending(whole) if whole else 0,
+            )
+            for budget, whole in full
+        )
 
     def known_key(self, digest):
         key = self.remembered.get(digest)
@@ -596,10 +645,14 @@ class Books(RuleBasedStateMachine):
         return Marker(throttle.cause, throttle.budget, left, wait, throttle.busy)
 
     def refusal(self, ask, full, cost):
-        first, never, busy = full[0], can_never_fit(ask), self.are_busy(full, cost)
-        end_us = max(self.fits_us(budget, cost) for budget in full)
+        (first, whole), never, busy = full[0], can_never_fit(ask), self.are_busy(full, cost)
+        end_us = max(self.fits_us(budget, cost) for budget, _ in full)
         # Nothing that was spent stands in the way of what can never fit: its marker ends by itself.
         wait = 1 if busy or never else math.inf if end_us == math.inf else self.seconds_until(end_us)
+        if whole:
+            return by_share(
+                whole, wait=None if never or wait == math.inf else wait, busy=busy and not never, never=never
+            )
         seconds = first.throttle_seconds if ask.mark_when_busy or not busy else 0
         if seconds:
             ends_us = self.now_us + max(seconds, wait) * US
@@ -645,7 +698,7 @@ class Books(RuleBasedStateMachine):
         assert made.spent_nanousd == tuple(self.spent(budget) for budget in ask.budgets)
         assert made.renews_at_seconds == renews_at
         assert made.over_shadow == over_shadow
-        assert all(self.spent(budget) <= budget.limit_nanousd for budget in enforced(ask)), "I1"
+        assert all(self.left(bound) >= 0 for bound in bounds(ask.budgets)), "I1"
         if ask.idempotency:
             self.remembered[ask.idempotency.digest] = Remembered(
                 ask.reservation_id,
@@ -875,25 +928,35 @@ class Books(RuleBasedStateMachine):
 
     def room(self, held, today, at_least):
         """How much an extension may get, and the refusal of the first limit that has less than it must."""
-        limits = {budget.name: budget.limit_nanousd for budget in today if not budget.is_shadow}
+        limits = {budget.name: budget for budget in today}
         room, refusal = math.inf, None
-        for budget in held.known.budgets:
-            limit = limits.get(budget.name)
-            if limit is None or place_of(budget, held.made_seconds) not in held.charges:
-                continue
-            left = limit - self.spent(budget, held.made_seconds)
+        charged = [
+            budget._replace(
+                limit_nanousd=limits[budget.name].limit_nanousd,
+                is_shadow=limits[budget.name].is_shadow,
+                share=limits[budget.name].share,
+            )
+            for budget in held.known.budgets
+            if budget.name in limits and place_of(budget, held.made_seconds) in held.charges
+        ]
+        for budget, whole in bounds(charged):
+            left = self.left((budget, whole), held.made_seconds)
             if left < at_least - held.booked and refusal is None:
                 reason = REASONS.get(budget.name, Reason.BUDGET_LIMIT)
-                refusal = Refusal(
-                    reason,
-                    reason,
-                    budget.scope,
-                    budget.name,
-                    retry_after_seconds=None,
-                    in_flight=False,
-                    can_never_fit=False,
-                    marker_seconds=0,
-                    limit_nanousd=limit,
+                refusal = (
+                    by_share(whole)
+                    if whole
+                    else Refusal(
+                        reason,
+                        reason,
+                        budget.scope,
+                        budget.name,
+                        retry_after_seconds=None,
+                        in_flight=False,
+                        can_never_fit=False,
+                        marker_seconds=0,
+                        limit_nanousd=budget.limit_nanousd,
+                    )
                 )
             room = min(room, max(0, left))
         return room, refusal
@@ -1102,8 +1165,41 @@ class Books(RuleBasedStateMachine):
         assert self.told_expired <= expired + sum(held.ended_late for held in everybodys), "told more than once"
 
 
-def enforced(ask):
-    return [budget for budget in ask.budgets if budget.limit_nanousd is not None and not budget.is_shadow]
+def bounds(budgets):
+    """What may refuse, each with what it is a share of: all shares stand before the first budget that is shared."""
+    enforced = {budget.name: budget for budget in budgets if budget.limit_nanousd is not None and not budget.is_shadow}
+    shares = [
+        (budget, enforced[budget.share.of])
+        for budget in budgets
+        if budget.share and not budget.is_shadow and budget.share.of in enforced
+    ]
+    shared = {whole.name for _, whole in shares}
+    limits = [(budget, None) for budget in budgets if budget.name in enforced]
+    first = next((place for place, (budget, _) in enumerate(limits) if budget.name in shared), 0)
+    return [*limits[:first], *shares, *limits[first:]]
+
+
+def allowed(bound, own, whole_nanousd):
+    """How much more may be booked, where so much is booked of a budget, and of what it is a share of."""
+    budget, whole = bound
+    if whole is None:
+        return budget.limit_nanousd - own
+    of_others = max(0, whole_nanousd - own)
+    return math.floor(Fraction(budget.share.millionths, 1_000_000) * (whole.limit_nanousd - of_others)) - own
+
+
+def by_share(whole, wait=None, *, busy=False, never=False):
+    return Refusal(
+        reason=Reason.NETWORK_SHARE,
+        cause=Reason.NETWORK_SHARE,
+        scope=Scope.NETWORK,
+        budget=whole.name,
+        retry_after_seconds=wait,
+        in_flight=busy,
+        can_never_fit=never,
+        marker_seconds=0,
+        limit_nanousd=None,
+    )
 
 
 def can_be_charged_to(budgets):
@@ -1115,7 +1211,7 @@ def can_be_charged_to(budgets):
 
 def can_never_fit(ask):
     least = ask.cost_nanousd if ask.at_least_nanousd is None else ask.at_least_nanousd
-    return any(least > budget.limit_nanousd for budget in enforced(ask))
+    return any(least > allowed(bound, 0, 0) for bound in bounds(ask.budgets))
 
 
 def request(ask):

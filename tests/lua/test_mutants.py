@@ -1318,17 +1318,27 @@ SHARES_OF_AN_EXTENSION = [
     ("i == first_shared and shares", "i == 1 and shares", "an_extension_is_refused_in_the_same_order"),
     ("i == first_shared and shares", "i == OWNERS + 4 and shares", "an_extension_is_refused_in_the_same_order"),
     (
-        "share.millionths), share.number, 14)",
-        "share.millionths), share.number, 13)",
+        "hold_to(share.left, share.number, 14)",
+        "hold_to(share.left, share.number, 13)",
         "an_extension_to_the_last_nano_dollar_of_a_share",
     ),
     (
-        "share.millionths), share.number, 14)",
-        "share.millionths), share.of, 14)",
+        "hold_to(share.left, share.number, 14)",
+        "hold_to(share.left, i, 14)",
         "an_extension_to_the_last_nano_dollar_of_a_share",
     ),
     ("whole.spent, whole.limit", "0, whole.limit", "an_extension_to_the_last_nano_dollar_of_a_share"),
-    ("places[share.number].spent, whole", "0, whole", "an_extension_to_the_last_nano_dollar_of_a_share"),
+    ("left_of_share(part.spent, whole", "left_of_share(0, whole", "an_extension_to_the_last_nano_dollar_of_a_share"),
+    (
+        "not (part.is_cleared or whole.is_cleared)",
+        "not part.is_cleared",
+        "an_extension_is_held_to_no_share_of_what_was_cleared",
+    ),
+    (
+        "not (part.is_cleared or whole.is_cleared)",
+        "not whole.is_cleared",
+        "an_extension_is_held_to_no_share_of_what_was_cleared",
+    ),
     ("math.max(room, 0)", "room", "an_extension_of_what_is_over_its_share_keeps_what_it_holds"),
 ]
 MUTANTS = [

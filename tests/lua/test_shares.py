@@ -12,6 +12,7 @@ from tests.lua.by_hand import (
     NOW_S,
     NOW_US,
     OF_NETWORK,
+    RESET,
     SIX,
     dump,
     extend,
@@ -174,6 +175,15 @@ def test_what_an_extension_counts_of_others_is_never_below_nothing(client):
     ways = {"rows": ROWS, "global_hour": 1_000, "shares": QUARTER}
     assert extend(client, to=251, **ways)[0] == 14
     assert extend(client, to=250, **ways)[0] == 0
+
+
+@pytest.mark.parametrize("word", ["1,6,250000 ", "4,1,250000 "])
+def test_an_extension_is_held_to_no_share_of_what_was_cleared(client, word):
+    reserve(client, cost=100)
+    ways = {"day": 1_000, "global_day": 1_000, "shares": word}
+    assert extend(client, to=251, **ways)[0] == 14
+    client.set(RESET, NOW_US, ex=100)
+    assert extend(client, to=251, **ways)[0] == 0
 
 
 @pytest.mark.parametrize("limit", [9_007_199_253_999_999, 9_007_199_254_000_000, MOST, 1_999_999])
