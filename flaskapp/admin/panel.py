@@ -28,7 +28,7 @@ _GROUPS = {
         "throttle_when_busy",
         "chat_rate_limit",
     ),
-    "One network": ("network_cost_limit_usd", "network_daily_cost_limit_usd", "network_rate_limit"),
+    "One network": ("network_cost_limit_usd", "network_daily_cost_limit_usd", "network_share", "network_rate_limit"),
     "Everybody together": ("hourly_spend_limit_usd", "daily_spend_limit_usd"),
     "Further budgets": tuple(TABLES),
     "The model": ("llm_max_tokens", "llm_max_input_tokens"),
