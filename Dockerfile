@@ -8,7 +8,7 @@ RUN python -m venv /opt/tollgate \
     && /opt/tollgate/bin/pip install --no-deps --require-hashes --requirement requirements.lock \
     && python -m venv /opt/build \
     && /opt/build/bin/pip install --no-deps --require-hashes --requirement requirements-build.lock
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md wsgi.py gunicorn.conf.py ./
 COPY backends backends
 COPY flaskapp flaskapp
 RUN /opt/build/bin/python -m hatchling build --target wheel --directory /dist \

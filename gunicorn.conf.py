@@ -9,29 +9,19 @@ from gevent import monkey
 # Before anything imports sockets, locks or redis: what was imported before stays blocking.
 monkey.patch_all()
 
+import fcntl  # noqa: E402
 import gc  # noqa: E402
+import json  # noqa: E402
 import os  # noqa: E402
 import resource  # noqa: E402
+import shutil  # noqa: E402
 import sys  # noqa: E402
+import tempfile  # noqa: E402
 import threading  # noqa: E402
 import time  # noqa: E402
+from contextlib import suppress  # noqa: E402
 from pathlib import Path  # noqa: E402
-
-_METRICS = Path(
-    os.environ.get("PROMETHEUS_MULTIPROC_DIR") or f".data/prometheus/{Path(os.environ.get('PORT') or '8000').name}"
-).absolute()
-_METRICS.mkdir(parents=True, exist_ok=True)
-# The Prometheus client reads it while it is imported, which the next lines do.
-os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(_METRICS)
-
-from typing import TYPE_CHECKING, NoReturn  # noqa: E402
-
-from backends.clock import SystemClock  # noqa: E402
-from backends.errors import ConfigurationError, StoreError  # noqa: E402
-from backends.pricing.prices import read_price_table  # noqa: E402
-from backends.store.link import Link  # noqa: E402
-from flaskapp.config import load_config  # noqa: E402
-from flaskapp.factory import create_app  # noqa: E402
+from typing import IO, TYPE_CHECKING, Any  # noqa: E402
 
 if TYPE_CHECKING:
     from gunicorn.arbiter import Arbiter
@@ -39,61 +29,46 @@ if TYPE_CHECKING:
 
     from flaskapp.answers.under_way import AnswersUnderWay
 
-
-def _give_up(error: ConfigurationError) -> NoReturn:
-    print(error, file=sys.stderr, flush=True)  # noqa: T201 - the operator's one line, before there is a log
-    sys.exit(1)
+METRICS_PREFIX = "tollgate-"
+"""Of the names of directories that masters make, each for itself."""
 
 
-def _remarks_on_server(url: str) -> tuple[str, ...]:
-    """Check Redis on a connection that ends before the fork. That it is away is no reason not to start."""
-    link = Link(url, clock=SystemClock(), pool_size=1)
-    try:
-        link.check_version()
-        policy = link.run(lambda client: client.info("memory")).get("maxmemory_policy", "noeviction")
-    except StoreError:
-        return ()
-    finally:
-        link.close()
-    if policy == "noeviction":
-        return ()
-    return (f"Redis has maxmemory-policy {policy} and may forget what was spent: set it to noeviction",)
+def _ask_a_child() -> dict[str, Any]:
+    """What `flaskapp.ops.start.check_start` says; the master itself imports nothing that its workers would inherit.
 
+    What stops the start is printed once, in one line, and not by every worker.
+    """
+    with tempfile.TemporaryFile("w+") as answer:
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
+                from backends.errors import ConfigurationError  # noqa: PLC0415 - in the child alone
+                from flaskapp.ops.start import check_start  # noqa: PLC0415 - as above
 
-def _rehearse() -> None:
-    """Make the application once in a child that ends at once: what stops it is printed once, not by every worker."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            create_app(_config)
-            status = 0
-        except ConfigurationError as error:
-            print(error, file=sys.stderr, flush=True)  # noqa: T201 - as above
-        except BaseException:  # noqa: BLE001 - printed below, and the child ends
-            sys.excepthook(*sys.exc_info())
-            sys.stderr.flush()
-        finally:
-            os._exit(status)
-    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0:
-        sys.exit(1)
+                try:
+                    json.dump(check_start(), answer)
+                    answer.flush()
+                    status = 0
+                except ConfigurationError as error:
+                    print(error, file=sys.stderr, flush=True)  # noqa: T201 - there is no log yet
+            except BaseException:  # noqa: BLE001 - printed below, and the child ends
+                sys.excepthook(*sys.exc_info())
+                sys.stderr.flush()
+            finally:
+                os._exit(status)
+        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0:
+            sys.exit(1)
+        answer.seek(0)
+        return json.load(answer)
 
 
 # Here and not in on_starting: gunicorn would have begun to log.
-try:
-    _config = load_config()
-    _config.check_workers(_config.web_concurrency)
-    _has_server = _config.redis_url is not None and not _config.redis_url.startswith("fake:")
-    _remarks = (*_config.remarks, *(_remarks_on_server(_config.redis_url) if _has_server else ()))
-except ConfigurationError as _error:
-    _give_up(_error)
-read_price_table()
-_rehearse()
+_start = _ask_a_child()
 
-_HOST = f"[{_config.host}]" if ":" in _config.host and "[" not in _config.host else _config.host
-
-bind = [f"{_HOST}:{_config.port}"]
-workers = _config.web_concurrency
+bind = [f"{_start['host']}:{_start['port']}"]
+workers = _start["workers"]
 worker_class = "gevent"
 # Far more than there can be unfinished bodies, so that a connection with a question of health always finds a place.
 worker_connections = 4_000
@@ -104,7 +79,7 @@ if 0 <= _files < _needed_files:
     _files = _needed_files if _most_files == resource.RLIM_INFINITY else min(_needed_files, _most_files)
     resource.setrlimit(resource.RLIMIT_NOFILE, (_files, _most_files))
 # Long enough for most answers to end by themselves; what still runs then is given a last event, and settled.
-graceful_timeout = 8 if _config.mode == "development" else 30
+graceful_timeout = 8 if _start["is_development"] else 30
 LEAST_SETTLING_SECONDS = 5
 """How long before the graceful time-out answers are ended; at most a third of it, for a busy machine."""
 WORKER_KILL_SECONDS = 4
@@ -117,7 +92,9 @@ timeout = 60
 # Each worker makes its own pools, threads and clocks after the fork.
 preload_app = False
 # The workers' heartbeat is a file: on a slow disk it would stall them.
-worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - gunicorn makes it and unlinks it
+_MEMORY = "/dev/shm"  # noqa: S108 - gunicorn makes its files and unlinks them
+_has_memory = Path(_MEMORY).is_dir() and os.access(_MEMORY, os.W_OK | os.X_OK)
+worker_tmp_dir = _MEMORY if _has_memory else None
 # An oversized X-Fingerprint reaches the application, whose answer says what is wrong with it.
 limit_request_field_size = 16_380
 # Who calls, and by which scheme, is read from headers in the application, if TRUSTED_PROXY_HOPS says so. Never here:
@@ -127,15 +104,23 @@ forwarder_headers = ""
 secure_scheme_headers = {}
 accesslog = None
 errorlog = "-"
-loglevel = _config.log_level.lower()
-if _config.log_format == "json":
+loglevel = _start["log_level"].lower()
+if _start["log_format"] == "json":
     logconfig_dict = {
         "root": {"level": "WARNING", "handlers": []},
-        "loggers": {"gunicorn.error": {"level": _config.log_level, "handlers": ["error_console"], "propagate": False}},
+        "loggers": {
+            "gunicorn.error": {"level": _start["log_level"], "handlers": ["error_console"], "propagate": False}
+        },
         "handlers": {
             "error_console": {"class": "logging.StreamHandler", "formatter": "json", "stream": "ext://sys.stderr"}
         },
-        "formatters": {"json": {"()": "flaskapp.ops.logs.Json"}},
+        "formatters": {
+            "json": {
+                "()": "pythonjsonlogger.json.JsonFormatter",
+                "fmt": "%(asctime)s %(levelname)s %(message)s",
+                "rename_fields": {"asctime": "time", "levelname": "level"},
+            }
+        },
     }
 # There is no use for a second way in.
 control_socket_disable = True
@@ -143,15 +128,64 @@ control_socket_disable = True
 
 def on_starting(server: "Arbiter") -> None:
     """Before the sockets are made."""
-    for remark in _remarks:
+    # What SIGUSR2 starts: gunicorn's own guess does not know `python -m`, and finds its `http` in place of Python's.
+    server.START_CTX["args"] = [sys.executable, *sys.orig_argv[1:]]
+    for remark in _start["remarks"]:
         server.log.warning(remark)
-    # Counters of an earlier start would be added to ours, and what was logged then would not be logged again.
-    for leftover in (*_METRICS.glob("*.db"), *_METRICS.glob("*.told")):
-        leftover.unlink(missing_ok=True)
+    if not _has_memory:
+        server.log.warning(
+            "%s cannot be written, so the workers' heartbeat is in %s, where a slow disk may end them: mount a tmpfs "
+            "there (docker run --tmpfs %s)",
+            _MEMORY,
+            tempfile.gettempdir(),
+            _MEMORY,
+        )
 
 
-def post_fork(_server: "Arbiter", worker: "Worker") -> None:
-    """The worker ends before the master ends it."""
+def when_ready(server: "Arbiter") -> None:
+    """The sockets are ours: a start that is refused its port does not come here."""
+    server.tollgate_metrics, server.tollgate_lock = _own_metrics_directory()
+
+
+def _own_metrics_directory() -> tuple[Path, IO[str]]:
+    """A new directory for the numbers of this master's workers, and the lock that says that it is in use.
+
+    Each master has one of its own: another on the same port (SIGUSR2), or in another container on the same disk, must
+    neither reset nor add to its counters. Those of masters that have ended are removed.
+    """
+    base = Path(os.environ.get("PROMETHEUS_MULTIPROC_DIR") or ".data/prometheus").absolute()
+    base.mkdir(parents=True, exist_ok=True)
+    with (base / "starting").open("w") as starting:
+        with suppress(OSError):
+            fcntl.flock(starting, fcntl.LOCK_EX)
+        for other in base.glob(f"{METRICS_PREFIX}*"):
+            # Where a lock cannot be had, or the file system has none, it stays.
+            with suppress(OSError), (other / "lock").open("r+") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(other)
+        own = Path(tempfile.mkdtemp(prefix=METRICS_PREFIX, dir=base))
+        held = (own / "lock").open("w")
+        with suppress(OSError):
+            fcntl.flock(held, fcntl.LOCK_SH)
+    return own, held
+
+
+def on_exit(server: "Arbiter") -> None:
+    """Every worker has ended."""
+    if hasattr(server, "tollgate_metrics"):
+        shutil.rmtree(server.tollgate_metrics, ignore_errors=True)
+
+
+def pre_fork(server: "Arbiter", worker: "Worker") -> None:
+    """Give the worker a number that no other has now: it goes on with the counters of the last one that had it."""
+    taken = {other.tollgate_number for other in server.WORKERS.values()}
+    worker.tollgate_number = next(number for number in range(len(taken) + 1) if number not in taken)
+
+
+def post_fork(server: "Arbiter", worker: "Worker") -> None:
+    """Name the worker's counters, and let it end before the master ends it."""
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(server.tollgate_metrics)
+    os.environ["TOLLGATE_WORKER"] = str(worker.tollgate_number)
     worker.cfg.set("graceful_timeout", max(0, worker.cfg.graceful_timeout - WORKER_KILL_SECONDS))
 
 
@@ -183,10 +217,3 @@ def worker_int(worker: "Worker") -> None:
     answers = worker.wsgi.extensions["tollgate"].answers
     answers.stop()
     answers.wait(LAST_EVENT_SECONDS)
-
-
-def child_exit(_server: "Arbiter", worker: "Worker") -> None:
-    """Take a dead worker's gauges out of the sums."""
-    from prometheus_client import multiprocess  # noqa: PLC0415 - reads its directory when imported
-
-    multiprocess.mark_process_dead(worker.pid)

@@ -4,7 +4,7 @@ It needs redis-py. Without redis-py there are the contract, the guard and the st
 or conformance suite. A strategy is opened by its name (`open_backend`).
 """
 
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Protocol
 
 from backends.budgets import Budget, Calendar, Forever, Reason, Scope, Share, Sliding
@@ -31,11 +31,12 @@ from backends.errors import ConfigurationError
 if TYPE_CHECKING:
     from backends.store.link import Link
 
-ENTRY_POINT_GROUP = "tollgate.backends"
+ENTRY_POINT_GROUPS = ("tollgate.backends", "llm_tollgate.backends")
+"""The first is the name of before, which is still accepted; where both have a strategy, the second one's is taken."""
 
 
 class BackendFactory(Protocol):
-    """What an entry point of the group ``tollgate.backends`` names."""
+    """What an entry point of the group ``llm_tollgate.backends`` names."""
 
     def __call__(self, link: "Link", clock: Clock, *, decide_by_clock: bool = False) -> Backend:
         """A strategy on `link`; with `decide_by_clock` (tests) it takes the time from `clock`."""
@@ -43,7 +44,7 @@ class BackendFactory(Protocol):
 
 def backend_names() -> list[str]:
     """Every registered strategy, ours and those of other packages."""
-    return sorted({point.name for point in entry_points(group=ENTRY_POINT_GROUP)})
+    return sorted(_entry_points())
 
 
 def open_backend(
@@ -60,12 +61,16 @@ def open_backend(
     Raises:
         ConfigurationError: no strategy is registered by that name.
     """
-    points = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+    points = _entry_points()
     if name not in points:
         raise ConfigurationError(f"THROTTLE_BACKEND: one of {', '.join(sorted(points))}; got {name}")
     factory: Any = points[name].load()
     backend: Backend = factory(link, clock or SystemClock(), decide_by_clock=decide_by_clock)
     return backend
+
+
+def _entry_points() -> dict[str, EntryPoint]:
+    return {point.name: point for group in ENTRY_POINT_GROUPS for point in entry_points(group=group)}
 
 
 def __getattr__(name: str) -> Any:

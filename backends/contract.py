@@ -248,7 +248,7 @@ Observer = Callable[[Event], None]
 
 
 class Backend(Protocol):
-    """A throttling strategy. Registered by name in the entry-point group ``tollgate.backends``.
+    """A throttling strategy. Registered by name in the entry-point group ``llm_tollgate.backends``.
 
     It may also declare ``increments_commute = True``: no decision but that of a TTL rests on the reply to an increment.
     A search through all orders of commands then takes two increments for swappable.

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined] # it is there; its stubs are not
 
@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, SkipValidation
 
 from backends.budgets import zone_of
 from backends.errors import ConfigurationError, shown
+from backends.store.addresses import ENCODING, is_cut_short
 from flaskapp.http.api_keys import ANYONE, ApiKeys
 from flaskapp.http.cors import ANY_ORIGIN
 from flaskapp.http.networks import IPV6_PREFIX
@@ -47,6 +48,9 @@ _ORIGIN = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]{0,31})://(?:[a-z0-9_](?:[a-z0-9._-]{0,251}[a-z0-9_])?|\[[0-9a-f:.]{2,45}\])"
     r"(?::(?P<port>[0-9]{1,5}))?"
 )
+
+_WITHOUT_PASSWORD = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*://)?[A-Za-z0-9_.-]*(?::[0-9]*)?(?:/[A-Za-z0-9_./-]*)?")
+"""An address of a host, perhaps a port that is a number, and a path."""
 
 
 @dataclass(frozen=True)
@@ -252,22 +256,27 @@ class Url(ValueType[str]):
     def read(self, value: object) -> str:
         return value if isinstance(value, str) and self._is_url(value) else self.refuse()
 
+    def read_text(self, text: str) -> str:
+        if is_cut_short(text.strip()):
+            raise ValueError(f"a URL with {ENCODING}")
+        return super().read_text(text)
+
     def shown(self, text: str) -> str | None:
-        scheme, separator, _ = text.partition("://")
-        if "@" in text or "password" in text:
-            return f"{shown(scheme)}{separator}…"
-        address, mark, _ = text.partition("?")
-        return f"{shown(address)}?…" if mark else shown(address)
+        address, mark, _ = text.strip().partition("?")
+        if "@" not in text and _WITHOUT_PASSWORD.fullmatch(address):
+            return f"{shown(address)}?…" if mark else shown(address)
+        scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]{0,31}://", text.strip())
+        return f"{scheme[0] if scheme else ''}…"
 
     def _is_url(self, text: str) -> bool:
-        if not text.isprintable() or " " in text:
+        if not text.isprintable() or " " in text or "://" not in text:
             return False
         try:
             parts = urlsplit(text)
-            has_host = bool(parts.hostname) and parts.port != 0
+            has_host, has_port = bool(parts.hostname), parts.port != 0
         except ValueError:
             return False
-        return parts.scheme in self.schemes and (has_host or parts.scheme in self.schemes_without_host)
+        return has_port and parts.scheme in self.schemes and (has_host or parts.scheme in self.schemes_without_host)
 
 
 @dataclass(frozen=True)
@@ -454,6 +463,11 @@ class Config(BaseModel):
     live_baseline: SkipValidation[Baseline] = Field(default_factory=Baseline, repr=False)
 
     @property
+    def upstream(self) -> str:
+        """Host and port of `llm_base_url`, fit for a log; empty where the built-in model answers."""
+        return urlsplit(self.llm_base_url or "").netloc.rpartition("@")[2]
+
+    @property
     def needs_one_worker(self) -> bool:
         """Whether the books are in the memory of one process."""
         return self.throttle_backend == "memory" or (self.redis_url or "").startswith("fake:")
@@ -523,9 +537,18 @@ def load_config(environ: Mapping[str, str] | None = None) -> Config:
     return config.model_copy(update={"live_baseline": baseline})
 
 
-def metrics_directory() -> str | None:
-    """Where gunicorn's workers share their numbers (the Prometheus client's own variable); None in a single process."""
-    return os.environ.get("PROMETHEUS_MULTIPROC_DIR") or None
+class SharedNumbers(NamedTuple):
+    """Where gunicorn's workers share their numbers, and the number of this one among those that run."""
+
+    directory: str
+    worker: str
+
+
+def shared_numbers() -> SharedNumbers | None:
+    """What our gunicorn configuration says in each worker; None in a single process."""
+    worker = os.environ.get("TOLLGATE_WORKER")
+    # The Prometheus client's own variable, which an operator may have set.
+    return SharedNumbers(os.environ["PROMETHEUS_MULTIPROC_DIR"], worker) if worker else None
 
 
 def child_environment() -> dict[str, str]:

@@ -6,7 +6,6 @@ from contextlib import suppress
 from functools import partial
 from time import sleep
 from typing import TYPE_CHECKING, cast
-from urllib.parse import urlsplit
 
 from flask import Blueprint, Flask, Response, g, request
 from werkzeug.exceptions import NotFound
@@ -29,7 +28,7 @@ from flaskapp.chat.challenge_route import make_challenge_route
 from flaskapp.chat.routes import ROUTE as CHAT_ROUTE
 from flaskapp.chat.routes import SYSTEM_PROMPT, ChatRoutes, make_chat
 from flaskapp.cli.commands import register_commands
-from flaskapp.config import Config, load_config, metrics_directory
+from flaskapp.config import Config, load_config, shared_numbers
 from flaskapp.http.api_keys import ApiKeys
 from flaskapp.http.bounded_request import BoundedRequest
 from flaskapp.http.challenges import Challenges
@@ -88,7 +87,7 @@ def create_app(
     """
     config = config or load_config()
     clock = clock or SystemClock()
-    metrics = Metrics(metrics_directory())
+    metrics = Metrics(shared_numbers(), config.throttle_backend)
     tollgate = _make_tollgate(config, clock, metrics, before_each_send)
     _refuse_old_server(tollgate.link)
     app = Flask(__name__, static_folder=None)
@@ -127,7 +126,8 @@ def _make_tollgate(
         lambda: settings.current.values.llm_max_input_tokens,
         observer,
     )
-    return Tollgate(config, link, settings, guard, observer, _make_model(config, clock, observer), bodies, overheads)
+    model, prices = _make_model(config, clock, observer), _make_prices(config)
+    return Tollgate(config, link, settings, guard, observer, model, prices, bodies, overheads)
 
 
 def _delayed(seconds: float, then: Callable[[bytes], None] | None) -> Callable[[bytes], None] | None:
@@ -260,7 +260,7 @@ def _register_routes(app: Flask, tollgate: Tollgate, metrics: Metrics, clock: Cl
 
 def _make_chat_routes(tollgate: Tollgate, challenges: Challenges, clock: Clock) -> ChatRoutes:
     config, settings = tollgate.config, tollgate.settings
-    prices = _make_prices(config)
+    prices = tollgate.prices
     prompt = SYSTEM_PROMPT if config.llm_system_prompt is None else config.llm_system_prompt.strip()
     for model in prices.models:
         # A vocabulary takes a tenth of a second to load: here, and not while a visitor waits.
@@ -272,7 +272,7 @@ def _make_chat_routes(tollgate: Tollgate, challenges: Challenges, clock: Clock) 
         tollgate.observer,
         tollgate.answers,
         lambda: settings.current.values.drain_seconds,
-        upstream=urlsplit(config.llm_base_url or "").netloc.rpartition("@")[2],
+        upstream=config.upstream,
         is_first_without_usage=lambda model: model not in without_usage or without_usage[model].is_first(),
         learn_overhead=tollgate.overheads.learn,
     )

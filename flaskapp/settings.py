@@ -5,7 +5,7 @@ Precedence: Redis ``settings`` > environment > default. Reading costs no I/O: a 
 """
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cached_property
@@ -65,6 +65,10 @@ _REPORTED_FIELDS = 20
 """How many unusable fields of one text are logged: very many must not fill the log."""
 NETWORK_RATE_TIMES = 10
 _CHAT_RATE = "60 per minute"
+_NOT_OURS = (
+    "this Redis key holds {}, so it seems to be another program's and is not written: use another database of this "
+    "Redis, or delete the key if it is not needed"
+)
 _WINDOW = "high_cost_window_seconds"
 
 
@@ -309,8 +313,8 @@ class SettingsStore:
     Events: ``throttling_switched`` (`message`, `on`, `source`) at the first read and at each change of it;
     ``setting_ignored`` (`setting`, `allowed`, `got`) for what is unusable in Redis, once a distinct text; of a list it
     may be one row, such as ``budgets[2].period``, and the other rows hold;
-    ``settings_unreadable`` (`error`) once an outage; ``settings_replaced`` (`got`) when a change had to overwrite what
-    is no JSON object.
+    ``settings_unreadable`` (`error`) once an outage;
+    ``setting_changed`` (`setting`, `from`, `to`, `source`) for each value that is another one than before.
     """
 
     def __init__(self, link: Link, baseline: Baseline, observer: Observer) -> None:
@@ -353,21 +357,18 @@ class SettingsStore:
             patch: by name, values as strict JSON gives them (amounts: int, Decimal or decimal string; no floats).
 
         Raises:
-            SettingsRejected: unknown names or unusable values; nothing was changed.
+            SettingsRejected: unknown names or unusable values, or the key is another program's; nothing was changed.
             StoreError: Redis could not be asked; whether it was changed is unknown.
         """
         wanted = self._read_patch(patch)
         if not wanted:
             return self.current
         with self._lock:
-            changed = self._shared.change(lambda text: _changed(text, wanted))
+            changed = self._shared.change(lambda text: _changed(text, wanted, self.table))
             if changed is None:
                 raise StoreBusy("the settings are being changed by too many at once")
-            before, after = changed
-            if before is not None and _is_broken(before):
-                self._observer(Event("settings_replaced", {"got": _shown_text(before)}))
             self.is_reachable = True
-            self._adopt(after)
+            self._adopt(changed[1])
             self._announce()
             return self.current
 
@@ -415,10 +416,19 @@ class SettingsStore:
     def _adopt(self, text: bytes | None) -> None:
         if text == self._text:
             return
+        before = self.current
         self.current, ignored = _effective(text, self.baseline, self.table)
         self._text = text
-        for event in ignored:
+        for event in (*ignored, *(self._changes_since(before) if self._announced else ())):
             self._observer(event)
+
+    def _changes_since(self, before: Effective) -> Iterator[Event]:
+        """What the first read finds is no change."""
+        for name, setting in self.table.items():
+            old, new = getattr(before.values, name), getattr(self.current.values, name)
+            if old != new:
+                fields = {"from": _logged(setting, old), "to": _logged(setting, new)}
+                yield Event("setting_changed", {"setting": name, **fields, "source": self.current.sources[name]})
 
     def _announce(self) -> None:
         on = self.current.values.enable_cost_throttling
@@ -431,18 +441,20 @@ class SettingsStore:
             self._observer(Event("throttling_switched", {"message": message, "on": on, "source": source}))
 
 
-def _changed(text: bytes | None, wanted: Mapping[str, object]) -> bytes | None:
-    fields = {} if _is_broken(text) else _fields(text)
+def _changed(text: bytes | None, wanted: Mapping[str, object], table: Mapping[str, Setting]) -> bytes | None:
+    try:
+        fields = _fields(text)
+    except StrictJsonError:
+        raise SettingsRejected({SETTINGS_KEY: _NOT_OURS.format("no JSON object")}) from None
+    if _is_foreign(fields, table):
+        raise SettingsRejected({SETTINGS_KEY: _NOT_OURS.format("an object with none of our settings")})
     merged = {name: value for name, value in {**fields, **wanted}.items() if value is not None}
     return strict_json.dumps(merged).encode() if merged else None
 
 
-def _is_broken(text: bytes | None) -> bool:
-    try:
-        _fields(text)
-    except StrictJsonError:
-        return True
-    return False
+def _is_foreign(fields: Mapping[str, object], table: Mapping[str, Setting]) -> bool:
+    """Whether it looks like another program's: there is something, and nothing that we know."""
+    return bool(fields) and fields.keys().isdisjoint(table)
 
 
 def _fields(text: bytes | None) -> dict[str, object]:
@@ -462,6 +474,7 @@ def _effective(text: bytes | None, baseline: Baseline, table: Mapping[str, Setti
     except StrictJsonError as error:
         fields = {}
         ignored.append(_ignored(SETTINGS_KEY, f"a JSON object ({error})", _shown_text(text or b"")))
+    is_foreign = _is_foreign(fields, table)
     for name, value in fields.items():
         if value is None:
             continue
@@ -470,7 +483,8 @@ def _effective(text: bytes | None, baseline: Baseline, table: Mapping[str, Setti
             sources[name] = "redis"
             ignored += [_ignored(f"{name}{problem.place}", problem.allowed, problem.got) for problem in problems]
         except KeyError:
-            ignored.append(_ignored(shown(name), "no setting of this name", shown_json(value)))
+            # Another program's values may be secrets.
+            ignored.append(_ignored(shown(name), "no setting of this name", "…" if is_foreign else shown_json(value)))
         except ValueError as error:
             ignored.append(_ignored(name, str(error), shown_json(value)))
     values |= derived(values, sources)
@@ -478,6 +492,13 @@ def _effective(text: bytes | None, baseline: Baseline, table: Mapping[str, Setti
     if more > 0:
         ignored[_REPORTED_FIELDS:] = [_ignored(SETTINGS_KEY, "only what the table of settings allows", f"{more} more")]
     return Effective(LiveSettings.model_validate(values), MappingProxyType(sources)), ignored
+
+
+def _logged(setting: Setting, value: object) -> str:
+    """Of a list only its length: its rows name identifiers."""
+    if not isinstance(value, tuple):
+        return setting.value_type.text(value)
+    return f"{len(value)} row{'' if len(value) == 1 else 's'}"
 
 
 def _ignored(name: str, allowed: str, got: str) -> Event:

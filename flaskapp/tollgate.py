@@ -3,10 +3,13 @@
 import contextlib
 import threading
 from dataclasses import dataclass, field
+from decimal import Decimal
 
+from backends.clock import SystemClock
 from backends.contract import Event, Observer
 from backends.errors import StoreError
 from backends.guard.guard import Guard
+from backends.pricing.prices import PriceBook
 from backends.store.link import Link
 from backends.store.scripts import load_all
 from flaskapp.answers.overheads import PromptOverheads
@@ -16,7 +19,10 @@ from flaskapp.http.open_bodies import OpenBodies
 from flaskapp.llm import Model
 from flaskapp.ops.first_worker import FirstOfWorkers
 from flaskapp.ops.logs import set_up_logging
-from flaskapp.settings import SettingsStore
+from flaskapp.settings import LIMIT_SETTINGS, SettingsStore
+
+_FEW_TOKENS = 1_000
+"""No price is higher for a short input."""
 
 
 @dataclass
@@ -29,6 +35,7 @@ class Tollgate:
     guard: Guard
     observer: Observer
     model: Model
+    prices: PriceBook
     bodies: OpenBodies
     overheads: PromptOverheads
     answers: AnswersUnderWay = field(default_factory=AnswersUnderWay)
@@ -49,6 +56,7 @@ class Tollgate:
             self.link.time_us()
         self.settings.refresh()
         self._refresh_overheads()
+        self._log_offer()
         self.settings.start_polling(self._refresh_overheads)
         self.bodies.start()
 
@@ -69,7 +77,30 @@ class Tollgate:
         if self.config.llm_base_url is not None:
             self.overheads.refresh()
 
+    def _log_offer(self) -> None:
+        """Say once a start what is sold, by whom it is made, and within which limits."""
+        if not FirstOfWorkers("serving").is_first():
+            return
+        config, values = self.config, self.settings.current.values
+        price = self.prices.price(config.llm_model, SystemClock().now_us())
+        self.emit(
+            "serving",
+            upstream=config.upstream or "built-in model",
+            models=",".join(config.llm_models),
+            input_usd_per_mtok=usd_per_mtok(price.cost_nanousd(_FEW_TOKENS, 0)),
+            output_usd_per_mtok=usd_per_mtok(price.cost_nanousd(0, _FEW_TOKENS)),
+            **{limit.name: format(getattr(values, limit.name), "f") for limit in LIMIT_SETTINGS.values()},
+            further_budgets=len(values.budgets),
+        )
+        if config.llm_base_url is None and config.mode == "production":
+            self.emit("builtin_model")
+
     def _log_digests(self) -> None:
         count = self.config.api_keys.listed_digests if self.config.api_keys else 0
         if count and FirstOfWorkers("keys-taken-as-digests").is_first():
             self.emit("keys_taken_as_digests", keys=count)
+
+
+def usd_per_mtok(nanousd: int) -> str:
+    """The price of a million tokens, by that of `_FEW_TOKENS`."""
+    return format((Decimal(nanousd) * 1_000_000 / _FEW_TOKENS).scaleb(-9).normalize(), "f")

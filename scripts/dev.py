@@ -71,19 +71,33 @@ challenge=$(curl -s {base}/api/v1/auth/challenge -H 'X-Fingerprint: hash456' | c
 def main() -> int:
     stop = Stop()
     os.chdir(ROOT)
-    # What is started here leaves files that no other user of this machine may read.
-    os.umask(0o077)
-    is_private = make_private(DATA)
-    with Journal(DATA / "app.log") as journal:
-        if not is_private:
-            journal.say(NOT_PRIVATE)
-        try:
-            return run(stop, journal)
-        except Interrupted:
-            return stop.status
-        except (StartFailed, ConfigurationError) as error:
-            journal.say(str(error))
-            return 1
+    try:
+        # What is started here leaves files that no other user of this machine may read.
+        os.umask(0o077)
+        is_private = make_private(DATA)
+        with Journal(DATA / "app.log") as journal:
+            if not is_private:
+                journal.say(NOT_PRIVATE)
+            return run_or_say_why_not(stop, journal)
+    except OSError as error:
+        if not str(error.filename).startswith(str(DATA)):
+            raise
+        print(
+            f"{error.filename} cannot be written ({error.strerror}): the data directory and all in it have to be "
+            f"yours (chown -R), on a disk that is writable",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def run_or_say_why_not(stop: Stop, journal: Journal) -> int:
+    try:
+        return run(stop, journal)
+    except Interrupted:
+        return stop.status
+    except (StartFailed, ConfigurationError) as error:
+        journal.say(str(error))
+        return 1
 
 
 def run(stop: Stop, journal: Journal) -> int:

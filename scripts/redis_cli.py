@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from backends.errors import ConfigurationError
+from backends.store.addresses import check_url
 from flaskapp.ops.running_redis import running_url
 
 DATA = Path(__file__).resolve().parent.parent / ".data"
@@ -54,6 +56,10 @@ class Address:
 
 
 def address_of(url: str) -> Address:
+    try:
+        check_url(url)
+    except ConfigurationError as error:
+        sys.exit(str(error).replace("REDIS_URL", "The URL of -u or REDIS_URL"))
     parts = urlsplit(url)
     address = Address(tls=parts.scheme == "rediss")
     address.user = unquote(parts.username) if parts.username else None

@@ -39,6 +39,8 @@ SERVED = (
 )
 """What a start of the service imports, and what those import."""
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ERRORS_ONLY = ("--quiet", "--quiet")
+SAY_VERSION = "import sys; print(sys.implementation.cache_tag, getattr(sys, 'abiflags', ''))"
 MOST_INSTALLERS = 4
 """At the same time: pip works on one processor, and unpacking is most of a first start."""
 
@@ -56,6 +58,11 @@ def main() -> NoReturn:
         sys.exit(130)
     except subprocess.CalledProcessError as error:
         sys.exit(f"Set-up failed: {' '.join(map(str, error.cmd))} ended with status {error.returncode}")
+    except OSError as error:
+        sys.exit(
+            f"Set-up failed: {error.filename or ROOT}: {error.strerror}. .data and {os.path.relpath(VENV)} have to be "
+            "yours and writable: chown -R them to you, or clone into a folder of your own"
+        )
     # While Python starts anew a Ctrl-C would meet an interpreter that is not ready: the script takes it once it is.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     for number in (*STOP_SIGNALS, *(() if outlives_terminal else (signal.SIGHUP,))):
@@ -84,7 +91,16 @@ def _install() -> None:
     _demand_ours()
     print(f"Setting up {os.path.relpath(VENV)} from {LOCK_FILE.name} (once; about half a minute) …", flush=True)
     _run(sys.executable, "-m", "venv", *(["--clear"] if not _works() else []), str(VENV))
-    pip = (str(PYTHON), "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--quiet", "--no-compile")
+    pip = (
+        str(PYTHON),
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "--no-input",
+        "install",
+        *ERRORS_ONLY,
+        "--no-compile",
+    )
     with tempfile.TemporaryDirectory() as folder:
         # The lock file is complete: pip has nothing to resolve, and no part needs another to be there first.
         parts = _parts_of_lock(Path(folder), min(os.cpu_count() or 1, MOST_INSTALLERS))
@@ -134,7 +150,15 @@ def _put_redis_cli() -> None:
 
 def _fingerprint() -> str:
     parts = [path.read_bytes() for path in (LOCK_FILE, ROOT / "pyproject.toml", Path(__file__))]
-    return hashlib.sha256(b"\0".join([*parts, str(ROOT).encode()])).hexdigest()
+    return hashlib.sha256(b"\0".join([*parts, str(ROOT).encode(), _python_version()])).hexdigest()
+
+
+def _python_version() -> bytes:
+    """Of the environment's Python, which another may have replaced under the same path; empty where there is none."""
+    try:
+        return subprocess.run([PYTHON, "-I", "-S", "-c", SAY_VERSION], check=False, capture_output=True).stdout
+    except OSError:
+        return b""
 
 
 def _is_installed() -> bool:

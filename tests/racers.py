@@ -6,7 +6,7 @@ from importlib.metadata import EntryPoint
 from types import ModuleType
 
 import backends
-from backends import ENTRY_POINT_GROUP, open_backend
+from backends import ENTRY_POINT_GROUPS, open_backend
 from backends.errors import StoreBusy
 
 
@@ -87,10 +87,10 @@ class TriesAgain(HasNoRace):
 
 def register(monkeypatch):
     module = ModuleType("racers_from_elsewhere")
-    points = list(backends.entry_points(group=ENTRY_POINT_GROUP))
+    points = [point for group in ENTRY_POINT_GROUPS for point in backends.entry_points(group=group)]
     for strategy in (NeverRefuses, OneStep, HasNoRace, GivesUp, TriesAgain):
         setattr(module, strategy.name, _factory(strategy))
-        points.append(EntryPoint(strategy.name, f"{module.__name__}:{strategy.name}", ENTRY_POINT_GROUP))
+        points.append(EntryPoint(strategy.name, f"{module.__name__}:{strategy.name}", ENTRY_POINT_GROUPS[-1]))
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(backends, "entry_points", lambda **_: points)
 

@@ -4,7 +4,8 @@ r"""The conformance suites: what every backend must do, ours or another package'
 * `redis_layout.RedisLayout` is the same and more, for a backend that keeps our keys: it compares every stored key.
 
 `Backend.keeps_our_layout` declares which of the two a backend passes. A test module of the other package holds this,
-where the name is the one registered in the entry-point group ``tollgate.backends``, and the database may be emptied::
+where the name is the one registered in the entry-point group ``llm_tollgate.backends``, and the database may be
+emptied::
 
     class TestMyBackend(RedisLayout):
         @pytest.fixture(autouse=True)

@@ -25,7 +25,7 @@ local made_before = tonumber(counted[WINDOWS + 1] or 0)
 local made = made_before
 for number = 1, WINDOWS do
   if counted[number] then
-    redis.call('INCR', KEYS[number])
+    redis.call('INCRBY', KEYS[number], 1)
   elseif number <= FREE or made < MOST_MADE then
     redis.call('SET', KEYS[number], 1, 'EX', ARGV[2 * number + 3])
     if number > FREE then made = made + 1 end

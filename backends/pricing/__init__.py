@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from backends.pricing.prices import Price, PriceBook, read_price_table
+    from backends.pricing.prices import Price, PriceBook
     from backends.pricing.prompt_bounds import ImagesNotBounded, image_tokens, prompt_tokens
     from backends.pricing.token_bounds import (
         InputTooLong,
@@ -29,10 +29,9 @@ __all__ = [
     "counter_for",
     "image_tokens",
     "prompt_tokens",
-    "read_price_table",
     "shows_its_tokens",
 ]
-_OF_PRICES = {"Price", "PriceBook", "read_price_table"}
+_OF_PRICES = {"Price", "PriceBook"}
 _OF_PROMPT_BOUNDS = {"ImagesNotBounded", "image_tokens", "prompt_tokens"}
 
 

@@ -229,11 +229,6 @@ def _unbounded(model: str, record: types.ModelPrice) -> str:
     return ""
 
 
-def read_price_table() -> None:
-    """Read the table, once a process. Before a fork it saves each child half a second, and a copy of its own."""
-    get_snapshot()
-
-
 def records_of(info: types.ModelInfo) -> Sequence[types.ConditionalPrice]:
     """All price records of a model of the table."""
     return [types.ConditionalPrice(prices=info.prices)] if isinstance(info.prices, types.ModelPrice) else info.prices

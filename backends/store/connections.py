@@ -233,7 +233,8 @@ def open_client(
         # What is wrong with the options is found now, and not by the first command.
         pool.connection_class(**pool.connection_kwargs)
     except (ValueError, TypeError, redis.RedisError) as error:
-        raise ConfigurationError(f"REDIS_URL: {error}") from error
+        # The library's own text may repeat a part of the address.
+        raise ConfigurationError(f"REDIS_URL: an address that can be used ({type(error).__name__})") from None
     return redis.Redis(connection_pool=pool)
 
 

@@ -30,6 +30,8 @@ Client = redis.Redis
 T = TypeVar("T")
 
 OLDEST_VERSION = (6, 2)
+SILENT_SECONDS = 60.0
+"""How long a missing right is not logged again: the settings alone are asked for twice a second."""
 
 
 class _TimeLeft(threading.local):
@@ -59,7 +61,8 @@ class Link:
     Args:
         url: ``redis://``, ``rediss://``, ``unix://`` or ``fake://`` (one process, for unit tests).
         clock: durations, and the first guess at Redis' time.
-        observer: gets ``store_lost``, ``store_back`` and ``store_broken``.
+        observer: gets ``store_lost``, ``store_back`` and ``store_broken``, with ``is_first=False`` for a right that was
+            found missing in the last `SILENT_SECONDS`.
         timeout_seconds: of one wait for a connection, one connect, one reply.
         connection_class: redis-py's class of connections, in place of the one that the URL's scheme chooses.
         before_each_send: called once for each round trip with the packed command or pipeline, right before it is sent;
@@ -93,6 +96,8 @@ class Link:
             call_before_each_send(self._client.connection_pool, before_each_send)
         self._breaker = Breaker(clock, observer, timeout_seconds)
         self._offset: _Offset | None = None
+        self._logged_at_seconds: dict[str, float] = {}
+        """When each missing right was logged last."""
 
     @property
     def place(self) -> str:
@@ -231,14 +236,23 @@ class Link:
         return StoreUnavailable(failures.one_line(error), maybe_done=was_cut_off)
 
     def _broken(self, error: Exception) -> StoreBroken:
-        self._observer(Event("store_broken", {"error": failures.one_line(error)}))
-        if isinstance(error, failures.NO_ACCESS):
+        text = failures.one_line(error)
+        is_repeated = isinstance(error, failures.NO_ACCESS) and self._was_logged(text)
+        self._observer(Event("store_broken", {"error": text, **({"is_first": False} if is_repeated else {})}))
+        if isinstance(error, failures.NOT_LOGGED_IN):
             # That holds for every command, so the health check says it.
             self._breaker.not_now()
         if isinstance(error, redis.ResponseError):
             # It answered. Else one wrong command, tried again and again, would hold the breaker open for all.
             self._breaker.answered()
-        return StoreBroken(failures.one_line(error))
+        return StoreBroken(text)
+
+    def _was_logged(self, text: str) -> bool:
+        now_seconds = self.clock.monotonic_seconds()
+        if now_seconds - self._logged_at_seconds.get(text, -math.inf) < SILENT_SECONDS:
+            return True
+        self._logged_at_seconds[text] = now_seconds
+        return False
 
 
 def _version_tuple(version: str) -> tuple[int, ...]:

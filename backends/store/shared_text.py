@@ -8,7 +8,7 @@ from redis.exceptions import ResponseError, WatchError
 from backends.store.link import Client, Link
 
 NOT_A_STRING = b"(a key that is no string)"
-"""Read in place of a key of another type; a change replaces that key."""
+"""Read in place of a key of another type."""
 _TRIES = 50
 
 Text = bytes | None

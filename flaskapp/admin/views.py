@@ -196,6 +196,8 @@ class _Dashboard(BehindLogIn):
             return self._page(
                 session, 422, error=f"Nothing was changed. {error}.", problems=error.problems, draft=draft
             )
+        except SettingsRejected as error:
+            return self._page(session, 422, error=f"Nothing was changed. {error}.", draft=draft)
         except StaleDraft as error:
             return self._page(session, 409, error=_STALE.format(draft.name), draft=replace(draft, seen=error.seen))
         except StoreError:

@@ -257,7 +257,7 @@ def about(link: Link, seed: int) -> dict[str, str]:
         "machine": machine(),
         "server": f"{server_of(link)} on loopback",
         "python": platform.python_version(),
-        "tollgate": version("tollgate"),
+        "tollgate": version("llm-tollgate"),
         "redis-py": version("redis"),
         "hiredis": version("hiredis"),
         "gunicorn": version("gunicorn"),

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from flaskapp.config import metrics_directory
+from flaskapp.config import shared_numbers
 
 
 class FirstOfWorkers:
@@ -13,8 +13,8 @@ class FirstOfWorkers:
     """
 
     def __init__(self, name: str) -> None:
-        directory = metrics_directory()
-        self._shared = Path(directory) / f"{name}.told" if directory else None
+        numbers = shared_numbers()
+        self._shared = Path(numbers.directory) / f"{name}.told" if numbers else None
         self._was_asked = False
 
     def is_first(self) -> bool:

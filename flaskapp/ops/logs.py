@@ -55,6 +55,9 @@ _WORDS = {
     "forwarded_ignored": "X-Forwarded-For is ignored, since TRUSTED_PROXY_HOPS is 0",
     "forwarded_unreadable": "A request has no address that can be read where TRUSTED_PROXY_HOPS says that it stands in "
     "X-Forwarded-For: its network is unknown",
+    "serving": "Serving",
+    "builtin_model": "The built-in model answers in production, since LLM_BASE_URL is not set",
+    "setting_changed": "Setting changed",
     "unexpected_error": "Unexpected error",
 }
 _LEVELS = {
@@ -78,11 +81,14 @@ _LEVELS = {
     "keys_taken_as_digests": logging.WARNING,
     "forwarded_ignored": logging.WARNING,
     "forwarded_unreadable": logging.WARNING,
+    "builtin_model": logging.WARNING,
     "unexpected_error": logging.ERROR,
     "setting_ignored": logging.WARNING,
     "settings_unreadable": logging.WARNING,
-    "settings_replaced": logging.WARNING,
 }
+
+EVENTS = frozenset({*_WORDS, *_LEVELS, "throttling_switched"})
+"""The names of all events."""
 
 
 def log_event(event: Event) -> None:
@@ -203,7 +209,7 @@ def _printable(text: str) -> str:
 
 
 class Json(JsonFormatter):
-    """One object a line: time, level, message and fields; gunicorn's own lines too."""
+    """One object a line: time, level, message and fields. gunicorn.conf.py writes gunicorn's own lines alike."""
 
     def __init__(self) -> None:
         names = {"asctime": "time", "levelname": "level"}

@@ -5,11 +5,14 @@ from functools import cache
 from typing import Any
 
 from flask import Blueprint, Response
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from backends.contract import Event, Refusal
+from backends.budgets import BUILT_IN, Reason
+from backends.contract import Event, Outcome, Refusal
 from backends.guard import EMERGENCY
+from flaskapp.config import SharedNumbers
+from flaskapp.ops.logs import EVENTS
 
 _Fields = dict[str, Any]
 """Of an event; `backends.guard.events` says what each event has."""
@@ -22,11 +25,14 @@ class Metrics:
     """An observer that counts.
 
     Args:
-        directory: where the workers of one server share their numbers; None for a single process.
+        shared: where the workers of one server share their numbers; None for a single process.
+        backend: whose numbers are there from the start.
     """
 
-    def __init__(self, directory: str | None) -> None:
-        self._directory = directory
+    def __init__(self, shared: SharedNumbers | None, backend: str) -> None:
+        self._directory = shared.directory if shared else None
+        # A worker goes on in the files of one that has ended: files of each process would add up with every reload.
+        values.ValueClass = values.MultiProcessValue(lambda: shared.worker) if shared else values.MutexValue  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         self.checks = self._counter("checks", "Requests that the guard decided", "backend", "budget", "outcome")
         check_seconds = Histogram(
@@ -68,6 +74,23 @@ class Metrics:
             "usage_absurd": lambda fields, _: self.usage_absurd(fields["model"]).inc(),
             "check_failed": lambda fields, _: self.failures(str(fields["is_bug"]).lower()).inc(),
         }
+        self._begin_at_zero(backend)
+
+    def _begin_at_zero(self, backend: str) -> None:
+        """Make every number that can be known now: `increase()` sees no first one of a number that was not there."""
+        for name in EVENTS - self._counts.keys():
+            self.events(name)
+        for is_bug in ("true", "false"):
+            self.failures(is_bug)
+        refused = {(name, reason) for name, row in BUILT_IN.items() for reason in (row.reason, Reason.THROTTLED)}
+        for each in (backend, EMERGENCY):
+            for budget, outcome in (("", "admitted"), ("", "duplicate"), *refused):
+                self.checks(each, budget, outcome)
+            for outcome in Outcome:
+                self.booked(each, outcome.value)
+            for granted in ("granted", "refused"):
+                self.extensions(each, granted)
+            self.check_seconds(each), self.reserved(each), self.overrun(each)
 
     def observe(self, event: Event) -> None:
         """Count one event."""

@@ -5,13 +5,13 @@ from queue import Full
 import pytest
 import redis
 
-from backends.errors import ConfigurationError, StoreBusy, StoreUnavailable
+from backends.errors import ConfigurationError, StoreBroken, StoreBusy, StoreUnavailable
 from backends.store import connections
 from backends.store.addresses import SET_BY_US, without_password
 from backends.store.breaker import REST_SECONDS, UNWILLING_SECONDS
 from backends.store.connections import POOL_SIZE, TIMEOUT_SECONDS, FreeConnections, execute, pack_in_python
 from backends.store.failures import PoolExhausted
-from backends.store.link import Link
+from backends.store.link import SILENT_SECONDS, Link
 from tests.faults.wire import SkippingClock, Told, server_that_says, wait_for
 
 NOWHERE = "redis://127.0.0.1:1/0"
@@ -178,7 +178,11 @@ def test_a_url_that_cannot_be_used_stops_the_start_in_one_line(new_link, url):
         ("redis://h/x", "the number of a database"),
         ("redis://h/0/1", "the number of a database"),
         ("unix://", "the path of a socket"),
-        ("redis://h?db=x", "'db'"),
+        ("redis://h?db=x", "db has to be the number of a database"),
+        ("redis://:hidden#@h", "user and password percent-encoded"),
+        ("redis://:4711?x=hidden@h", "user and password percent-encoded"),
+        ("redis://:hidden@h:port", "user and password percent-encoded"),
+        ("redis://h?db=hidden@h", "db has to be the number of a database"),
         ("rediss://h?ssl_cert_reqs=zz", "ssl_cert_reqs has to be"),
         ("rediss://h?ssl_check_hostname=true&ssl_cert_reqs=none&retry=1", "set by Tollgate; got retry"),
     ],
@@ -189,6 +193,8 @@ def test_an_option_that_cannot_be_set_is_refused_by_its_name(new_link, url, why)
     assert str(raised.value).startswith("REDIS_URL: ")
     assert why in str(raised.value)
     assert str(raised.value).isprintable()
+    assert "hidden" not in str(raised.value)
+    assert "4711" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -410,7 +416,29 @@ def test_a_cut_wait_is_whole_again_for_the_next_caller(link, clock):
         ("rediss://me:p%40ss@example.org:1/2?ssl_password=x", "rediss://example.org:1/2"),
         ("redis://:secret@localhost", "redis://localhost"),
         ("unix:///tmp/redis.sock?password=secret", "unix:///tmp/redis.sock"),
+        ("redis://h/0?password=sec@ret", "redis://h/0"),
     ],
 )
 def test_where_it_is_can_be_told(url, place):
     assert without_password(url) == place
+
+
+def test_a_missing_right_is_counted_each_time_and_logged_once_a_minute(own_server, new_link, clock, told):
+    with redis.Redis(port=own_server.port) as look:
+        look.acl_setuser("weak", enabled=True, passwords=["+pw"], keys=["*"], commands=["+@all", "-get", "-mget"])
+    link = new_link(f"redis://weak:pw@127.0.0.1:{own_server.port}/0")
+
+    def ask(command):
+        with pytest.raises(StoreBroken):
+            link.run(command)
+        return told.named("store_broken")[-1].get("is_first", True)
+
+    asked = [ask(lambda client: client.get("x")) for _ in range(3)]
+    assert asked == [True, False, False]
+    assert ask(lambda client: client.mget("x"))
+    clock.skip(SILENT_SECONDS)
+    assert ask(lambda client: client.get("x"))
+    assert len(told.named("store_broken")) == 5
+    link.run(lambda client: client.set("x", "y"))
+    assert ask(lambda client: client.get("x")) is False
+    assert link.is_up  # the rest works

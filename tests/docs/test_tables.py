@@ -28,7 +28,7 @@ from backends.keys import (
 )
 from docs.settings_page import PAGE, renewed
 from flaskapp.config import variables
-from flaskapp.ops.logs import _WORDS
+from flaskapp.ops.logs import _WORDS, EVENTS
 from flaskapp.ops.metrics import Metrics
 from flaskapp.settings import LiveSettings
 from tests.docs.pages import ROOT, rows
@@ -75,14 +75,14 @@ def test_every_variable_that_is_passed_to_a_container_is_told():
 
 
 def test_the_page_of_metrics_names_what_there_is_and_nothing_else():
-    families = Metrics(None)._registry.collect()
+    families = Metrics(None, "atomic")._registry.collect()
     exposed = {family.name + ("_total" if family.type == "counter" else "") for family in families}
     assert {unquoted(row[0]) for row in rows(DOCS / "METRICS.md", "metric")} == exposed
 
 
 def test_the_page_of_metrics_names_the_labels():
     told = {unquoted(row[0]): set(re.findall(r"`(\w+)`", row[1])) for row in rows(DOCS / "METRICS.md", "metric")}
-    metrics = Metrics(None)._registry._collector_to_names
+    metrics = Metrics(None, "atomic")._registry._collector_to_names
     names = {part._name + ("_total" if part._type == "counter" else ""): set(part._labelnames) for part in metrics}
     assert told == names
 
@@ -92,7 +92,7 @@ def test_every_event_is_told_with_the_words_of_the_log():
     own_metric = {"reserved", "refused", "duplicate", "check_failed", "settled", "expired", "extended"}
     own_metric |= {"extension_refused", "shadow_refused"}
     assert own_metric.isdisjoint(told)
-    assert set(told) | own_metric == _events() | {"extended"}
+    assert set(told) | own_metric == _events() | {"extended"} == EVENTS
     assert {name: words for name, words in told.items() if name in _WORDS} == {
         name: words for name, words in _WORDS.items() if name not in own_metric
     }

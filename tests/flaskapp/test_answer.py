@@ -502,6 +502,23 @@ def test_a_write_of_a_moment_is_not_stuck(stuck_of, monkeypatch):
     stuck.stage.answer.close()
 
 
+def test_who_comes_back_from_its_client_while_it_is_looked_after_reads_itself(stuck_of, monkeypatch):
+    """Two would read the upstream otherwise."""
+    stuck = stuck_of(said(), said(), said())
+    stage = stuck.stage
+
+    def comes_back(_meter):
+        # After the look at how long it has waited, and before another reader has the turn.
+        assert stage.answer._take_turn() is None
+        return True
+
+    monkeypatch.setattr(Meter, "is_growing", property(comes_back))
+    assert stuck.after(30).answer._reader is None
+    assert stage.upstream.reads == 1
+    stage.answer._turn_to_read.append(True)
+    stage.answer.close()
+
+
 def test_under_slices_it_is_read_on_and_kept_for_the_client(stuck_of, monkeypatch):
     monkeypatch.setattr(Meter, "is_growing", True)
     stuck = stuck_of(said("a"), said("b"), NOTHING, said("c"), usage=Usage(70, 3))

@@ -205,6 +205,27 @@ def no_counting(service):
     service.app.before_request_funcs[None] = before
 
 
+@pytest.mark.parametrize(
+    ("fingerprint", "reason"),
+    [
+        (None, "missing"),
+        ("hash456", "missing"),
+        ("fp:test123:hash456", "unknown"),
+        (f"fp:{'A' * 64}:hash456", "unknown"),
+    ],
+)
+def test_whether_there_is_a_challenge_is_looked_at_before_the_body(make_app, fingerprint, reason):
+    class Body:
+        def read(self, *_):
+            raise AssertionError("the body was read")
+
+    service = make_app(ENABLE_CHALLENGE_RESPONSE="true")
+    headers = {} if fingerprint is None else {"X-Fingerprint": fingerprint}
+    environ = {"wsgi.input": Body(), "CONTENT_LENGTH": "900", "CONTENT_TYPE": "application/json"}
+    refused = service.client.post(CHAT, headers=headers, environ_overrides=environ)
+    assert (refused.status_code, refused.json["reason"]) == (403, reason)
+
+
 def test_every_refusal_of_a_challenge_has_its_server_timing(service, own_server, tmp_path):
     given = challenge_for(service, "somebody-else")
     for fingerprint in ("hash456", f"fp:{'0' * 64}:hash456", f"fp:{given}:hash456"):

@@ -328,6 +328,11 @@ def test_the_defaults_of_later_values_are_harmless(harmless):
         {"REDIS_URL": "tcp://h?password=hidden"},
         {"LLM_BASE_URL": "ftp://u:hidden@h"},
         {"LLM_BASE_URL": "https://h/v1?api_key=hidden hidden"},
+        {"REDIS_URL": ":hidden@h:6379"},
+        {"REDIS_URL": "redis:/:hidden@h"},
+        {"REDIS_URL": "redis://:hidden"},
+        {"REDIS_URL": "redis://h:hidden"},
+        {"LLM_BASE_URL": "u:hidden@http://h"},
     ],
 )
 def test_a_secret_is_never_shown(environ):
@@ -341,6 +346,40 @@ def test_a_short_token_of_the_operator_is_warned_of_and_not_shown(token):
     remarks = load_config({"ADMIN_TOKEN": token}).remarks
     assert [remark.partition(" ")[0] for remark in remarks] == ["ADMIN_TOKEN"] * (len(token) == 15)
     assert "xxx" not in str(remarks)
+
+
+@pytest.mark.parametrize("user", ["", "me"])
+@pytest.mark.parametrize("mark", ["#", "/", "?", "[", "?a=", "#b/c?", "℀"])
+@pytest.mark.parametrize("begin", ["hidden", "4711"])
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("REDIS_URL", "redis://{}@127.0.0.1:6379/0"),
+        ("REDIS_URL", "rediss://{}@redis.example?ssl_cert_reqs=none"),
+        ("REDIS_URL", "unix://{}@/run/redis.sock"),
+        ("LLM_BASE_URL", "https://{}@models.example/v1"),
+        ("LLM_PROXY", "http://{}@proxy.example:3128"),
+    ],
+)
+def test_a_password_that_is_not_percent_encoded_is_not_shown_and_how_to_write_it_is_said(name, url, begin, mark, user):
+    line = refusal(**{name: url.format(f"{user}:{begin}{mark}hidden")})
+    assert line.startswith(f"{name}: a URL with user and password percent-encoded (# as %23, / as %2F")
+    assert "hidden" not in line
+    assert "4711" not in line
+
+
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("REDIS_URL", "redis://:p%23%2F@h:1/2"),
+        ("REDIS_URL", "redis://:p@ss@h:1/2"),
+        ("REDIS_URL", "redis://h?password=p@ss"),
+        ("REDIS_URL", "unix:///run/redis@1.sock?db=2"),
+        ("LLM_BASE_URL", "https://u:p%40@h:8443/v1?api-version=2024-10-21&user=a@b"),
+    ],
+)
+def test_what_ends_no_password_is_allowed(name, url):
+    assert getattr(load_config({name: url}), name.lower()) == url
 
 
 def test_no_secret_is_in_the_repr():

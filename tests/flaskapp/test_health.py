@@ -142,3 +142,15 @@ def test_a_redis_with_another_password_is_told_too(own_server, tmp_path):
         assert service.chat().headers["X-Throttle-Backend"] == "emergency"
         # Also without a visitor: whatever is asked fails.
         assert ready(service)[::3] == (200, True)
+
+
+def test_what_works_is_said_where_one_right_is_missing(own_server, tmp_path):
+    """The settings cannot be read, twice a second; requests are decided."""
+    with open_app(own_server.url, tmp_path, {}) as service:
+        service.redis.acl_setuser("default", enabled=True, reset_keys=True, keys=["llm:*"])
+        service.tollgate.settings.refresh()
+        assert not service.tollgate.settings.is_reachable
+        answer = service.chat()
+        service.tollgate.settings.refresh()
+        assert (answer.status_code, answer.headers["X-Throttle-Backend"]) == (200, "atomic")
+        assert ready(service) == (200, "ok", "up", False)

@@ -159,8 +159,8 @@ def test_a_duplicate_does_not_use_up_its_challenge(make_app):
     challenge = fresh()
     assert duplicate(chat(service, fingerprint=f"fp:{challenge}:hash456"))[0] == "settled"
     assert duplicate(chat(service, fingerprint=f"fp:{challenge}:hash456", query="Another?"))[0] == "other_body"
-    # Without any challenge too: there is nothing to protect.
-    assert duplicate(chat(service))[0] == "settled"
+    # That there is one is looked at before the body, which has the rest of what makes a duplicate.
+    assert chat(service).json["reason"] == "missing"
     assert service.redis.exists(f"llm:challenge:{challenge}")
     assert chat(service, "two", fingerprint=f"fp:{challenge}:hash456").status_code == 200
     assert not service.redis.exists(f"llm:challenge:{challenge}")

@@ -267,20 +267,41 @@ def test_a_text_with_very_many_unknown_fields_does_not_fill_the_log(store, put, 
     "text",
     ["", "{", "[]", "null", "7", '{"llm_max_tokens": NaN}', '{"a":1,"a":2}', "[" * 100_000, b"\xff\xfe", "9" * 5_000],
 )
-def test_a_broken_text_is_ignored_and_the_next_change_replaces_it(store, put, raw, told, text):
+def test_a_text_that_is_no_object_is_ignored_and_never_written(store, put, raw, told, text):
     put(text)
+    before = raw()
     assert set(store.refresh().sources.values()) == {"default"}
     assert [fields["setting"] for fields in told.named("setting_ignored")] == ["settings"]
-    store.change({"llm_max_tokens": 9})
-    assert json.loads(raw()) == {"llm_max_tokens": 9}
-    assert len(told.named("settings_replaced")) == 1
+    with pytest.raises(SettingsRejected, match="settings: this Redis key holds no JSON object, so it seems to be"):
+        store.change({"llm_max_tokens": 9})
+    assert raw() == before
 
 
-def test_a_key_of_another_type_is_ignored_and_the_next_change_replaces_it(store, link, raw, told):
+@pytest.mark.parametrize("change", [{"llm_max_tokens": 9}, {"llm_max_tokens": None}])
+def test_settings_of_another_program_are_never_written_and_their_values_not_logged(store, put, raw, told, change):
+    put('{"theme": "secret", "smtp": {"password": "secret"}}')
+    before = raw()
+    assert set(store.refresh().sources.values()) == {"default"}
+    with pytest.raises(SettingsRejected, match="another program's and is not written: use another database"):
+        store.change(change)
+    assert raw() == before
+    assert [fields["setting"] for fields in told.named("setting_ignored")] == ["theme", "smtp"]
+    assert "secret" not in str(told.named("setting_ignored"))
+
+
+@pytest.mark.parametrize("ours", ["{}", '{"llm_max_tokens": 7, "unknown": 1}', '{"llm_max_tokens": "rubbish"}'])
+def test_an_empty_object_and_one_with_a_setting_of_ours_are_written(store, put, raw, ours):
+    put(ours)
+    assert store.change({"llm_max_tokens": 9}).values.llm_max_tokens == 9
+    assert json.loads(raw())["llm_max_tokens"] == 9
+
+
+def test_a_key_of_another_type_is_ignored_and_never_written(store, link, told):
     link.run(lambda client: client.hset("settings", "llm_max_tokens", "9"))
     assert set(store.refresh().sources.values()) == {"default"}
-    store.change({"llm_max_tokens": 9})
-    assert json.loads(raw()) == {"llm_max_tokens": 9}
+    with pytest.raises(SettingsRejected, match="no JSON object"):
+        store.change({"llm_max_tokens": 9})
+    assert link.run(lambda client: client.hgetall("settings")) == {b"llm_max_tokens": b"9"}
     assert not told.named("store_broken")
 
 
@@ -514,3 +535,22 @@ def test_a_bug_does_not_end_the_thread(link):
     wait_for(looked_twice)
     store.stop()
     assert told.named("settings_unreadable")[0] == {"error": "a bug"}
+
+
+def test_each_value_that_changes_is_logged_with_from_to_and_source(store, put, told):
+    put('{"llm_max_tokens": 7}')
+    store.refresh()
+    assert told.named("setting_changed") == []  # what holds from the start is no change
+    row = {"budget": "day", "owner": "hash456", "limit_usd": "0.5"}
+    store.change({"daily_cost_limit_usd": "0.50", "budget_overrides": [row]})
+    put('{"enable_cost_throttling": false}')
+    store.refresh()
+    changes = [tuple(fields.values()) for fields in told.named("setting_changed")]
+    assert changes == [
+        ("daily_cost_limit_usd", "0.25", "0.50", "redis"),
+        ("budget_overrides", "0 rows", "1 row", "redis"),
+        ("enable_cost_throttling", "true", "false", "redis"),
+        ("daily_cost_limit_usd", "0.50", "0.25", "default"),
+        ("budget_overrides", "1 row", "0 rows", "default"),
+        ("llm_max_tokens", "7", "400", "default"),
+    ]

@@ -165,3 +165,15 @@ def test_health_is_answered_while_bodies_are_held_open(services, networks):
             address = f"10.0.{number % networks // 250}.{number % networks % 250}"
             stack.enter_context(begin(service, head(length=900 if number % 2 else 190_000, address=address)))
         assert service.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize("length", [300_000_000, None], ids=["announced", "in chunks"])
+def test_what_is_refused_is_not_read_for_ever(slow, length):
+    piece = b" " * 1_000_000
+    sent = 0
+    with begin(slow, head(length=length)) as connection, suppress(OSError):
+        while sent < 300:
+            connection.sendall(piece if length else b"f4240\r\n" + piece + b"\r\n")
+            sent += 1
+    # Eight are read, and the rest stood in the buffers on the way.
+    assert 1 < sent < 100

@@ -83,3 +83,18 @@ def test_a_step_that_fails_ends_those_beside_it(setup_script):
     with pytest.raises(subprocess.CalledProcessError) as caught:
         setup_script._run_together([fails, lasts])
     assert (caught.value.returncode, caught.value.cmd) == (3, fails)
+
+
+def test_an_environment_whose_python_was_replaced_is_set_up_anew(setup_script, tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    monkeypatch.setattr(setup_script, "PYTHON", python)
+    monkeypatch.setattr(setup_script, "STAMP", tmp_path / "stamp")
+    python.symlink_to(sys.executable)
+    setup_script.STAMP.write_text(setup_script._fingerprint())
+    assert setup_script._is_installed()
+    python.unlink()
+    python.write_text("#!/bin/sh\necho another-python\n")
+    python.chmod(0o755)
+    assert not setup_script._is_installed()
+    python.unlink()
+    assert not setup_script._is_installed()
