@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib import resources
 from statistics import median
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from backends import Ask, Budget, Reservation
+from backends import Ask, Budget, Calendar, Reservation, Scope, Share
 from backends.keys import rows_at, running_key
 from backends.strategies import arithmetic, outcomes, script_words
 from backends.strategies.script_words import Now
@@ -20,7 +21,7 @@ BLOCK = 100
 PATIENCE_US = 60_000_000
 FEW, _, FULL = IN_WINDOW
 BEFORE = "before budgets were rows"
-NOW_TO_BEFORE, FULL_TO_ONE_BUCKET, TWELVE_TO_SIX = 1.0, 1.15, 1.6
+NOW_TO_BEFORE, FULL_TO_ONE_BUCKET, TWELVE_TO_SIX, WITH_SHARES_TO_WITHOUT = 1.0, 1.15, 1.6, 1.25
 SCRIPTS = {script_words: ("backends", "lua"), scripts_before: ("benchmarks", "scripts_before")}
 """Where the scripts of each time are, by what makes their words."""
 
@@ -79,6 +80,7 @@ def server_time_of_the_scripts(bench: Bench) -> Iterator[Row]:
     contenders = {f"now, {requests}": _reserves(bench, now, requests) for requests in IN_WINDOW}
     contenders |= {f"before, {requests}": _reserves(bench, before, requests) for requests in (FEW, FULL)}
     contenders["12 budgets"] = _reserves(bench, now, FULL, six_further)
+    contenders |= {name: _reserves_as_the_service(bench, now, name) for name in ("with shares", "without shares")}
     contenders["unnoted"] = _reserves_unnoted(bench, now)
     for name in ("extend", "settle"):
         contenders[f"{name}, now"] = _follows(bench, now, name)
@@ -91,6 +93,10 @@ def server_time_of_the_scripts(bench: Bench) -> Iterator[Row]:
         yield at_most(f"{reserve}, {requests:,} in the window", us[f"now, {requests}"], one_bucket, limit)
     six = "the six alone", us[f"now, {FULL}"]
     yield at_most(f"{reserve}, 12 budgets, windows full", us["12 budgets"], six, TWELVE_TO_SIX)
+    without = "without shares", us["without shares"]
+    yield at_most(
+        f"{reserve}, ten budgets with four shares, windows full", us["with shares"], without, WITH_SHARES_TO_WITHOUT
+    )
     full_before = BEFORE, us[f"before, {FULL}"]
     yield at_most(f"{reserve}, windows full", us[f"now, {FULL}"], full_before, NOW_TO_BEFORE)
     yield at_most(f"{reserve}, windows full, first of a bucket", us["unnoted"], full_before, None)
@@ -111,6 +117,28 @@ def _reserves(
         scripts.reserve(bench.ask(who, further))
 
     return Contender(begin, lambda: scripts.reserve(bench.ask(who, further)))
+
+
+def _reserves_as_the_service(bench: Bench, scripts: Scripts, name: str) -> Contender:
+    """Charged to the six and to what the service adds for networks: the same budgets with and without shares."""
+    who = f"server-{name}"
+    six = the_six(who)
+    network_window, network_day = six[2:4]
+    wide = {"owner": f"wide-{who}", "scope": Scope.WIDE_NETWORK}
+    budgets = [
+        *six,
+        network_window._replace(name="wide_window", **wide),
+        network_day._replace(name="wide_day", **wide),
+        Budget("network_share_hour", network_day.owner, Calendar("hour"), None, Scope.NETWORK),
+        Budget("wide_share_hour", period=Calendar("hour"), limit_nanousd=None, **wide),
+    ]
+    if name == "with shares":
+        for at, of in {3: "global_day", 7: "global_day", 8: "global_hour", 9: "global_hour"}.items():
+            budgets[at] = budgets[at]._replace(share=Share(of, 250_000))
+    return Contender(
+        lambda: bench.leave_as_after(FULL, who, budgets[6:]),
+        lambda: scripts.reserve(replace(bench.ask(who), budgets=tuple(budgets))),
+    )
 
 
 def _reserves_unnoted(bench: Bench, scripts: Scripts) -> Contender:

@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from backends import open_backend
-from backends.budgets import EVERYBODY, Budget, Calendar, Forever, Scope, Sliding
+from backends.budgets import EVERYBODY, Budget, Calendar, Forever, Scope, Share, Sliding
 from backends.clock import SystemClock
 from backends.conformance.cases import EVERY, NETWORK, ROOMY, WHO, further_budget, make_ask
 from backends.keys import RECORD_KEEP_SECONDS, bucket_seconds_of, rows_at
@@ -572,3 +572,18 @@ def test_progress_is_reported(link, books):
 
     audit(link, progress)
     assert set(calls) == {("reading the books", True)}
+
+
+@pytest.mark.parametrize("scope", [Scope.NETWORK, Scope.WIDE_NETWORK])
+def test_what_a_network_has_of_everybodys_hour_is_recomputed(link, backend, raw, scope):
+    shares = tuple(
+        further_budget(name, of, Calendar("hour"), None, share=Share("global_hour", 250_000))
+        for name, of in (("network_share_hour", Scope.NETWORK), ("wide_share_hour", Scope.WIDE_NETWORK))
+    )
+    for number, end in enumerate((None, 400, 0)):
+        make(backend, f"r{number}", end, limits=ROOMY, further=shares)
+    assert found(link) == []
+    keys = {row.budget.scope: row.key for row in rows_at(shares, raw.time()[0])}
+    assert raw.get(keys[scope]) == str(COST + 400)
+    raw.decr(keys[scope])
+    assert found(link) == [("total", keys[scope])]

@@ -38,6 +38,7 @@ def test_every_benchmark_runs_beside_its_baseline_in_one_run(tmp_path):
         "1 ms to Redis",
         "server time",
         "12 budgets",
+        "ten budgets with four shares",
         "memory of an identifier",
         "16 further budgets",
     ):

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from backends import Budget, Calendar, Forever, Refusal, Reservation, Scope, Sliding, open_backend
+from backends import Budget, Calendar, Forever, Reason, Refusal, Reservation, Scope, Share, Sliding, open_backend
 from backends.clock import SystemClock
 from backends.conformance.cases import NETWORK, ROOMY, WHO, make_ask
 from backends.conformance.harness import ManualClock
@@ -150,3 +150,43 @@ def test_a_window_and_a_day_at_midnight(fleets):
     its = dict(zip((budget.name for budget in budgets), made.spent_nanousd, strict=True))
     windows = {budget.name for budget in budgets if isinstance(budget.period, Sliding)} | {"ever"}
     assert its == {name: 41 if name in windows else 1 for name in its}
+
+
+@pytest.mark.parametrize("behind_us", [dict.fromkeys(STRATEGIES, 0), {**dict.fromkeys(STRATEGIES, 0), "legacy": US}])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_network_has_one_share_whoever_decides(fleets, seed, behind_us):
+    """Each hour and day its own, and of two networks no more than a quarter and a quarter of what that leaves."""
+    fleet, chance = fleets(behind_us), random.Random(seed)
+    hour, day = Calendar("hour"), Calendar("day")
+    everybody = (
+        Budget("all_hour", "all", hour, 1_000, Scope.GLOBAL),
+        Budget("all_day", "all", day, 100_000, Scope.GLOBAL),
+    )
+    of_hour, of_day = Share("all_hour", 250_000), Share("all_day", 250_000)
+
+    def budgets(network):
+        return (
+            *everybody,
+            Budget("its_hour", network, hour, None, Scope.NETWORK, share=of_hour),
+            Budget("its_day", network, day, None, Scope.NETWORK, share=of_day),
+        )
+
+    for moment_seconds, of_this_day in ((-4_000, 0), (2, 0), (3_602, 250)):
+        fleet.set_to(MIDNIGHT_US + moment_seconds * US)
+        assert fleet.held(budgets("a")) == (0, of_this_day and 437, 0, of_this_day)
+        for network, share in (("a", 250), ("b", 187)):
+            for number in range(30):
+                backend = fleet.backends[chance.choice(STRATEGIES)]
+                ask = make_ask(f"{fleet.us}-{network}-{number}", chance.randrange(40, 99), budgets=budgets(network))
+                verdict = backend.reserve(ask)
+                assert isinstance(verdict, Reservation) or verdict.reason is Reason.NETWORK_SHARE
+                if isinstance(verdict, Reservation):
+                    other = fleet.backends[chance.choice(STRATEGIES)]
+                    other.settle(verdict, chance.choice((0, 30, verdict.cost_nanousd)))
+            for number, name in enumerate(STRATEGIES):
+                left = share - fleet.held(budgets(network))[2]
+                over = make_ask(f"{fleet.us}-{network}-over-{number}", left + 1, budgets=budgets(network))
+                assert isinstance(fleet.backends[name].reserve(over), Refusal)
+            last = make_ask(f"{fleet.us}-{network}-last", left, budgets=budgets(network))
+            assert left == 0 or isinstance(fleet.backends[chance.choice(STRATEGIES)].reserve(last), Reservation)
+            assert fleet.held(budgets(network))[2] == share

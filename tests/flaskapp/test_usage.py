@@ -304,3 +304,20 @@ def test_it_counts_like_the_other_routes(make_app):
     assert refused.json["error"] == "rate_limited"
     assert usage(service, "another").status_code == 200
     assert service.client.post(URL, headers={"X-Fingerprint": "hash456"}).status_code == 405
+
+
+def test_a_networks_share_is_told_to_nobody_and_booked_while_there_is_one(service):
+    """Its own network's neither: it would say what others spend."""
+    answer = service.chat()
+    assert set(usage(service).json["limits"]) == {"window", "day"}
+    for header in ("RateLimit", "RateLimit-Policy"):
+        assert [part.partition(";")[0] for part in answer.headers[header].split(", ")] == ['"window"', '"day"']
+    service.patch(network_share=1)
+    service.chat()
+    if service.tollgate.config.throttle_backend != "memory":
+        hours = {name: f"llm:budget:{name}:hour:" for name in ("network_share_hour", "wide_share_hour")}
+        (network,) = service.redis.keys(f"{hours['network_share_hour']}{NETWORK}:*")
+        (wide,) = service.redis.keys(f"{hours['wide_share_hour']}*")
+        spent = sum(booked(service)) // 4
+        assert [int(service.redis.get(key)) for key in (network, wide)] == [spent, spent]
+        assert all(service.redis.ttl(key) > 86_400 for key in (network, wide))
