@@ -17,8 +17,9 @@ from pydantic import BaseModel, ConfigDict
 from backends.budgets import BUILT_IN, SHORTEST_WINDOW_SECONDS, Budget, Calendar, Sliding
 from backends.contract import Event, Observer
 from backends.errors import StoreBusy, StoreError, TollgateError, shown
-from backends.keys import SETTINGS_KEY
+from backends.keys import SETTING_UNSET_PREFIX, SETTINGS_KEY
 from backends.money import nanousd_from_usd
+from backends.store import Words
 from backends.store.link import Link
 from backends.store.shared_text import SharedText
 from flaskapp import strict_json
@@ -29,6 +30,7 @@ from flaskapp.value_types import Amount, Choice, Duration, Rate, Switch, ValueTy
 Source = Literal["redis", "environment", "default"]
 
 POLL_INTERVAL_SECONDS = 0.4
+_UNSET_KEEP_SECONDS = 3_600
 _REPORTED_FIELDS = 20
 """How many unusable fields of one text are logged: very many must not fill the log."""
 _WINDOW = "high_cost_window_seconds"
@@ -233,6 +235,8 @@ class SettingsStore:
     Events: ``throttling_switched`` (`message`, `on`, `source`) at the first read and at each change of it;
     ``setting_ignored`` (`setting`, `allowed`, `got`) for what is unusable in Redis, once a distinct text; of a list it
     may be one row, such as ``budgets[2].period``, and the other rows hold;
+    ``settings_lost`` (`lost`, `names`) when settings that held are gone and no `change` took them out: the environment
+    holds instead;
     ``settings_unreadable`` (`error`) once an outage; ``settings_replaced`` (`got`) when a change had to overwrite what
     is no JSON object.
     """
@@ -242,6 +246,7 @@ class SettingsStore:
             settings_table(baseline.stream_deadline_seconds, baseline.budget_time_zone)
         )
         self.baseline = baseline
+        self._link = link
         self._shared = SharedText(link, SETTINGS_KEY)
         self._observer = observer
         self.current = Effective(baseline.values, MappingProxyType(dict(baseline.sources)))
@@ -284,7 +289,7 @@ class SettingsStore:
         if not wanted:
             return self.current
         with self._lock:
-            changed = self._shared.change(lambda text: _changed(text, wanted))
+            changed = self._shared.change(lambda text: _changed(text, wanted), _unset_on_purpose(wanted))
             if changed is None:
                 raise StoreBusy("the settings are being changed by too many at once")
             before, after = changed
@@ -336,10 +341,28 @@ class SettingsStore:
     def _adopt(self, text: bytes | None) -> None:
         if text == self._text:
             return
+        lost = self._lost(text)
         self.current, ignored = _effective(text, self.baseline, self.table)
         self._text = text
+        if lost:
+            self._observer(Event("settings_lost", {"lost": ", ".join(lost.values()), "names": tuple(lost)}))
         for event in ignored:
             self._observer(event)
+
+    def _lost(self, text: bytes | None) -> dict[str, str]:
+        """By name: what holds from Redis until now, is not in `text`, and was not taken out by a change."""
+        there = {} if _is_broken(text) else _fields(text)
+        gone = [name for name, source in self.current.sources.items() if source == "redis" and name not in there]
+        if not gone:
+            return {}
+        unset = self._link.run(lambda client: client.mget([SETTING_UNSET_PREFIX + name for name in gone]))
+        lost = [name for name, was_unset in zip(gone, unset, strict=True) if was_unset is None]
+        return {name: f"{name}={self._shown(name)}" for name in lost}
+
+    def _shown(self, name: str) -> str:
+        value = getattr(self.current.values, name)
+        # The rows of a list may name an owner.
+        return f"({len(value)} rows)" if isinstance(value, tuple) else shown(self.table[name].value_type.text(value))
 
     def _announce(self) -> None:
         on = self.current.values.enable_cost_throttling
@@ -356,6 +379,12 @@ def _changed(text: bytes | None, wanted: Mapping[str, object]) -> bytes | None:
     fields = {} if _is_broken(text) else _fields(text)
     merged = {name: value for name, value in {**fields, **wanted}.items() if value is not None}
     return strict_json.dumps(merged).encode() if merged else None
+
+
+def _unset_on_purpose(wanted: Mapping[str, object]) -> list[Words]:
+    """What keeps the other processes from taking these names for lost."""
+    names = [name for name, value in wanted.items() if value is None]
+    return [("SET", SETTING_UNSET_PREFIX + name, 1, "EX", _UNSET_KEEP_SECONDS) for name in names]
 
 
 def _is_broken(text: bytes | None) -> bool:

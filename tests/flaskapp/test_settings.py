@@ -16,6 +16,7 @@ from backends.store.shared_text import SharedText
 from flaskapp.settings import Baseline, LiveSettings, SettingsRejected, SettingsStore, settings_table
 from flaskapp.strict_json import dumps
 from flaskapp.value_types import MAX_DURATION_SECONDS, Amount, Duration, Rate, Switch, Whole
+from tests.embedded import FragileServer
 
 ROW_FIELDS = ["name", "scope", "owner", "period", "limit_usd", "mode", "throttle_seconds", "budget", "until"]
 ROW_VALUES = [
@@ -471,6 +472,78 @@ def test_the_last_known_values_hold_while_redis_is_away(store, link, put):
     store._shared = SharedText(link, SETTINGS_KEY)
     store.refresh()
     assert store.is_reachable
+
+
+# --- what was there and is gone
+
+
+def flushes(link):
+    link.run(lambda client: client.flushall())
+
+
+def deletes_the_key(link):
+    link.run(lambda client: client.delete("settings"))
+
+
+def puts_something_else(link):
+    link.run(lambda client: client.set("settings", '{"drain_seconds": 3}'))
+
+
+def puts_what_is_no_object(link):
+    link.run(lambda client: client.set("settings", "broken"))
+
+
+ROWS = [{"name": "monthly", "scope": "identifier", "owner": "somebody", "period": "month", "limit_usd": "5"}]
+
+
+@pytest.mark.parametrize("lose", [flushes, deletes_the_key, puts_something_else, puts_what_is_no_object])
+def test_settings_that_are_gone_are_told_with_what_held(store, link, told, lose):
+    store.change({"daily_cost_limit_usd": "0.5", "throttle_on_error": "closed", "budgets": ROWS})
+    lose(link)
+    assert store.refresh().values == LiveSettings(drain_seconds=store.current.values.drain_seconds)
+    store.refresh()
+    assert told.named("settings_lost") == [
+        {
+            "lost": "daily_cost_limit_usd=0.5, budgets=(1 rows), throttle_on_error=closed",
+            "names": ("daily_cost_limit_usd", "budgets", "throttle_on_error"),
+        }
+    ]
+
+
+def test_an_old_snapshot_is_told(tmp_path, told):
+    with FragileServer(tmp_path) as server:
+        link = Link(server.url, clock=SystemClock())
+        store = SettingsStore(link, Baseline(), told)
+        store.change({"llm_max_tokens": 9})
+        link.run(lambda client: client.save())
+        store.change({"llm_max_tokens": 8, "drain_seconds": 7})
+        server.kill()
+        server.start()
+        assert store.refresh().values.llm_max_tokens == 9
+        link.close()
+    assert told.named("settings_lost") == [{"lost": "drain_seconds=7", "names": ("drain_seconds",)}]
+
+
+def test_a_change_that_takes_settings_out_is_no_loss(store, link, told):
+    store.change({"llm_max_tokens": 9, "drain_seconds": 7, "chat_rate_limit": "5 per minute"})
+    elsewhere = SettingsStore(link, Baseline(), told)
+    elsewhere.change({"llm_max_tokens": None})
+    elsewhere.change({"drain_seconds": None})
+    assert set(store.refresh().sources.values()) == {"default", "redis"}
+    elsewhere.change({"chat_rate_limit": None})
+    assert set(store.refresh().sources.values()) == {"default"}
+    link.run(lambda client: client.set("settings", '{"llm_max_tokens": 9}'))
+    store.refresh()
+    link.run(lambda client: client.set("settings", '{"llm_max_tokens": null}'))
+    assert store.refresh().values.llm_max_tokens == 400
+    assert told.named("settings_lost") == []
+
+
+def test_a_loss_that_a_change_finds_is_told_too(store, link, told):
+    store.change({"llm_max_tokens": 9, "drain_seconds": 7})
+    flushes(link)
+    store.change({"drain_seconds": None})
+    assert told.named("settings_lost") == [{"lost": "llm_max_tokens=9", "names": ("llm_max_tokens",)}]
 
 
 # --- the thread
