@@ -4,7 +4,7 @@
 key                                 type    holds                                    TTL
 ==================================  ======  =======================================  ===========================
 ``settings``                        string  live settings, one JSON object           for ever
-``llm:settings:unset:<setting>``    string  that a change took it out on purpose     an hour
+``llm:settings:unset:<setting>``    string  that a change took it out on purpose     31 days
 ``llm:throttle:<id>``               string  cause, its end (us), the cause's end     the marker's own
                                             (us), busy or spent
 ``llm:cost:recent:<id>``            zset    bucket start (s) -> nano-dollars         window + one bucket

@@ -24,13 +24,15 @@ from backends.store.link import Link
 from backends.store.shared_text import SharedText
 from flaskapp import strict_json
 from flaskapp.budgets import EACH_OWNER, BudgetPlan, BudgetRows, FurtherBudget, Override, OverrideRows
+from flaskapp.kept_text import KeptText
 from flaskapp.strict_json import StrictJsonError
 from flaskapp.value_types import Amount, Choice, Duration, Rate, Switch, ValueType, Whole, refusal_text, shown_json
 
 Source = Literal["redis", "environment", "default"]
 
 POLL_INTERVAL_SECONDS = 0.4
-_UNSET_KEEP_SECONDS = 3_600
+_UNSET_KEEP_SECONDS = 31 * 86_400
+"""At least as long as an instance is stopped that then misses what was taken out meanwhile."""
 _REPORTED_FIELDS = 20
 """How many unusable fields of one text are logged: very many must not fill the log."""
 _WINDOW = "high_cost_window_seconds"
@@ -238,7 +240,7 @@ class SettingsStore:
     ``settings_lost`` (`lost`, `names`) when settings that held are gone and no `change` took them out: the environment
     holds instead;
     ``settings_unreadable`` (`error`) once an outage; ``settings_replaced`` (`got`) when a change had to overwrite what
-    is no JSON object.
+    is no JSON object; ``settings_not_kept`` (`error`) when the disk begins to refuse them.
     """
 
     def __init__(self, link: Link, baseline: Baseline, observer: Observer) -> None:
@@ -254,11 +256,20 @@ class SettingsStore:
         self.is_reachable = True
         """Whether Redis answered the last read; if not, the last known values hold."""
         self._text: bytes | None = None
+        self._kept: KeptText | None = None
+        self._keep_failure = ""
         self._announced: tuple[bool, str] | None = None
         # Reading and adopting are one step, or a slow reader would put back what a change has just replaced.
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+
+    def keep_in(self, kept: KeptText) -> None:
+        """Begin with what was kept there, which holds until Redis answers, and keep what is read from now on."""
+        with self._lock:
+            self._kept = kept
+            self.current, _ = _effective(kept.text, self.baseline, self.table)
+            self._text = kept.text
 
     def refresh(self) -> Effective:
         """Read Redis now. While it is away the last known values hold; never raises StoreError."""
@@ -319,8 +330,19 @@ class SettingsStore:
         while not self._stop.wait(interval_seconds):
             try:
                 self.refresh()
+                self._keep()
             except Exception as error:  # noqa: BLE001 (a bug in here must not freeze the settings for ever)
                 self._observer(Event("settings_unreadable", {"error": shown(str(error))}))
+
+    def _keep(self) -> None:
+        """Keep what holds. Here and not where it is read: only the thread that polls does it, and no request."""
+        if self._kept is None:
+            return
+        failure, before = self._kept.failure, self._keep_failure
+        self._keep_failure = failure
+        if failure and not before:
+            self._observer(Event("settings_not_kept", {"error": failure}))
+        self._kept.keep(self._text)
 
     def _read_patch(self, patch: Mapping[str, object]) -> dict[str, object]:
         wanted: dict[str, object] = {}
@@ -383,8 +405,12 @@ def _changed(text: bytes | None, wanted: Mapping[str, object]) -> bytes | None:
 
 def _unset_on_purpose(wanted: Mapping[str, object]) -> list[Words]:
     """What keeps the other processes from taking these names for lost."""
-    names = [name for name, value in wanted.items() if value is None]
-    return [("SET", SETTING_UNSET_PREFIX + name, 1, "EX", _UNSET_KEEP_SECONDS) for name in names]
+    return [
+        ("SET", SETTING_UNSET_PREFIX + name, 1, "EX", _UNSET_KEEP_SECONDS)
+        if value is None
+        else ("DEL", SETTING_UNSET_PREFIX + name)
+        for name, value in wanted.items()
+    ]
 
 
 def _is_broken(text: bytes | None) -> bool:

@@ -11,7 +11,9 @@ from backends.store.link import Link
 from backends.store.scripts import load_all
 from flaskapp.answers.under_way import AnswersUnderWay
 from flaskapp.config import Config
+from flaskapp.kept_text import KeptText
 from flaskapp.llm import Model
+from flaskapp.ops.aside import run_aside
 from flaskapp.ops.first_worker import FirstOfWorkers
 from flaskapp.ops.logs import set_up_logging
 from flaskapp.settings import SettingsStore
@@ -43,6 +45,7 @@ class Tollgate:
         with contextlib.suppress(StoreError):
             self.link.run(load_all)
             self.link.time_us()
+        self.settings.keep_in(KeptText(self.config.data_dir, self.link.place, run_aside))
         self.settings.refresh()
         self.settings.start_polling()
 

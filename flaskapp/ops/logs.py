@@ -78,6 +78,7 @@ _LEVELS = {
     "setting_ignored": logging.WARNING,
     "settings_unreadable": logging.WARNING,
     "settings_lost": logging.CRITICAL,
+    "settings_not_kept": logging.WARNING,
     "settings_replaced": logging.WARNING,
 }
 
