@@ -32,6 +32,7 @@ from backends.pricing.prices import read_price_table  # noqa: E402
 from backends.store.link import Link  # noqa: E402
 from flaskapp.config import load_config  # noqa: E402
 from flaskapp.factory import create_app  # noqa: E402
+from flaskapp.ops.taking_turns import TakingTurns  # noqa: E402
 
 if TYPE_CHECKING:
     from gunicorn.arbiter import Arbiter
@@ -136,6 +137,7 @@ if _config.log_format == "json":
         },
         "formatters": {"json": {"()": "flaskapp.ops.logs.Json"}},
     }
+_turns = TakingTurns()
 # There is no use for a second way in.
 control_socket_disable = True
 
@@ -147,6 +149,11 @@ def on_starting(server: "Arbiter") -> None:
     # Counters of an earlier start would be added to ours, and what was logged then would not be logged again.
     for leftover in (*_METRICS.glob("*.db"), *_METRICS.glob("*.told")):
         leftover.unlink(missing_ok=True)
+
+
+def pre_fork(_server: "Arbiter", worker: "Worker") -> None:
+    """Of this worker's own configuration, also where another one has been read when it ends."""
+    worker.turns = _turns
 
 
 def post_fork(_server: "Arbiter", worker: "Worker") -> None:
@@ -163,11 +170,26 @@ def post_worker_init(worker: "Worker") -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)
+    worker.turns.begin(worker.age)
+    threading.Thread(target=_end_in_turn, args=(worker, worker.max_requests), daemon=True).start()
+    # gunicorn's own way: all workers that share the load stop listening together, for as long as their answers run.
+    worker.max_requests = sys.maxsize
     threading.Thread(target=_end_answers_in_time, args=(worker, tollgate.answers), daemon=True).start()
 
 
+def _end_in_turn(worker: "Worker", max_requests: int) -> None:
+    """End the worker that has had `max_requests`, unless no other one would listen then."""
+    while worker.alive and (
+        worker.nr < max_requests or not (worker.cfg.workers == 1 or worker.turns.may_end(worker.age))
+    ):
+        time.sleep(0.2)
+    if worker.alive:
+        worker.log.info("Autorestarting worker after %d requests.", worker.nr)
+        worker.alive = False
+
+
 def _end_answers_in_time(worker: "Worker", answers: "AnswersUnderWay") -> None:
-    """`alive` turns false by SIGTERM, by SIGHUP to the master, and where `max_requests` is reached."""
+    """`alive` turns false by SIGTERM, by SIGHUP to the master, and in `_end_in_turn`."""
     while worker.alive:
         time.sleep(0.2)
     # A client that keeps its connection after its answer must not hold up the stop.
@@ -189,3 +211,4 @@ def child_exit(_server: "Arbiter", worker: "Worker") -> None:
     from prometheus_client import multiprocess  # noqa: PLC0415 - reads its directory when imported
 
     multiprocess.mark_process_dead(worker.pid)
+    worker.turns.end(worker.age)

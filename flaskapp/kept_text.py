@@ -56,7 +56,7 @@ class KeptText:
 
 
 def _replace(path: Path, text: bytes) -> None:
-    """Write beside it and rename: whoever reads meanwhile, or after a crash, finds the old text or the new one."""
+    """Write beside it and rename: a reader, also after a crash, finds the old text or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.")
     try:
