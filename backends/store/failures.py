@@ -1,5 +1,7 @@
 """What the errors of the client library mean: Redis is away, it may not work now, or what we asked is wrong."""
 
+import re
+
 from redis import exceptions as theirs
 
 CLIENT_ERRORS = (theirs.RedisError, theirs.RedisClusterException, ValueError)
@@ -35,6 +37,16 @@ _OUTAGE_PREFIXES = (
 )
 
 
+_NO_PRIMARY_PREFIXES = ("READONLY", "You can't write against a read only", "MASTERDOWN")
+# What the client library, EXEC and a script of Redis 6 put before the error itself.
+_AROUND = re.compile(
+    r"(?:Command # \d+ \(.*\) of pipeline caused error: |Transaction discarded because of: "
+    r"|(?:ERR )?Error running script \(call to \w+\): |@?user_script: ?\d+: |-)*",
+    re.DOTALL,
+)
+_OWNER = re.compile(r"(?<=llm:)([a-z]+:)?\S+|(?<=with args beginning with:).*")
+
+
 class OutOfTime(theirs.TimeoutError):
     """The caller's own time is over; this says nothing about Redis."""
 
@@ -49,9 +61,23 @@ def is_outage(error: Exception) -> bool:
         return False
     if isinstance(error, _OUTAGE_TYPES) or type(error) is theirs.RedisClusterException:
         return True
-    return isinstance(error, theirs.ResponseError) and str(error).startswith(_OUTAGE_PREFIXES)
+    return isinstance(error, theirs.ResponseError) and _error_itself(error).startswith(_OUTAGE_PREFIXES)
+
+
+def is_no_primary(error: Exception) -> bool:
+    """Whether a replica answered: after a failover the old connections lead to one, and new ones to the primary."""
+    if isinstance(error, (theirs.ReadOnlyError, theirs.MasterDownError)):
+        return True
+    return isinstance(error, theirs.ResponseError) and _error_itself(error).startswith(_NO_PRIMARY_PREFIXES)
 
 
 def one_line(error: Exception) -> str:
-    """The text of an error for a log, at most 200 characters."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    """The text of an error for a log: at most 200 characters, and nothing of what was sent that names an owner."""
+    text = _OWNER.sub(lambda key: f"{key[1] or ''}…", " ".join(_error_itself(error).split()))
+    return text[:200] or type(error).__name__
+
+
+def _error_itself(error: Exception) -> str:
+    text = str(error)
+    around = _AROUND.match(text)
+    return text[around.end() :] if around else text

@@ -5,6 +5,7 @@
   have done all or part of it already, where only the reply was lost. Then the scripts charge nothing twice (they know
   the reservation's id; only a challenge is found used up), and neither does an attempt of ``watch``, which reads the
   books anew. But each increment of ``legacy``, of ``multi`` and of the rate limit may be counted twice.
+* When a replica answers, the connections are dropped: where the address is a name, new ones lead to the new primary.
 * After a failure the breaker raises `StoreUnavailable` at once for `REST_SECONDS`; then one caller tries again.
 * The waits of a caller inside `Link.within` are bounded together, however many they are.
 """
@@ -219,6 +220,8 @@ class Link:
             return StoreBusy("all connections to Redis are in use")
         if not failures.is_outage(error):
             return self._broken(error)
+        if failures.is_no_primary(error):
+            self._client.connection_pool.disconnect(inuse_connections=False)
         was_cut_off = isinstance(error, failures.CUT_OFF)
         if isinstance(error, redis.TimeoutError) and self.wait_seconds() <= 0:
             # No rest: Redis did not have the whole time-out.

@@ -85,7 +85,7 @@ class Proxy:
     """Between a client and the server at `port`; what `lose` says yes to is done, but its reply is lost."""
 
     def __init__(self, port):
-        self._port = port
+        self.port = port
         self.lose = lambda _request: False
         self.lost = 0
 
@@ -95,7 +95,7 @@ class Proxy:
             yield f"redis://127.0.0.1:{port}/0"
 
     def _serve(self, client):
-        with socket.create_connection(("127.0.0.1", self._port)) as server:
+        with socket.create_connection(("127.0.0.1", self.port)) as server:
             while request := client.recv(65_536):
                 server.sendall(request)
                 reply = server.recv(65_536)
