@@ -1,5 +1,6 @@
 """What the errors of the client library mean: Redis is away, it may not work now, or what we asked is wrong."""
 
+import errno
 import re
 
 from redis import exceptions as theirs
@@ -22,6 +23,8 @@ _OUTAGE_TYPES = (
     theirs.SlotNotCoveredError,
     theirs.TryAgainError,
 )
+_TOO_MANY_CLIENTS = "max number of clients"
+_OUR_LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL)
 _OUTAGE_PREFIXES = (
     "OOM ",
     "READONLY",
@@ -30,7 +33,7 @@ _OUTAGE_PREFIXES = (
     "NOREPLICAS",
     "MISCONF",
     "UNKILLABLE",
-    "max number of clients",
+    _TOO_MANY_CLIENTS,
     "command not allowed when used memory",
     "You can't write against a read only",
     "Redis is busy",
@@ -53,6 +56,22 @@ class OutOfTime(theirs.TimeoutError):
 
 class PoolExhausted(theirs.ConnectionError):
     """None of our connections became free in time; this says nothing about Redis."""
+
+
+class OpeningFailed(theirs.ConnectionError):
+    """A connection could not be opened, so nothing was sent on it. Those that are open may work."""
+
+
+def is_our_own(error: Exception) -> bool:
+    """Whether this process or its machine has no more of what a connection takes; this says nothing about Redis."""
+    if isinstance(error, OpeningFailed):
+        return isinstance(error.__cause__, OSError) and error.__cause__.errno in _OUR_LIMITS
+    return isinstance(error, PoolExhausted)
+
+
+def is_too_many_clients(error: Exception) -> bool:
+    """Whether the server said, in place of its first reply, that it takes no more connections."""
+    return str(error).startswith(_TOO_MANY_CLIENTS)
 
 
 def is_outage(error: Exception) -> bool:

@@ -6,7 +6,9 @@
   the reservation's id; only a challenge is found used up), and neither does an attempt of ``watch``, which reads the
   books anew. But each increment of ``legacy``, of ``multi`` and of the rate limit may be counted twice.
 * When a replica answers, the connections are dropped: where the address is a name, new ones lead to the new primary.
-* After a failure the breaker raises `StoreUnavailable` at once for `REST_SECONDS`; then one caller tries again.
+* A connection that cannot be opened is no outage while others are open: one of those is waited for.
+* One reply that did not come is no outage: a quick probe on another connection decides.
+* In an outage the breaker raises `StoreUnavailable` at once for `REST_SECONDS`; then one caller tries again.
 * The waits of a caller inside `Link.within` are bounded together, however many they are.
 """
 
@@ -25,12 +27,13 @@ from backends.errors import ConfigurationError, StoreBroken, StoreBusy, StoreErr
 from backends.store import failures
 from backends.store.addresses import without_password
 from backends.store.breaker import Breaker
-from backends.store.connections import POOL_SIZE, TIMEOUT_SECONDS, Pool, call_before_each_send, open_client
+from backends.store.connections import POOL_SIZE, TIMEOUT_SECONDS, Pool, call_before_each_send, execute, open_client
 
 Client = redis.Redis
 T = TypeVar("T")
 
 OLDEST_VERSION = (6, 2)
+PROBE_SECONDS = 0.2
 
 
 class _TimeLeft(threading.local):
@@ -89,10 +92,11 @@ class Link:
         self._time_left = _TimeLeft()
         self._client = open_client(url, timeout_seconds, pool_size, connection_class)
         if isinstance(self._client.connection_pool, Pool):
-            self._client.connection_pool.bound_waits(self.wait_seconds)
+            self._client.connection_pool.bound_waits(self.wait_seconds, clock.monotonic_seconds)
         if before_each_send is not None:
             call_before_each_send(self._client.connection_pool, before_each_send)
         self._breaker = Breaker(clock, observer, timeout_seconds)
+        self._probing = threading.Lock()
         self._offset: _Offset | None = None
 
     @property
@@ -156,7 +160,7 @@ class Link:
         time_left = self._time_left
         time_left.waiting_since_seconds = since = self.clock.monotonic_seconds()
         try:
-            answer = self._run_with_one_repeat(command)
+            answer = self._run_with_repeats(command)
         except OSError as error:
             raise self._failure(redis.ConnectionError(str(error))) from error
         except failures.CLIENT_ERRORS as error:
@@ -203,34 +207,68 @@ class Link:
         self._client.close()
         self._client.connection_pool.disconnect()
 
-    def _run_with_one_repeat(self, command: Callable[[Client], T]) -> T:
-        try:
-            return command(self._client)
-        except (*failures.NOT_LOGGED_IN, redis.TimeoutError, failures.PoolExhausted, redis.BusyLoadingError):
-            raise
-        except redis.ConnectionError:
-            self._client.connection_pool.disconnect(inuse_connections=False)
-            return command(self._client)
+    def _run_with_repeats(self, command: Callable[[Client], T]) -> T:
+        pool: Any = self._client.connection_pool
+        may_repeat = isinstance(pool, Pool)
+        while True:
+            try:
+                return command(self._client)
+            except (*failures.NOT_LOGGED_IN, redis.TimeoutError, failures.PoolExhausted, redis.BusyLoadingError):
+                raise
+            except failures.OpeningFailed:
+                # Nothing was sent, and the next connection is an open one, or the last of those is gone.
+                pool.close_dead()
+                if not pool.rest_from_opening():
+                    raise
+            except redis.ConnectionError:
+                if not may_repeat:
+                    raise
+                may_repeat = False
+                pool.close_dead()
 
     def _failure(self, error: Exception) -> StoreError:
         """Take in what an error says about Redis; the failure to raise."""
-        if isinstance(error, failures.PoolExhausted):
-            if self._breaker.is_resting:
-                return self._breaker.unavailable()
-            return StoreBusy("all connections to Redis are in use")
+        if isinstance(error, failures.PoolExhausted) and self._breaker.is_resting:
+            return self._breaker.unavailable()
+        if failures.is_our_own(error):
+            return StoreBusy(failures.one_line(error))
         if not failures.is_outage(error):
             return self._broken(error)
+        if isinstance(error, failures.CUT_OFF):
+            return self._cut_off(error)
         if failures.is_no_primary(error):
             self._client.connection_pool.disconnect(inuse_connections=False)
-        was_cut_off = isinstance(error, failures.CUT_OFF)
+        self._breaker.not_now()
+        return StoreUnavailable(failures.one_line(error))
+
+    def _cut_off(self, error: Exception) -> StoreError:
         if isinstance(error, redis.TimeoutError) and self.wait_seconds() <= 0:
             # No rest: Redis did not have the whole time-out.
             return StoreBusy("Redis did not answer in the time that was left", maybe_done=True)
-        if was_cut_off:
+        if isinstance(error, failures.OpeningFailed) or not self._answers_another():
             self._breaker.cut_off(error)
-        else:
-            self._breaker.not_now()
-        return StoreUnavailable(failures.one_line(error), maybe_done=was_cut_off)
+        return StoreUnavailable(failures.one_line(error), maybe_done=True)
+
+    def _answers_another(self) -> bool:
+        """Whether Redis answers on another connection, so that but one reply was lost; or another caller asks just now.
+
+        Never while it rests already: the caller that tries says by itself whether Redis is back.
+        """
+        if self._breaker.is_resting:
+            return False
+        if not self._probing.acquire(blocking=False):
+            return True
+        time_left = self._time_left
+        before = time_left.seconds, time_left.waiting_since_seconds
+        time_left.seconds, time_left.waiting_since_seconds = PROBE_SECONDS, self.clock.monotonic_seconds()
+        try:
+            execute(self._client, ("PING",))
+        except (redis.RedisError, OSError):
+            return False
+        finally:
+            time_left.seconds, time_left.waiting_since_seconds = before
+            self._probing.release()
+        return True
 
     def _broken(self, error: Exception) -> StoreBroken:
         self._observer(Event("store_broken", {"error": failures.one_line(error)}))

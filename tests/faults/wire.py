@@ -82,11 +82,15 @@ def server_that_says(reply):
 
 
 class Proxy:
-    """Between a client and the server at `port`; what `lose` says yes to is done, but its reply is lost."""
+    """Between a client and the server at `port`.
+
+    What `lose` says yes to is done, but its reply is lost with the connection; with `swallow` it just never comes.
+    """
 
     def __init__(self, port):
         self.port = port
         self.lose = lambda _request: False
+        self.swallow = lambda _request: False
         self.lost = 0
 
     @contextmanager
@@ -102,7 +106,8 @@ class Proxy:
                 if self.lose(request):
                     self.lost += 1
                     return
-                client.sendall(reply)
+                if not self.swallow(request):
+                    client.sendall(reply)
 
 
 def wait_for(holds, timeout_seconds=5.0):
