@@ -146,6 +146,9 @@ def on_starting(server: "Arbiter") -> None:
     """Before the sockets are made."""
     if _remark:
         server.log.warning(_remark)
+    if server.master_pid:
+        # By SIGUSR2: the workers of the server that runs go on counting in these files.
+        return
     # Counters of an earlier start would be added to ours, and what was logged then would not be logged again.
     for leftover in (*_METRICS.glob("*.db"), *_METRICS.glob("*.told")):
         leftover.unlink(missing_ok=True)

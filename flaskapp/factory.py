@@ -216,9 +216,13 @@ def _register_routes(app: Flask, tollgate: Tollgate, metrics: Metrics, clock: Cl
         "admin": _make_admin(tollgate, clock),
     }
     _limit_rates(make_limiter(app, tollgate.link, clock), limited, settings, keys)
+
+    def look() -> None:
+        guard.look(settings.current.values.plan.of({}, clock.now_us()))
+
     for blueprint in (
         *limited.values(),
-        make_health(guard, lambda: tollgate.link.is_up),
+        make_health(guard, lambda: tollgate.link.is_up, look),
         make_metrics_page(metrics),
         _make_openapi(openai, settings),
     ):

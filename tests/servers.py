@@ -84,7 +84,12 @@ class Service:
     def launch(self) -> "subprocess.Popen[bytes]":
         with (self.directory / "app.log").open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "gunicorn", "--config", str(ROOT / self.config), self.application],
+                [
+                    str(Path(sys.executable).with_name("gunicorn")),
+                    "--config",
+                    str(ROOT / self.config),
+                    self.application,
+                ],
                 cwd=self.directory,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _UNAVAILABLE_RETRY_SECONDS = 1
 _EXHAUSTED_RETRY_SECONDS = 30
 _KEY_UNKNOWN = "an Idempotency-Key cannot be looked up now"
+_LOOK_SECONDS = 1.0
 _FAILING_SECONDS = 10.0
 """How long `health` remembers a failure that the link does not see, where no request asks the strategy again."""
 
@@ -80,6 +81,8 @@ class Guard:
         self._lending = EmergencyLending(emergency, fallback)
         self._postponed = PostponedJobs(self._events.postponed_job_failed)
         self._failing_until_seconds = float("-inf")
+        self._busy_until_seconds = float("-inf")
+        self._next_look_seconds = float("-inf")
 
     def reserve(self, ask: Ask) -> Verdict:
         """Charge the highest possible cost, or refuse.
@@ -151,10 +154,31 @@ class Guard:
         """
         return self._primary.books(budgets)
 
+    def look(self, budgets: tuple[Budget, ...]) -> None:
+        """Find out for `health` what `reserve` would find, also where no request does: writes, and these budgets.
+
+        At most once in `_LOOK_SECONDS`, however often it is called.
+        """
+        now_seconds = self._clock.monotonic_seconds()
+        if self._link is None or now_seconds < self._next_look_seconds:
+            return
+        self._next_look_seconds = now_seconds + _LOOK_SECONDS
+        try:
+            self._link.check_writes()
+            self._primary.books(budgets)
+        except StoreBusy:
+            self._busy_until_seconds = now_seconds + 2 * _LOOK_SECONDS
+        except StoreError as error:
+            self._note_fault(error)
+        else:
+            self._busy_until_seconds = float("-inf")
+
     def health(self) -> Health:
         """Whether requests are decided by the strategy, by the emergency budget, or not at all."""
         if self._link is None:
             return Health.GOOD
+        if self._clock.monotonic_seconds() < self._busy_until_seconds:
+            return Health.UNAVAILABLE
         is_failing = self._clock.monotonic_seconds() < self._failing_until_seconds
         if self._link.is_up and not is_failing:
             return Health.GOOD
@@ -171,6 +195,9 @@ class Guard:
         self._events.check_failed(ask, error, self._decision(started_seconds))
         if error.maybe_done:
             self._postponed.add(partial(self._undo, ask))
+        self._note_fault(error)
+
+    def _note_fault(self, error: StoreError) -> None:
         is_link_up = self._link is not None and self._link.is_up
         if isinstance(error, StoreBroken) or (is_link_up and not isinstance(error, StoreBusy)):
             # Redis answers, so the link sees no failure; and yet the strategy cannot decide.

@@ -23,7 +23,8 @@ import redis
 
 from backends.clock import US_PER_SECOND, Clock
 from backends.contract import Event, Observer
-from backends.errors import ConfigurationError, StoreBroken, StoreBusy, StoreError, StoreUnavailable
+from backends.errors import ConfigurationError, StoreBroken, StoreBusy, StoreError, StoreUnavailable, shown
+from backends.keys import RATE_PREFIX
 from backends.store import failures
 from backends.store.addresses import without_password
 from backends.store.breaker import Breaker
@@ -190,13 +191,22 @@ class Link:
             self._offset = known = _Offset(offset_us, uncertainty_us)
         return known
 
+    def check_writes(self) -> None:
+        """Have a write refused or done that changes nothing: a full server or a replica answers everything else."""
+        self.run(lambda client: execute(client, ("SETRANGE", f"{RATE_PREFIX}:none", 0, "")))
+
     def check_version(self) -> str:
         """Version of the server, for the log.
 
         Raises:
-            ConfigurationError: it is older than Redis 6.2.
+            ConfigurationError: it is older than Redis 6.2, or it is part of a cluster, or a sentinel.
         """
         info: dict[str, Any] = self.run(lambda client: client.info("server"))
+        mode = str(info.get("redis_mode") or info.get("server_mode") or "standalone")
+        if mode != "standalone":
+            raise ConfigurationError(
+                f"REDIS_URL: a server that stands alone is needed; that one's mode is {shown(mode)}"
+            )
         version = str(info.get("valkey_version") or info.get("redis_version") or "0")
         if "valkey_version" not in info and _version_tuple(version) < OLDEST_VERSION:
             raise ConfigurationError(f"REDIS_URL: Redis 6.2 or newer, or Valkey, is needed; that server is {version}")

@@ -114,6 +114,9 @@ class LinkLimiter(Limiter):
             RateLimitExceeded: there were too many.
         """
         limits = self._limits_of.get(request.blueprint or "", [])
+        # The library asks ever more rarely, by a clock that may have been set back; the link's breaker is enough.
+        if limits and self._storage_dead and self.storage.check():
+            self._storage_dead = False
         if len(limits) != 1 or not self.enabled or self._storage_dead or not self._passes(*limits[0]):
             self._check_request_limit()
         if g.get("was_not_counted"):

@@ -1,13 +1,17 @@
 """Requests a minute: flask-limiter on the same Redis, through our own link."""
 
+import time
 from types import SimpleNamespace
 
 import pytest
 
 from backends.clock import SystemClock
 from backends.errors import StoreUnavailable
+from backends.store.breaker import REST_SECONDS
 from backends.store.link import Link
 from flaskapp.http.limiter import LinkStorage
+from tests.apps import open_app
+from tests.faults.wire import SkippingClock
 from tests.servers import BEARER, SETTINGS, earliest_wait
 
 CHALLENGE = "/api/v1/auth/challenge"
@@ -153,8 +157,6 @@ def test_forged_addresses_do_not_give_a_new_counter(make_app):
 
 
 def test_the_loss_of_redis_never_becomes_a_500_and_the_count_goes_on(own_server, tmp_path):
-    from tests.apps import open_app
-
     with open_app(own_server.url, tmp_path, {"CHAT_RATE_LIMIT": "3 per hour"}) as service:
         assert service.chat(max_tokens=1).status_code == 200
         own_server.kill()
@@ -162,6 +164,25 @@ def test_the_loss_of_redis_never_becomes_a_500_and_the_count_goes_on(own_server,
         statuses = [service.chat(max_tokens=1).status_code for _ in range(6)]
         assert statuses == [200, 200, 200, 429, 429, 429]
         own_server.start()
+
+
+@pytest.mark.parametrize("rate", ["100 per hour", "1000 per day; 100 per hour"])
+def test_requests_are_counted_in_redis_again_when_it_is_back_whatever_the_hosts_clock_did(
+    own_server, tmp_path, monkeypatch, rate
+):
+    clock = SkippingClock()
+    with open_app(own_server.url, tmp_path, {"CHAT_RATE_LIMIT": rate}, clock=clock) as service:
+        own_server.kill()
+        for _ in range(8):
+            # An outage of a minute, in which the library has asked often enough to ask rarely now.
+            assert service.chat(max_tokens=1).status_code == 200
+            clock.skip(8)
+        now = time.time()
+        monkeypatch.setattr("flask_limiter._extension.time.time", lambda: now - 86_400)
+        own_server.start()
+        clock.skip(REST_SECONDS)
+        assert service.chat(max_tokens=1).status_code == 200
+        assert service.redis.keys("llm:rate:*")
 
 
 def test_redis_lost_between_the_count_and_the_refusal_is_no_500_either(make_app, monkeypatch):

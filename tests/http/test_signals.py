@@ -280,6 +280,18 @@ def test_workers_that_reach_max_requests_together_end_in_turn(house):
     assert errors(running) == {"server_stopping"}
 
 
+def test_sigusr2_leaves_the_metrics_of_the_workers_that_run(house):
+    house = house()
+    house.upstream.behave()
+    assert house.service.chat("before").status_code == 200
+    seen = len(house.service.log_lines())
+    os.kill(house.service._process.pid, signal.SIGUSR2)
+    house.service.lines_with("Cost throttling is", seen, at_least=2, within_seconds=20)
+    assert (
+        'tollgate_checks_total{backend="atomic",budget="",outcome="admitted"} 1.0' in house.service.get("/metrics").text
+    )
+
+
 @pytest.mark.parametrize("number", [signal.SIGQUIT, signal.SIGINT])
 def test_a_quick_stop_settles_or_leaves_booked_and_never_both(house, number):
     house = house()
