@@ -209,6 +209,12 @@ def worker_int(worker: "Worker") -> None:
     answers.wait(LAST_EVENT_SECONDS)
 
 
+def worker_exit(_server: "Arbiter", worker: "Worker") -> None:
+    """What the worker has leased of the emergency budget is the next one's."""
+    if worker.booted:
+        worker.wsgi.extensions["tollgate"].guard.close()
+
+
 def child_exit(_server: "Arbiter", worker: "Worker") -> None:
     """Take a dead worker's gauges out of the sums."""
     from prometheus_client import multiprocess  # noqa: PLC0415 - reads its directory when imported

@@ -47,6 +47,7 @@ class Tollgate:
             self.link.time_us()
         self.settings.keep_in(KeptText(self.config.data_dir, self.link.place, run_aside))
         self.settings.refresh()
+        self.guard.prepare()
         self.settings.start_polling()
 
     def stop(self) -> None:

@@ -19,6 +19,7 @@ from backends.contract import Ask, Backend, Books, Duplicate, Idempotency, Obser
 from backends.errors import ReservationConflict, StoreBroken, StoreBusy, StoreError, ThrottleUnavailable
 from backends.guard.emergency_budget import EmergencyBudget
 from backends.guard.events import CheckedBy, GuardEvents
+from backends.guard.leased_budget import LeasedBudget
 from backends.guard.lending import EMERGENCY, EmergencyLending
 from backends.guard.postponed import PostponedJobs
 
@@ -66,7 +67,7 @@ class Guard:
         fallback: Backend,
         *,
         link: "Link | None",
-        emergency: EmergencyBudget,
+        emergency: EmergencyBudget | LeasedBudget,
         clock: Clock,
         observer: Observer,
         policy: Callable[[], FailurePolicy],
@@ -163,6 +164,7 @@ class Guard:
         if self._link is None or now_seconds < self._next_look_seconds:
             return
         self._next_look_seconds = now_seconds + _LOOK_SECONDS
+        self.prepare()
         try:
             self._link.check_writes()
             self._primary.books(budgets)
@@ -172,6 +174,12 @@ class Guard:
             self._note_fault(error)
         else:
             self._busy_until_seconds = float("-inf")
+
+    def prepare(self) -> None:
+        """Lease emergency budget for the outage that may come, so that no answer waits for a disk then."""
+        policy = self._policy()
+        if policy.is_open and self._link is not None:
+            self._lending.budget.prepare(policy.emergency_nanousd)
 
     def health(self) -> Health:
         """Whether requests are decided by the strategy, by the emergency budget, or not at all."""
@@ -188,8 +196,9 @@ class Guard:
         return Health.UNAVAILABLE if self._lending.budget.is_used_up(policy.emergency_nanousd) else Health.DEGRADED
 
     def close(self) -> None:
-        """Stop the background thread; what is still to be settled stays booked in full."""
+        """Stop the background threads; what is still to be settled stays booked in full."""
         self._postponed.stop()
+        self._lending.budget.close()
 
     def _note_failure(self, ask: Ask, error: StoreError, started_seconds: float) -> None:
         self._events.check_failed(ask, error, self._decision(started_seconds))

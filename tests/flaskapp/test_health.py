@@ -78,7 +78,8 @@ def test_closed_without_redis_is_not_ready(own_server, tmp_path):
 
 
 def test_a_budget_that_cannot_be_read_counts_as_used_up(own_server, tmp_path):
-    with open_app(own_server.url, tmp_path, {}) as service:
+    # So small that no worker has leased a part of it before.
+    with open_app(own_server.url, tmp_path, {"FAIL_OPEN_BUDGET_USD": "0.10"}) as service:
         service.chat()
         own_server.kill()
         (tmp_path / ".data").mkdir(exist_ok=True)
