@@ -32,6 +32,7 @@ from backends.pricing.prices import read_price_table  # noqa: E402
 from backends.store.link import Link  # noqa: E402
 from flaskapp.config import load_config  # noqa: E402
 from flaskapp.factory import create_app  # noqa: E402
+from flaskapp.ops.checks import remarks  # noqa: E402
 from flaskapp.ops.taking_turns import TakingTurns  # noqa: E402
 
 if TYPE_CHECKING:
@@ -46,19 +47,20 @@ def _give_up(error: ConfigurationError) -> NoReturn:
     sys.exit(1)
 
 
-def _remark_on_server(url: str) -> str | None:
+def _remarks_on_server(url: str) -> list[str]:
     """Check Redis on a connection that ends before the fork. That it is away is no reason not to start."""
     link = Link(url, clock=SystemClock(), pool_size=1)
     try:
         link.check_version()
         policy = link.run(lambda client: client.info("memory")).get("maxmemory_policy", "noeviction")
+        found = remarks(_config, link)
     except StoreError:
-        return None
+        return []
     finally:
         link.close()
     if policy == "noeviction":
-        return None
-    return f"Redis has maxmemory-policy {policy} and may forget what was spent: set it to noeviction"
+        return found
+    return [f"Redis has maxmemory-policy {policy} and may forget what was spent: set it to noeviction", *found]
 
 
 def _rehearse() -> None:
@@ -85,7 +87,7 @@ try:
     _config = load_config()
     _config.check_workers(_config.web_concurrency)
     _has_server = _config.redis_url is not None and not _config.redis_url.startswith("fake:")
-    _remark = _remark_on_server(_config.redis_url) if _has_server else None
+    _remarks = _remarks_on_server(_config.redis_url) if _has_server else []
 except ConfigurationError as _error:
     _give_up(_error)
 read_price_table()
@@ -144,8 +146,8 @@ control_socket_disable = True
 
 def on_starting(server: "Arbiter") -> None:
     """Before the sockets are made."""
-    if _remark:
-        server.log.warning(_remark)
+    for remark in _remarks:
+        server.log.warning(remark)
     if server.master_pid:
         # By SIGUSR2: the workers of the server that runs go on counting in these files.
         return
