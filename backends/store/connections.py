@@ -270,12 +270,19 @@ class Pool(redis.BlockingConnectionPool):
 
     def close_dead(self) -> None:
         """Close what is free and was closed by the server; what works stays open."""
-        for connection in self._get_free_connections():  # type: ignore[no-untyped-call] # redis-py leaves it untyped
-            if _is_open(connection):
-                with suppress(redis.RedisError, OSError):
-                    if not connection.can_read():
-                        continue
+        for connection in [each for each in self.pool.queue if each is not None and _is_open(each)]:
+            try:
+                # Nobody may use it meanwhile: to look may take a moment.
+                self.pool.queue.remove(connection)
+            except ValueError:
+                continue
+            try:
+                is_dead = connection.can_read()
+            except (redis.RedisError, OSError):
+                is_dead = True
+            if is_dead:
                 connection.disconnect()
+            self.give_back(connection)
 
     def rest_from_opening(self) -> bool:
         """Give out open connections only, for `OPENING_REST_SECONDS` or until there are none; whether there are any."""

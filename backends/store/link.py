@@ -34,6 +34,7 @@ Client = redis.Redis
 T = TypeVar("T")
 
 OLDEST_VERSION = (6, 2)
+PROBES = 2
 PROBE_SECONDS = 0.2
 
 
@@ -268,6 +269,12 @@ class Link:
             return False
         if not self._probing.acquire(blocking=False):
             return True
+        try:
+            return any(self._answers_ping() for _ in range(PROBES))
+        finally:
+            self._probing.release()
+
+    def _answers_ping(self) -> bool:
         time_left = self._time_left
         before = time_left.seconds, time_left.waiting_since_seconds
         time_left.seconds, time_left.waiting_since_seconds = PROBE_SECONDS, self.clock.monotonic_seconds()
@@ -277,7 +284,6 @@ class Link:
             return False
         finally:
             time_left.seconds, time_left.waiting_since_seconds = before
-            self._probing.release()
         return True
 
     def _broken(self, error: Exception) -> StoreBroken:

@@ -338,7 +338,8 @@ def test_what_is_new_enough(new_link, info, version):
 @pytest.mark.parametrize("mode", ["cluster", "sentinel"])
 def test_a_part_of_a_cluster_and_a_sentinel_stop_the_start(tmp_path, new_link, mode):
     (tmp_path / "settings").touch()
-    port = free_port()
+    # A node of a cluster listens 10,000 above it too.
+    port = next(port for port in iter(free_port, None) if port < 55_000)
     options = {"cluster": ["--cluster-enabled", "yes"], "sentinel": ["--sentinel"]}[mode]
     command = [find_server(), tmp_path / "settings", "--port", str(port), "--dir", tmp_path, *options]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:

@@ -13,7 +13,7 @@ import pytest
 from backends.conformance.cases import COST, make_ask
 from backends.errors import StoreBusy, StoreError, StoreUnavailable, ThrottleUnavailable
 from backends.store import connections
-from backends.store.connections import OPENING_REST_SECONDS, TIMEOUT_SECONDS
+from backends.store.connections import OPENING_REST_SECONDS, POOL_SIZE, TIMEOUT_SECONDS
 from tests.faults.wire import wait_for
 
 CALLERS = 12
@@ -219,3 +219,15 @@ def test_of_many_lost_replies_few_answers_are_bridged(proxy, new_link, new_guard
     proxy.swallow = lambda _request: next(seen) % 20 == 19
     backends = [guard.reserve(make_ask(f"r{number}", 1, identifier=f"who{number}")).backend for number in range(200)]
     assert 0 < backends.count("emergency") <= 20
+
+
+def test_no_caller_gets_a_connection_that_is_just_looked_at(own_server, new_link):
+    """Under gevent the look gives way to other callers, and two of them must not read from one connection."""
+    link = new_link()
+    opened(link, 3)
+    pool, seen = link._client.connection_pool, []
+    for connection in pool._connections:
+        connection.can_read = lambda connection=connection: seen.append(connection in pool.pool.queue)
+    pool.close_dead()
+    assert seen == [False] * 3
+    assert len(pool.pool.queue) == POOL_SIZE
