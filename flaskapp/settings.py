@@ -265,11 +265,12 @@ class SettingsStore:
         self._thread: threading.Thread | None = None
 
     def keep_in(self, kept: KeptText) -> None:
-        """Begin with what was kept there, which holds until Redis answers, and keep what is read from now on."""
+        """Begin with what was kept there, unless Redis was read before, and keep there what is read from now on."""
         with self._lock:
             self._kept = kept
-            self.current, _ = _effective(kept.text, self.baseline, self.table)
-            self._text = kept.text
+            if self._text is None:
+                self.current, _ = _effective(kept.text, self.baseline, self.table)
+                self._text = kept.text
 
     def refresh(self) -> Effective:
         """Read Redis now. While it is away the last known values hold; never raises StoreError."""
