@@ -350,7 +350,7 @@ def test_a_part_of_a_cluster_and_a_sentinel_stop_the_start(tmp_path, new_link, m
     command = [find_server(), tmp_path / "settings", "--port", str(port), "--dir", tmp_path, *options]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
         try:
-            wait_for(lambda: answers(port))
+            wait_for(lambda: answers(f"redis://127.0.0.1:{port}/0"))
             with pytest.raises(ConfigurationError, match=f"stands alone.*{mode}") as raised:
                 new_link(f"redis://127.0.0.1:{port}/0").check_version()
         finally:

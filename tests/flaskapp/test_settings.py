@@ -526,10 +526,24 @@ def test_settings_that_are_gone_are_told_with_what_held(store, link, told, lose)
     store.refresh()
     assert told.named("settings_lost") == [
         {
-            "lost": "daily_cost_limit_usd=0.5, budgets=(1 rows), throttle_on_error=closed",
+            "lost": "daily_cost_limit_usd=0.5, budgets=1 row, throttle_on_error=closed",
             "names": ("daily_cost_limit_usd", "budgets", "throttle_on_error"),
         }
     ]
+
+
+def test_a_loss_that_cannot_be_looked_into_leaves_what_held_until_it_can(own_server, told):
+    link = Link(own_server.url, clock=SystemClock())
+    store = SettingsStore(link, Baseline(), told)
+    store.change({"drain_seconds": 7})
+    flushes(link)
+    link.run(lambda client: client.acl_setuser("default", commands=["-mget"], enabled=True))
+    assert store.refresh().values.drain_seconds == 7
+    assert (store.is_reachable, len(told.named("settings_unreadable"))) == (False, 1)
+    link.run(lambda client: client.acl_setuser("default", commands=["+mget"], enabled=True))
+    assert store.refresh().values.drain_seconds == 10
+    assert told.named("settings_lost") == [{"lost": "drain_seconds=7", "names": ("drain_seconds",)}]
+    link.close()
 
 
 def test_an_old_snapshot_is_told(tmp_path, told):
