@@ -12,6 +12,7 @@ monkey.patch_all()
 import fcntl  # noqa: E402
 import gc  # noqa: E402
 import json  # noqa: E402
+import mmap  # noqa: E402
 import os  # noqa: E402
 import resource  # noqa: E402
 import shutil  # noqa: E402
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 METRICS_PREFIX = "tollgate-"
 """Of the names of directories that masters make, each for itself."""
+_PLACES = 4_096
+"""More than there are workers at a time."""
 
 
 def _ask_a_child() -> dict[str, Any]:
@@ -62,6 +65,38 @@ def _ask_a_child() -> dict[str, Any]:
             sys.exit(1)
         answer.seek(0)
         return json.load(answer)
+
+
+class TakingTurns:
+    """Which workers of a server listen: made in the master, shared with all that it forks.
+
+    Those that have had their number of requests end one after another, so that one is always listening.
+    """
+
+    def __init__(self) -> None:
+        self._listens = mmap.mmap(-1, _PLACES)
+        # Locked a process; what a process holds is free once it has ended, however it ended.
+        self._lock = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the server lives
+
+    def begin(self, worker: int) -> None:
+        """This worker, the master's number of it, listens."""
+        self._listens[worker % _PLACES] = 1
+
+    def end(self, worker: int) -> None:
+        """It listens no more, and perhaps has ended."""
+        self._listens[worker % _PLACES] = 0
+
+    def may_end(self, worker: int) -> bool:
+        """Whether another one listens; then this one counts as not listening from now on, and has to end."""
+        with suppress(BlockingIOError):
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                if sum(self._listens[:]) > 1:
+                    self.end(worker)
+                    return True
+            finally:
+                fcntl.lockf(self._lock, fcntl.LOCK_UN)
+        return False
 
 
 # Here and not in on_starting: gunicorn would have begun to log.
@@ -122,6 +157,7 @@ if _start["log_format"] == "json":
             }
         },
     }
+_turns = TakingTurns()
 # There is no use for a second way in.
 control_socket_disable = True
 
@@ -177,7 +213,11 @@ def on_exit(server: "Arbiter") -> None:
 
 
 def pre_fork(server: "Arbiter", worker: "Worker") -> None:
-    """Give the worker a number that no other has now: it goes on with the counters of the last one that had it."""
+    """Give the worker a number that no other has now: it goes on with the counters of the last one that had it.
+
+    Its `turns` are those of its own configuration, also where another one has been read when it ends.
+    """
+    worker.turns = _turns
     taken = {other.tollgate_number for other in server.WORKERS.values()}
     worker.tollgate_number = next(number for number in range(len(taken) + 1) if number not in taken)
 
@@ -198,11 +238,26 @@ def post_worker_init(worker: "Worker") -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)
+    worker.turns.begin(worker.age)
+    threading.Thread(target=_end_in_turn, args=(worker, worker.max_requests), daemon=True).start()
+    # gunicorn's own way: all workers that share the load stop listening together, for as long as their answers run.
+    worker.max_requests = sys.maxsize
     threading.Thread(target=_end_answers_in_time, args=(worker, tollgate.answers), daemon=True).start()
 
 
+def _end_in_turn(worker: "Worker", max_requests: int) -> None:
+    """End the worker that has had `max_requests`, unless no other one would listen then."""
+    while worker.alive and (
+        worker.nr < max_requests or not (worker.cfg.workers == 1 or worker.turns.may_end(worker.age))
+    ):
+        time.sleep(0.2)
+    if worker.alive:
+        worker.log.info("Autorestarting worker after %d requests.", worker.nr)
+        worker.alive = False
+
+
 def _end_answers_in_time(worker: "Worker", answers: "AnswersUnderWay") -> None:
-    """`alive` turns false by SIGTERM, by SIGHUP to the master, and where `max_requests` is reached."""
+    """`alive` turns false by SIGTERM, by SIGHUP to the master, and in `_end_in_turn`."""
     while worker.alive:
         time.sleep(0.2)
     # A client that keeps its connection after its answer must not hold up the stop.
@@ -217,3 +272,14 @@ def worker_int(worker: "Worker") -> None:
     answers = worker.wsgi.extensions["tollgate"].answers
     answers.stop()
     answers.wait(LAST_EVENT_SECONDS)
+
+
+def worker_exit(_server: "Arbiter", worker: "Worker") -> None:
+    """What the worker has leased of the emergency budget is the next one's."""
+    if worker.booted:
+        worker.wsgi.extensions["tollgate"].guard.close()
+
+
+def child_exit(_server: "Arbiter", worker: "Worker") -> None:
+    """The worker listens no more, however it ended. The next one goes on with its counters (`pre_fork`)."""
+    worker.turns.end(worker.age)

@@ -4,6 +4,7 @@
 key                                 type    holds                                    TTL
 ==================================  ======  =======================================  ===========================
 ``settings``                        string  live settings, one JSON object           for ever
+``llm:settings:unset:<setting>``    string  that a change took it out on purpose     31 days
 ``llm:throttle:<id>``               string  cause, its end (us), the cause's end     the marker's own
                                             (us), busy or spent
 ``llm:cost:recent:<id>``            zset    bucket start (s) -> nano-dollars         window + one bucket
@@ -61,6 +62,7 @@ from backends.budgets import (
 )
 
 SETTINGS_KEY = "settings"
+SETTING_UNSET_PREFIX = "llm:settings:unset:"
 RATE_PREFIX = "llm:rate:"
 CHALLENGE_PREFIX = "llm:challenge:"
 ENDED_SESSION_PREFIX = "llm:session:"
@@ -258,6 +260,7 @@ _OTHERS = {
     "challenge": rf"{CHALLENGE_PREFIX}(?P<owner>[0-9a-f]{{64}})",
     "session": rf"{ENDED_SESSION_PREFIX}(?P<owner>[0-9a-f]{{32}})",
     "overhead": rf"{OVERHEAD_PREFIX}(?P<owner>.+)",
+    "unset": rf"{SETTING_UNSET_PREFIX}(?P<owner>[a-z_]+)",
     "rate": rf"{RATE_PREFIX}(?P<owner>.+)",
 }
 _FURTHER = (

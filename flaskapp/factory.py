@@ -14,7 +14,7 @@ from backends import open_backend
 from backends.clock import Clock, SystemClock
 from backends.contract import Event, Observer
 from backends.errors import ConfigurationError, StoreError
-from backends.guard import EmergencyBudget, FailurePolicy, Guard, Health
+from backends.guard import EmergencyBudget, FailurePolicy, Guard, Health, LeasedBudget
 from backends.money import nanousd_from_usd
 from backends.pricing.prices import PriceBook
 from backends.pricing.token_bounds import InputTooLong, TokenBound, bound_for
@@ -46,6 +46,7 @@ from flaskapp.llm.builtin import BuiltinModel
 from flaskapp.llm.openai_compatible import Habits, OpenAICompatibleModel
 from flaskapp.openai.routes import OpenAIRoutes, make_openai_api
 from flaskapp.openapi.document import Offer, make_openapi
+from flaskapp.ops.aside import one_thread_aside
 from flaskapp.ops.first_worker import FirstOfWorkers
 from flaskapp.ops.health import make_health
 from flaskapp.ops.logs import log_event
@@ -181,7 +182,7 @@ def _make_guard(config: Config, link: Link, settings: SettingsStore, clock: Cloc
         primary,
         fallback,
         link=None if config.throttle_backend == "memory" else link,
-        emergency=EmergencyBudget(config.data_dir / file_name, clock),
+        emergency=LeasedBudget(EmergencyBudget(config.data_dir / file_name, clock), one_thread_aside),
         clock=clock,
         observer=observer,
         policy=policy,
@@ -254,7 +255,11 @@ def _register_routes(app: Flask, tollgate: Tollgate, metrics: Metrics, clock: Cl
     pages = [make_metrics_page(metrics), _make_openapi(openai, settings)]
     for page in pages:
         limiter.limit_network(page)
-    for blueprint in (*limited.values(), *pages, make_health(guard, lambda: tollgate.link.is_up)):
+
+    def look() -> None:
+        guard.look(settings.current.values.plan.of({}, clock.now_us()))
+
+    for blueprint in (*limited.values(), *pages, make_health(guard, lambda: tollgate.link.is_up, look)):
         app.register_blueprint(blueprint)
 
 

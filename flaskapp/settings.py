@@ -26,8 +26,9 @@ from backends.budgets import (
 )
 from backends.contract import Event, Observer
 from backends.errors import StoreBusy, StoreError, TollgateError, shown
-from backends.keys import SETTINGS_KEY
+from backends.keys import SETTING_UNSET_PREFIX, SETTINGS_KEY
 from backends.money import nanousd_from_usd
+from backends.store import Words
 from backends.store.link import Link
 from backends.store.shared_text import SharedText
 from flaskapp import strict_json
@@ -43,6 +44,7 @@ from flaskapp.budgets import (
     OverrideRows,
 )
 from flaskapp.http.networks import IPV6_PREFIX
+from flaskapp.kept_text import KeptText
 from flaskapp.strict_json import StrictJsonError
 from flaskapp.value_types import (
     Amount,
@@ -61,6 +63,8 @@ from flaskapp.value_types import (
 Source = Literal["redis", "environment", "default"]
 
 POLL_INTERVAL_SECONDS = 0.4
+_UNSET_KEEP_SECONDS = 31 * 86_400
+"""At least as long as an instance is stopped that then misses what was taken out meanwhile."""
 _REPORTED_FIELDS = 20
 """How many unusable fields of one text are logged: very many must not fill the log."""
 NETWORK_RATE_TIMES = 10
@@ -313,7 +317,10 @@ class SettingsStore:
     Events: ``throttling_switched`` (`message`, `on`, `source`) at the first read and at each change of it;
     ``setting_ignored`` (`setting`, `allowed`, `got`) for what is unusable in Redis, once a distinct text; of a list it
     may be one row, such as ``budgets[2].period``, and the other rows hold;
-    ``settings_unreadable`` (`error`) once an outage;
+    ``settings_lost`` (`lost`, `names`) when settings that held are gone and no `change` took them out: the environment
+    holds instead;
+    ``settings_unreadable`` (`error`) once an outage; ``settings_not_kept`` (`error`) when the disk begins to refuse
+    them;
     ``setting_changed`` (`setting`, `from`, `to`, `source`) for each value that is another one than before.
     """
 
@@ -322,6 +329,7 @@ class SettingsStore:
             settings_table(baseline.stream_deadline_seconds, baseline.budget_time_zone, baseline.network_ipv6_prefix)
         )
         self.baseline = baseline
+        self._link = link
         self._shared = SharedText(link, SETTINGS_KEY)
         self._observer = observer
         self.current = Effective(baseline.values, MappingProxyType(dict(baseline.sources)))
@@ -329,24 +337,33 @@ class SettingsStore:
         self.is_reachable = True
         """Whether Redis answered the last read; if not, the last known values hold."""
         self._text: bytes | None = None
+        self._kept: KeptText | None = None
+        self._keep_failure = ""
         self._announced: tuple[bool, str] | None = None
         # Reading and adopting are one step, or a slow reader would put back what a change has just replaced.
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
+    def keep_in(self, kept: KeptText) -> None:
+        """Begin with what was kept there, unless Redis was read before, and keep there what is read from now on."""
+        with self._lock:
+            self._kept = kept
+            if self._text is None:
+                self.current, _ = _effective(kept.text, self.baseline, self.table)
+                self._text = kept.text
+
     def refresh(self) -> Effective:
         """Read Redis now. While it is away the last known values hold; never raises StoreError."""
         with self._lock:
             try:
-                text = self._shared.read()
+                self._adopt(self._shared.read())
             except StoreError as error:
                 if self.is_reachable:
                     self._observer(Event("settings_unreadable", {"error": str(error)}))
                 self.is_reachable = False
             else:
                 self.is_reachable = True
-                self._adopt(text)
             self._announce()
             return self.current
 
@@ -364,7 +381,7 @@ class SettingsStore:
         if not wanted:
             return self.current
         with self._lock:
-            changed = self._shared.change(lambda text: _changed(text, wanted, self.table))
+            changed = self._shared.change(lambda text: _changed(text, wanted, self.table), _unset_on_purpose(wanted))
             if changed is None:
                 raise StoreBusy("the settings are being changed by too many at once")
             self.is_reachable = True
@@ -394,8 +411,19 @@ class SettingsStore:
             try:
                 self.refresh()
                 then()
+                self._keep()
             except Exception as error:  # noqa: BLE001 (a bug in here must not freeze the settings for ever)
                 self._observer(Event("settings_unreadable", {"error": shown(str(error))}))
+
+    def _keep(self) -> None:
+        """Keep what holds. Here and not where it is read: only the thread that polls does it, and no request."""
+        if self._kept is None:
+            return
+        failure, before = self._kept.failure, self._keep_failure
+        self._keep_failure = failure
+        if failure and not before:
+            self._observer(Event("settings_not_kept", {"error": failure}))
+        self._kept.keep(self._text)
 
     def _read_patch(self, patch: Mapping[str, object]) -> dict[str, object]:
         wanted: dict[str, object] = {}
@@ -416,11 +444,25 @@ class SettingsStore:
     def _adopt(self, text: bytes | None) -> None:
         if text == self._text:
             return
+        lost = self._lost(text)
         before = self.current
         self.current, ignored = _effective(text, self.baseline, self.table)
         self._text = text
+        if lost:
+            self._observer(Event("settings_lost", {"lost": ", ".join(lost.values()), "names": tuple(lost)}))
         for event in (*ignored, *(self._changes_since(before) if self._announced else ())):
             self._observer(event)
+
+    def _lost(self, text: bytes | None) -> dict[str, str]:
+        """By name: what holds from Redis until now, is not in `text`, and was not taken out by a change."""
+        there = {} if _is_broken(text) else _fields(text)
+        gone = [name for name, source in self.current.sources.items() if source == "redis" and name not in there]
+        if not gone:
+            return {}
+        unset = self._link.run(lambda client: client.mget([SETTING_UNSET_PREFIX + name for name in gone]))
+        lost = [name for name, was_unset in zip(gone, unset, strict=True) if was_unset is None]
+        values = self.current.values
+        return {name: f"{name}={_logged(self.table[name], getattr(values, name))}" for name in lost}
 
     def _changes_since(self, before: Effective) -> Iterator[Event]:
         """What the first read finds is no change."""
@@ -455,6 +497,24 @@ def _changed(text: bytes | None, wanted: Mapping[str, object], table: Mapping[st
 def _is_foreign(fields: Mapping[str, object], table: Mapping[str, Setting]) -> bool:
     """Whether it looks like another program's: there is something, and nothing that we know."""
     return bool(fields) and fields.keys().isdisjoint(table)
+
+
+def _unset_on_purpose(wanted: Mapping[str, object]) -> list[Words]:
+    """What keeps the other processes from taking these names for lost."""
+    return [
+        ("SET", SETTING_UNSET_PREFIX + name, 1, "EX", _UNSET_KEEP_SECONDS)
+        if value is None
+        else ("DEL", SETTING_UNSET_PREFIX + name)
+        for name, value in wanted.items()
+    ]
+
+
+def _is_broken(text: bytes | None) -> bool:
+    try:
+        _fields(text)
+    except StrictJsonError:
+        return True
+    return False
 
 
 def _fields(text: bytes | None) -> dict[str, object]:

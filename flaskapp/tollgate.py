@@ -16,7 +16,9 @@ from flaskapp.answers.overheads import PromptOverheads
 from flaskapp.answers.under_way import AnswersUnderWay
 from flaskapp.config import Config
 from flaskapp.http.open_bodies import OpenBodies
+from flaskapp.kept_text import KeptText
 from flaskapp.llm import Model
+from flaskapp.ops.aside import run_aside
 from flaskapp.ops.first_worker import FirstOfWorkers
 from flaskapp.ops.logs import set_up_logging
 from flaskapp.settings import LIMIT_SETTINGS, SettingsStore
@@ -54,8 +56,10 @@ class Tollgate:
         with contextlib.suppress(StoreError):
             self.link.run(load_all)
             self.link.time_us()
+        self.settings.keep_in(KeptText(self.config.data_dir, self.link.place, run_aside))
         self.settings.refresh()
         self._refresh_overheads()
+        self.guard.prepare()
         self._log_offer()
         self.settings.start_polling(self._refresh_overheads)
         self.bodies.start()

@@ -143,8 +143,8 @@ class Service:
         )
         return found
 
-    def get(self, path: str, **options: Any) -> requests.Response:
-        return requests.get(self.base_url + path, timeout=30, **options)
+    def get(self, path: str, timeout: float = 30, **options: Any) -> requests.Response:
+        return requests.get(self.base_url + path, timeout=timeout, **options)
 
     def chat(
         self, fingerprint: str | None = "fp:test123:hash456", *, stream: bool = False, **fields: object

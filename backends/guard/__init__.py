@@ -2,6 +2,7 @@
 
 from backends.guard.emergency_budget import EmergencyBudget
 from backends.guard.guard import FailurePolicy, Guard, Health
+from backends.guard.leased_budget import LeasedBudget
 from backends.guard.lending import EMERGENCY
 
-__all__ = ["EMERGENCY", "EmergencyBudget", "FailurePolicy", "Guard", "Health"]
+__all__ = ["EMERGENCY", "EmergencyBudget", "FailurePolicy", "Guard", "Health", "LeasedBudget"]

@@ -16,6 +16,9 @@ from backends.clock import Clock
 
 _US_PER_HOUR = 3_600_000_000
 _PAGE_BYTES = 120
+LEASES = 16
+LEAST_LEASE_NANOUSD = 8_000_000
+"""A smaller one is not worth what it keeps from the other workers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,37 @@ class EmergencyBudget:
             if not page.refused_nanousd or cost_nanousd < page.refused_nanousd:
                 write(replace(page, refused_nanousd=cost_nanousd))
         return None
+
+    def lease(self, need_nanousd: int, budget_nanousd: int) -> tuple[int, int, int] | None:
+        """Charge `need_nanousd` and a lease beside it, which a worker spends without this file.
+
+        A lease is a sixteenth of what is left, as long as that is much: at the end every worker takes what it needs.
+
+        Returns:
+            The hour, all that is charged, and the lease of that; None where nothing is.
+        """
+        with contextlib.suppress(OSError, ValueError), self._page() as (page, write):
+            left_nanousd = budget_nanousd - page.spent_nanousd
+            lease_nanousd = left_nanousd // LEASES
+            if lease_nanousd < max(LEAST_LEASE_NANOUSD, 2 * need_nanousd):
+                lease_nanousd = 0
+            charged_nanousd = need_nanousd + lease_nanousd
+            if 0 < charged_nanousd <= left_nanousd:
+                write(replace(page, spent_nanousd=page.spent_nanousd + charged_nanousd))
+                return page.hour, charged_nanousd, lease_nanousd
+            if need_nanousd and (not page.refused_nanousd or need_nanousd < page.refused_nanousd):
+                write(replace(page, refused_nanousd=need_nanousd))
+        return None
+
+    def hour_now(self) -> int:
+        """The number of this hour since 1970."""
+        return self._clock.now_us() // _US_PER_HOUR
+
+    def prepare(self, budget_nanousd: int) -> None:
+        """Does nothing: nothing is leased."""
+
+    def close(self) -> None:
+        """Does nothing, for the same reason."""
 
     def correct(self, hour: int, delta_nanousd: int) -> None:
         """Add the difference between what was taken in `hour` and what was used, unless that hour is over."""
@@ -70,7 +104,7 @@ class EmergencyBudget:
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         with os.fdopen(descriptor, "r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            hour = self._clock.now_us() // _US_PER_HOUR
+            hour = self.hour_now()
             written_hour = os.fstat(descriptor).st_mtime_ns // 1_000 // _US_PER_HOUR
 
             def write(page: _Page) -> None:

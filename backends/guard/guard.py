@@ -18,6 +18,7 @@ from backends.contract import Ask, Backend, Books, Duplicate, Idempotency, Obser
 from backends.errors import ReservationConflict, StoreBroken, StoreBusy, StoreError, ThrottleUnavailable
 from backends.guard.emergency_budget import EmergencyBudget
 from backends.guard.events import GuardEvents
+from backends.guard.leased_budget import LeasedBudget
 from backends.guard.lending import EMERGENCY, EmergencyLending
 from backends.guard.postponed import PostponedJobs
 
@@ -28,6 +29,7 @@ _UNAVAILABLE_RETRY_SECONDS = 1
 _EXHAUSTED_RETRY_SECONDS = 30
 _NEVER = float("-inf")
 _KEY_UNKNOWN = "an Idempotency-Key cannot be looked up now"
+_LOOK_SECONDS = 1.0
 _FAILING_SECONDS = 10.0
 """How long `health` remembers a failure that the link does not see, where no request asks the strategy again."""
 
@@ -65,7 +67,7 @@ class Guard:
         fallback: Backend,
         *,
         link: "Link | None",
-        emergency: EmergencyBudget,
+        emergency: EmergencyBudget | LeasedBudget,
         clock: Clock,
         observer: Observer,
         policy: Callable[[], FailurePolicy],
@@ -80,6 +82,8 @@ class Guard:
         self._lending = EmergencyLending(emergency, fallback)
         self._postponed = PostponedJobs(self._events.postponed_job_failed)
         self._failing_until_seconds = _NEVER
+        self._busy_until_seconds = _NEVER
+        self._next_look_seconds = _NEVER
 
     def reserve(self, ask: Ask) -> Verdict:
         """Charge the highest possible cost, or refuse.
@@ -175,10 +179,38 @@ class Guard:
         """
         return self._primary.books(budgets)
 
+    def look(self, budgets: tuple[Budget, ...]) -> None:
+        """Find out for `health` what `reserve` would find, also where no request does: writes, and these budgets.
+
+        At most once in `_LOOK_SECONDS`, however often it is called.
+        """
+        now_seconds = self._clock.monotonic_seconds()
+        if self._link is None or now_seconds < self._next_look_seconds:
+            return
+        self._next_look_seconds = now_seconds + _LOOK_SECONDS
+        self.prepare()
+        try:
+            self._link.check_writes()
+            self._primary.books(budgets)
+        except StoreBusy:
+            self._busy_until_seconds = now_seconds + 2 * _LOOK_SECONDS
+        except StoreError as error:
+            self._note_fault(error)
+        else:
+            self._busy_until_seconds = _NEVER
+
+    def prepare(self) -> None:
+        """Lease emergency budget for the outage that may come, so that no answer waits for a disk then."""
+        policy = self._policy()
+        if policy.is_open and self._link is not None:
+            self._lending.budget.prepare(policy.emergency_nanousd)
+
     def health(self) -> Health:
         """Whether requests are decided by the strategy, by the emergency budget, or not at all."""
         if self._link is None:
             return Health.GOOD
+        if self._clock.monotonic_seconds() < self._busy_until_seconds:
+            return Health.UNAVAILABLE
         is_failing = self._clock.monotonic_seconds() < self._failing_until_seconds
         if self._link.is_up and not is_failing:
             return Health.GOOD
@@ -188,8 +220,9 @@ class Guard:
         return Health.UNAVAILABLE if self._lending.budget.is_used_up(policy.emergency_nanousd) else Health.DEGRADED
 
     def close(self) -> None:
-        """Stop the background thread; what is still to be settled stays booked in full."""
+        """Stop the background threads; what is still to be settled stays booked in full."""
         self._postponed.stop()
+        self._lending.budget.close()
 
     def _note_failure(self, ask: Ask, error: StoreError, started_seconds: float) -> None:
         check_ms = (self._clock.monotonic_seconds() - started_seconds) * 1_000
@@ -197,6 +230,9 @@ class Guard:
         self._events.check_failed(ask, error, checked)
         if error.maybe_done:
             self._postponed.add(partial(self._undo, ask))
+        self._note_fault(error)
+
+    def _note_fault(self, error: StoreError) -> None:
         is_link_up = self._link is not None and self._link.is_up
         if isinstance(error, StoreBroken) or (is_link_up and not isinstance(error, StoreBusy)):
             # Redis answers, so the link sees no failure; and yet the strategy cannot decide.

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from backends.contract import Ask, Backend, Reservation, Verdict
 from backends.guard.emergency_budget import EmergencyBudget
+from backends.guard.leased_budget import LeasedBudget
 
 EMERGENCY = "emergency"
 """`Reservation.backend` of a reservation that the store knows nothing of."""
@@ -20,7 +21,7 @@ class EmergencyLending:
         fallback: decides about whole reservations, by the limits (the memory strategy).
     """
 
-    def __init__(self, budget: EmergencyBudget, fallback: Backend) -> None:
+    def __init__(self, budget: EmergencyBudget | LeasedBudget, fallback: Backend) -> None:
         self.budget = budget
         self.reserve_script = fallback.reserve_script
         self._fallback = fallback

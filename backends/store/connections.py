@@ -5,8 +5,11 @@ type. One decision takes 112 µs with `client.execute_command`, 92 with `get_con
 here (under gevent 191, 155 and 101). A connection that is found broken in use is replaced by `Link.run`.
 """
 
+import ipaddress
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotInTime
 from contextlib import contextmanager, suppress
 from queue import Full
 from typing import Any, cast
@@ -18,10 +21,12 @@ from redis.retry import Retry
 from backends.errors import ConfigurationError
 from backends.store import Words
 from backends.store.addresses import check_url
-from backends.store.failures import OutOfTime, PoolExhausted
+from backends.store.failures import OpeningFailed, OutOfTime, PoolExhausted, is_too_many_clients
 
 TIMEOUT_SECONDS = 0.5
 POOL_SIZE = 50
+OPENING_REST_SECONDS = 0.5
+"""After a connection could not be opened: how long callers wait for open ones rather than try it again."""
 
 Send = Callable[[Sequence[Words]], list[Any]]
 """Sends commands in one round trip and returns their replies. The first reply that is an error is raised."""
@@ -111,15 +116,27 @@ class _BoundedWaits:
     _sock: Any
 
     def _connect(self) -> Any:
-        self.socket_timeout = self.socket_connect_timeout = self._next_wait_seconds()
-        return super()._connect()  # type: ignore[misc] # the connection class stands beside
+        wait_seconds = self._next_wait_seconds()
+        self.socket_timeout = self.socket_connect_timeout = wait_seconds
+        connect: Callable[[], Any] = super()._connect  # type: ignore[misc] # the connection class stands beside
+        try:
+            # Only a name is looked up, which takes as long as it takes.
+            return _in_time(connect, wait_seconds) if _is_name(getattr(self, "host", "")) else connect()
+        except OSError as error:
+            raise OpeningFailed(f"no connection could be opened: {error}") from error
 
     def read_response(self, *args: Any, **options: Any) -> Any:  # the client library's own signature
         wait_seconds = self._next_wait_seconds()
         if wait_seconds != self.socket_timeout and self._sock is not None:
             self.socket_timeout = wait_seconds
             self._sock.settimeout(wait_seconds)
-        return super().read_response(*args, **options)  # type: ignore[misc] # as above
+        try:
+            return super().read_response(*args, **options)  # type: ignore[misc] # as above
+        except (redis.ConnectionError, redis.ResponseError) as error:
+            if not is_too_many_clients(error):
+                raise
+            self.disconnect()  # type: ignore[attr-defined] # as above
+            raise OpeningFailed(str(error)) from error
 
     def _next_wait_seconds(self) -> float:
         wait_seconds = type(self).wait_seconds()
@@ -127,6 +144,43 @@ class _BoundedWaits:
             self.disconnect()  # type: ignore[attr-defined] # as above
             raise OutOfTime("no time left to wait for Redis")
         return wait_seconds
+
+
+def _is_name(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return bool(host)
+    return False
+
+
+def _in_time(connect: Callable[[], Any], seconds: float) -> Any:
+    """What `connect` returns, if it does within `seconds`; what it opens later is closed.
+
+    Raises:
+        TimeoutError: it did not.
+    """
+    outcome: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            opened = connect()
+        except BaseException as error:  # noqa: BLE001 - raised below, where it is still waited for
+            if outcome.set_running_or_notify_cancel():
+                outcome.set_exception(error)
+        else:
+            if outcome.set_running_or_notify_cancel():
+                outcome.set_result(opened)
+            else:
+                opened.close()
+
+    threading.Thread(target=run, name="tollgate-connect", daemon=True).start()
+    try:
+        return outcome.result(seconds)
+    except NotInTime:
+        if outcome.cancel():
+            raise TimeoutError("the host's name was not found in time") from None
+        return outcome.result()
 
 
 class FreeConnections:
@@ -140,13 +194,19 @@ class FreeConnections:
         self._size = size
         self._returned = threading.Condition()
         self._waiting = 0
+        self.holds_back_closed: Callable[[], bool] | None = None
+        """Whether only connections that are open may be taken now; None: all may."""
 
     def take(self) -> list[Any]:
         """The connection returned last, or nothing. One step of a list, so that it needs no lock."""
         try:
-            return [self.queue.pop()]
+            taken = self.queue.pop()
         except IndexError:
             return []
+        if self.holds_back_closed is not None and not _is_open(taken) and self.holds_back_closed():
+            self.queue.insert(0, taken)
+            return []
+        return [taken]
 
     def get(self, *, timeout: float, block: bool = True) -> Any:
         """As in `queue`, but what is raised is `PoolExhausted`, which the client library hands on."""
@@ -162,13 +222,17 @@ class FreeConnections:
         return taken[0]
 
     def put_nowait(self, connection: Any) -> None:
-        """As in `queue`."""
+        """As in `queue`, but what is closed is taken last."""
         if len(self.queue) >= self._size:
             raise Full
-        self.queue.append(connection)
+        self.queue.insert(len(self.queue) if _is_open(connection) else 0, connection)
         if self._waiting:
             with self._returned:
                 self._returned.notify()
+
+
+def _is_open(connection: Any) -> bool:
+    return getattr(connection, "_sock", connection) is not None
 
 
 class Pool(redis.BlockingConnectionPool):
@@ -185,9 +249,10 @@ class Pool(redis.BlockingConnectionPool):
     def timeout(self, _: float) -> None:
         """The client library sets it once; here each caller has its own."""
 
-    def bound_waits(self, wait_seconds: Callable[[], float]) -> None:
-        """Call `wait_seconds` before each wait, for a connection and on one."""
+    def bound_waits(self, wait_seconds: Callable[[], float], now_seconds: Callable[[], float]) -> None:
+        """Call `wait_seconds` before each wait, for a connection and on one; `now_seconds` is monotonic."""
         self.wait_seconds = wait_seconds
+        self._now_seconds = now_seconds
         bounds = {"wait_seconds": staticmethod(wait_seconds)}
         self.connection_class = type(self.connection_class.__name__, (_BoundedWaits, self.connection_class), bounds)
 
@@ -197,6 +262,39 @@ class Pool(redis.BlockingConnectionPool):
         taken = self.pool.take()
         connection = taken[0] if taken else self.pool.get(timeout=self.timeout)
         return connection or self.make_connection()  # type: ignore[no-untyped-call] # redis-py leaves it untyped
+
+    def get_connection(self, *_: Any, **__: Any) -> Any:  # the client library's own signature
+        """As `borrow`: each way to a connection is the same, and `Link.run` replaces one that is found broken."""
+        return self.borrow()
+
+    def close_dead(self) -> None:
+        """Close what is free and was closed by the server; what works stays open."""
+        for connection in [each for each in self.pool.queue if each is not None and _is_open(each)]:
+            try:
+                # Nobody may use it meanwhile: to look may take a moment.
+                self.pool.queue.remove(connection)
+            except ValueError:
+                continue
+            try:
+                is_dead = connection.can_read()
+            except (redis.RedisError, OSError):
+                is_dead = True
+            if is_dead:
+                connection.disconnect()
+            self.give_back(connection)
+
+    def rest_from_opening(self) -> bool:
+        """Give out open connections only, for `OPENING_REST_SECONDS` or until there are none; whether there are any."""
+        ends_at_seconds = self._now_seconds() + OPENING_REST_SECONDS
+
+        def rests() -> bool:
+            if self._now_seconds() < ends_at_seconds and any(map(_is_open, self._connections)):
+                return True
+            self.pool.holds_back_closed = None
+            return False
+
+        self.pool.holds_back_closed = rests
+        return rests()
 
     def give_back(self, connection: redis.Connection) -> None:
         """To be called once for each `borrow`, when no reply is left to read."""

@@ -1,5 +1,8 @@
 """What the errors of the client library mean: Redis is away, it may not work now, or what we asked is wrong."""
 
+import errno
+import re
+
 from redis import exceptions as theirs
 
 CLIENT_ERRORS = (theirs.RedisError, theirs.RedisClusterException, ValueError)
@@ -20,6 +23,8 @@ _OUTAGE_TYPES = (
     theirs.SlotNotCoveredError,
     theirs.TryAgainError,
 )
+_TOO_MANY_CLIENTS = "max number of clients"
+_OUR_LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL)
 _OUTAGE_PREFIXES = (
     "OOM ",
     "READONLY",
@@ -28,11 +33,21 @@ _OUTAGE_PREFIXES = (
     "NOREPLICAS",
     "MISCONF",
     "UNKILLABLE",
-    "max number of clients",
+    _TOO_MANY_CLIENTS,
     "command not allowed when used memory",
     "You can't write against a read only",
     "Redis is busy",
 )
+
+
+_NO_PRIMARY_PREFIXES = ("READONLY", "You can't write against a read only", "MASTERDOWN")
+# What the client library, EXEC and a script of Redis 6 put before the error itself.
+_AROUND = re.compile(
+    r"(?:Command # \d+ \(.*\) of pipeline caused error: |Transaction discarded because of: "
+    r"|(?:ERR )?Error running script \(call to \w+\): |@?user_script: ?\d+: |-)*",
+    re.DOTALL,
+)
+_OWNER = re.compile(r"(?<=llm:)([a-z]+:)?\S+|(?<=with args beginning with:).*")
 
 
 class OutOfTime(theirs.TimeoutError):
@@ -43,15 +58,45 @@ class PoolExhausted(theirs.ConnectionError):
     """None of our connections became free in time; this says nothing about Redis."""
 
 
+class OpeningFailed(theirs.ConnectionError):
+    """A connection could not be opened, so nothing was sent on it. Those that are open may work."""
+
+
+def is_our_own(error: Exception) -> bool:
+    """Whether this process or its machine has no more of what a connection takes; this says nothing about Redis."""
+    if isinstance(error, OpeningFailed):
+        return isinstance(error.__cause__, OSError) and error.__cause__.errno in _OUR_LIMITS
+    return isinstance(error, PoolExhausted)
+
+
+def is_too_many_clients(error: Exception) -> bool:
+    """Whether the server said, in place of its first reply, that it takes no more connections."""
+    return str(error).startswith(_TOO_MANY_CLIENTS)
+
+
 def is_outage(error: Exception) -> bool:
     """Whether Redis is away or cannot work now. Otherwise the command or the set-up is wrong."""
     if isinstance(error, NOT_LOGGED_IN):
         return False
     if isinstance(error, _OUTAGE_TYPES) or type(error) is theirs.RedisClusterException:
         return True
-    return isinstance(error, theirs.ResponseError) and str(error).startswith(_OUTAGE_PREFIXES)
+    return isinstance(error, theirs.ResponseError) and _error_itself(error).startswith(_OUTAGE_PREFIXES)
+
+
+def is_no_primary(error: Exception) -> bool:
+    """Whether a replica answered: after a failover the old connections lead to one, and new ones to the primary."""
+    if isinstance(error, (theirs.ReadOnlyError, theirs.MasterDownError)):
+        return True
+    return isinstance(error, theirs.ResponseError) and _error_itself(error).startswith(_NO_PRIMARY_PREFIXES)
 
 
 def one_line(error: Exception) -> str:
-    """The text of an error for a log, at most 200 characters."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    """The text of an error for a log: at most 200 characters, and nothing of what was sent that names an owner."""
+    text = _OWNER.sub(lambda key: f"{key[1] or ''}…", " ".join(_error_itself(error).split()))
+    return text[:200] or type(error).__name__
+
+
+def _error_itself(error: Exception) -> str:
+    text = str(error)
+    around = _AROUND.match(text)
+    return text[around.end() :] if around else text

@@ -5,7 +5,10 @@
   have done all or part of it already, where only the reply was lost. Then the scripts charge nothing twice (they know
   the reservation's id; only a challenge is found used up), and neither does an attempt of ``watch``, which reads the
   books anew. But each increment of ``legacy``, of ``multi`` and of the rate limit may be counted twice.
-* After a failure the breaker raises `StoreUnavailable` at once for `REST_SECONDS`; then one caller tries again.
+* When a replica answers, the connections are dropped: where the address is a name, new ones lead to the new primary.
+* A connection that cannot be opened is no outage while others are open: one of those is waited for.
+* One reply that did not come is no outage: a quick probe on another connection decides.
+* In an outage the breaker raises `StoreUnavailable` at once for `REST_SECONDS`; then one caller tries again.
 * The waits of a caller inside `Link.within` are bounded together, however many they are.
 """
 
@@ -20,11 +23,12 @@ import redis
 
 from backends.clock import US_PER_SECOND, Clock
 from backends.contract import Event, Observer
-from backends.errors import ConfigurationError, StoreBroken, StoreBusy, StoreError, StoreUnavailable
+from backends.errors import ConfigurationError, StoreBroken, StoreBusy, StoreError, StoreUnavailable, shown
+from backends.keys import RATE_PREFIX
 from backends.store import failures
 from backends.store.addresses import without_password
 from backends.store.breaker import Breaker
-from backends.store.connections import POOL_SIZE, TIMEOUT_SECONDS, Pool, call_before_each_send, open_client
+from backends.store.connections import POOL_SIZE, TIMEOUT_SECONDS, Pool, call_before_each_send, execute, open_client
 
 Client = redis.Redis
 T = TypeVar("T")
@@ -32,6 +36,8 @@ T = TypeVar("T")
 OLDEST_VERSION = (6, 2)
 SILENT_SECONDS = 60.0
 """How long a missing right is not logged again: the settings alone are asked for twice a second."""
+PROBES = 2
+PROBE_SECONDS = 0.2
 
 
 class _TimeLeft(threading.local):
@@ -91,10 +97,11 @@ class Link:
         self._time_left = _TimeLeft()
         self._client = open_client(url, timeout_seconds, pool_size, connection_class)
         if isinstance(self._client.connection_pool, Pool):
-            self._client.connection_pool.bound_waits(self.wait_seconds)
+            self._client.connection_pool.bound_waits(self.wait_seconds, clock.monotonic_seconds)
         if before_each_send is not None:
             call_before_each_send(self._client.connection_pool, before_each_send)
         self._breaker = Breaker(clock, observer, timeout_seconds)
+        self._probing = threading.Lock()
         self._offset: _Offset | None = None
         self._logged_at_seconds: dict[str, float] = {}
         """When each missing right was logged last."""
@@ -194,13 +201,22 @@ class Link:
             self._offset = known = _Offset(offset_us, uncertainty_us)
         return known
 
+    def check_writes(self) -> None:
+        """Have a write refused or done that changes nothing: a full server or a replica answers everything else."""
+        self.run(lambda client: execute(client, ("SETRANGE", f"{RATE_PREFIX}none", 0, "")))
+
     def check_version(self) -> str:
         """Version of the server, for the log.
 
         Raises:
-            ConfigurationError: it is older than Redis 6.2.
+            ConfigurationError: it is older than Redis 6.2, or it is part of a cluster, or a sentinel.
         """
         info: dict[str, Any] = self.run(lambda client: client.info("server"))
+        mode = str(info.get("redis_mode") or info.get("server_mode") or "standalone")
+        if mode != "standalone":
+            raise ConfigurationError(
+                f"REDIS_URL: a server that stands alone is needed; that one's mode is {shown(mode)}"
+            )
         version = str(info.get("valkey_version") or info.get("redis_version") or "0")
         if "valkey_version" not in info and _version_tuple(version) < OLDEST_VERSION:
             raise ConfigurationError(f"REDIS_URL: Redis 6.2 or newer, or Valkey, is needed; that server is {version}")
@@ -212,28 +228,74 @@ class Link:
         self._client.connection_pool.disconnect()
 
     def _repeated(self, command: Callable[[Client], T], error: redis.ConnectionError) -> T:
-        if isinstance(error, (*failures.NOT_LOGGED_IN, failures.PoolExhausted, redis.BusyLoadingError)):
-            raise error
-        self._client.connection_pool.disconnect(inuse_connections=False)
-        return command(self._client)
+        """What `command` returns once its first try has failed with `error`."""
+        pool: Any = self._client.connection_pool
+        may_repeat = isinstance(pool, Pool)
+        while True:
+            could_not_open = isinstance(error, failures.OpeningFailed)
+            if isinstance(error, (*failures.NOT_LOGGED_IN, failures.PoolExhausted, redis.BusyLoadingError)):
+                raise error
+            if not could_not_open:
+                if not may_repeat:
+                    raise error
+                may_repeat = False
+            pool.close_dead()
+            # Nothing was sent then, and the next connection is an open one, or the last of those is gone.
+            if could_not_open and not pool.rest_from_opening():
+                raise error
+            try:
+                return command(self._client)
+            except redis.ConnectionError as another:
+                error = another
 
     def _failure(self, error: Exception) -> StoreError:
         """Take in what an error says about Redis; the failure to raise."""
-        if isinstance(error, failures.PoolExhausted):
-            if self._breaker.is_resting:
-                return self._breaker.unavailable()
-            return StoreBusy("all connections to Redis are in use")
+        if isinstance(error, failures.PoolExhausted) and self._breaker.is_resting:
+            return self._breaker.unavailable()
+        if failures.is_our_own(error):
+            return StoreBusy(failures.one_line(error))
         if not failures.is_outage(error):
             return self._broken(error)
-        was_cut_off = isinstance(error, failures.CUT_OFF)
+        if isinstance(error, failures.CUT_OFF):
+            return self._cut_off(error)
+        if failures.is_no_primary(error):
+            self._client.connection_pool.disconnect(inuse_connections=False)
+        self._breaker.not_now()
+        return StoreUnavailable(failures.one_line(error))
+
+    def _cut_off(self, error: Exception) -> StoreError:
         if isinstance(error, redis.TimeoutError) and self.wait_seconds() <= 0:
             # No rest: Redis did not have the whole time-out.
             return StoreBusy("Redis did not answer in the time that was left", maybe_done=True)
-        if was_cut_off:
+        if isinstance(error, failures.OpeningFailed) or not self._answers_another():
             self._breaker.cut_off(error)
-        else:
-            self._breaker.not_now()
-        return StoreUnavailable(failures.one_line(error), maybe_done=was_cut_off)
+        return StoreUnavailable(failures.one_line(error), maybe_done=True)
+
+    def _answers_another(self) -> bool:
+        """Whether Redis answers on another connection, so that but one reply was lost; or another caller asks just now.
+
+        Never while it rests already: the caller that tries says by itself whether Redis is back.
+        """
+        if self._breaker.is_resting:
+            return False
+        if not self._probing.acquire(blocking=False):
+            return True
+        try:
+            return any(self._answers_ping() for _ in range(PROBES))
+        finally:
+            self._probing.release()
+
+    def _answers_ping(self) -> bool:
+        time_left = self._time_left
+        before = time_left.seconds, time_left.waiting_since_seconds
+        time_left.seconds, time_left.waiting_since_seconds = PROBE_SECONDS, self.clock.monotonic_seconds()
+        try:
+            execute(self._client, ("PING",))
+        except (redis.RedisError, OSError):
+            return False
+        finally:
+            time_left.seconds, time_left.waiting_since_seconds = before
+        return True
 
     def _broken(self, error: Exception) -> StoreBroken:
         text = failures.one_line(error)

@@ -1,10 +1,11 @@
 """One string in Redis that many processes change, so that no change overwrites another."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from redis.exceptions import ResponseError, WatchError
 
+from backends.store import Words
 from backends.store.link import Client, Link
 
 NOT_A_STRING = b"(a key that is no string)"
@@ -26,12 +27,12 @@ class SharedText:
         """What is there now, or `NOT_A_STRING`."""
         return self._link.run(self._read)
 
-    def change(self, new_text: Callable[[Text], Text]) -> tuple[Text, Text] | None:
-        """Replace what is there by `new_text` of it, in one step; the key has no TTL then.
+    def change(self, new_text: Callable[[Text], Text], beside: Sequence[Words] = ()) -> tuple[Text, Text] | None:
+        """Replace what is there by `new_text` of it, in one step with the commands `beside`; the key has no TTL then.
 
         Returns the text before and after; None, with nothing changed, where others were faster `_TRIES` times.
         """
-        return self._link.run(lambda client: self._change(client, new_text))
+        return self._link.run(lambda client: self._change(client, new_text, beside))
 
     def _read(self, client: Client) -> Text:
         try:
@@ -41,7 +42,9 @@ class SharedText:
                 return NOT_A_STRING
             raise
 
-    def _change(self, client: Client, new_text: Callable[[Text], Text]) -> tuple[Text, Text] | None:
+    def _change(
+        self, client: Client, new_text: Callable[[Text], Text], beside: Sequence[Words]
+    ) -> tuple[Text, Text] | None:
         with client.pipeline() as pipe:
             for _ in range(_TRIES):
                 try:
@@ -53,6 +56,8 @@ class SharedText:
                         pipe.delete(self._key)
                     else:
                         pipe.set(self._key, after)
+                    for words in beside:
+                        pipe.execute_command(*words)  # type: ignore[no-untyped-call]  # as above
                     pipe.execute()
                 except WatchError:
                     continue

@@ -18,6 +18,12 @@ def register_commands(app: Flask, tollgate: Tollgate) -> None:
             "scripts", "Look after the Lua scripts.", "flaskapp.cli.scripts.make_scripts_cli", lambda: tollgate.link
         ),
         LazyCommand(
+            "doctor",
+            "Check Redis, this machine and the settings.",
+            "flaskapp.cli.doctor.make_doctor_cli",
+            tollgate,
+        ),
+        LazyCommand(
             "ledger",
             "Look into the books, clear an identifier's, and recompute them all.",
             "flaskapp.cli.ledger.make_ledger_cli",

@@ -7,8 +7,8 @@ from flask import Blueprint, Response, json
 from backends.guard import Guard, Health
 
 
-def make_health(guard: Guard, is_redis_up: Callable[[], bool]) -> Blueprint:
-    """The two routes; neither needs a name or a secret."""
+def make_health(guard: Guard, is_redis_up: Callable[[], bool], look: Callable[[], None]) -> Blueprint:
+    """The two routes; neither needs a name or a secret. `look` has the guard find out how it is now."""
     blueprint = Blueprint("health", __name__)
 
     @blueprint.get("/healthz")
@@ -17,6 +17,7 @@ def make_health(guard: Guard, is_redis_up: Callable[[], bool]) -> Blueprint:
 
     @blueprint.get("/readyz")
     def readyz() -> Response:
+        look()
         health = guard.health()
         body: dict[str, object] = {
             "status": "unavailable" if health is Health.UNAVAILABLE else "ok",

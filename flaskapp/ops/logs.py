@@ -40,6 +40,7 @@ _WORDS = {
     "emergency_exhausted": "Emergency budget used up",
     "store_lost": "Redis does not answer",
     "store_back": "Redis is back",
+    "settings_lost": "Settings that were changed live are gone from Redis, and the environment holds instead",
     "store_broken": "Redis says that a command of ours is wrong",
     "challenge_skipped": "Challenge not checked, since Redis does not answer",
     "upstream_failed": "The model's server failed",
@@ -85,6 +86,8 @@ _LEVELS = {
     "unexpected_error": logging.ERROR,
     "setting_ignored": logging.WARNING,
     "settings_unreadable": logging.WARNING,
+    "settings_lost": logging.CRITICAL,
+    "settings_not_kept": logging.WARNING,
 }
 
 EVENTS = frozenset({*_WORDS, *_LEVELS, "throttling_switched"})

@@ -6,14 +6,14 @@ are forked after SIGHUP or by `--reload` run the code that is on disk then.
 
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from backends.clock import SystemClock
-from backends.errors import ConfigurationError, StoreError
+from backends.errors import ConfigurationError
 from backends.store.link import Link
 from flaskapp.config import Config, load_config
 from flaskapp.factory import create_app
+from flaskapp.ops.checks import remarks
 
 
 def check_start() -> dict[str, object]:
@@ -33,7 +33,7 @@ def check_start() -> dict[str, object]:
         "log_level": config.log_level,
         "log_format": config.log_format,
         "is_development": config.mode == "development",
-        "remarks": [*config.remarks, *_remarks_on_server(config)],
+        "remarks": [*config.remarks, *_remarks(config)],
     }
 
 
@@ -50,16 +50,12 @@ def _demand_writable(directory: Path) -> None:
         ) from error
 
 
-def _remarks_on_server(config: Config) -> Iterator[str]:
-    """Warnings about the server. That Redis is away is no reason not to start, nor to be said here."""
+def _remarks(config: Config) -> list[str]:
+    """Warnings about the server and this machine. That Redis is away is no reason not to start."""
     if config.redis_url is None or config.redis_url.startswith("fake:"):
-        return
+        return []
     link = Link(config.redis_url, clock=SystemClock(), pool_size=1)
     try:
-        policy = link.run(lambda client: client.info("memory")).get("maxmemory_policy", "noeviction")
-    except StoreError:
-        return
+        return remarks(config, link)
     finally:
         link.close()
-    if policy != "noeviction":
-        yield f"Redis has maxmemory-policy {policy} and may forget what was spent: set it to noeviction"

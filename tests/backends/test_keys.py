@@ -102,6 +102,7 @@ def test_a_key_is_known_for_what_it_is():
     assert known_key("llm:challenge:" + "0" * 64).kind == "challenge"
     assert known_key("llm:session:" + "0" * 32).kind == "session"
     assert known_key("llm:rate:LIMITS:LIMITER/x").kind == "rate"
+    assert known_key("llm:settings:unset:llm_max_tokens").kind == "unset"
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from queue import Full
@@ -12,6 +13,8 @@ from backends.store.breaker import REST_SECONDS, UNWILLING_SECONDS
 from backends.store.connections import POOL_SIZE, TIMEOUT_SECONDS, FreeConnections, execute, pack_in_python
 from backends.store.failures import PoolExhausted
 from backends.store.link import SILENT_SECONDS, Link
+from flaskapp.ops.embedded_redis import find_server, free_port
+from flaskapp.ops.running_redis import answers
 from tests.faults.wire import SkippingClock, Told, server_that_says, wait_for
 
 NOWHERE = "redis://127.0.0.1:1/0"
@@ -336,6 +339,23 @@ def test_an_older_redis_stops_the_start(new_link, version):
 def test_what_is_new_enough(new_link, info, version):
     with server_that_says(says(info)) as url:
         assert new_link(url).check_version() == version
+
+
+@pytest.mark.parametrize("mode", ["cluster", "sentinel"])
+def test_a_part_of_a_cluster_and_a_sentinel_stop_the_start(tmp_path, new_link, mode):
+    (tmp_path / "settings").touch()
+    # A node of a cluster listens 10,000 above it too.
+    port = next(port for port in iter(free_port, None) if port < 55_000)
+    options = {"cluster": ["--cluster-enabled", "yes"], "sentinel": ["--sentinel"]}[mode]
+    command = [find_server(), tmp_path / "settings", "--port", str(port), "--dir", tmp_path, *options]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
+        try:
+            wait_for(lambda: answers(f"redis://127.0.0.1:{port}/0"))
+            with pytest.raises(ConfigurationError, match=f"stands alone.*{mode}") as raised:
+                new_link(f"redis://127.0.0.1:{port}/0").check_version()
+        finally:
+            server.kill()
+    assert "\n" not in str(raised.value)
 
 
 def test_what_is_asked_within_a_time_has_so_long_in_all(link, clock):

@@ -30,6 +30,12 @@ def test_it_is_made_changed_and_deleted(text, link):
     assert text.read() is None
 
 
+def test_what_stands_beside_a_change_is_done_with_it(text, link):
+    text.change(lambda _: b"one", [("SET", "beside", 1, "EX", 100)])
+    text.change(lambda _: None, [("INCR", "beside")])
+    assert link.run(lambda client: client.mget(["text", "beside"])) == [None, b"2"]
+
+
 def test_a_key_of_another_type_is_said_and_replaced(text, link):
     link.run(lambda client: client.hset("text", "a", "b"))
     assert text.read() == NOT_A_STRING

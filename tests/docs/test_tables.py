@@ -14,6 +14,7 @@ from backends.conformance.cases import ROOMY
 from backends.keys import (
     OVERHEAD_PREFIX,
     PENDING_BUCKETS,
+    SETTING_UNSET_PREFIX,
     SETTINGS_KEY,
     WINDOW_BUCKETS,
     bucket_seconds_of,
@@ -112,6 +113,7 @@ WILD = {
     "<owner>": r".+",
     "<scope>": r"[a-z_]+",
     "<name>": r"[a-z0-9_]+",
+    "<setting>": r"[a-z_]+",
     "<n>": r"\d+",
     "<unit>": r"(?:hour|day|week|month)",
     "<start>": r"\d+",
@@ -148,7 +150,7 @@ def keys_of_the_code() -> set[str]:
     keys = {key for row in made for key in (row.key, row.pending_key)}
     keys |= {running_key(row.key) for row in made if row.layout.window_seconds}
     keys |= {record_key("rid1"), marker_key("hash456"), reset_key("hash456"), idempotency_key("0" * 32)}
-    keys |= {OVERHEAD_PREFIX + "gpt-4o"}
+    keys |= {OVERHEAD_PREFIX + "gpt-4o", SETTING_UNSET_PREFIX + "budgets"}
     return keys | {SETTINGS_KEY, "llm:challenge:" + "0" * 64, "llm:session:" + "0" * 32, counter_key("x")}
 
 
@@ -192,7 +194,7 @@ def used(make_app):
         BUDGETS=json.dumps(BUDGETS),
     )
     assert service.chat("hash456", max_tokens=1).status_code == 200
-    assert service.patch(daily_cost_limit_usd="0.001").status_code == 200
+    assert service.patch(daily_cost_limit_usd="0.001", llm_max_tokens=None).status_code == 200
     assert service.chat("poor").status_code == 429
     assert service.client.get("/api/v1/auth/challenge", headers={"X-Fingerprint": "hash456"}).status_code == 200
     under_way = service.open_chat("hash457", max_tokens=50, headers={"Idempotency-Key": "one"})

@@ -41,6 +41,14 @@ SAID_BY_THE_SERVER = {
     "-MOVED 3999 127.0.0.1:6381": StoreBroken,
     "-ASK 3999 127.0.0.1:6381": StoreBroken,
     "-EXECABORT Transaction discarded because of previous errors.": StoreBroken,
+    "-EXECABORT Transaction discarded because of: NOREPLICAS Not enough good replicas to write.": StoreUnavailable,
+    "-EXECABORT Transaction discarded because of: MISCONF Errors writing to the AOF file": StoreUnavailable,
+    "-EXECABORT Transaction discarded because of: OOM command not allowed": StoreUnavailable,
+    "-EXECABORT Transaction discarded because of: WRONGTYPE Operation against a key": StoreBroken,
+    "-ERR Error running script (call to f_a1): @user_script:9: -READONLY You can't write": StoreUnavailable,
+    "-ERR Error running script (call to f_a1): @user_script:9: @user_script: 9: -MISCONF Redis": StoreUnavailable,
+    "-ERR Error running script (call to f_a1): @user_script:9: -NOREPLICAS Not enough": StoreUnavailable,
+    "-ERR Error running script (call to f_a1): @user_script:9: WRONGTYPE Operation against a key": StoreBroken,
     "-DENIED Redis is running in protected mode": StoreBroken,
     "HTTP/1.1 400 Bad Request": StoreBroken,
 }
@@ -100,6 +108,50 @@ def test_what_the_library_raises(linked, told, error, becomes):
         linked("redis://127.0.0.1:1/0").run(command)
     assert raised.type is becomes
     assert bool(told.named("store_broken")) == (becomes is StoreBroken)
+
+
+IN_A_TRANSACTION = {
+    "-NOREPLICAS Not enough good replicas to write.": StoreUnavailable,
+    "-MISCONF Errors writing to the AOF file: No space left on device": StoreUnavailable,
+    "-READONLY You can't write against a read only replica.": StoreUnavailable,
+    "-OOM command not allowed when used memory > 'maxmemory'.": StoreUnavailable,
+    "-WRONGTYPE Operation against a key holding the wrong kind of value": StoreBroken,
+}
+
+
+@pytest.mark.parametrize("is_transaction", [True, False])
+@pytest.mark.parametrize(("reply", "becomes"), IN_A_TRANSACTION.items(), ids=lambda part: str(part)[:40])
+def test_what_the_server_says_inside_a_pipeline(linked, told, reply, becomes, is_transaction):
+    """The client library puts the command before the error, and the command has an identifier in it."""
+
+    def command(client):
+        client.pipeline(transaction=is_transaction).set("llm:cost:daily:somebody:x", "READONLY", ex=1).execute()
+
+    aborted = b"-EXECABORT Transaction discarded because of previous errors.\r\n"
+    replies = b"+OK\r\n" + reply.encode() + b"\r\n" + aborted if is_transaction else reply.encode() + b"\r\n"
+    with server_that_says(replies) as url, pytest.raises(StoreError) as raised:
+        linked(url).run(command)
+    assert raised.type is becomes
+    assert bool(told.named("store_broken")) == (becomes is StoreBroken)
+    assert "somebody" not in str(raised.value)
+    assert "somebody" not in str(list(told))
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "-ERR unknown command 'EVALSHA', with args beginning with: 'a1' '2' 'llm:throttle:somebody' 'somebody' ",
+        "-NOPERM No permissions to access the 'llm:cost:daily:somebody:2026-03-14' key",
+        "-WRONGTYPE llm:budget:month:forever:somebody is no string",
+        "-OOM llm:network:recent:somebody",
+    ],
+)
+def test_no_owner_of_a_key_is_in_a_message(linked, told, reply):
+    with server_that_says(reply.encode() + b"\r\n") as url, pytest.raises(StoreError) as raised:
+        linked(url).run(lambda client: client.get("x"))
+    assert "somebody" not in str(raised.value)
+    assert "somebody" not in str(list(told))
+    assert raised.value.args[0]
 
 
 def test_nobody_there(linked):

@@ -246,7 +246,8 @@ def test_a_time_out_is_never_repeated_by_the_link(own_server, look, new_link):
 def test_what_was_charged_without_an_answer_is_given_back(proxy, new_link, new_guard, books, told):
     guard = new_guard(new_link(proxy.url))
     guard.settle(guard.reserve(make_ask("first", COST)), 0)
-    proxy.lose = is_script
+    # The next one too: an outage, so that what is given back waits.
+    proxy.lose = lambda _request: True
     verdict = guard.reserve(make_ask("ghost", COST))
     assert verdict.backend == EMERGENCY
     assert books().spent("window") == COST
@@ -261,7 +262,8 @@ def test_what_was_charged_without_an_answer_is_given_back(proxy, new_link, new_g
 def test_so_it_is_where_one_budget_without_an_identifier_is_all_that_there_is(proxy, new_link, new_guard):
     guard, monthly = new_guard(new_link(proxy.url)), Budget("monthly", "marketing", Calendar("month"), COST, Scope.TEAM)
     guard.settle(guard.reserve(Ask("first", COST, (monthly,))), 0)
-    proxy.lose = is_script
+    # The next one too: an outage, so that what is given back waits.
+    proxy.lose = lambda _request: True
     assert guard.reserve(Ask("ghost", COST, (monthly,))).backend == EMERGENCY
     look = AtomicBackend(new_link())
     assert look.books((monthly,)).spent("monthly") == COST

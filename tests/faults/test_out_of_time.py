@@ -65,7 +65,7 @@ def test_half_of_a_charge_is_never_taken_back_as_a_whole(new_guard, link, clock,
     verdict = None
     with link.within(PATIENCE_SECONDS), suppress(ThrottleUnavailable):
         verdict = guard.reserve(make_ask("second", COST))
-    wait_for(lambda: guard._postponed._thread is None)
+    wait_for(lambda: guard._postponed._threads == 0)
     left = totals(look)
     assert all(left[key] >= held for key, held in spent.items())
     if verdict is not None:
@@ -128,7 +128,7 @@ def test_what_was_charged_to_a_caller_who_was_told_busy_is_given_back(own_server
     link.is_late = True
     with pytest.raises(ThrottleUnavailable):
         guard.reserve(make_ask("late", COST))
-    wait_for(lambda: guard._postponed._thread is None)
+    wait_for(lambda: guard._postponed._threads == 0)
     link.close()
     assert look.get("llm:reservation:late").startswith(b"released 0 ")
     assert set(totals(look).values()) == {0}

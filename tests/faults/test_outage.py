@@ -1,6 +1,7 @@
 """Redis is killed and comes back: bridged within a budget, or told as 503; the books go on where they were."""
 
 import multiprocessing
+import threading
 from pathlib import Path
 
 import pytest
@@ -206,6 +207,44 @@ def test_one_broken_key_does_not_hold_up_the_settlements_of_others(own_server, l
     wait_for(lambda: [fields["request_id"] for fields in told.named("settled")] == ["sound"])
     look.set(daily, COST, ex=1_000)
     wait_for(lambda: len(told.named("settled")) == 2)
+
+
+def test_many_broken_keys_hold_nobody_up_and_are_all_booked_when_they_are_mended(own_server, look, new_guard, told):
+    guard = new_guard()
+    broken = [guard.reserve(make_ask(f"broken{number}", COST, identifier="unlucky")) for number in range(30)]
+    sound = [guard.reserve(make_ask(f"sound{number}", COST, identifier="lucky")) for number in range(10)]
+    [daily] = look.keys("llm:cost:daily:unlucky:*")
+    booked = int(look.get(daily))
+    look.set(daily, "garbage", ex=1_000)
+    for reservation in broken:
+        guard.settle(reservation, 7)
+    own_server.kill()
+    for reservation in sound:
+        guard.settle(reservation, 7)
+    own_server.start()
+    back_at = SystemClock().monotonic_seconds()
+    wait_for(lambda: len(told.named("settled")) == 10)
+    assert SystemClock().monotonic_seconds() - back_at < 3, "the contract's time for the books to go on"
+    alarms = len(told.named("store_broken"))
+    look.set(daily, booked, ex=1_000)
+    wait_for(lambda: len(told.named("settled")) == 40)
+    assert len(told.named("store_broken")) - alarms <= 3, "one is tried at a time"
+
+
+def test_postponed_settlements_are_done_side_by_side(own_server, new_link, new_guard, told):
+    """Each round trip takes 20 ms, and 300 of them one after another would take six seconds."""
+    far = new_link(before_each_send=lambda _packed: pause_seconds and threading.Event().wait(pause_seconds))
+    pause_seconds = 0
+    guard = new_guard(far)
+    made = [guard.reserve(make_ask(f"r{number}", 10, identifier=f"who{number}")) for number in range(300)]
+    own_server.kill()
+    for reservation in made:
+        guard.settle(reservation, 7)
+    pause_seconds = 0.02
+    own_server.start()
+    back_at = SystemClock().monotonic_seconds()
+    wait_for(lambda: len(told.named("settled")) == 300, 10)
+    assert SystemClock().monotonic_seconds() - back_at < 3, "the contract's time for the books to go on"
 
 
 class Stumbling(AtomicBackend):

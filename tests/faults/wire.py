@@ -82,11 +82,15 @@ def server_that_says(reply):
 
 
 class Proxy:
-    """Between a client and the server at `port`; what `lose` says yes to is done, but its reply is lost."""
+    """Between a client and the server at `port`.
+
+    What `lose` says yes to is done, but its reply is lost with the connection; with `swallow` it just never comes.
+    """
 
     def __init__(self, port):
-        self._port = port
+        self.port = port
         self.lose = lambda _request: False
+        self.swallow = lambda _request: False
         self.lost = 0
 
     @contextmanager
@@ -95,14 +99,15 @@ class Proxy:
             yield f"redis://127.0.0.1:{port}/0"
 
     def _serve(self, client):
-        with socket.create_connection(("127.0.0.1", self._port)) as server:
+        with socket.create_connection(("127.0.0.1", self.port)) as server:
             while request := client.recv(65_536):
                 server.sendall(request)
                 reply = server.recv(65_536)
                 if self.lose(request):
                     self.lost += 1
                     return
-                client.sendall(reply)
+                if not self.swallow(request):
+                    client.sendall(reply)
 
 
 def wait_for(holds, timeout_seconds=5.0):

@@ -2,7 +2,9 @@
 
 import pytest
 
+from backends.store.connections import POOL_SIZE
 from tests.apps import open_app
+from tests.faults.wire import SkippingClock
 from tests.servers import wait_until
 
 MEMBERS = ["status", "backend", "redis", "degraded"]
@@ -76,7 +78,8 @@ def test_closed_without_redis_is_not_ready(own_server, tmp_path):
 
 
 def test_a_budget_that_cannot_be_read_counts_as_used_up(own_server, tmp_path):
-    with open_app(own_server.url, tmp_path, {}) as service:
+    # So small that no worker has leased a part of it before.
+    with open_app(own_server.url, tmp_path, {"FAIL_OPEN_BUDGET_USD": "0.10"}) as service:
         service.chat()
         own_server.kill()
         (tmp_path / ".data").mkdir(exist_ok=True)
@@ -132,6 +135,61 @@ def test_a_redis_that_answers_with_bugs_is_told_too(own_server, tmp_path, spoil,
         mend()
         assert service.chat("another").headers["X-Throttle-Backend"] == "atomic"
         wait_until(lambda: ready(service) == (200, "ok", "up", False), 5, "all is well again")
+
+
+def fill(service):
+    service.redis.config_set("maxmemory", "1")
+    return lambda: service.redis.config_set("maxmemory", "0")
+
+
+def miss_the_replicas(service):
+    service.redis.config_set("min-replicas-to-write", "1")
+    return lambda: service.redis.config_set("min-replicas-to-write", "0")
+
+
+def make_a_replica(service):
+    service.redis.replicaof("127.0.0.1", "1")
+    return lambda: service.redis.replicaof("NO", "ONE")
+
+
+@pytest.mark.parametrize("spoil", [fill, miss_the_replicas, make_a_replica, spoil_everybodys_hour])
+def test_it_finds_out_by_itself_what_a_request_would_find(own_server, tmp_path, spoil):
+    """No visitor has come since, so that no request has failed."""
+    clock = SkippingClock()
+    with open_app(own_server.url, tmp_path, {"THROTTLE_ON_ERROR": "closed"}, clock=clock) as service:
+        assert ready(service) == (200, "ok", "up", False)
+        mend = spoil(service)
+        clock.skip(1)
+        assert ready(service)[0] == 503
+        assert service.chat().status_code == 503
+        mend()
+        clock.skip(10)
+        assert ready(service) == (200, "ok", "up", False)
+
+
+def test_a_service_that_is_too_busy_is_not_ready(own_server, tmp_path):
+    clock = SkippingClock()
+    with open_app(own_server.url, tmp_path, {}, clock=clock) as service:
+        assert ready(service)[0] == 200
+        service.tollgate.settings.stop()
+        pool = service.tollgate.link._client.connection_pool
+        held = [pool.borrow() for _ in range(POOL_SIZE)]
+        clock.skip(1)
+        assert ready(service) == (503, "unavailable", "up", False)
+        for each in held:
+            pool.give_back(each)
+        clock.skip(2)
+        assert ready(service)[0] == 200
+
+
+def test_however_often_it_is_asked_redis_is_asked_once_a_second(make_app):
+    service = make_app()
+    ready(service)
+    before = service.redis.info("commandstats")["cmdstat_setrange"]["calls"]
+    for _ in range(20):
+        ready(service)
+    assert service.redis.info("commandstats")["cmdstat_setrange"]["calls"] - before <= 1
+    assert service.redis.keys("*") == []
 
 
 def test_a_redis_with_another_password_is_told_too(own_server, tmp_path):

@@ -1,13 +1,18 @@
 """Requests per time: of a network and of a caller, counted together in Redis by one script."""
 
+import time
+
 import pytest
 from werkzeug.test import EnvironBuilder, run_wsgi_app
 
 from backends.clock import SystemClock
 from backends.keys import counter_key
+from backends.store.breaker import REST_SECONDS
 from backends.store.link import Link
 from backends.store.scripts import Script
 from flaskapp.http.limiter import BoundedMemory
+from tests.apps import open_app
+from tests.faults.wire import SkippingClock
 from tests.servers import BEARER, CHAT, SETTINGS, earliest_wait
 
 CHALLENGE, USAGE = "/api/v1/auth/challenge", "/api/v1/usage"
@@ -221,8 +226,6 @@ def test_forged_addresses_do_not_give_a_new_counter(make_app):
 
 
 def test_the_loss_of_redis_never_becomes_a_500_and_the_count_goes_on(own_server, tmp_path):
-    from tests.apps import open_app
-
     with open_app(own_server.url, tmp_path, {"CHAT_RATE_LIMIT": "3 per hour"}) as service:
         assert service.chat(max_tokens=1).status_code == 200
         own_server.kill()
@@ -232,9 +235,25 @@ def test_the_loss_of_redis_never_becomes_a_500_and_the_count_goes_on(own_server,
         own_server.start()
 
 
-def test_while_redis_is_away_a_network_is_counted_as_one(own_server, tmp_path):
-    from tests.apps import open_app
+@pytest.mark.parametrize("rate", ["100 per hour", "1000 per day; 100 per hour"])
+def test_requests_are_counted_in_redis_again_when_it_is_back_whatever_the_hosts_clock_did(
+    own_server, tmp_path, monkeypatch, rate
+):
+    clock = SkippingClock()
+    with open_app(own_server.url, tmp_path, {"CHAT_RATE_LIMIT": rate}, clock=clock) as service:
+        own_server.kill()
+        for _ in range(8):
+            assert service.chat(max_tokens=1).status_code == 200
+            clock.skip(8)
+        now = time.time()
+        monkeypatch.setattr("time.time", lambda: now - 86_400)
+        own_server.start()
+        clock.skip(REST_SECONDS)
+        assert service.chat(max_tokens=1).status_code == 200
+        assert service.redis.keys("llm:rate:*")
 
+
+def test_while_redis_is_away_a_network_is_counted_as_one(own_server, tmp_path):
     with open_app(own_server.url, tmp_path, {"NETWORK_RATE_LIMIT": "3 per hour"}) as service:
         own_server.kill()
         answers = [service.chat(f"hash{number}", max_tokens=1) for number in range(5)]

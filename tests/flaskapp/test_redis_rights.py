@@ -8,7 +8,13 @@ import redis
 from tests.apps import NETWORK, open_app
 from tests.servers import ROOT
 
-COMMANDS = ("settings show", "settings set llm_max_tokens 300", "settings unset llm_max_tokens", "scripts check")
+COMMANDS = (
+    "settings show",
+    "settings set llm_max_tokens 300",
+    "settings unset llm_max_tokens",
+    "scripts check",
+    "doctor",
+)
 LEDGER = ("ledger show hash456", "ledger audit", "ledger reset hash456")
 
 
@@ -39,6 +45,7 @@ def use(service):
     assert service.chat("hash459", max_tokens=100).status_code == 200
     assert service.patch(high_cost_threshold_usd="0.000001").status_code == 200
     assert service.chat("hash460").status_code == 429
+    assert service.client.get("/readyz").status_code == 200
     commands = service.app.test_cli_runner()
     for words in (*COMMANDS, *LEDGER):
         done = commands.invoke(args=words.split())

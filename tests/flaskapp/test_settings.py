@@ -13,9 +13,11 @@ from backends.errors import StoreError, shown
 from backends.keys import SETTINGS_KEY
 from backends.store.link import Link
 from backends.store.shared_text import SharedText
+from flaskapp.kept_text import KeptText
 from flaskapp.settings import Baseline, LiveSettings, SettingsRejected, SettingsStore, settings_table
 from flaskapp.strict_json import dumps
 from flaskapp.value_types import MAX_DURATION_SECONDS, Amount, Duration, Rate, Switch, Whole
+from tests.embedded import FragileServer
 
 ROW_FIELDS = ["name", "scope", "owner", "period", "limit_usd", "mode", "throttle_seconds", "budget", "until"]
 ROW_VALUES = [
@@ -492,6 +494,179 @@ def test_the_last_known_values_hold_while_redis_is_away(store, link, put):
     store._shared = SharedText(link, SETTINGS_KEY)
     store.refresh()
     assert store.is_reachable
+
+
+# --- what was there and is gone
+
+
+def flushes(link):
+    link.run(lambda client: client.flushall())
+
+
+def deletes_the_key(link):
+    link.run(lambda client: client.delete("settings"))
+
+
+def puts_something_else(link):
+    link.run(lambda client: client.set("settings", '{"drain_seconds": 3}'))
+
+
+def puts_what_is_no_object(link):
+    link.run(lambda client: client.set("settings", "broken"))
+
+
+ROWS = [{"name": "monthly", "scope": "identifier", "owner": "somebody", "period": "month", "limit_usd": "5"}]
+
+
+@pytest.mark.parametrize("lose", [flushes, deletes_the_key, puts_something_else, puts_what_is_no_object])
+def test_settings_that_are_gone_are_told_with_what_held(store, link, told, lose):
+    store.change({"daily_cost_limit_usd": "0.5", "throttle_on_error": "closed", "budgets": ROWS})
+    lose(link)
+    assert store.refresh().values == LiveSettings(drain_seconds=store.current.values.drain_seconds)
+    store.refresh()
+    assert told.named("settings_lost") == [
+        {
+            "lost": "daily_cost_limit_usd=0.5, budgets=1 row, throttle_on_error=closed",
+            "names": ("daily_cost_limit_usd", "budgets", "throttle_on_error"),
+        }
+    ]
+
+
+def test_a_loss_that_cannot_be_looked_into_leaves_what_held_until_it_can(own_server, told):
+    link = Link(own_server.url, clock=SystemClock())
+    store = SettingsStore(link, Baseline(), told)
+    store.change({"drain_seconds": 7})
+    flushes(link)
+    link.run(lambda client: client.acl_setuser("default", commands=["-mget"], enabled=True))
+    assert store.refresh().values.drain_seconds == 7
+    assert (store.is_reachable, len(told.named("settings_unreadable"))) == (False, 1)
+    link.run(lambda client: client.acl_setuser("default", commands=["+mget"], enabled=True))
+    assert store.refresh().values.drain_seconds == 10
+    assert told.named("settings_lost") == [{"lost": "drain_seconds=7", "names": ("drain_seconds",)}]
+    link.close()
+
+
+def test_an_old_snapshot_is_told(tmp_path, told):
+    with FragileServer(tmp_path) as server:
+        link = Link(server.url, clock=SystemClock())
+        store = SettingsStore(link, Baseline(), told)
+        store.change({"llm_max_tokens": 9})
+        link.run(lambda client: client.save())
+        store.change({"llm_max_tokens": 8, "drain_seconds": 7})
+        server.kill()
+        server.start()
+        assert store.refresh().values.llm_max_tokens == 9
+        link.close()
+    assert told.named("settings_lost") == [{"lost": "drain_seconds=7", "names": ("drain_seconds",)}]
+
+
+def test_a_change_that_takes_settings_out_is_no_loss(store, link, told):
+    store.change({"llm_max_tokens": 9, "drain_seconds": 7, "chat_rate_limit": "5 per minute"})
+    elsewhere = SettingsStore(link, Baseline(), told)
+    elsewhere.change({"llm_max_tokens": None})
+    elsewhere.change({"drain_seconds": None})
+    assert set(store.refresh().sources.values()) == {"default", "redis"}
+    elsewhere.change({"chat_rate_limit": None})
+    assert set(store.refresh().sources.values()) == {"default"}
+    link.run(lambda client: client.set("settings", '{"llm_max_tokens": 9}'))
+    store.refresh()
+    link.run(lambda client: client.set("settings", '{"llm_max_tokens": null}'))
+    assert store.refresh().values.llm_max_tokens == 400
+    assert told.named("settings_lost") == []
+
+
+def test_a_loss_that_a_change_finds_is_told_too(store, link, told):
+    store.change({"llm_max_tokens": 9, "drain_seconds": 7})
+    flushes(link)
+    store.change({"drain_seconds": None})
+    assert told.named("settings_lost") == [{"lost": "llm_max_tokens=9", "names": ("llm_max_tokens",)}]
+
+
+# --- what is known to a process that starts while Redis is away
+
+
+@pytest.fixture
+def keep(tmp_path, link):
+    """`keep(store)`: as the service does, with writes that have ended when `keep` of it comes back."""
+    return lambda store, run_aside=lambda job: job(): store.keep_in(KeptText(tmp_path, link.place, run_aside))
+
+
+def test_who_starts_in_an_outage_knows_the_last_settings(store, dead_store, keep, told, tmp_path):
+    keep(store)
+    store.change({"throttle_on_error": "closed", "daily_cost_limit_usd": "0.5"})
+    store._keep()
+    keep(dead_store)
+    now = dead_store.refresh()
+    assert (now.values.throttle_on_error, now.values.daily_cost_limit_usd) == ("closed", Decimal("0.5"))
+    assert (now.sources["throttle_on_error"], now.values.llm_max_tokens) == ("redis", 50)
+    assert not dead_store.is_reachable
+    assert [(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()] == [0o600]
+    assert told.named("settings_lost") == []
+
+
+def test_what_was_taken_out_is_kept_no_more(store, dead_store, keep, tmp_path):
+    keep(store)
+    store.change({"drain_seconds": 7})
+    store._keep()
+    store.change({"drain_seconds": None})
+    store._keep()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_lost_while_it_did_not_run_is_told_at_its_start(store, link, keep, told):
+    keep(store)
+    store.change({"drain_seconds": 7})
+    store._keep()
+    flushes(link)
+    later = SettingsStore(link, Baseline(), told)
+    keep(later)
+    assert later.refresh().values.drain_seconds == 10
+    assert told.named("settings_lost") == [{"lost": "drain_seconds=7", "names": ("drain_seconds",)}]
+
+
+def test_the_settings_of_another_redis_are_not_taken(store, link, keep, tmp_path):
+    keep(store)
+    store.change({"drain_seconds": 7})
+    store._keep()
+    assert KeptText(tmp_path, link.place + "1", lambda job: job()).text is None
+    assert KeptText(tmp_path, link.place, lambda job: job()).text == b'{"drain_seconds": 7}'
+
+
+@pytest.mark.parametrize("text", [b"", b"\xff\x00", b"[]", b'{"drain_seconds": "much", "llm_max_tokens": 9}'])
+def test_what_is_unusable_on_the_disk_is_left_out(store, dead_store, keep, tmp_path, text):
+    keep(store)
+    store.change({"drain_seconds": 7})
+    store._keep()
+    [path] = tmp_path.iterdir()
+    path.write_bytes(text)
+    keep(dead_store)
+    now = dead_store.refresh().values
+    assert (now.drain_seconds, now.llm_max_tokens) == (10, 9 if b"llm" in text else 50)
+
+
+def test_a_disk_that_takes_nothing_is_told_once_and_nothing_else_changes(store, told, link, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    kept = KeptText(tmp_path / "file", link.place, lambda job: job())
+    store.keep_in(kept)
+    store.change({"drain_seconds": 7})
+    for _ in range(3):
+        store.refresh()
+        store._keep()
+    assert len(told.named("settings_not_kept")) == 1
+    assert store.current.values.drain_seconds == 7
+
+
+def test_one_write_at_a_time_and_the_last_text_stays(store, keep, tmp_path):
+    begun = []
+    keep(store, begun.append)
+    for seconds in (7, 8, 9):
+        store.change({"drain_seconds": seconds})
+        store._keep()
+    assert len(begun) == 1
+    begun.pop()()
+    store._keep()
+    begun.pop()()
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b'{"drain_seconds": 9}']
 
 
 # --- the thread

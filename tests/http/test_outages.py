@@ -151,8 +151,8 @@ def test_neither_a_restart_of_the_server_nor_a_second_outage_refills_the_budget(
     assert service.get("/healthz").status_code == 200
     ready = service.get("/readyz")
     assert (ready.status_code, ready.json()["redis"]) == (503, "down")
-    # What was switched on in Redis is not known any more; the mode decides: development.
-    assert service.chat("after").headers["X-Throttle-Backend"] == "off"
+    # The mode is development: that throttling is on is known from the disk alone.
+    assert service.chat("after").status_code == 503
     assert spent <= emergency_spent(service) <= BUDGET
     store.start()
     wait_until(lambda: ask_each_worker(service) == {"atomic"}, 10, "the settings in Redis are known again")
@@ -217,6 +217,17 @@ def test_closed_refuses_at_once_and_goes_on_when_redis_is_back(service, store):
     assert not page(service).exists()
     store.start()
     wait_until(lambda: ask_each_worker(service) == {"atomic"}, BACK_SECONDS, "the books go on")
+
+
+def test_workers_that_are_born_in_an_outage_know_that_it_is_to_be_closed(service, store):
+    take_in(service, store, throttle_on_error="closed")
+    [kept] = (service.directory / ".data").glob("settings-????????.json")
+    wait_until(lambda: b"closed" in kept.read_bytes(), 5, "kept on the disk")
+    store.kill()
+    service.stop()
+    service.start()
+    assert ask_each_worker(service) == {503}
+    assert not page(service).exists()
 
 
 def test_the_admin_and_challenges_survive_an_outage(service, store):

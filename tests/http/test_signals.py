@@ -268,6 +268,21 @@ def test_max_requests_ends_a_worker_in_the_same_way(house):
     house.all_are_settled()
 
 
+def test_workers_that_reach_max_requests_together_end_in_turn(house):
+    house = house("--graceful-timeout 9 --max-requests 20")
+    running = house.open(50, "running", wait_for=NEVER)
+    old = set(workers_of(house.service))
+
+    def served_by_others():
+        # None waits until the answers of a worker that ends are over. Each counts, so that both workers reach it.
+        assert house.service.get("/healthz", timeout=2).status_code == 200
+        return not set(workers_of(house.service)) & old
+
+    wait_until(served_by_others, 40, "both have ended")
+    house.wait()
+    assert errors(running) == {"server_stopping"}
+
+
 @pytest.mark.parametrize("number", [signal.SIGQUIT, signal.SIGINT])
 def test_a_quick_stop_settles_or_leaves_booked_and_never_both(house, number):
     house = house()

@@ -1,0 +1,49 @@
+"""A disk that does not come back under `.data/`, in an outage of Redis: no answer waits for it."""
+
+import fcntl
+import json
+
+import pytest
+
+from tests.embedded import FragileServer
+from tests.servers import Service, events, nanousd, wait_until
+
+
+@pytest.fixture
+def store(tmp_path):
+    with FragileServer(tmp_path / "redis") as server:
+        yield server
+
+
+@pytest.fixture
+def service(store, tmp_path):
+    environment = {
+        "ENABLE_COST_THROTTLING": "true",
+        "DEMO_TOKENS_PER_SECOND": "0",
+        "CHAT_RATE_LIMIT": "1000 per minute",
+        "NETWORK_COST_LIMIT_USD": "0",
+    }
+    with Service(tmp_path / "service", store.url, **environment) as service:
+        yield service
+
+
+def page(service):
+    return service.directory / ".data" / f"emergency-budget-127.0.0.1-{service.port}.json"
+
+
+def spent(service):
+    return json.loads(page(service).read_text())["spent_nanousd"]
+
+
+def test_answers_go_on_while_the_budgets_file_is_locked(service, store):
+    # A sixteenth of a dollar, and of what the other worker left.
+    wait_until(lambda: page(service).exists() and spent(service) > 120_000_000, 5, "each worker has its lease")
+    store.kill()
+    with page(service).open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        answers = [service.chat(f"visitor-{number}", max_tokens=50) for number in range(20)]
+        assert service.get("/healthz").status_code == 200
+    assert {(each.status_code, each.headers["X-Throttle-Backend"]) for each in answers} == {(200, "emergency")}
+    service.stop()
+    # What was leased and not spent is given back.
+    assert spent(service) == sum(nanousd(events(each)[-1]["cost_usd"]) for each in answers)
