@@ -13,7 +13,7 @@ import pytest
 from backends.conformance.cases import COST, make_ask
 from backends.errors import StoreBusy, StoreError, StoreUnavailable, ThrottleUnavailable
 from backends.store import connections
-from backends.store.connections import OPENING_REST_SECONDS, POOL_SIZE, TIMEOUT_SECONDS
+from backends.store.connections import OPENING_REST_SECONDS, POOL_SIZE, TIMEOUT_SECONDS, conversation
 from tests.faults.wire import wait_for
 
 CALLERS = 12
@@ -23,11 +23,13 @@ def opened(link, number):
     """Have so many connections open."""
     all_at_once = threading.Barrier(number)
 
-    def ask():
-        link.run(lambda client: (all_at_once.wait(), client.ping()))
+    def hold_one(client):
+        with conversation(client) as send:
+            all_at_once.wait()
+            send([("PING",)])
 
     with ThreadPoolExecutor(number) as pool:
-        for each in [pool.submit(ask) for _ in range(number)]:
+        for each in [pool.submit(link.run, hold_one) for _ in range(number)]:
             each.result()
 
 
