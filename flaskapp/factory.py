@@ -204,9 +204,10 @@ def _make_prices(config: Config) -> PriceBook:
 
 
 def _refuse_old_server(link: Link) -> None:
-    # That Redis is away is no reason not to start: the guard knows what to do then.
-    with suppress(StoreError):
-        link.check_version()
+    # That Redis is away is no reason not to start: the guard knows what to do then. One in this process has no version.
+    if not link.place.startswith("fake:"):
+        with suppress(StoreError):
+            link.check_version()
 
 
 def _register_requests(app: Flask, tollgate: Tollgate) -> None:

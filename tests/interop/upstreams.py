@@ -189,7 +189,7 @@ def rows_of(name: str) -> Iterator[tuple[str, str, str, bool]]:
             before = spent(client, **who)
             text, usage = ask(client)
             booked = spent(client, **who) - before
-            seen = f"{text[:40]!r}, usage costs {cost(usage)}, booked {booked}"
+            seen = f"{text[:40]!r}, usage costs {cost(usage)}, booked {booked:f}"
             yield what, way, seen, bool(text) and booked == cost(usage)
         if server.refused_model:
             yield what, "a model that it has not", *refused(client, model=server.refused_model)
@@ -205,8 +205,9 @@ def refused(client: FlaskClient, **changes: object) -> tuple[str, bool]:
     answer = client.post("/v1/chat/completions", json={**ASKED, **changes})
     error = answer.get_json()["error"]
     code = "model_not_found" if "model" in changes else "context_length_exceeded"
-    is_right = answer.status_code in {400, 404} and error["code"] == code and spent(client) == before
-    return f"{answer.status_code} {error['code']}: {error['message'][:120]}, booked {spent(client) - before}", is_right
+    booked = spent(client) - before
+    is_right = answer.status_code in {400, 404} and error["code"] == code and booked == 0
+    return f"{answer.status_code} {error['code']}: {error['message'][:120]}, booked {booked:f}", is_right
 
 
 def main() -> int:
