@@ -1,5 +1,5 @@
-# The service in a container: gunicorn on port 8000 as a user without rights, its one file (the emergency budget) in /app/.data.
-# Nothing else of its file system is written to; docs/SECURITY.md says how the image that it begins with is renewed.
+# The service in a container: gunicorn on port 8000 as a user without rights. What it keeps is in /app/.data.
+# Beside that only /tmp is written to; docs/SECURITY.md says how the image that it begins with is renewed.
 FROM python:3.13.15-slim-trixie@sha256:7c61056e61ac89e852de05f3dc6fa51a6dd2181797bceed46aa725dd7cb2cd3b AS builder
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_INPUT=1
 WORKDIR /build

@@ -1,7 +1,7 @@
 """Further budgets and overrides as the operator writes them, and the budgets that one request is charged to.
 
 `BudgetRows` and `OverrideRows` read the two lists; `BudgetPlan` makes `backends.budgets.Budget` of them and of those
-that are always there: the library's six, and the two of `WIDE_BUDGETS`.
+that are always there: the library's six, the two of `WIDE_BUDGETS`, and with shares the two of `SHARED_HOURS`.
 """
 # ruff: noqa: D102 (what a value type overrides is documented at `ValueType`)
 

@@ -1,4 +1,4 @@
-"""A small redis-cli, for machines that have none: the same words in, the same words out.
+"""A small redis-cli: the same words in, the same words out.
 
 Set-up puts it into .venv/bin as `redis-cli`. Without -h, -p, -s or -u it talks to the embedded server of this clone
 while that runs, else to REDIS_URL, else to 127.0.0.1:6379. It knows the embedded server's password.

@@ -86,6 +86,7 @@ class RequestLimiter:
     def limit_network(self, blueprint: Blueprint) -> None:
         """Let the network's rate alone hold for the blueprint's routes. They are there when the link is busy, too."""
         self._limits[blueprint.name] = _Limit()
+        self._local.shared_limit(self._network_rate, scope=_NETWORK, key_func=network_key)(blueprint)
 
     def check_request(self) -> Response | None:
         """To be called before each request: count it. None for one that passes."""

@@ -19,7 +19,7 @@ from flaskapp.config import Config
 from flaskapp.settings import LiveSettings
 
 OK, WARNING, FAILED = "ok", "warning", "failed"
-NEEDED_FILES = 4_000
+NEEDED_FILES = 9_000
 SLOW_DISK_SECONDS = 0.1
 LEAST_FREE_BYTES = 100 * 2**20
 MOST_SKEW_SECONDS = 2.0
@@ -140,7 +140,7 @@ def _descriptors() -> Finding:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if most == resource.RLIM_INFINITY or most >= NEEDED_FILES:
         return Finding(OK, f"{'unlimited' if most == resource.RLIM_INFINITY else most} a worker")
-    return Finding(WARNING, f"{most} a worker", f"ulimit -Hn {NEEDED_FILES}: 1,000 answers take three or four each")
+    return Finding(WARNING, f"{most} a worker", f"ulimit -Hn {NEEDED_FILES}: 4,000 connections take two each")
 
 
 def _disk(directory: Path) -> Finding:

@@ -11,6 +11,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from backends.budgets import BUILT_IN, Reason
 from backends.contract import Event, Outcome, Refusal
 from backends.guard import EMERGENCY
+from flaskapp.budgets import WIDE_BUDGETS
 from flaskapp.config import SharedNumbers
 from flaskapp.ops.logs import EVENTS
 
@@ -83,6 +84,8 @@ class Metrics:
         for is_bug in ("true", "false"):
             self.failures(is_bug)
         refused = {(name, reason) for name, row in BUILT_IN.items() for reason in (row.reason, Reason.THROTTLED)}
+        refused |= {(name, Reason.BUDGET_LIMIT) for name in WIDE_BUDGETS}
+        refused |= {(name, Reason.NETWORK_SHARE) for name in ("global_hour", "global_day")}
         for each in (backend, EMERGENCY):
             for budget, outcome in (("", "admitted"), ("", "duplicate"), *refused):
                 self.checks(each, budget, outcome)

@@ -202,10 +202,10 @@ def test_a_record_of_further_budgets_fits_in_300_bytes(client, further):
     assert bytes_of_a_record(client, [*six(31 * 86_400), *rows], 31 * 86_400) <= 300
 
 
-@pytest.mark.parametrize(("further", "most_bytes"), [(0, 200), (16, 300)])
-def test_a_record_of_the_service_fits_with_the_usual_lengths_and_amounts_below_10_usd(client, further, most_bytes):
-    """On each kind of server: the two budgets of the wide network stand beside the six and the further ones."""
-    rows = [window(f"w{number}", window_s=31 * 86_400) for number in range(2 + further)]
+@pytest.mark.parametrize(("own", "further", "most_bytes"), [(2, 0, 200), (2, 16, 300), (4, 0, 216), (4, 16, 328)])
+def test_a_record_of_the_service_fits_with_the_usual_lengths_and_amounts_below_10_usd(client, own, further, most_bytes):
+    """On each kind of server: two budgets of the wide network, and two more with shares, stand beside the others."""
+    rows = [window(f"w{number}", window_s=31 * 86_400) for number in range(own + further)]
     assert bytes_of_a_record(client, [*six(600), *rows], 125, largest=10**10 - 1) <= most_bytes
 
 
