@@ -21,15 +21,13 @@ STARTS_OF_A_CLONE = ("tests/setup",)
 """They start processes, in which nothing is measured, one after the other, beside all others that do."""
 QUICK = (
     (
-        "tests/docs",
         "tests/flaskapp",
-        "tests/house",
         "tests/http/test_seed.py::test_of_ten_at_once_atomic_admits_exactly_four",
         "tests/http/test_seed.py::test_both_on_one_redis_keep_one_set_of_books",
         "tests/test_abuse_prevention.py",
         "tests/test_admin_settings_integration.py",
     ),
-    ("tests/backends", "tests/contract", "tests/lua"),
+    ("tests/backends", "tests/contract", "tests/docs", "tests/house", "tests/lua"),
 )
 """Two runs at the same time, of about the same length: what catches most in two minutes. The rest is `LEFT_OUT`."""
 LEFT_OUT = {
@@ -42,7 +40,9 @@ LEFT_OUT = {
     "tests/faults": "a store that freezes, dies, loses replies",
     "tests/flaskapp/test_embedded_redis.py": "the Redis of a developer's machine",
     "tests/flaskapp/test_health.py": "what the service says of a store that comes and goes",
+    "tests/flaskapp/test_idempotency.py": "callers' keys on every route",
     "tests/flaskapp/test_llm_exchange.py": "an upstream's connections, slow and broken ones",
+    "tests/flaskapp/test_upstream_ways.py": "upstreams that are asked otherwise",
     "tests/http": "the service over HTTP",
     "tests/interop": "clients that others wrote",
     "tests/lab": "the race lab",
