@@ -16,11 +16,12 @@ from flaskapp.http.refusals import (
     OTHER_BODY,
     RATE_LIMITED,
     THROTTLE_UNAVAILABLE,
+    UPSTREAM_BUSY,
     UPSTREAM_ERROR,
+    UPSTREAM_REFUSED,
 )
 from flaskapp.openapi.schemas import REFERENCE, Schema
 
-UPSTREAM_REFUSED, UPSTREAM_BUSY = "upstream_refused", "upstream_busy"
 CONTEXT_LENGTH, MODEL_NOT_FOUND = "context_length_exceeded", "model_not_found"
 
 
