@@ -19,7 +19,7 @@ from backends.conformance.cases import (
     WINDOW_SECONDS,
     make_ask,
 )
-from backends.conformance.harness import START_US, MemoryHarness, RedisHarness
+from backends.conformance.harness import HAIR_MS, START_US, MemoryHarness, RedisHarness
 from backends.contract import Refusal, Reservation
 from backends.keys import bucket_seconds_of
 from tests.contract.sqlite_backend import span_us
@@ -29,6 +29,8 @@ WINDOW_US, BUCKET_US = WINDOW_SECONDS * US, BUCKET_SECONDS * US
 VISITORS = {"me": (WHO, NETWORK), "neighbour": ("another", NETWORK), "stranger": ("third", "203.0.113.9")}
 SHARED = {Scope.IDENTIFIER: {"me"}, Scope.NETWORK: {"me", "neighbour"}}
 """Whose spending counts for me; of all other scopes everybody's."""
+EARLIER_US = 2 * HAIR_MS * 1_000
+"""A harness on Redis deletes a key within a hair of its end: a window, say, of which one bucket is left."""
 
 AMOUNTS = st.integers(1, 700)
 PAUSES_US = st.one_of(
@@ -98,6 +100,7 @@ def harness(request, redis_url):
 @given(OFFSETS_US, LIMITS, STEPS, AMOUNTS)
 @example(0, limits_of({"window": 700, "global_hour": 700}), [(0, "me", 700)], 1)
 @example(0, limits_of({"network_window": 700}), [(0, "neighbour", 700)], 1)
+@example(0, limits_of({"window": 700}), [(0, "me", 700), (WINDOW_US - 1, "stranger", 1)], 1)
 @example(13 * HOUR_US, limits_of({"day": 700, "window": 700}), [(0, "me", 700)], 1)
 @example(14 * DAY_US + 14 * HOUR_US, limits_of({"around_day": 700, "all_week": 700}), [(0, "stranger", 700)], 1)
 @example(0, limits_of({"key_month": 700, "team_ever": 700}), [(0, "neighbour", 700)], 1)
@@ -150,10 +153,10 @@ def lose_marker(harness, identifier=WHO):
 def a_caller_that_returns_then_is_admitted(harness, limits, cost, refusal):
     by_the_marker_alone = refusal.retry_after_seconds <= max(1, refusal.marker_seconds)
     if not by_the_marker_alone:
-        harness.pass_time((refusal.retry_after_seconds - 1) * US - 1)
+        harness.pass_time((refusal.retry_after_seconds - 1) * US - EARLIER_US)
         assert isinstance(harness.backend.reserve(make_ask("early", cost, limits)), Refusal)
         lose_marker(harness)
-        harness.pass_time(1 * US + 1)
+        harness.pass_time(US + EARLIER_US)
     else:
         harness.pass_time(refusal.retry_after_seconds * US)
     assert isinstance(harness.backend.reserve(make_ask("then", cost, limits)), Reservation)
