@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 
@@ -21,15 +22,21 @@ STARTS_OF_A_CLONE = ("tests/setup",)
 """They start processes, in which nothing is measured, one after the other, beside all others that do."""
 QUICK = (
     (
-        "tests/flaskapp",
+        "tests/contract",
+        "tests/docs",
+        "tests/lua",
         "tests/http/test_seed.py::test_of_ten_at_once_atomic_admits_exactly_four",
         "tests/http/test_seed.py::test_both_on_one_redis_keep_one_set_of_books",
         "tests/test_abuse_prevention.py",
         "tests/test_admin_settings_integration.py",
     ),
-    ("tests/backends", "tests/contract", "tests/docs", "tests/house", "tests/lua"),
+    ("tests/backends", "tests/house", "tests/flaskapp/test_[d-l]*.py"),
+    ("tests/flaskapp/test_[!d-l]*.py",),
 )
-"""Two runs at the same time, of about the same length: what catches most in two minutes. The rest is `LEFT_OUT`."""
+"""Runs at the same time, of about the same length: what catches most in two minutes. The rest is `LEFT_OUT`.
+
+Two keep two processors busy, and the third uses them while those wait.
+"""
 LEFT_OUT = {
     "tests/backends/test_normalised_bounds.py": "the bound of every code point in every form",
     "tests/benchmarks": "the benchmarks and the hammer, briefly",
@@ -102,7 +109,7 @@ def quick(options: Sequence[str]) -> int:
     with subprocess.Popen(
         unmeasured(["--collect-only", "-q", *without(LEFT_OUT, chain(*QUICK))]), stdout=subprocess.PIPE, text=True
     ) as counting:
-        status = together(*(unmeasured([*without(places, LEFT_OUT), *FEWER_STRATEGIES, *options]) for places in QUICK))
+        status = together(*(unmeasured([*without(run, LEFT_OUT), *FEWER_STRATEGIES, *options]) for run in QUICK))
         listed, _ = counting.communicate()
     found = Counter(place for place in LEFT_OUT for line in listed.splitlines() if line.startswith(place))
     print(f"\nLeft out of this quick run are {found.total()} tests:")
@@ -114,9 +121,14 @@ def quick(options: Sequence[str]) -> int:
 
 
 def without(places: Iterable[str], others: Iterable[str]) -> list[str]:
-    """Arguments for pytest: the tests in those places, but not in others that lie within."""
-    chosen = tuple(places)
+    """Arguments for pytest: the tests in those places, which may be patterns, but not in others that lie within."""
+    chosen = tuple(chain(*map(matching, places)))
     return [*chosen, *(f"--deselect={other}" for other in others if other.startswith(chosen))]
+
+
+def matching(place: str) -> list[str]:
+    """The files that a pattern means; a place that is none is itself."""
+    return sorted(path.as_posix() for path in Path().glob(place)) if place.endswith("*.py") else [place]
 
 
 def verdict(*statuses: int) -> int:
@@ -124,17 +136,28 @@ def verdict(*statuses: int) -> int:
     return next((status for status in statuses if status not in {0, NOTHING_SELECTED}), min(statuses))
 
 
-def together(seen: list[str], unseen: list[str]) -> int:
-    """The first is seen while it runs; the second's output comes when both are over. Not 0 if one failed."""
-    places = [word for word in unseen if word.startswith("tests/")]
-    print(f"Beside the tests that you see run those of {', '.join(places)}.\n", flush=True)
-    with tempfile.TemporaryFile() as output:
-        with subprocess.Popen(unseen, stdin=subprocess.DEVNULL, stdout=output, stderr=output) as beside:
-            status = verdict(subprocess.call(seen), beside.wait())
-        output.seek(0)
-        sys.stdout.buffer.write(output.read())
+def together(seen: list[str], *unseen: list[str]) -> int:
+    """The first is seen while it runs; the others' output comes when all are over. Not 0 if one failed."""
+    for command in unseen:
+        print(f"Beside the tests that you see run those of {', '.join(places_of(command))}.\n", flush=True)
+    with ExitStack() as stack:
+        outputs = [stack.enter_context(tempfile.TemporaryFile()) for _ in unseen]
+        beside = [
+            stack.enter_context(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output))
+            for command, output in zip(unseen, outputs, strict=True)
+        ]
+        status = verdict(subprocess.call(seen), *(process.wait() for process in beside))
+        for output in outputs:
+            output.seek(0)
+            sys.stdout.buffer.write(output.read())
         sys.stdout.flush()
     return status
+
+
+def places_of(command: Iterable[str]) -> list[str]:
+    """The directories and files in which the tests of a command are, each once; of files by pattern the directory."""
+    places = (word.partition("::")[0] for word in command if word.startswith("tests/"))
+    return list(dict.fromkeys(str(Path(place).parent) if Path(place).is_file() else place for place in places))
 
 
 def others() -> list[str]:

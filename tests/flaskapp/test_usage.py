@@ -306,8 +306,10 @@ def test_it_counts_like_the_other_routes(make_app):
     assert service.client.post(URL, headers={"X-Fingerprint": "hash456"}).status_code == 405
 
 
-def test_a_networks_share_is_told_to_nobody_and_booked_while_there_is_one(service):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_networks_share_is_told_to_nobody_and_booked_while_there_is_one(make_app, backend):
     """Its own network's neither: it would say what others spend."""
+    service = make_app(THROTTLE_BACKEND=backend)
     answer = service.chat()
     assert set(usage(service).json["limits"]) == {"window", "day"}
     for header in ("RateLimit", "RateLimit-Policy"):
