@@ -1,4 +1,4 @@
-"""A backend on SQLite, written from `backends.contract` and `backends.budgets`: one row a reservation, sums when asked for.
+"""A backend on SQLite, written from `backends.contract` and `backends.budgets`: a row a reservation, sums when asked.
 
 It shows that the suite `Behaviour` is blind to keys: here are no buckets, TTLs or scripts, and windows are exact.
 """
