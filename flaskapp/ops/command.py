@@ -14,12 +14,21 @@ _IS_PACKAGED = (_PACKAGE / "gunicorn.conf.py").is_file()
 CONFIGURATION = (_PACKAGE if _IS_PACKAGED else _PACKAGE.parent) / "gunicorn.conf.py"
 APPLICATION = "flaskapp.wsgi" if _IS_PACKAGED else "wsgi"
 
+USAGE = """\
+llm-tollgate serve [OPTIONS OF GUNICORN]   serves, as the environment says
+llm-tollgate COMMAND [ARGS]...             is `flask --app wsgi COMMAND`:
+
+"""
+
 
 def main() -> NoReturn:
     """Become gunicorn (`serve`, with any of its options), or `flask` for every other command."""
-    words = sys.argv[1:]
+    words = sys.argv[1:] or ["--help"]
     if words[:1] == ["serve"]:
         _become("gunicorn", "--config", str(CONFIGURATION), *words[1:], f"{APPLICATION}:app")
+    if words == ["--help"]:
+        sys.stdout.write(USAGE)
+        sys.stdout.flush()
     _become("flask", "--app", APPLICATION, *words)
 
 

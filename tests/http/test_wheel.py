@@ -53,6 +53,17 @@ def test_it_has_the_commands_of_flask(wheel, tmp_path, redis_url):
     assert done.stdout == "llm_max_tokens is 77 now (redis)\n", done.stderr
 
 
+@pytest.mark.parametrize("words", [[], ["--help"]])
+def test_asked_for_help_it_names_all_that_it_can_do(wheel, tmp_path, words):
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(wheel), "REDIS_URL": "redis://127.0.0.1:1/0"}
+    command = [sys.executable, "-c", COMMAND, *words]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("llm-tollgate serve ")
+    for name in ("settings", "ledger", "doctor", "scripts"):
+        assert f"\n  {name} " in done.stdout
+
+
 def test_it_names_its_command_and_its_strategies(wheel):
     (names,) = wheel.glob("llm_tollgate-*.dist-info/entry_points.txt")
     text = names.read_text()
