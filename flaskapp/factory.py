@@ -89,7 +89,7 @@ def create_app(
     """
     config = config or load_config()
     clock = clock or SystemClock()
-    metrics = Metrics(shared_numbers(), config.throttle_backend)
+    metrics = Metrics(shared_numbers(), config.throttle_backend, config.llm_models)
     tollgate = _make_tollgate(config, clock, metrics, before_each_send)
     _refuse_old_server(tollgate.link)
     app = Flask(__name__, static_folder=None)
