@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
     from flaskapp.answers.under_way import AnswersUnderWay
 
+if Path(__file__).with_name("__init__.py").exists():
+    # In a wheel. gunicorn looks into the directory of the start first, which may be a checkout: last is early enough.
+    sys.path.sort(key=lambda place: Path(place).resolve() == Path.cwd())
+
 METRICS_PREFIX = "tollgate-"
 """Of the names of directories that masters make, each for itself."""
 _PLACES = 4_096
