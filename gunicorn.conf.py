@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
     from flaskapp.answers.under_way import AnswersUnderWay
 
+if Path(__file__).with_name("__init__.py").exists():
+    # In a wheel. gunicorn looks into the directory of the start first, which may be a checkout: last is early enough.
+    sys.path.sort(key=lambda place: Path(place).resolve() == Path.cwd())
+
 METRICS_PREFIX = "tollgate-"
 """Of the names of directories that masters make, each for itself."""
 _PLACES = 4_096
@@ -180,16 +184,27 @@ def on_starting(server: "Arbiter") -> None:
 
 def when_ready(server: "Arbiter") -> None:
     """The sockets are ours: a start that is refused its port does not come here."""
-    server.tollgate_metrics, server.tollgate_lock = _own_metrics_directory()
+    base = Path(os.environ.get("PROMETHEUS_MULTIPROC_DIR") or ".data/prometheus").absolute()
+    try:
+        server.tollgate_metrics, server.tollgate_lock = _own_metrics_directory(base)
+    except OSError as error:
+        server.log.critical(
+            "%s cannot be written (%s), and the metrics are kept in %s: give that and all in it to user %d (chown -R), "
+            "or remove it",
+            error.filename,
+            error.strerror,
+            base,
+            os.geteuid(),
+        )
+        sys.exit(1)
 
 
-def _own_metrics_directory() -> tuple[Path, IO[str]]:
+def _own_metrics_directory(base: Path) -> tuple[Path, IO[str]]:
     """A new directory for the numbers of this master's workers, and the lock that says that it is in use.
 
     Each master has one of its own: another on the same port (SIGUSR2), or in another container on the same disk, must
     neither reset nor add to its counters. Those of masters that have ended are removed.
     """
-    base = Path(os.environ.get("PROMETHEUS_MULTIPROC_DIR") or ".data/prometheus").absolute()
     base.mkdir(parents=True, exist_ok=True)
     with (base / "starting").open("w") as starting:
         with suppress(OSError):
