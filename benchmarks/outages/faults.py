@@ -232,6 +232,7 @@ FAULTS = (
         do.reload_in_an_outage,
         may=_UNAVAILABLE,
         must=_UNAVAILABLE,
+        left_booked=True,
         births=2,
         settings={"throttle_on_error": "closed"},
     ),

@@ -9,9 +9,18 @@ from benchmarks.outages.fault import CannotInject, Fault
 from benchmarks.outages.load import Answer, Saw, counted
 from benchmarks.outages.stage import CLIENTS, SETTLING_SECONDS, Stage
 
-BEFORE_SECONDS, AFTER_SECONDS = 1.5, 4.0
 FIRST_BYTE_SECONDS = 2.0
 BACK_SECONDS = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How long there is load before a fault and after it was mended."""
+
+    before_seconds: float = 1.5
+    after_seconds: float = 4.0
+    by_the_clock: bool = True
+    """Whether times count for what is missed."""
 
 
 @dataclass(slots=True)
@@ -46,25 +55,25 @@ class Result:
         return self.booked_nanousd + self.emergency_nanousd - self.billed_nanousd
 
 
-def play(fault: Fault, *, by_the_clock: bool = True) -> Result:
-    """Inject it into a service of its own. `by_the_clock`: whether times count for what is missed."""
+def play(fault: Fault, pace: Pace = Pace()) -> Result:
+    """Inject it into a service of its own."""
     result = Result(fault.name, fault.section, fault.title)
     try:
         with (
             tempfile.TemporaryDirectory(prefix="tollgate-outages-") as directory,
             Stage(Path(directory), fault.parts, fault.environment) as stage,
         ):
-            _play(fault, stage, result, by_the_clock=by_the_clock)
+            _play(fault, stage, result, pace)
     except CannotInject as error:
         result.skipped = str(error)
     return result
 
 
-def _play(fault: Fault, stage: Stage, result: Result, *, by_the_clock: bool) -> None:
+def _play(fault: Fault, stage: Stage, result: Result, pace: Pace) -> None:
     if fault.settings:
         stage.service.set_by_hand(stage.look, **fault.settings)
     stage.load.add(CLIENTS)
-    time.sleep(BEFORE_SECONDS)
+    time.sleep(pace.before_seconds)
     births = stage.births()
     begins = time.monotonic()
     mend = fault.inject(stage)
@@ -72,23 +81,23 @@ def _play(fault: Fault, stage: Stage, result: Result, *, by_the_clock: bool) -> 
     time.sleep(fault.seconds)
     mend()
     mended = time.monotonic()
-    time.sleep(AFTER_SECONDS)
+    time.sleep(pace.after_seconds)
     result.births = stage.births() - births
     stage.load.stop()
-    is_settled = stage.wait(stage.is_settled, SETTLING_SECONDS)
+    is_settled = fault.left_booked or stage.wait(stage.is_settled, SETTLING_SECONDS)
     disagreements = stage.audit().disagreements
     stage.service.stop()
     _count(result, stage, begins, mended)
     result.missed += [f"{each.key} {each.told}" for each in disagreements]
-    if not is_settled and not fault.left_booked:
+    if not is_settled:
         result.missed.append("reservations stay pending")
     if fault.logged not in stage.service.log():
         result.missed.append(f"{fault.logged!r} is not in the log")
     if "Traceback" in stage.service.log():
         result.missed.append("there is a traceback in the log")
-    _judge(fault, result, _during(stage.load.answers, begins, mended))
-    if by_the_clock:
-        _judge_times(fault, result)
+    judge(fault, result, _during(stage.load.answers, begins, mended))
+    if pace.by_the_clock:
+        judge_times(fault, result)
 
 
 def _during(answers: list[Answer], begins: float, mended: float) -> list[Answer]:
@@ -110,7 +119,8 @@ def _count(result: Result, stage: Stage, begins: float, mended: float) -> None:
     result.billed_nanousd = stage.billed_nanousd()
 
 
-def _judge(fault: Fault, result: Result, met: list[Answer]) -> None:
+def judge(fault: Fault, result: Result, met: list[Answer]) -> None:
+    """Say what is not as it should be, of the answers that the fault may have met."""
     seen = set(result.saw)
     missed = result.missed
     if result.beyond_nanousd < 0 and not fault.forgets:
@@ -126,7 +136,8 @@ def _judge(fault: Fault, result: Result, met: list[Answer]) -> None:
         missed.append(f"{result.births} workers were born")
 
 
-def _judge_times(fault: Fault, result: Result) -> None:
+def judge_times(fault: Fault, result: Result) -> None:
+    """The same of the times, which depend on the machine, too."""
     if fault.in_time and result.slowest_seconds > FIRST_BYTE_SECONDS + result.usual_seconds:
         result.missed.append(f"an answer began after {result.slowest_seconds:.1f} s")
     if result.back_seconds > BACK_SECONDS:
