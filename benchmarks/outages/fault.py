@@ -56,10 +56,14 @@ class Fault:
     """The share of the answers meanwhile that may be on the emergency budget."""
     births: int = 0
     """Workers that are born in place of others."""
+    more_births: bool = False
+    """Whether more of them are as good."""
     left_booked: bool = False
     """Whether reservations may stay pending: of answers whose worker was killed."""
     forgets: bool = False
     """Whether Redis loses what it held, so that the books may hold less than the bill."""
+    keeps_time: bool = True
+    """Whether Redis' clock goes on as it did, so that nothing is over too early, and the audit finds all equal."""
     in_time: bool = True
     """Whether each answer and refusal has to begin in two seconds."""
     logged: str = ""

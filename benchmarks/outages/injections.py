@@ -345,7 +345,7 @@ def start_second_master(stage: Stage) -> Mend:
 
 def let_workers_reach_max_requests(stage: Stage) -> Mend:
     """It is set in the environment; they come to it by themselves."""
-    return lambda: stage.wait(lambda: stage.births() > stage.service.workers, START_SECONDS)
+    return lambda: stage.wait(lambda: stage.births() >= 2 * stage.service.workers, START_SECONDS)
 
 
 def _signal_master(stage: Stage, number: int) -> None:

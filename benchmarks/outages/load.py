@@ -31,10 +31,13 @@ class Saw(StrEnum):
     CUT = "cut"
     """The answer began, and nothing says how it ended."""
     NO_CONNECTION = "no connection"
+    BAD_GATEWAY = "502"
+    CHARGED = "424"
+    """As 502, on /v1, and it is booked."""
     OTHER = "other"
 
 
-_BY_STATUS = {503: Saw.UNAVAILABLE, 429: Saw.LIMITED}
+_BY_STATUS = {503: Saw.UNAVAILABLE, 429: Saw.LIMITED, 502: Saw.BAD_GATEWAY, 424: Saw.CHARGED}
 _BY_BACKEND = {"emergency": Saw.EMERGENCY, "off": Saw.OFF}
 
 

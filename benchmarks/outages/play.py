@@ -1,5 +1,6 @@
 """Play one fault: load, the fault, what mends it, and what came of it."""
 
+import re
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ from benchmarks.outages.stage import CLIENTS, SETTLING_SECONDS, Stage
 
 FIRST_BYTE_SECONDS = 2.0
 BACK_SECONDS = 3.0
+OUR_TRACEBACK = re.compile(r'^  File ".*/(?:backends|flaskapp)/', re.MULTILINE)
+"""Not gevent's, where a connection cannot be accepted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +91,16 @@ def _play(fault: Fault, stage: Stage, result: Result, pace: Pace) -> None:
     disagreements = stage.audit().disagreements
     stage.service.stop()
     _count(result, stage, begins, mended)
-    result.missed += [f"{each.key} {each.told}" for each in disagreements]
+    if fault.keeps_time:
+        result.missed += [f"{each.key} {each.told}" for each in disagreements]
     if not is_settled:
         result.missed.append("reservations stay pending")
     if fault.logged not in stage.service.log():
         result.missed.append(f"{fault.logged!r} is not in the log")
-    if "Traceback" in stage.service.log():
-        result.missed.append("there is a traceback in the log")
+    if OUR_TRACEBACK.search(stage.service.log()):
+        result.missed.append("there is a traceback of ours in the log")
+    if stage.emergency_charged_nanousd() > stage.emergency_limit_nanousd():
+        result.missed.append("the emergency budget was exceeded")
     judge(fault, result, _during(stage.load.answers, begins, mended))
     if pace.by_the_clock:
         judge_times(fault, result)
@@ -132,7 +138,7 @@ def judge(fault: Fault, result: Result, met: list[Answer]) -> None:
     share = result.saw.get(Saw.EMERGENCY, 0) / max(1, len(met))
     if share > fault.most_emergency:
         missed.append(f"{share:.0%} of the answers were on the emergency budget")
-    if result.births != fault.births:
+    if result.births != fault.births and not (fault.more_births and result.births > fault.births):
         missed.append(f"{result.births} workers were born")
 
 

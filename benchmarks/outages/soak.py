@@ -7,7 +7,6 @@ looked at. The same seed draws the same faults in the same order.
 
 import json
 import random
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from backends.keys import known_key
 from benchmarks.outages.fault import Part
 from benchmarks.outages.faults import FAULTS
 from benchmarks.outages.load import Saw, counted
+from benchmarks.outages.play import OUR_TRACEBACK
 from benchmarks.outages.stage import CLIENTS, SETTLING_SECONDS, Stage
 from benchmarks.service.processes import pss_bytes
 from tests.servers import nanousd
@@ -32,7 +32,6 @@ _REST_SECONDS = (3.0, 6.0)
 _MOST_GROWTH = {"memory_mb": 0.1, "descriptors": 0.1, "threads": 0.1, "keys": 0.1}
 """Of the last third of the samples, beyond the one before; more than that is no flat line."""
 _EMERGENCY_USD = "100"
-_SETTLED = re.compile(r"Cost settled .* booked_usd=(\S+) .* backend=emergency")
 _KEPT_AN_HOUR = "record"
 """The kind of key of which each request leaves one, for an hour past its end."""
 
@@ -90,13 +89,13 @@ def run_soak(
             say(_in_short(sample))
         stage.load.stop()
         soak.saw = counted(stage.load.answers)
-        soak.emergency_nanousd = watch.settled_in_emergencies()
+        soak.emergency_nanousd = stage.emergency_nanousd()
         soak.missed = [f"minute {each.minute:.0f}: {text}" for each in soak.samples for text in each.missed]
         soak.missed += list(growths(soak.samples))
         if Saw.OTHER in soak.saw:
             soak.missed.append(f"{soak.saw[Saw.OTHER]} clients saw another status")
-        if "Traceback" in stage.service.log():
-            soak.missed.append("there is a traceback in the log")
+        if OUR_TRACEBACK.search(stage.service.log()):
+            soak.missed.append("there is a traceback of ours in the log")
     return soak
 
 
@@ -116,8 +115,6 @@ class _Watch:
         self._random = random.Random(soak.seed)
         self._begins = time.monotonic()
         self._births = stage.births()
-        self._lines_read = 0
-        self._emergency_nanousd = 0
         self._choices = [fault for fault in FAULTS if fault.soak]
 
     def play(self, seconds: float) -> None:
@@ -142,7 +139,7 @@ class _Watch:
         known = (known_key(key) for key in stage.look.scan_iter("*", 1_000))
         kinds = Counter(each.kind if each else "unknown" for each in known)
         missed += [f"{each.key} {each.told}" for each in stage.audit().disagreements]
-        beyond = stage.booked_nanousd() + self.settled_in_emergencies() - stage.billed_nanousd()
+        beyond = stage.booked_nanousd() + stage.emergency_nanousd() - stage.billed_nanousd()
         if beyond < 0:
             missed.append(f"the books hold {-beyond} nano-dollars less than the bill")
         spent = self._spent_by_the_limited()
@@ -165,14 +162,6 @@ class _Watch:
         )
         stage.load.resume()
         return sample
-
-    def settled_in_emergencies(self) -> int:
-        """What answers on the emergency budget came to, by the log: the file has leases in it."""
-        lines = self._stage.service.log_lines()
-        new, self._lines_read = lines[self._lines_read :], len(lines)
-        found = (match for line in new if (match := _SETTLED.search(line)))
-        self._emergency_nanousd += sum(nanousd(match[1]) for match in found)
-        return self._emergency_nanousd
 
     def _spent_by_the_limited(self) -> int:
         days = self._stage.look.scan_iter(f"llm:cost:daily:{LIMITED}:*", 1_000)

@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -14,6 +16,7 @@ import redis
 
 from backends.clock import SystemClock
 from backends.ledger.audit import AuditReport, audit
+from backends.money import nanousd_from_usd
 from backends.store.link import Link
 from benchmarks.outages.fault import CannotInject, Part
 from benchmarks.outages.load import API_KEYS, Load
@@ -25,7 +28,7 @@ from benchmarks.usable import NANOUSD_AN_INPUT_TOKEN, NANOUSD_AN_OUTPUT_TOKEN
 from flaskapp.ops.embedded_redis import HOST, find_server, free_port
 from tests.embedded import FragileServer
 from tests.processes import children_of
-from tests.servers import ROOT, Service
+from tests.servers import ROOT, Service, nanousd
 
 T = TypeVar("T")
 
@@ -51,6 +54,10 @@ _ENVIRONMENT = {
     "FAIL_OPEN_BUDGET_USD": EMERGENCY_USD,
     "WEB_CONCURRENCY": "2",
 }
+_EMERGENCY_LINE = re.compile(
+    r"(?:Cost recorded for stable_identifier|Cost settled) request_id=(?P<request_id>\w+) .*?"
+    r"(?:cost_usd|booked_usd)=(?P<amount_usd>\S+) .*backend=emergency"
+)
 _MOUNT_DISK = 'mount -t tmpfs -o size=512k,mode=0700 none "$0" && exec "$@"'
 _MOUNT_NAMES = 'mount --bind "$0" /etc/resolv.conf && exec "$@"'
 _IN_A_NAMESPACE = ("unshare", "--mount", "--propagation", "private", "sh", "-c")
@@ -191,11 +198,22 @@ class Stage:
         return self.data / f"emergency-budget-127.0.0.1-{self.service.port}.json"
 
     def emergency_nanousd(self) -> int:
-        """What the emergency budget has paid; leases count, so it is exact once the service has ended in good order."""
+        """What answers on the emergency budget came to, by the log; one that has no end there, all that it may cost."""
+        amounts: dict[str, int] = {}
+        for line in self.service.log_lines():
+            if found := _EMERGENCY_LINE.search(line):
+                amounts[found["request_id"]] = nanousd(found["amount_usd"])
+        return sum(amounts.values())
+
+    def emergency_charged_nanousd(self) -> int:
+        """The same by the emergency budget's file, where the lease of a worker that was killed stays spent."""
         try:
             return int(json.loads(self.emergency_page().read_text(encoding="utf-8"))["spent_nanousd"])
         except FileNotFoundError:
             return 0
+
+    def emergency_limit_nanousd(self) -> int:
+        return nanousd_from_usd(Decimal(self.service.environment["FAIL_OPEN_BUDGET_USD"]))
 
     def booked_nanousd(self) -> int:
         """What Redis holds, of all identifiers and days."""
