@@ -195,7 +195,7 @@ def _manage_workers(server: "Arbiter", manage: Callable[[], None]) -> None:
 
     After a SIGHUP nobody would listen for as long as an application takes to start.
     """
-    end = time.monotonic() + server.cfg.timeout
+    end = time.monotonic() + server.cfg.graceful_timeout
     while len(server.WORKERS) > server.num_workers and time.monotonic() < end:
         by_age = sorted(server.WORKERS.values(), key=lambda worker: worker.age)
         if all(worker.turns.listens(worker.age) for worker in by_age[-server.num_workers :]):
