@@ -52,6 +52,8 @@ class Fault:
     """What clients may see while it lasts, besides answers that are booked."""
     must: frozenset[Saw] = frozenset()
     """What at least one of them has to see: otherwise the fault was not felt."""
+    felt: "Callable[[Stage], object] | None" = None
+    """Whether it was felt, where clients need not notice it; asked before it is mended."""
     most_emergency: float = 1.0
     """The share of the answers meanwhile that may be on the emergency budget."""
     births: int = 0

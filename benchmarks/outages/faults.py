@@ -1,6 +1,8 @@
 """The list of faults, as data: what is injected, and what may come of it."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from benchmarks.outages import injections as do
 from benchmarks.outages.fault import Fault, Part
@@ -13,16 +15,16 @@ _BROKEN_OFF = frozenset({Saw.ENDED, Saw.CUT, Saw.NO_CONNECTION})
 _WIRE = frozenset({Part.WIRE})
 _NAME = frozenset({Part.NAME})
 _HOUR = 3_600
-_BRIDGED = {"may": _EMERGENCY, "must": _EMERGENCY}
-_KILLED = {"may": _BROKEN_OFF, "left_booked": True}
+_BRIDGED: dict[str, Any] = {"may": _EMERGENCY, "must": _EMERGENCY}
+_KILLED: dict[str, Any] = {"may": _BROKEN_OFF, "left_booked": True}
 
 
-def _redis_outage(name: str, title: str, inject: object, **fields: object) -> Fault:
-    return Fault(name, "E", title, inject, **{**_BRIDGED, **fields})  # type: ignore[arg-type] # fields of a Fault
+def _redis_outage(name: str, title: str, inject: Callable[..., Any], **fields: Any) -> Fault:
+    return Fault(name, "E", title, inject, **{**_BRIDGED, **fields})
 
 
-def _around(name: str, title: str, inject: object, **fields: object) -> Fault:
-    return Fault(name, "I", title, inject, **fields)  # type: ignore[arg-type] # fields of a Fault
+def _around(name: str, title: str, inject: Callable[..., Any], **fields: Any) -> Fault:
+    return Fault(name, "I", title, inject, **fields)
 
 
 FAULTS = (
@@ -69,6 +71,7 @@ FAULTS = (
         must=frozenset(),
         most_emergency=0.1,
         seconds=6.0,
+        felt=lambda stage: stage.wire.lost,
         parts=_WIRE,
         soak=True,
     ),
@@ -108,6 +111,7 @@ FAULTS = (
         do.take_no_more_clients,
         may=_UNAVAILABLE,
         must=frozenset(),
+        felt=lambda stage: stage.look.info("stats")["rejected_connections"],
         burst=16,
     ),
     _around(
@@ -116,6 +120,7 @@ FAULTS = (
         partial(do.lose_name, mode="refuses"),
         may=_UNAVAILABLE,
         burst=16,
+        felt=lambda stage: stage.names.asked_in_vain,
         parts=_NAME,
     ),
     _around(
@@ -124,6 +129,7 @@ FAULTS = (
         partial(do.lose_name, mode="silent"),
         may=_UNAVAILABLE,
         burst=16,
+        felt=lambda stage: stage.names.asked_in_vain,
         parts=_NAME,
     ),
     _around(

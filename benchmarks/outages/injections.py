@@ -16,7 +16,8 @@ import redis
 
 from benchmarks.outages.fault import CannotInject, Mend
 from benchmarks.outages.stage import Stage, Store
-from flaskapp.ops.embedded_redis import HOST, find_server
+from flaskapp.ops.embedded_redis import find_server
+from flaskapp.ops.running_redis import HOST
 from tests.servers import START_SECONDS
 
 _BLINK_SECONDS = 0.25

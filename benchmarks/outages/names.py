@@ -22,6 +22,7 @@ class NameServer:
     """
 
     def __init__(self, directory: Path) -> None:
+        self.asked_in_vain = 0
         self.mode: Literal["answers", "silent", "refuses"] = "answers"
         # Loopback has sixteen million addresses; one of its own for each process.
         address = f"127.{os.getpid() >> 8 & 255}.{os.getpid() & 255}.53"
@@ -50,6 +51,7 @@ class NameServer:
                 text, asker = query
                 if not text:
                     return
+                self.asked_in_vain += self.mode != "answers"
                 if self.mode != "silent":
                     self._socket.sendto(self._reply(text), asker)
 

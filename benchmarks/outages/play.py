@@ -3,6 +3,7 @@
 import re
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,6 +70,8 @@ def play(fault: Fault, pace: Pace = Pace()) -> Result:
             _play(fault, stage, result, pace)
     except CannotInject as error:
         result.skipped = str(error)
+    except Exception as error:  # noqa: BLE001 - the other faults go on
+        result.missed.append(f"it could not be played: {type(error).__name__}: {error}")
     return result
 
 
@@ -82,28 +85,39 @@ def _play(fault: Fault, stage: Stage, result: Result, pace: Pace) -> None:
     mend = fault.inject(stage)
     stage.load.add(fault.burst)
     time.sleep(fault.seconds)
+    if fault.felt is not None and not fault.felt(stage):
+        result.missed.append("it was not felt: was it injected?")
     mend()
     mended = time.monotonic()
     time.sleep(pace.after_seconds)
     result.births = stage.births() - births
     stage.load.stop()
-    is_settled = fault.left_booked or stage.wait(stage.is_settled, SETTLING_SECONDS)
-    disagreements = stage.audit().disagreements
+    result.missed += _look_into_the_books(fault, stage)
     stage.service.stop()
+    result.missed += _look_into_the_service(fault, stage)
     _count(result, stage, begins, mended)
-    if fault.keeps_time:
-        result.missed += [f"{each.key} {each.told}" for each in disagreements]
-    if not is_settled:
-        result.missed.append("reservations stay pending")
-    if fault.logged not in stage.service.log():
-        result.missed.append(f"{fault.logged!r} is not in the log")
-    if OUR_TRACEBACK.search(stage.service.log()):
-        result.missed.append("there is a traceback of ours in the log")
-    if stage.emergency_charged_nanousd() > stage.emergency_limit_nanousd():
-        result.missed.append("the emergency budget was exceeded")
     judge(fault, result, _during(stage.load.answers, begins, mended))
     if pace.by_the_clock:
         judge_times(fault, result)
+
+
+def _look_into_the_books(fault: Fault, stage: Stage) -> Iterator[str]:
+    if not fault.left_booked and not stage.wait(stage.is_settled, SETTLING_SECONDS):
+        yield "reservations stay pending"
+    disagreements = stage.audit().disagreements
+    if fault.keeps_time:
+        yield from (f"{each.key} {each.told}" for each in disagreements)
+
+
+def _look_into_the_service(fault: Fault, stage: Stage) -> Iterator[str]:
+    """At what it has left; it has ended."""
+    log = stage.service.log()
+    if fault.logged not in log:
+        yield f"{fault.logged!r} is not in the log"
+    if OUR_TRACEBACK.search(log):
+        yield "there is a traceback of ours in the log"
+    if stage.emergency_charged_nanousd() > stage.emergency_limit_nanousd():
+        yield "the emergency budget was exceeded"
 
 
 def _during(answers: list[Answer], begins: float, mended: float) -> list[Answer]:

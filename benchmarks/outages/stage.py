@@ -25,7 +25,8 @@ from benchmarks.outages.shim import Shim
 from benchmarks.outages.wire import Wire
 from benchmarks.service.processes import fetch, running
 from benchmarks.usable import NANOUSD_AN_INPUT_TOKEN, NANOUSD_AN_OUTPUT_TOKEN
-from flaskapp.ops.embedded_redis import HOST, find_server, free_port
+from flaskapp.ops.embedded_redis import find_server, free_port
+from flaskapp.ops.running_redis import HOST
 from tests.embedded import FragileServer
 from tests.processes import children_of
 from tests.servers import ROOT, Service, nanousd

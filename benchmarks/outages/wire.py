@@ -18,6 +18,8 @@ class Wire:
 
     def __init__(self, target: int, seed: int = 1) -> None:
         self.target = target
+        self.lost = 0
+        """Replies, so far."""
         self._random = random.Random(seed)
         self._listener = socket.create_server((HOST, 0), backlog=1_024)
         self.port: int = self._listener.getsockname()[1]
@@ -88,7 +90,9 @@ class Wire:
 
     def _comes_through(self) -> bool:
         time.sleep(self._delay_seconds)
-        return self._random.random() >= self._lost_share
+        is_lost = self._random.random() < self._lost_share
+        self.lost += is_lost
+        return not is_lost
 
     def _forward(self, source: socket.socket, sink: socket.socket, comes_through: Callable[[], bool]) -> None:
         with suppress(OSError):

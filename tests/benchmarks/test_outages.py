@@ -38,6 +38,11 @@ def test_what_is_not_expected_is_told():
     assert result.missed == ["clients saw 200 emergency", "no client saw 503: was it injected?"]
 
 
+def test_a_fault_that_was_not_felt_is_told():
+    result = play(fault(seconds=0.2, felt=lambda stage: stage.look.info("stats")["rejected_connections"]), BRIEF)
+    assert result.missed == ["it was not felt: was it injected?"]
+
+
 def fault(**changes):
     return replace(Fault("some", "E", "some fault", lambda _stage: lambda: None), **changes)
 
@@ -117,7 +122,7 @@ def sample(**figures):
 def test_what_grows_is_no_flat_line(name):
     flat = [sample() for _ in range(6)]
     assert list(growths(flat)) == []
-    grown = [*flat[:4], *(replace(each, **{name: getattr(each, name) * 1.2}) for each in flat[4:])]
+    grown = [*flat[:4], *(replace(each, **{name: getattr(each, name) * 1.5}) for each in flat[4:])]
     [told] = growths(grown)
     assert told.startswith(f"{name} grew from ")
     assert list(growths(flat[:2])) == []
@@ -221,3 +226,4 @@ def test_a_name_server_answers_refuses_or_is_silent(name_server):
     assert asked(name_server, 1)[3] & 15 == 5
     name_server.mode = "silent"
     assert asked(name_server, 1) is None
+    assert name_server.asked_in_vain == 2
