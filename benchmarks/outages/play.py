@@ -21,8 +21,8 @@ OUR_TRACEBACK = re.compile(r'^  File ".*/(?:backends|flaskapp)/', re.MULTILINE)
 class Pace:
     """How long there is load before a fault and after it was mended."""
 
-    before_seconds: float = 1.5
-    after_seconds: float = 4.0
+    before_seconds: float = 1.0
+    after_seconds: float = 3.5
     by_the_clock: bool = True
     """Whether times count for what is missed."""
 

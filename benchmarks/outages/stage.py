@@ -140,9 +140,10 @@ class Stage:
         self.lead_to(store, enter(redis.Redis(port=store.port, decode_responses=True, socket_timeout=20)))
         self._upstream_port = free_port()
         command = [sys.executable, "-m", "benchmarks.upstream", "--port", str(self._upstream_port), "--median", "15"]
-        enter(running(command, own / "upstream", {})).wait_for_answer(self._upstream_port, "/stats")
+        upstream = enter(running(command, own / "upstream", {}))
         self.service = self._make_service()
         enter(self.service)
+        upstream.wait_for_answer(self._upstream_port, "/stats")
         self.data = self.service.directory / ".data"
         if Part.SMALL_DISK in self._parts:
             # What is mounted for the service lives as long as somebody has it open.
