@@ -223,6 +223,7 @@ FAULTS = (
         may=_BROKEN_OFF,
         must=frozenset({Saw.NO_CONNECTION}),
         births=2,
+        in_time=False,
     ),
     _around("reloaded", "SIGHUP", do.reload, births=2, soak=True),
     _around(
