@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks.outages import names
-from benchmarks.outages.fault import Fault
+from benchmarks.outages.fault import CannotInject, Fault
 from benchmarks.outages.faults import FAULTS
 from benchmarks.outages.load import Answer, Saw
 from benchmarks.outages.names import NAME, NameServer
 from benchmarks.outages.play import Pace, Result, judge, judge_times, play
 from benchmarks.outages.report import markdown
+from benchmarks.outages.shim import Shim
 from benchmarks.outages.soak import Sample, growths, run_soak
 from benchmarks.outages.wire import Wire
 from tests.faults.wire import listening, wait_for
@@ -41,6 +42,16 @@ def test_what_is_not_expected_is_told():
 def test_a_fault_that_was_not_felt_is_told():
     result = play(fault(seconds=0.2, felt=lambda stage: stage.look.info("stats")["rejected_connections"]), BRIEF)
     assert result.missed == ["it was not felt: was it injected?"]
+
+
+def test_what_this_user_or_machine_cannot_do_is_left_out_with_its_reason(monkeypatch, tmp_path):
+    monkeypatch.setattr("os.geteuid", lambda: 1)
+    result = play(BY_NAME["disk-full"], BRIEF)
+    assert (result.skipped, result.missed, result.requests) == ("takes root", [], 0)
+    assert "not injected: takes root" in markdown([result])
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    with pytest.raises(CannotInject, match="no C compiler"):
+        Shim(tmp_path)
 
 
 def fault(**changes):
