@@ -20,7 +20,9 @@ import sys  # noqa: E402
 import tempfile  # noqa: E402
 import threading  # noqa: E402
 import time  # noqa: E402
+from collections.abc import Callable  # noqa: E402
 from contextlib import suppress  # noqa: E402
+from functools import partial  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import IO, TYPE_CHECKING, Any  # noqa: E402
 
@@ -89,6 +91,10 @@ class TakingTurns:
     def end(self, worker: int) -> None:
         """It listens no more, and perhaps has ended."""
         self._listens[worker % _PLACES] = 0
+
+    def listens(self, worker: int) -> bool:
+        """Whether it does."""
+        return self._listens[worker % _PLACES] == 1
 
     def may_end(self, worker: int) -> bool:
         """Whether another one listens; then this one counts as not listening from now on, and has to end."""
@@ -197,6 +203,22 @@ def when_ready(server: "Arbiter") -> None:
             os.geteuid(),
         )
         sys.exit(1)
+    server.manage_workers = partial(_manage_workers, server, server.manage_workers)
+
+
+def _manage_workers(server: "Arbiter", manage: Callable[[], None]) -> None:
+    """`manage`, which is gunicorn's own, ends the workers that are too many: here not before the new ones listen.
+
+    After a SIGHUP nobody would listen for as long as an application takes to start.
+    """
+    end = time.monotonic() + server.cfg.graceful_timeout
+    while len(server.WORKERS) > server.num_workers and time.monotonic() < end:
+        by_age = sorted(server.WORKERS.values(), key=lambda worker: worker.age)
+        if all(worker.turns.listens(worker.age) for worker in by_age[-server.num_workers :]):
+            break
+        server.reap_workers()
+        time.sleep(0.1)
+    manage()
 
 
 def _own_metrics_directory(base: Path) -> tuple[Path, IO[str]]:

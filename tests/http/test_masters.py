@@ -136,6 +136,16 @@ def test_sighup_serves_the_code_that_is_on_disk_then(tmp_path, redis_url):
         assert service.by_each_worker(lambda: service.said) == ["new", "new"]
 
 
+def test_old_workers_of_a_reload_listen_until_the_new_ones_do(service):
+    seen = len(service.log_lines())
+    reload(service, seen)
+    lines = service.log_lines()[seen:]
+    booted = [number for number, line in enumerate(lines) if BOOTED in line]
+    ended = [number for number, line in enumerate(lines) if "Worker exiting" in line]
+    assert (len(booted), len(ended)) == (service.workers, service.workers)
+    assert max(booted) < min(ended)
+
+
 def test_reload_serves_new_code(tmp_path, redis_url):
     with Reloading(tmp_path, redis_url, WEB_CONCURRENCY="1") as service:
         assert service.said == "ok"
