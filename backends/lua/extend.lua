@@ -49,7 +49,7 @@ end
 if now_us > tonumber(ARGV[2]) then return { 10, 0, now_us } end
 local record = call('GET', KEYS[1])
 if not record then return { 8, 0, now_us } end
-local state, nanousd, request_digest, charged_to = match(record, '^(%a+) (%d+) %d+ (%x+) (.*)$')
+local state, nanousd, request_digest, charged_to = match(record, '^(%a+) (%d+) %d+ (%x%x%x%x%x%x%x%x)%x* (.*)$')
 if request_digest ~= ARGV[3] then return { 9, 0, now_us } end
 
 local places, hints, held, ends_us = {}, tonumber(BUDGETS), tonumber(nanousd), made_at_us + pending_s * SECOND

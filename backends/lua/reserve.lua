@@ -13,7 +13,7 @@ ARGV  1  now_us           '' in production: Redis' own TIME; a number in tests
       2  deadline_us      Redis' time after which the caller has given up
       3  cost             nanousd, > 0
       4  at_least         nanousd that admit it where `cost` does not fit; '': all of `cost` or nothing
-      5  request_digest   digest of what the id stands for
+      5  request_digest   8 hex digits of what the id stands for; records of versions before have eight more
       6  charged_to       for the record: what it is charged to
       7  mark_when_busy   '1' or '0'; '': no identifier, so no marker
       8  counts           "<pending_s> <budgets> <windows> <owners> <everybody> <from_s> <until_s>": the longest that it may be pending;
@@ -151,7 +151,7 @@ end
 local is_any = call('EXISTS', KEYS[1], unpack(KEYS, LAST + 1)) > 0
 local record, marker, known = is_any and call('GET', KEYS[1]), is_any and MARKER and call('GET', MARKER), is_any and body and call('GET', KEYS[#KEYS])
 if record then
-  local state, nanousd, made_at_us, known_digest, its = match(record, '^(%a+) (%d+) (%d+) (%x+) (.*)$')
+  local state, nanousd, made_at_us, known_digest, its = match(record, '^(%a+) (%d+) (%d+) (%x%x%x%x%x%x%x%x)%x* (.*)$')
   if known_digest ~= ARGV[5] then return { 9, 0, now_us } end
   if state ~= 'open' then return { 8, 0, now_us, tonumber(nanousd) } end
   return admitted(tonumber(match(its, '^%d+ (%d+)')), tonumber(made_at_us), tonumber(nanousd), 0, '', its, 0)

@@ -7,7 +7,7 @@ KEYS  record, per budget, per window, per owner: as in reserve.lua, of the perio
       idempotency   as in reserve.lua; only with `body`
 
 ARGV  1  now_us   2  request_digest   as in reserve.lua
-      3  end      settled, or released: nothing was used, and the idempotency key is free again
+      3  end      paid, or released: nothing was used, and the idempotency key is free again
       4  actual   nanousd, >= 0       5  made_at_us   6  charged_to   as reserve.lua replied
       7  counts   "<pending_s> <budgets> <windows> <owners> <everybody> <mine>": as in reserve.lua, and the number of the owner
                   who is the identifier, or 0
@@ -49,7 +49,7 @@ local pending_bucket = format('%.0f', made_s - made_s % pending_bucket_s)
 local status, delta, held, charged_to = 0, tonumber(ARGV[4]), 0, ''
 local record = call('GET', KEYS[1])
 if record then
-  local state, nanousd, known_digest, its = match(record, '^(%a+) (%d+) %d+ (%x+) (.*)$')
+  local state, nanousd, known_digest, its = match(record, '^(%a+) (%d+) %d+ (%x%x%x%x%x%x%x%x)%x* (.*)$')
   if known_digest ~= ARGV[2] then return { 9, 0, now_us, 0 } end
   if state ~= 'open' then return { 1, tonumber(nanousd), now_us, 0 } end
   held, charged_to = tonumber(nanousd), its
@@ -117,7 +117,7 @@ end
 call('SET', KEYS[1], format('%s %s %.0f %s %s', ARGV[3], ARGV[4], made_at_us, ARGV[2], ARGV[6]), 'EX', RECORD_KEEP_S)
 if body then
   local rid = known and match(known, '^%a+ %x+ (%S+) ')
-  if ARGV[3] == 'settled' and (not known or rid == ARGV[10]) then
+  if ARGV[3] == 'paid' and (not known or rid == ARGV[10]) then
     call('SET', KEYS[#KEYS], format('settled %s %s %s %.0f', body, ARGV[10], ARGV[4], now_us), 'EX', IDEMPOTENCY_KEEP_S)
   elseif rid == ARGV[10] then
     call('DEL', KEYS[#KEYS])

@@ -10,7 +10,7 @@ from backends.clock import US_PER_SECOND
 from backends.contract import Ask, Outcome, Refusal, Reservation, Settlement
 from backends.errors import ReservationConflict
 from backends.keys import RECORD_KEEP_SECONDS, Row, cause_of, rows_at
-from backends.records import Record, budgets_charged
+from backends.records import REQUEST_DIGITS, Record, budgets_charged
 from backends.strategies import arithmetic
 from backends.strategies.arithmetic import Total
 
@@ -18,7 +18,7 @@ _CONFLICT_TEXT = {arithmetic.ENDED: "has ended", arithmetic.CONFLICT: "stands fo
 
 
 def request_digest_of(ask: Ask) -> str:
-    """16 hex digits, the same for an id that is sent again for the same cost and owners, whatever the limits are.
+    """8 hex digits, the same for an id that is sent again for the same cost and owners, whatever the limits are.
 
     The owners are the identifier and the network; where an ask has neither, those of all its budgets.
     """
@@ -26,7 +26,8 @@ def request_digest_of(ask: Ask) -> str:
     if not (who or network):
         who = repr([(budget.name, budget.owner) for budget in ask.budgets])
     text = f"{who}\n{network}\n{ask.cost_nanousd}"
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    # The first digits of what versions before wrote.
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()[:REQUEST_DIGITS]
 
 
 def rows_of(reservation: Reservation) -> list[Row]:

@@ -19,7 +19,7 @@ from backends.keys import (
     rows_at,
     running_key,
 )
-from backends.records import NO_OWNER, digest_of, key_digest, pending_suffix, record_in
+from backends.records import NO_OWNER, digest_of, key_digest, pending_suffix, record_in, stored_state
 from backends.strategies import arithmetic, outcomes
 from backends.strategies.arithmetic import NEVER_SECONDS
 
@@ -310,7 +310,7 @@ def settle_call(reservation: Reservation, ending: str, actual_nanousd: int, now_
     args: list[str | int] = [
         now_text,
         reservation.request_digest,
-        ending,
+        stored_state(ending),
         actual_nanousd,
         reservation.made_at_us,
         owned.charged_to,

@@ -25,6 +25,11 @@ from tests.lua import (
 
 # What stands in the script, what is put in its place, and the case that notices.
 RESERVE = [
+    (
+        "(%x%x%x%x%x%x%x%x)%x*",
+        "(%x+)",
+        "a_record_of_a_version_before_is_said_again_extended_and_ended",
+    ),
     ("if now_us > tonumber(ARGV[2]) then", "if false then", "past_the_deadline_nothing_is_written"),
     (
         "if now_us > tonumber(ARGV[2]) then",
@@ -626,6 +631,11 @@ RUNNING_TEXTS = [
     ("math.min(window.bucket_s, HINT_KEEP_S))", "HINT_KEEP_S)", "what_is_kept_and_for_how_long"),
 ]
 EXTEND = [
+    (
+        "(%x%x%x%x%x%x%x%x)%x*",
+        "(%x+)",
+        "a_record_of_a_version_before_is_said_again_extended_and_ended",
+    ),
     ("if now_us > tonumber(ARGV[2]) then", "if false then", "past_the_deadline_nothing_is_extended"),
     (
         "if now_us > tonumber(ARGV[2]) then",
@@ -885,6 +895,11 @@ EXTEND = [
     ("is_plain and {", "{", "an_extension_adds_to_what_it_was_charged_to"),
 ]
 SETTLE = [
+    (
+        "(%x%x%x%x%x%x%x%x)%x*",
+        "(%x+)",
+        "a_record_of_a_version_before_is_said_again_extended_and_ended",
+    ),
     ("now_us = time[1] * SECOND + time[2]", "now_us = time[1] * SECOND", "by_the_servers_own_time"),
     (
         "  if known_digest ~= ARGV[2] then return { 9, 0, now_us, 0 } end\n",
@@ -1054,13 +1069,13 @@ SETTLE = [
     ),
     (
         "format('%s %s %.0f %s %s', ARGV[3], ARGV[4],",
-        "format('%s %s %.0f %s %s', 'settled', ARGV[4],",
+        "format('%s %s %.0f %s %s', 'paid', ARGV[4],",
         "a_release_leaves_its_record_for_an_hour",
     ),
     ("ARGV[2], ARGV[6]), 'EX', RECORD_KEEP_S)", "ARGV[2], ARGV[6]))", "the_known_layout_of_keys"),
     ("ARGV[2], ARGV[6]), 'EX', RECORD_KEEP_S)", "ARGV[2], ARGV[6]), 'KEEPTTL')", "what_is_kept_and_for_how_long"),
     (
-        "if ARGV[3] == 'settled' and",
+        "if ARGV[3] == 'paid' and",
         "if",
         "without_its_record_a_reservation_is_not_extended_and_a_release_books_nothing",
     ),
