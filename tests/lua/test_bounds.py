@@ -116,6 +116,9 @@ def test_a_window_is_not_read_while_what_it_came_to_is_known(client):
     assert sum(again.values()) < sum(first.values())
     refused = commands_of(client, lambda: reserve(client, "c", global_day=0))
     assert refused["zrange"] == 3
+    room = dict.fromkeys(BOOKS, MUCH)
+    assert "zrange" not in commands_of(client, lambda: extend(client, "a", **room))
+    assert commands_of(client, lambda: extend(client, "b", 10**9, **room | {"window": 1}))["zrange"] == 2
 
 
 def test_a_budget_takes_as_many_commands_whatever_others_there_are(client):

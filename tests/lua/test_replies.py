@@ -578,6 +578,14 @@ def test_expired_money_is_told(client):
     assert settle(client, "left", actual=5, now_us=over_us) == [0, 5, over_us, 0]
 
 
+def test_what_has_expired_is_never_less_than_nothing(client):
+    reserve(client)
+    client.zadd(OF_ALL, {NOW_S: 1})
+    over_us = (NOW_S + 130) * US
+    assert settle(client, now_us=over_us) == [0, 7, over_us, 0]
+    assert not client.exists(OF_ALL)
+
+
 def test_all_that_has_expired_is_told_together(client):
     for number in range(3):
         reserve(client, f"left{number}", cost=10 + number, now_us=NOW_US + number * 10 * US)
