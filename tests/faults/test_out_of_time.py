@@ -79,7 +79,7 @@ def test_an_answer_that_ends_after_its_request_has_used_up_its_time_is_booked_at
         link.run(lambda _: clock.skip(PATIENCE_SECONDS))
         guard.settle(reservation, 1)
     assert told.named("settle_postponed") == []
-    assert guard.books(reservation.budgets).spent("day") == 1
+    assert guard.books(reservation.budgets).spent("window") == 1
 
 
 def test_nothing_runs_after_its_caller_gave_up(own_server, new_link, clock, monkeypatch):
