@@ -669,7 +669,7 @@ class Behaviour:
         assert self.seen() == before
 
     def test_an_end_or_extension_for_another_request_is_a_conflict(self) -> None:
-        other, backend = replace(self.reserve("r0"), request_digest="0" * 16), self.harness.backend
+        other, backend = replace(self.reserve("r0"), request_digest="0" * 8), self.harness.backend
         before = self.seen()
         with conflict():
             backend.settle(other, 1)
