@@ -198,7 +198,7 @@ LINE = b"POST PATH HTTP/1.1\r\nHost: x\r\n"
 UNREADABLE = {
     "no HTTP": (b"\x16\x03\x01%b\r\n\r\n" % SECRET, 400, "request line"),
     "no path": (b"GET\r\n\r\n", 400, "request line"),
-    "another method": (b"%b /v1/models HTTP/1.1\r\n\r\n" % SECRET.upper(), 400, "request line"),
+    "another method": (b"%b /v1/models HTTP/1.1\r\n\r\n" % SECRET, 400, "request line"),
     "a line that is too long": (b"GET /%b HTTP/1.1\r\n\r\n" % (SECRET * 400), 414, "request line"),
     "bare line ends": (b"GET / HTTP/1.1\nAuthorization: %b\n\n" % SECRET, 400, "request line"),
     "another version": (LINE.replace(b"1.1", SECRET), 400, "request line"),
