@@ -38,7 +38,7 @@ TOKENIZERS = {f"{rule} {kind}": trained(rule, kind) for rule in ("nfkc", "nmt_nf
 def test_it_normalises_and_falls_back_to_bytes():
     for tokenizer in TOKENIZERS.values():
         assert len(tokenizer.encode("ﷺ")) == PREFIX + 33 == PREFIX + 11 * len("ﷺ".encode())
-        assert len(tokenizer.encode(SENTENCES[0])) < len(SENTENCES[0]) / 2 + 5
+        assert len(tokenizer.encode(SENTENCES[0])) < len(SENTENCES[0])
 
 
 def test_the_blank_before_a_text_is_within_what_is_added_for_a_message():
