@@ -109,7 +109,7 @@ class BoundedRequest(Request):
 
 def _refuse_codings(environ: Mapping[str, str]) -> None:
     for name, (field, plain, reason) in CODINGS.items():
-        if environ.get(name, plain).strip().lower() != plain:
+        if (environ.get(name, "").strip().lower() or plain) != plain:
             raise InvalidRequest(415, field, reason)
 
 

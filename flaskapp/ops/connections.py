@@ -1,7 +1,7 @@
 """What a gevent worker of gunicorn does with a connection before the application has a request of it.
 
 Requests begin one after another, and between two of them the worker looks at all its connections. So a question of
-health is answered soon, however many others came before it: it does not wait for its turn.
+health is answered soon, however many others came before it: those have turns of their own.
 
 What gunicorn cannot read as a request is refused as everything else is, and nothing of it reaches the log.
 """
@@ -13,7 +13,7 @@ from contextlib import suppress
 from socket import MSG_PEEK, SHUT_WR, socket
 
 from flask import Flask
-from gevent import get_hub
+from gevent import Timeout, get_hub
 from gevent.hub import Waiter
 from gevent.pool import Pool
 from gevent.server import StreamServer
@@ -24,14 +24,14 @@ from backends.clock import Clock, SystemClock
 from flaskapp.http.unreadable import is_of_a_body, refusal
 
 PROBES = ("/healthz", "/readyz")
-"""Paths whose requests do not wait for their turn."""
-_BEGINNINGS = tuple(f"{method} {path}".encode() for method in ("GET", "HEAD") for path in PROBES)
+"""Paths whose requests wait for one another alone."""
+_BEGINNINGS = tuple(f"{method} {path} ".encode() for method in ("GET", "HEAD") for path in PROBES)
 _LONGEST_BEGINNING = max(map(len, _BEGINNINGS))
 _ACCEPTED_AT_ONCE = 8
 """Few, since what one worker accepts no other can."""
 _MOST_WAIT_SECONDS = 0.02
 """How long new connections alone are looked at while more and more come."""
-_LINGER_SECONDS, _LINGER_BYTES = 1, 1_000_000
+_LINGER_SECONDS = 1
 
 
 class Turns:
@@ -78,7 +78,7 @@ class Connections:
     def __init__(self, app: Flask, config: Config) -> None:
         self._app = app
         self._config = config
-        self._turns = Turns(SystemClock())
+        self._turns, self._turns_of_probes = Turns(SystemClock()), Turns(SystemClock())
         app.extensions["tollgate"].bodies.take_turn = self._turns.take
         logging.getLogger("gunicorn.error").addFilter(without_what_was_sent)
 
@@ -97,28 +97,28 @@ class Connections:
             beginning = client.recv(_LONGEST_BEGINNING, MSG_PEEK)
         except OSError:
             return False
-        if beginning and not beginning.startswith(_BEGINNINGS):
-            self._turns.take()
+        if beginning:
+            self._take_turn(is_probe=beginning.startswith(_BEGINNINGS))
         return bool(beginning)
 
     def wait_for_next_turn(self, path: str) -> None:
         """Wait for the turn of a further request of a connection."""
-        if path not in PROBES:
-            self._turns.take()
+        self._take_turn(is_probe=path in PROBES)
+
+    def _take_turn(self, *, is_probe: bool) -> None:
+        (self._turns_of_probes if is_probe else self._turns).take()
 
     def refuse(self, client: socket, error: Exception, address: str) -> None:
         """Answer to what cannot be read as a request; the connection ends then."""
         if is_of_a_body(error):
             # The request was answered before.
             return
-        with suppress(OSError):
-            client.settimeout(_LINGER_SECONDS)
+        with Timeout(_LINGER_SECONDS, exception=False), suppress(OSError):
             client.sendall(refusal(self._app, self._config, error, address))
             # Who is still sending would lose the answer if the connection ended now.
             client.shutdown(SHUT_WR)
-            left = _LINGER_BYTES
-            while left > 0 and (piece := client.recv(65_536)):
-                left -= len(piece)
+            while client.recv(65_536):
+                pass
 
 
 def without_what_was_sent(record: logging.LogRecord) -> bool:

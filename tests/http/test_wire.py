@@ -1,6 +1,7 @@
 """Bad input as it comes over a socket: what no test client would send."""
 
 import json
+import select
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -250,6 +251,20 @@ def test_what_the_server_cannot_read_is_refused_in_the_words_of_the_route(servic
     for words in (head, body.decode(), logged):
         assert SECRET.decode() not in words.lower()
         assert "Traceback" not in words
+
+
+def goes_on_sending(link, times):
+    for _ in range(times):
+        link.sendall(b"x")
+        select.select([], [], [], 0.1)
+
+
+def test_who_goes_on_sending_after_a_refusal_is_hung_up_on(service, untouched):
+    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as link:
+        link.sendall(b"GET\r\n\r\n")
+        assert link.recv(12) == b"HTTP/1.1 400"
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            goes_on_sending(link, 100)
 
 
 def test_a_request_that_breaks_off_leaves_nothing_in_the_log(books, tmp_path, redis_of):
