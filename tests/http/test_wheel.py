@@ -43,7 +43,7 @@ def test_it_serves_from_an_empty_directory(wheel, tmp_path, redis_url):
     with Installed(tmp_path, redis_url, PYTHONPATH=str(wheel)) as service:
         assert service.get("/healthz").json() == {"status": "ok"}
         assert service.chat().status_code == 200
-        assert "gevent" in service.log()
+        assert "Using worker: TurnsWorker" in service.log()
 
 
 def test_it_has_the_commands_of_flask(wheel, tmp_path, redis_url):
