@@ -68,7 +68,7 @@ def read_chat_body(request: Request, *, default_model: str, models: tuple[str, .
     if "model" in given and body.model not in models:
         raise InvalidRequest(422, "model", f"has to be one of {', '.join(models)}")
     if "max_tokens" in given and body.max_tokens > max_tokens:
-        raise InvalidRequest(422, "max_tokens", f"may be at most {max_tokens}")
+        raise InvalidRequest(422, "max_tokens", f"may be at most {max_tokens} (LLM_MAX_TOKENS)")
     defaults: dict[str, object] = {"model": default_model, "max_tokens": max_tokens}
     missing = {name: value for name, value in defaults.items() if name not in given}
     filled = body.model_copy(update=missing)

@@ -504,7 +504,7 @@ def _input_tokens(
         # Clients look for the first five words to know that they have to shorten a conversation.
         reason = (
             f"This model's maximum context length is {max_input_tokens} tokens here, and the messages, with tools and "
-            "images, are longer: reduce their length"
+            "images, are longer: reduce their length (LLM_MAX_INPUT_TOKENS)"
         )
         raise InvalidRequest(400, "messages", reason, code="context_length_exceeded") from error
     except ImagesNotBounded as error:
