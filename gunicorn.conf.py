@@ -124,7 +124,7 @@ class TurnsWorker(GeventWorker):
 
     def handle(self, listener: socket, client: socket, addr: Any) -> None:  # as in gunicorn
         """Serve a new connection."""
-        if self.connections.wait_for_turn(client):
+        if self.connections.wait_for_turn(listener, client):
             super().handle(listener, client, addr)
 
     def handle_request(self, listener_name: Any, req: Any, sock: socket, addr: Any) -> None:  # as in gunicorn

@@ -7,10 +7,11 @@ What gunicorn cannot read as a request is refused as everything else is, and not
 """
 
 import logging
+import socket
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from socket import MSG_PEEK, SHUT_WR, socket
+from sys import byteorder
 
 from flask import Flask
 from gevent import Timeout, get_hub
@@ -27,8 +28,11 @@ PROBES = ("/healthz", "/readyz")
 """Paths whose requests wait for one another alone."""
 _BEGINNINGS = tuple(f"{method} {path} ".encode() for method in ("GET", "HEAD") for path in PROBES)
 _LONGEST_BEGINNING = max(map(len, _BEGINNINGS))
-_ACCEPTED_AT_ONCE = 8
-"""Few, since what one worker accepts no other can."""
+_FEW_WAIT, _ACCEPTED_AT_ONCE = 32, 8
+"""While more than those few wait, they are accepted first and together. Else one after another and served at once: what
+one worker accepts no other can."""
+_QUEUE = slice(24, 28)
+"""Where `TCP_INFO` of a listening socket has the number of connections that wait to be accepted (Linux)."""
 _MOST_WAIT_SECONDS = 0.02
 """How long new connections alone are looked at while more and more come."""
 _LINGER_SECONDS = 1
@@ -57,7 +61,7 @@ class Turns:
         waiter.get()
 
     def announce(self) -> None:
-        """There is a new connection, and perhaps there are more behind it."""
+        """There is a new connection, and there are many behind it."""
         self._has_newcomers = True
 
     def _go_on(self) -> None:
@@ -79,22 +83,26 @@ class Connections:
         self._app = app
         self._config = config
         self._turns, self._turns_of_probes = Turns(SystemClock()), Turns(SystemClock())
+        self._servers: dict[socket.socket, StreamServer] = {}
         app.extensions["tollgate"].bodies.take_turn = self._turns.take
         logging.getLogger("gunicorn.error").addFilter(without_what_was_sent)
 
-    @staticmethod
-    def listen(listener: socket, handle: Callable[..., object], pool: Pool) -> StreamServer:
+    def listen(self, listener: socket.socket, handle: Callable[..., object], pool: Pool) -> StreamServer:
         """The server that hands each new connection to `handle`."""
         server = StreamServer(listener, handle=handle, spawn=pool)
-        server.max_accept = _ACCEPTED_AT_ONCE
+        server.max_accept = 1
+        self._servers[listener] = server
         return server
 
-    def wait_for_turn(self, client: socket) -> bool:
+    def wait_for_turn(self, listener: socket.socket, client: socket.socket) -> bool:
         """Wait for the first bytes of a new connection, and then for its turn; whether there are any."""
-        self._turns.announce()
+        do_many_wait = _waiting(listener) > _FEW_WAIT
+        self._servers[listener].max_accept = _ACCEPTED_AT_ONCE if do_many_wait else 1
+        if do_many_wait:
+            self._turns.announce()
         client.settimeout(self._config.keepalive or None)
         try:
-            beginning = client.recv(_LONGEST_BEGINNING, MSG_PEEK)
+            beginning = client.recv(_LONGEST_BEGINNING, socket.MSG_PEEK)
         except OSError:
             return False
         if beginning:
@@ -108,7 +116,7 @@ class Connections:
     def _take_turn(self, *, is_probe: bool) -> None:
         (self._turns_of_probes if is_probe else self._turns).take()
 
-    def refuse(self, client: socket, error: Exception, address: str) -> None:
+    def refuse(self, client: socket.socket, error: Exception, address: str) -> None:
         """Answer to what cannot be read as a request; the connection ends then."""
         if is_of_a_body(error):
             # The request was answered before.
@@ -116,9 +124,16 @@ class Connections:
         with Timeout(_LINGER_SECONDS, exception=False), suppress(OSError):
             client.sendall(refusal(self._app, self._config, error, address))
             # Who is still sending would lose the answer if the connection ended now.
-            client.shutdown(SHUT_WR)
+            client.shutdown(socket.SHUT_WR)
             while client.recv(65_536):
                 pass
+
+
+def _waiting(listener: socket.socket) -> int:
+    """How many connections wait to be accepted; 0 where the system does not say."""
+    with suppress(OSError, AttributeError):
+        return int.from_bytes(listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28)[_QUEUE], byteorder)
+    return 0
 
 
 def without_what_was_sent(record: logging.LogRecord) -> bool:
