@@ -24,9 +24,14 @@ from collections.abc import Callable  # noqa: E402
 from contextlib import suppress  # noqa: E402
 from functools import partial  # noqa: E402
 from pathlib import Path  # noqa: E402
+from socket import socket  # noqa: E402
 from typing import IO, TYPE_CHECKING, Any  # noqa: E402
 
+from gunicorn.workers.ggevent import GeventWorker  # noqa: E402
+
 if TYPE_CHECKING:
+    from gevent.pool import Pool
+    from gevent.server import StreamServer
     from gunicorn.arbiter import Arbiter
     from gunicorn.workers.base import Worker
 
@@ -109,12 +114,46 @@ class TakingTurns:
         return False
 
 
+class TurnsWorker(GeventWorker):
+    """gunicorn's own, but for new connections, for the order of requests, and for what it cannot read as one.
+
+    What it does there is in `flaskapp.ops.connections`, imported in the worker, so that it is the code of the disk.
+    """
+
+    def load_wsgi(self) -> None:
+        """Import the application."""
+        super().load_wsgi()
+        from flaskapp.ops.connections import Connections  # noqa: PLC0415 - in the worker alone
+
+        self.connections = Connections(self.wsgi, self.cfg)
+
+    def server_class(self, listener: socket, *, spawn: "Pool", **_: object) -> "StreamServer":
+        """Make the server of a listener; the name is one of gunicorn's."""
+        return self.connections.listen(listener, partial(self.handle, listener), spawn)
+
+    def handle(self, listener: socket, client: socket, addr: Any) -> None:  # as in gunicorn
+        """Serve a new connection."""
+        if self.connections.wait_for_turn(listener, client):
+            super().handle(listener, client, addr)
+
+    def handle_request(self, listener_name: Any, req: Any, sock: socket, addr: Any) -> None:  # as in gunicorn
+        """Serve one request of a connection; the first has had its turn."""
+        if req.req_number > 1:
+            self.connections.wait_for_next_turn(req.path)
+        super().handle_request(listener_name, req, sock, addr)
+
+    def handle_error(self, _req: object, client: socket, addr: Any, exc: BaseException) -> None:  # as in gunicorn
+        """Refuse what cannot be read."""
+        if isinstance(exc, Exception):
+            self.connections.refuse(client, exc, addr[0] if addr else "")
+
+
 # Here and not in on_starting: gunicorn would have begun to log.
 _start = _ask_a_child()
 
 bind = [f"{_start['host']}:{_start['port']}"]
 workers = _start["workers"]
-worker_class = "gevent"
+worker_class = TurnsWorker
 # Far more than there can be unfinished bodies, so that a connection with a question of health always finds a place.
 worker_connections = 4_000
 # Each answer under way takes two: the client's connection and the upstream's.
@@ -264,6 +303,10 @@ def post_fork(server: "Arbiter", worker: "Worker") -> None:
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(server.tollgate_metrics)
     os.environ["TOLLGATE_WORKER"] = str(worker.tollgate_number)
     worker.cfg.set("graceful_timeout", max(0, worker.cfg.graceful_timeout - WORKER_KILL_SECONDS))
+
+
+def pre_request(_worker: "Worker", _request: object) -> None:
+    """In place of gunicorn's own, which would log each path: a caller may have put a secret there."""
 
 
 def post_worker_init(worker: "Worker") -> None:

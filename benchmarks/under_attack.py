@@ -153,11 +153,9 @@ def _while_held(port: int, service: Program) -> Iterator[Probed]:
         opening = time.monotonic()
         with _open_bodies(port, networks=networks, size=size, sent=sent) as opened:
             seconds = time.monotonic() - opening
-            # Whoever came before is served before.
-            (first_ms, *_) = _probes(port, 0)
             times = _probes(port, _PROBE_SECONDS)
             grown = (service.memory_bytes() - before) / 1e6
-            first = f"opened in {seconds:.1f} s, first answer {first_ms / 1_000:.1f} s later"
+            first = f"opened in {seconds:.1f} s, first answer {times[0]:.0f} ms later"
             remark = f"{first}; {_statuses(opened)}; {grown:+.0f} MB"
         yield Probed(f"{CONNECTIONS} bodies of {size:,} bytes, {sent:,} sent, {networks} networks", times, remark)
         time.sleep(12)

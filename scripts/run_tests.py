@@ -39,6 +39,7 @@ Two keep two processors busy, and the third uses them while those wait.
 """
 LEFT_OUT = {
     "tests/backends/test_normalised_bounds.py": "the bound of every code point in every form",
+    "tests/backends/test_sentencepiece_bounds.py": "the same against SentencePiece",
     "tests/benchmarks": "the benchmarks and the hammer, briefly",
     "tests/contract/test_comparison.py": "the strategies in every order of two and three callers",
     "tests/contract/test_mixed_strategies.py": "strategies that take turns on one set of books",

@@ -74,7 +74,8 @@ class ChatRoutes:
                 self.system_prompt, history, body.query, settings.llm_max_input_tokens
             )
         except InputTooLong as error:
-            reason = f"is longer than the {settings.llm_max_input_tokens} tokens that an input may have"
+            most = f"{settings.llm_max_input_tokens} tokens that an input may have (LLM_MAX_INPUT_TOKENS)"
+            reason = f"is longer than the {most}"
             raise InvalidRequest(422, "query", reason) from error
         price = self.prices.price(body.model, self.clock.now_us())
         overhead_tokens = self.overheads[body.model]

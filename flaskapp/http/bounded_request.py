@@ -5,7 +5,7 @@ sent: a client that is still sending would lose the answer if its connection end
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from io import BytesIO
 from typing import IO, Any
@@ -22,6 +22,11 @@ _REST_SECONDS, _REST_BYTES = 2, 8_000_000
 _LEFT_BYTES = 4_096
 """What the server reads off by itself: it takes 1 KB at a time, and copies the rest each time."""
 _PIECE_BYTES = 1_000_000
+CODINGS = {
+    "HTTP_CONTENT_ENCODING": ("Content-Encoding", "identity", "may only be identity: send the body as it is"),
+    "HTTP_TRANSFER_ENCODING": ("Transfer-Encoding", "chunked", "may only be chunked: send the body as it is"),
+}
+"""A server may hand over what it cannot decode; a few bytes of it could become a body of any length."""
 
 
 class BoundedRequest(Request):
@@ -39,11 +44,13 @@ class BoundedRequest(Request):
         """The whole body.
 
         Raises:
-            InvalidRequest: 413, 408 or 400: it is longer than `max_content_length`, it took too long, it broke off,
-                or its chunks cannot be read.
+            InvalidRequest: 415, 413, 408 or 400: it is encoded, it is longer than `max_content_length`, it took too
+                long, it broke off, or its chunks cannot be read.
             TooManyBodies: too many others are being read.
         """
         environ, most, length = self.environ, self.max_content_length or 0, self.content_length
+        if "HTTP_CONTENT_ENCODING" in environ or "HTTP_TRANSFER_ENCODING" in environ:
+            _refuse_codings(environ)
         if length is None and not environ.get("wsgi.input_terminated"):
             length = 0
         if length is not None and length > most:
@@ -100,9 +107,16 @@ class BoundedRequest(Request):
         return left > 0 and not body.is_late
 
 
+def _refuse_codings(environ: Mapping[str, str]) -> None:
+    for name, (field, plain, reason) in CODINGS.items():
+        if (environ.get(name, "").strip().lower() or plain) != plain:
+            raise InvalidRequest(415, field, reason)
+
+
 def _too_large(most: int) -> InvalidRequest:
-    setting = " (MAX_REQUEST_BYTES)" if most == current_app.config["MAX_CONTENT_LENGTH"] else ""
-    return InvalidRequest(413, "body", f"may have at most {most} bytes{setting}")
+    is_set = most == current_app.config["MAX_CONTENT_LENGTH"]
+    setting = "(MAX_REQUEST_BYTES)" if is_set else "here, whatever MAX_REQUEST_BYTES is"
+    return InvalidRequest(413, "body", f"may have at most {most} bytes {setting}")
 
 
 def _unfinished(body: OpenBody, bodies: OpenBodies) -> InvalidRequest:

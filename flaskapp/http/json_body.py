@@ -1,12 +1,18 @@
 """JSON bodies of all routes: they are read strictly, and refused with the place and the reason."""
 
-from flask import Request
+import secrets
+
+from flask import Request, current_app
 from pydantic import ValidationError
 
 from flaskapp.http.refusals import InvalidRequest
 from flaskapp.strict_json import MOST_STRUCTURE, StrictJsonError, loads, refuse_much_structure
 
+CHOICE = f"<{secrets.token_hex(8)}>"
+"""What the tags of unions begin with. No caller can know it, so no name in a body is taken for a tag."""
 _PLACE_CHARACTERS = 200
+NO_NAME = '""'
+"""How a field is called whose name is empty."""
 _WORDS = {
     "extra_forbidden": "is not known here",
     "missing": "is missing",
@@ -38,6 +44,7 @@ def read_json_object(request: Request) -> dict[str, object]:
     try:
         text = request.get_data()
         if len(text) > MOST_STRUCTURE:
+            current_app.extensions["tollgate"].bodies.take_turn()
             refuse_much_structure(text)
         content = loads(text)
     except StrictJsonError as error:
@@ -48,10 +55,10 @@ def read_json_object(request: Request) -> dict[str, object]:
 
 
 def not_usable(error: ValidationError) -> InvalidRequest:
-    """The first error, as a 422. Parts of its place in ``<>`` are tags of unions and are left out."""
+    """The first error, as a 422. The tags of unions are parts of its place that are left out."""
     first = error.errors(include_url=False, include_input=False)[0]
-    parts = [part for part in first["loc"] if not str(part).startswith("<")]
-    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
+    parts = [part for part in first["loc"] if not str(part).startswith(CHOICE)]
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part or NO_NAME}" for part in parts)
     words = _WORDS.get(first["type"])
     reason = words.format_map(first.get("ctx", {})) if words else first["msg"][:1].lower() + first["msg"][1:200]
-    return InvalidRequest(422, place[:_PLACE_CHARACTERS] or "body", reason)
+    return InvalidRequest(422, place.removeprefix(".")[:_PLACE_CHARACTERS] or "body", reason)

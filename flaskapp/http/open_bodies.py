@@ -11,8 +11,12 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from operator import attrgetter
+from typing import TYPE_CHECKING
 
 from backends.clock import Clock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SMALL_BYTES = 65_536
 MOST_SMALL, MOST_SMALL_OF_NETWORK = 512, 64
@@ -55,6 +59,8 @@ class OpenBodies:
 
     def __init__(self, clock: Clock, most_seconds: int) -> None:
         self.most_seconds = most_seconds
+        self.take_turn: Callable[[], object] = lambda: None
+        """Called before the work on a large body: the server may let others go first."""
         self._clock = clock
         self._small = _Space(MOST_SMALL, MOST_SMALL_OF_NETWORK)
         self._large = _Space(MOST_LARGE, MOST_LARGE_OF_NETWORK)

@@ -238,8 +238,9 @@ def register_error_handlers(app: Flask) -> None:
 
     @app.errorhandler(RequestEntityTooLarge)
     def too_large(_: RequestEntityTooLarge) -> Response:
-        message = "The form has too many parts, or too large ones."
-        return problem(413, INVALID_REQUEST, "body: too large", message, extra={"field": "body"})
+        # The body itself is short enough by now.
+        reason = f"a form may have at most {request.max_form_parts} parts, whatever MAX_REQUEST_BYTES is"
+        return invalid(InvalidRequest(413, "body", reason))
 
     @app.errorhandler(HTTPException)
     def http(error: HTTPException) -> Response:

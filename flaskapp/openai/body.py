@@ -31,7 +31,7 @@ from pydantic_core import PydanticCustomError
 from backends.contract import frozen_for_the_type_checker
 from backends.pricing.prompt_bounds import ImagesNotBounded, prompt_tokens
 from backends.pricing.token_bounds import InputTooLong
-from flaskapp.http.json_body import not_usable, read_json_object
+from flaskapp.http.json_body import CHOICE, NO_NAME, not_usable, read_json_object
 from flaskapp.http.refusals import InvalidRequest
 from flaskapp.llm import MAX_CHOICES
 
@@ -79,13 +79,18 @@ class _Open(BaseModel):
     cache_control: _CacheControl | None = None
 
 
+def _tag(name: str) -> Tag:
+    """The tag of a union's choice; `not_usable` leaves it out."""
+    return Tag(CHOICE + name)
+
+
 def _by_type(value: object) -> str:
-    """The tag of a union's choice, from the value's `type`; `not_usable` leaves out what is in ``<>``."""
-    return f"<{value.get('type')}>" if isinstance(value, dict) else "<none>"
+    """The tag of a union's choice, from the value's `type`."""
+    return f"{CHOICE}{value.get('type')}" if isinstance(value, dict) else CHOICE
 
 
 def _by_kind(value: object) -> str:
-    return "<text>" if isinstance(value, str) else "<list>" if isinstance(value, list) else "<object>"
+    return CHOICE + ("text" if isinstance(value, str) else "list" if isinstance(value, list) else "object")
 
 
 def _number(value: object) -> Decimal:
@@ -98,13 +103,13 @@ def _number(value: object) -> Decimal:
 def _by_part(value: object) -> str:
     """As `_by_type`; the parts that have only words are alike."""
     tag = _by_type(value)
-    return "<words>" if tag.strip("<>") in _WORDS_PARTS else tag
+    return f"{CHOICE}words" if tag.removeprefix(CHOICE) in _WORDS_PARTS else tag
 
 
 def _by_call(value: object) -> str:
     """As `_by_type`; a call in a stream has its type only once, and some clients lose it."""
     is_function = isinstance(value, dict) and value.get("type") is None and "function" in value
-    return "<function>" if is_function else _by_type(value)
+    return f"{CHOICE}function" if is_function else _by_type(value)
 
 
 _T = TypeVar("_T")
@@ -147,10 +152,10 @@ class _WordsPart(_Open):
 
 
 _Part: TypeAlias = Annotated[
-    Annotated[_TextPart, Tag("<text>")]
-    | Annotated[_RefusalPart, Tag("<refusal>")]
-    | Annotated[_ImagePart, Tag("<image_url>")]
-    | Annotated[_WordsPart, Tag("<words>")],
+    Annotated[_TextPart, _tag("text")]
+    | Annotated[_RefusalPart, _tag("refusal")]
+    | Annotated[_ImagePart, _tag("image_url")]
+    | Annotated[_WordsPart, _tag("words")],
     Discriminator(
         _by_part,
         custom_error_type="part",
@@ -158,7 +163,7 @@ _Part: TypeAlias = Annotated[
     ),
 ]
 _Content: TypeAlias = Annotated[
-    Annotated[str, Tag("<text>")] | Annotated[_List[_Part], Tag("<list>")],
+    Annotated[str, _tag("text")] | Annotated[_List[_Part], _tag("list")],
     Discriminator(_by_kind, custom_error_type="content", custom_error_message="has to be a text or a list of parts"),
 ]
 
@@ -186,7 +191,7 @@ class _CustomToolCall(_Open):
 
 
 _ToolCall: TypeAlias = Annotated[
-    Annotated[_FunctionToolCall, Tag("<function>")] | Annotated[_CustomToolCall, Tag("<custom>")],
+    Annotated[_FunctionToolCall, _tag("function")] | Annotated[_CustomToolCall, _tag("custom")],
     Discriminator(
         _by_call, custom_error_type="call", custom_error_message="has to be a call of the type function or custom"
     ),
@@ -232,7 +237,7 @@ class _CustomTool(_Open):
 
 
 _Tool: TypeAlias = Annotated[
-    Annotated[_FunctionTool, Tag("<function>")] | Annotated[_CustomTool, Tag("<custom>")],
+    Annotated[_FunctionTool, _tag("function")] | Annotated[_CustomTool, _tag("custom")],
     Discriminator(
         _by_type,
         custom_error_type="tool",
@@ -260,8 +265,12 @@ class _Allowed(_Strict):
     tools: Annotated[
         list[
             Annotated[
-                Annotated[_FunctionChoice, Tag("<function>")] | Annotated[_CustomChoice, Tag("<custom>")],
-                Discriminator(_by_type),
+                Annotated[_FunctionChoice, _tag("function")] | Annotated[_CustomChoice, _tag("custom")],
+                Discriminator(
+                    _by_type,
+                    custom_error_type="choice",
+                    custom_error_message="has to be of the type function or custom",
+                ),
             ]
         ],
         Field(max_length=_MAX_DEFINITIONS),
@@ -274,14 +283,14 @@ class _AllowedChoice(_Strict):
 
 
 def _by_word_or_type(value: object) -> str:
-    return "<word>" if isinstance(value, str) else _by_type(value)
+    return f"{CHOICE}word" if isinstance(value, str) else _by_type(value)
 
 
 _ToolChoice: TypeAlias = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag("<word>")]
-    | Annotated[_FunctionChoice, Tag("<function>")]
-    | Annotated[_CustomChoice, Tag("<custom>")]
-    | Annotated[_AllowedChoice, Tag("<allowed_tools>")],
+    Annotated[Literal["none", "auto", "required"], _tag("word")]
+    | Annotated[_FunctionChoice, _tag("function")]
+    | Annotated[_CustomChoice, _tag("custom")]
+    | Annotated[_AllowedChoice, _tag("allowed_tools")],
     Discriminator(
         _by_word_or_type,
         custom_error_type="choice",
@@ -289,7 +298,7 @@ _ToolChoice: TypeAlias = Annotated[
     ),
 ]
 _FunctionCallChoice: TypeAlias = Annotated[
-    Annotated[Literal["none", "auto"], Tag("<text>")] | Annotated[_Named, Tag("<object>")],
+    Annotated[Literal["none", "auto"], _tag("text")] | Annotated[_Named, _tag("object")],
     Discriminator(_by_kind, custom_error_type="choice", custom_error_message="has to be none, auto, or an object"),
 ]
 
@@ -311,9 +320,9 @@ class _SchemaFormat(_Strict):
 
 
 _Format: TypeAlias = Annotated[
-    Annotated[_PlainFormat, Tag("<text>")]
-    | Annotated[_PlainFormat, Tag("<json_object>")]
-    | Annotated[_SchemaFormat, Tag("<json_schema>")],
+    Annotated[_PlainFormat, _tag("text")]
+    | Annotated[_PlainFormat, _tag("json_object")]
+    | Annotated[_SchemaFormat, _tag("json_schema")],
     Discriminator(
         _by_type,
         custom_error_type="format",
@@ -328,7 +337,7 @@ class _StreamOptions(_Strict):
 
 
 _Stop: TypeAlias = Annotated[
-    Annotated[str, Tag("<text>")] | Annotated[Annotated[list[str], Field(max_length=4)], Tag("<list>")],
+    Annotated[str, _tag("text")] | Annotated[Annotated[list[str], Field(max_length=4)], _tag("list")],
     Discriminator(_by_kind, custom_error_type="stop", custom_error_message="has to be a text or a list of at most 4"),
 ]
 
@@ -443,7 +452,7 @@ def read_completion_body(request: Request, bounds: Bounds) -> CompletionBody:
 def _checked(content: Mapping[str, object], bounds: Bounds) -> _Body:
     unknown = sorted(name for name in content.keys() - _Body.model_fields.keys() if content[name] is not None)
     if unknown:
-        raise InvalidRequest(422, unknown[0][:64], _NOT_OFFERED)
+        raise InvalidRequest(422, unknown[0][:64] or NO_NAME, _NOT_OFFERED)
     try:
         has_long_cache = (content.get("model") or bounds.default_model) in bounds.long_cache_models
         return _Body.model_validate(content, context=has_long_cache)
@@ -495,7 +504,7 @@ def _input_tokens(
         # Clients look for the first five words to know that they have to shorten a conversation.
         reason = (
             f"This model's maximum context length is {max_input_tokens} tokens here, and the messages, with tools and "
-            "images, are longer: reduce their length"
+            "images, are longer: reduce their length (LLM_MAX_INPUT_TOKENS)"
         )
         raise InvalidRequest(400, "messages", reason, code="context_length_exceeded") from error
     except ImagesNotBounded as error:

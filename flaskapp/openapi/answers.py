@@ -42,7 +42,7 @@ BAD_BODY = (
     BAD_REQUEST,
     Refused(408, INVALID_REQUEST, "The body took too long to arrive: `REQUEST_BODY_SECONDS`."),
     Refused(413, INVALID_REQUEST, "The body is too large: `MAX_REQUEST_BYTES`."),
-    Refused(415, INVALID_REQUEST, "The body is of another media type."),
+    Refused(415, INVALID_REQUEST, "The body is of another media type, or encoded."),
     Refused(
         422,
         INVALID_REQUEST,

@@ -59,6 +59,7 @@ _WORDS = {
     "serving": "Serving",
     "builtin_model": "The built-in model answers in production, since LLM_BASE_URL is not set",
     "setting_changed": "Setting changed",
+    "unreadable_request": "A request that the server cannot read",
     "unexpected_error": "Unexpected error",
 }
 _LEVELS = {
@@ -83,6 +84,7 @@ _LEVELS = {
     "forwarded_ignored": logging.WARNING,
     "forwarded_unreadable": logging.WARNING,
     "builtin_model": logging.WARNING,
+    "unreadable_request": logging.WARNING,
     "unexpected_error": logging.ERROR,
     "setting_ignored": logging.WARNING,
     "settings_unreadable": logging.WARNING,

@@ -2,6 +2,7 @@
 
 import json
 from io import BytesIO
+from unicodedata import category
 
 import pytest
 from werkzeug.test import EnvironBuilder, run_wsgi_app
@@ -88,12 +89,29 @@ NOT_A_QUESTION = {
     "query empty": ({"query": ""}, "query"),
     **{
         f"query blank: {blank!r}": ({"query": blank}, "query")
-        for blank in (" ", "\t\r\n", "\u00a0\u2003\u3000", "\x1f")
+        for blank in (
+            *(
+                " ",
+                "\t\r\n",
+                "\u00a0\u2003\u3000",
+                "\x1f",
+                "\x00",
+                "\ufeff",
+                "\u200b\u200d\u2060",
+                "\u202e \u200f",
+                "\u00ad",
+            ),
+            *("\u3164", "\u2800", "\ufe0f", "\u115f\u1160\uffa0", "\u034f", "\U000e0041\U000e007f", "\u061c\u180e"),
+        )
     },
     "query of 8,001 characters": ({"query": "x" * 8_001}, "query"),
     "query of 100 kB": ({"query": "x" * 100_000}, "query"),
     "query of too many tokens": ({"query": "\u0bb3\u0bbf" * 4_000}, "query"),
     "an unknown field": ({"query": "x", "stream": True}, "stream"),
+    "an unknown field <b>": ({"query": "x", "<b>": 1}, "<b>"),
+    "an unknown field <": ({"query": "x", "<": 1}, "<"),
+    "an unknown field with a dot": ({"query": "x", ".x": 1}, ".x"),
+    "an unknown field without a name": ({"query": "x", "": 1}, '""'),
     "an unknown field with a long name": ({"query": "x", "y" * 10_000: 1}, "y" * 200),
     "history null": ({"query": "x", "chat_history": None}, "chat_history"),
     "history a text": ({"query": "x", "chat_history": "hello"}, "chat_history"),
@@ -102,6 +120,10 @@ NOT_A_QUESTION = {
     "a system turn": ({"query": "x", "chat_history": [{"role": "system", "content": ""}]}, "chat_history[0].role"),
     "a turn without content": ({"query": "x", "chat_history": [{"role": "user"}]}, "chat_history[0].content"),
     "content null": ({"query": "x", "chat_history": [{"role": "user", "content": None}]}, "chat_history[0].content"),
+    "an unknown field <text> of a turn": (
+        {"query": "x", "chat_history": [{"role": "user", "content": "", "<text>": "x"}]},
+        "chat_history[0].<text>",
+    ),
     "an unknown field of a turn": (
         {"query": "x", "chat_history": [{"role": "user", "content": "", "name": "x"}]},
         "chat_history[0].name",
@@ -128,6 +150,23 @@ def test_a_blank_query_is_called_blank(service):
     is_refused(service, post(service, '{"query": " \\n "}'), 422, "query", "may not be blank")
 
 
+def test_every_character_that_is_not_seen_is_blank(service):
+    unseen = [
+        chr(code)
+        for code in (*range(0xD800), *range(0xE000, 0x110000))
+        if category(chr(code)) in {"Cc", "Cf", "Zs", "Zl", "Zp"} or chr(code).isspace()
+    ]
+    assert len(unseen) > 200
+    is_refused(service, post(service, json.dumps({"query": "".join(unseen)})), 422, "query", "may not be blank")
+
+
+@pytest.mark.parametrize(
+    "query", ["\ufeffx", "\u200b?\u200b", "\u00e9", "\U0001f469\u200d\U0001f467", "\u0301", "\x00."]
+)
+def test_one_character_that_is_seen_is_a_question(service, query):
+    assert service.chat(query=query).status_code == 200
+
+
 @pytest.mark.parametrize("number", ["9" * 4_301, "-" + "9" * 4_301, "9" * 900_000, "1e400", "5.0", "5e0", "0.5e1"])
 def test_a_number_of_any_length_is_a_422_at_once(service, number):
     is_refused(service, post(service, f'{{"query": "x", "max_tokens": {number}}}'), 422, "max_tokens")
@@ -146,6 +185,25 @@ def test_a_number_of_any_length_is_a_422_at_once(service, number):
 )
 def test_another_content_type_is_a_415(service, content_type):
     is_refused(service, post(service, '{"query": "x"}', **{"Content-Type": content_type}), 415, "Content-Type")
+
+
+CODINGS = {
+    "Content-Encoding": ("gzip", "GZIP", "br", "deflate", "zstd", "identity, gzip", "gzip, identity", "x"),
+    "Transfer-Encoding": ("gzip, chunked", "deflate,chunked", "gzip", "identity", "x"),
+}
+
+
+@pytest.mark.parametrize(("name", "coding"), [(name, each) for name, given in CODINGS.items() for each in given])
+def test_a_body_in_another_coding_is_a_415_and_is_not_read(service, name, coding):
+    # Shorter than announced: whoever read it would know.
+    environ = {"CONTENT_LENGTH": "900000", f"HTTP_{name.upper().replace('-', '_')}": coding}
+    answer = service.client.post(CHAT, data=b"{}", content_type="application/json", environ_overrides=environ)
+    is_refused(service, answer, 415, name, "send the body as it is")
+
+
+@pytest.mark.parametrize("coding", ["identity", " Identity ", ""])
+def test_a_body_that_is_not_encoded_may_say_so(service, coding):
+    is_refused(service, post(service, b"{}", **{"Content-Encoding": coding}), 422, "query")
 
 
 @pytest.mark.parametrize("size", [1_000_001, 5_000_000])

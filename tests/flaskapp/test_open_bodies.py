@@ -130,5 +130,36 @@ def test_the_admin_s_bodies_are_shorter(make_app, path, most):
         return service.client.open(path, method=method, data=b" " * size, headers=headers, content_type=media)
 
     refused = ask(most + 1)
-    assert (refused.status_code, refused.json["reason"]) == (413, f"body: may have at most {most} bytes")
+    assert (refused.status_code, refused.json["reason"]) == (
+        413,
+        f"body: may have at most {most} bytes here, whatever MAX_REQUEST_BYTES is",
+    )
     assert ask(most).status_code != 413
+
+
+def test_a_form_of_too_many_parts_is_refused_by_their_number(make_app):
+    service = make_app()
+    part = '--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n\r\n'
+    session = service.client.post("/admin/login", data={"token": "the operator's word"})
+    assert session.status_code == 303
+    refused = service.client.post(
+        "/admin/settings", data=part * 1_001 + "--x--\r\n", content_type="multipart/form-data; boundary=x"
+    )
+    assert (refused.status_code, refused.json["field"]) == (413, "body")
+    assert "at most 1000 parts, whatever MAX_REQUEST_BYTES is" in refused.json["reason"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "setting"),
+    [
+        (CHAT, {"query": "\u0bb3\u0bbf" * 4_000}, "LLM_MAX_INPUT_TOKENS"),
+        (CHAT, {"query": "x", "max_tokens": 10**6}, "LLM_MAX_TOKENS"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x" * 90_000}]}, "LLM_MAX_INPUT_TOKENS"),
+        (CHAT, {"query": "x" * 2_000_000}, "MAX_REQUEST_BYTES"),
+    ],
+)
+def test_what_is_too_large_names_the_setting(make_app, path, body, setting):
+    service = make_app(API_KEYS="*")
+    answer = service.client.post(path, json=body, headers={"X-Fingerprint": "hash456"})
+    assert answer.status_code in {400, 413, 422}
+    assert f"({setting})" in answer.text

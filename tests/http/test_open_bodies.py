@@ -1,7 +1,9 @@
 """Bodies that never end, over sockets: they are cut off, counted, and keep nobody out. With gevent and with threads."""
 
 import json
+import os
 import select
+import signal
 import socket
 from contextlib import ExitStack, suppress
 
@@ -9,6 +11,7 @@ import pytest
 import requests
 
 from flaskapp.http.open_bodies import MOST_LARGE_OF_NETWORK, MOST_SMALL_OF_NETWORK
+from tests.processes import children_of
 from tests.servers import CHAT, Service, wait_until
 
 COMPLETIONS = "/v1/chat/completions"
@@ -112,6 +115,29 @@ def test_on_v1_it_is_an_error_of_openai_s(slow):
     assert body["error"]["type"] == "invalid_request_error"
     assert body["error"]["param"] == "body"
     assert "REQUEST_BODY_SECONDS" in body["error"]["message"]
+
+
+def test_a_question_of_health_does_not_wait_for_those_that_came_before(services):
+    service, many = services["gevent"], 400
+    request = "GET /v1/models HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: {}\r\n\r\n"
+    (worker,) = children_of(service._process.pid)
+    with ExitStack() as opened:
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            connections = [
+                opened.enter_context(begin(service, request.format(f"198.51.{number >> 8}.{number & 255}").encode()))
+                for number in range(many)
+            ]
+            probe = opened.enter_context(begin(service, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"))
+            os.kill(worker, signal.SIGCONT)
+            assert answer_of(probe)[0] == 200
+            os.kill(worker, signal.SIGSTOP)
+            answered, _, _ = select.select(connections, [], [], 0)
+        finally:
+            os.kill(worker, signal.SIGCONT)
+        assert len(answered) < many / 2
+        # Each has its turn.
+        assert {connection.recv(12) for connection in connections} == {b"HTTP/1.1 200"}
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])

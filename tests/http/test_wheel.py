@@ -54,7 +54,7 @@ def test_it_serves_wherever_it_is_called(wheel, place, redis_url):
     with Installed(place, redis_url, PYTHONPATH=str(wheel)) as service:
         assert service.get("/healthz").json() == {"status": "ok"}
         assert service.chat().status_code == 200
-        assert "gevent" in service.log()
+        assert "Using worker: TurnsWorker" in service.log()
 
 
 def test_it_has_the_commands_of_flask(wheel, place, redis_url):

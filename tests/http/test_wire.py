@@ -1,6 +1,7 @@
 """Bad input as it comes over a socket: what no test client would send."""
 
 import json
+import select
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -8,7 +9,7 @@ from urllib.parse import quote_plus
 
 import pytest
 
-from tests.servers import ADMIN_TOKEN, CHAT
+from tests.servers import ADMIN_TOKEN, CHAT, Service
 
 HEAD = (
     f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
@@ -94,12 +95,7 @@ def test_bodies(service, untouched, body, status, field):
 )
 def test_fingerprints(service, untouched, fingerprint):
     head = HEAD.replace(b"hash456", fingerprint)
-    status, head, body = say(service, with_body(b'{"query": "x"}', head))
-    assert status == 400
-    # A control character already stops the server, before us: its own page names the header.
-    assert b"x-fingerprint" in body.lower()
-    if not fingerprint.endswith((b"\x01b", b"\x7f")):
-        is_problem(service, (status, head, body), 400, "X-Fingerprint")
+    is_problem(service, say(service, with_body(b'{"query": "x"}', head)), 400, "X-Fingerprint")
 
 
 def test_two_fingerprints_are_none(service, untouched):
@@ -196,6 +192,116 @@ def test_as_json_the_lines_of_the_server_are_objects_too(legacy):
     (line, *_) = legacy.lines_with("Listening at")
     assert json.loads(line)["level"] == "INFO"
     assert [line for line in legacy.log_lines() if not line.startswith("{")] == []
+
+
+SECRET = b"s3cret-of-a-caller"
+LINE = b"POST PATH HTTP/1.1\r\nHost: x\r\n"
+UNREADABLE = {
+    "no HTTP": (b"\x16\x03\x01%b\r\n\r\n" % SECRET, 400, "request line"),
+    "no path": (b"GET\r\n\r\n", 400, "request line"),
+    "another method": (b"%b /v1/models HTTP/1.1\r\n\r\n" % SECRET, 400, "request line"),
+    "a line that is too long": (b"GET /%b HTTP/1.1\r\n\r\n" % (SECRET * 400), 414, "request line"),
+    "bare line ends": (b"GET / HTTP/1.1\nAuthorization: %b\n\n" % SECRET, 400, "request line"),
+    "another version": (LINE.replace(b"1.1", SECRET), 400, "request line"),
+    "too many headers": (LINE + b"A: %b\r\n" % SECRET * 120 + b"\r\n", 431, "headers"),
+    "a header that is too long": (LINE + b"Authorization: %b\r\n\r\n" % (SECRET * 2_000), 431, "headers"),
+    "no colon": (LINE + b"Authorization Bearer %b\r\n\r\n" % SECRET, 400, "headers"),
+    "no name": (LINE + b": %b\r\n\r\n" % SECRET, 400, "headers"),
+    "a name that is none": (LINE + b"%b key: x\r\n\r\n" % SECRET, 400, "headers"),
+    "a value that is none": (LINE + b"Authorization: %b\x01\r\n\r\n" % SECRET, 400, "Authorization"),
+    "a value under another name": (LINE + b"%b: \x01\r\n\r\n" % SECRET, 400, "headers"),
+    "a folded line": (LINE + b"Authorization: Bearer\r\n %b\r\n\r\n" % SECRET, 400, "Authorization"),
+    "two hosts": (LINE + b"Host: %b\r\n\r\n" % SECRET, 400, "Host"),
+    "an expectation": (LINE + b"Expect: %b\r\n\r\n" % SECRET, 417, "Expect"),
+    "a length that is none": (LINE + b"Content-Length: %b\r\n\r\n" % SECRET, 400, "Content-Length"),
+    "a negative length": (LINE + b"Content-Length: -1\r\n\r\n", 400, "Content-Length"),
+    "a length of many digits": (LINE + b"Content-Length: %b\r\n\r\n" % (b"9" * 5_000), 400, "Content-Length"),
+    "two lengths": (LINE + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n", 400, "Content-Length"),
+    "a length and chunks": (
+        LINE + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        400,
+        "Content-Length",
+    ),
+    "chunks that are not last": (LINE + b"Transfer-Encoding: chunked, gzip\r\n\r\n", 400, "Transfer-Encoding"),
+    "another coding": (LINE + b"Transfer-Encoding: %b, chunked\r\n\r\n0\r\n\r\n" % SECRET, 415, "Transfer-Encoding"),
+}
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/chat/completions"])
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_what_the_server_cannot_read_is_refused_in_the_words_of_the_route(service, untouched, name, path):
+    request_, status, field = UNREADABLE[name]
+    since = len(service.log_lines())
+    has_path = b"PATH" in request_ and status != 414
+    got, head, body = say(service, request_.replace(b"PATH", path.encode()))
+    told = json.loads(body)
+    error = told.get("error") if isinstance(told.get("error"), str) else told["error"]
+    if has_path and path.startswith("/v1"):
+        assert (got, error["type"], error["param"]) == (status, "invalid_request_error", field)
+        assert "x-should-retry: false" in head
+        request_id = error["request_id"]
+    else:
+        assert (got, error, told["field"], told["status"]) == (status, "invalid_request", field, status)
+        request_id = told["request_id"]
+    assert f"X-Request-ID: {request_id}\r\n" in head
+    assert "Connection: close" in head
+    (line,) = service.lines_with(request_id, since)
+    assert "A request that the server cannot read" in line
+    logged = "\n".join(service.log_lines()[since:])
+    for words in (head, body.decode(), logged):
+        assert SECRET.decode() not in words.lower()
+        assert "Traceback" not in words
+
+
+def goes_on_sending(link, times):
+    for _ in range(times):
+        link.sendall(b"x")
+        select.select([], [], [], 0.1)
+
+
+def test_who_goes_on_sending_after_a_refusal_is_hung_up_on(service, untouched):
+    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as link:
+        link.sendall(b"GET\r\n\r\n")
+        assert link.recv(12) == b"HTTP/1.1 400"
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            goes_on_sending(link, 100)
+
+
+def test_a_request_that_breaks_off_leaves_nothing_in_the_log(books, tmp_path, redis_of):
+    with Service(tmp_path, redis_of("books").url, LOG_LEVEL="DEBUG", WEB_CONCURRENCY="1") as service:
+        with socket.create_connection(("127.0.0.1", service.port), timeout=10) as link:
+            link.sendall(b"GET /healthz HTTP/1.1\r\nAuthorization: Bearer %b" % SECRET)
+            link.shutdown(socket.SHUT_WR)
+            assert link.recv(1) == b""
+        service.get(f"/{SECRET.decode()}?key={SECRET.decode()}")
+        service.lines_with("Ignored premature client disconnection")
+        assert SECRET.decode() not in service.log()
+
+
+def test_chunks_that_are_none_behind_a_refusal_get_no_second_answer(service, untouched):
+    head = HEAD.replace(b"hash456", b"?").replace(b"Connection: close\r\n", b"")
+    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as link:
+        link.sendall(head + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n\r\n")
+        answer = b""
+        with suppress(ConnectionResetError):
+            while piece := link.recv(65_536):
+                answer += piece
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert answer.count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.parametrize("coding", ["gzip, chunked", "deflate, chunked"])
+def test_a_body_in_a_coding_that_the_server_lets_pass_is_a_415(service, untouched, coding):
+    head = HEAD + f"Transfer-Encoding: {coding}\r\n\r\n".encode()
+    is_problem(service, say(service, head, more=chunked(b'{"query": "x"}')), 415, "Transfer-Encoding")
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: 900000\r\n", b"Transfer-Encoding: chunked\r\n"])
+def test_an_encoded_body_is_refused_before_it_is_read(service, untouched, framing):
+    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as link:
+        link.sendall(HEAD + b"Content-Encoding: gzip\r\n" + framing + b"\r\n")
+        # Nothing of the body was sent.
+        assert link.recv(12) == b"HTTP/1.1 415"
 
 
 @pytest.mark.parametrize(
