@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from functools import partial
 from time import sleep
 from typing import TYPE_CHECKING, cast
@@ -11,10 +12,20 @@ from flask import Blueprint, Flask, Response, g, request
 from werkzeug.exceptions import NotFound
 
 from backends import open_backend
+from backends.budgets import SECONDS_PER_HOUR
 from backends.clock import Clock, SystemClock
 from backends.contract import Event, Observer
 from backends.errors import ConfigurationError, StoreError
-from backends.guard import EmergencyBudget, FailurePolicy, Guard, Health, LeasedBudget
+from backends.guard import (
+    EmergencyBooking,
+    EmergencyBooks,
+    EmergencyBudget,
+    FailurePolicy,
+    Guard,
+    Health,
+    LeasedBudget,
+)
+from backends.ledger.emergency import book_emergency_spend
 from backends.money import nanousd_from_usd
 from backends.pricing.prices import PriceBook
 from backends.pricing.token_bounds import InputTooLong, TokenBound, bound_for
@@ -172,21 +183,34 @@ def _make_guard(config: Config, link: Link, settings: SettingsStore, clock: Cloc
     primary = open_backend(config.throttle_backend, link, clock)
     fallback = open_backend("memory", link, clock)
     # An instance is what listens at one address: its workers share the file, and a restart finds it again.
-    file_name = f"emergency-budget-{config.host}-{config.port}.json".replace(":", "_").replace("/", "_")
+    file_name = f"{config.host}-{config.port}.json".replace(":", "_").replace("/", "_")
 
     def policy() -> FailurePolicy:
         values = settings.current.values
         return FailurePolicy(values.throttle_on_error == "open", nanousd_from_usd(values.fail_open_budget_usd))
 
-    return Guard(
+    budget = EmergencyBudget(config.data_dir / f"emergency-budget-{file_name}", clock)
+    guard = Guard(
         primary,
         fallback,
         link=None if config.throttle_backend == "memory" else link,
-        emergency=LeasedBudget(EmergencyBudget(config.data_dir / file_name, clock), one_thread_aside),
+        emergency=LeasedBudget(budget, one_thread_aside),
         clock=clock,
         observer=observer,
         policy=policy,
     )
+    if primary.keeps_our_layout and config.throttle_backend != "memory":
+        books = EmergencyBooks(config.data_dir / f"emergency-books-{file_name}")
+        guard.book_spend_with(_make_booking(books, link, observer))
+    return guard
+
+
+def _make_booking(books: EmergencyBooks, link: Link, observer: Observer) -> EmergencyBooking:
+    def report(hour: int, change_nanousd: int) -> None:
+        began = datetime.fromtimestamp(hour * SECONDS_PER_HOUR, UTC)
+        observer(Event("emergency_booked", {"hour": f"{began:%Y-%m-%dT%H}", "change_nanousd": change_nanousd}))
+
+    return EmergencyBooking(books, partial(book_emergency_spend, link), one_thread_aside, report)
 
 
 def _make_model(config: Config, clock: Clock, observer: Observer) -> Model:

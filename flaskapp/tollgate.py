@@ -60,6 +60,7 @@ class Tollgate:
         self.settings.refresh()
         self._refresh_overheads()
         self.guard.prepare()
+        self.guard.book_emergency_spend()
         self._log_offer()
         self.settings.start_polling(self._refresh_overheads)
         self.bodies.start()

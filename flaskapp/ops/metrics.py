@@ -54,6 +54,9 @@ class Metrics:
         )()
         self.extensions = self._counter("extensions", "Extensions of running answers", "backend", "outcome")
         self.emergency = self._counter("emergency_nanousd", "Nano-dollars admitted while failing open")()
+        self.emergency_booked = self._counter(
+            "emergency_booked_nanousd", "Nano-dollars of emergency spend, booked when Redis was back", "change"
+        )
         self.failures = self._counter("store_failures", "Checks that the store failed", "is_bug")
         self.usage_missing = self._counter(
             "usage_missing", "Answers that ended well and reported no usage", "model", "booked"
@@ -73,6 +76,7 @@ class Metrics:
             "extension_refused": lambda _, backend: self.extensions(backend, "refused").inc(),
             "usage_missing": lambda fields, _: self.usage_missing(fields["model"], fields["booked"]).inc(),
             "usage_absurd": lambda fields, _: self.usage_absurd(fields["model"]).inc(),
+            "emergency_booked": lambda fields, _: self._booked_emergency(fields["change_nanousd"]),
             "check_failed": lambda fields, _: self.failures(str(fields["is_bug"]).lower()).inc(),
         }
         self._begin_at_zero(backend)
@@ -81,6 +85,8 @@ class Metrics:
         """Make every number that can be known now: `increase()` sees no first one of a number that was not there."""
         for name in EVENTS - self._counts.keys():
             self.events(name)
+        for change in ("added", "taken_back"):
+            self.emergency_booked(change)
         for is_bug in ("true", "false"):
             self.failures(is_bug)
         refused = {(name, reason) for name, row in BUILT_IN.items() for reason in (row.reason, Reason.THROTTLED)}
@@ -125,6 +131,9 @@ class Metrics:
         overrun = self.overrun(backend)
         if fields["overrun_nanousd"]:
             overrun.inc(fields["overrun_nanousd"])
+
+    def _booked_emergency(self, change_nanousd: int) -> None:
+        self.emergency_booked("added" if change_nanousd > 0 else "taken_back").inc(abs(change_nanousd))
 
     def _decided(self, fields: _Fields, backend: str, outcome: str, budget: str = "") -> None:
         """Count a decision; `budget` is the one that refused, under a marker the one that set it."""
