@@ -101,6 +101,7 @@ def create_app(
     clock = clock or SystemClock()
     metrics = Metrics(shared_numbers(), config.throttle_backend)
     tollgate = _make_tollgate(config, clock, metrics, before_each_send)
+    tollgate.metrics_failure = metrics.failure
     _refuse_old_server(tollgate.link)
     app = Flask(__name__, static_folder=None)
     app.request_class = BoundedRequest

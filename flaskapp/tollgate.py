@@ -41,6 +41,8 @@ class Tollgate:
     bodies: OpenBodies
     overheads: PromptOverheads
     answers: AnswersUnderWay = field(default_factory=AnswersUnderWay)
+    metrics_failure: str = ""
+    """Why this worker's numbers are its own alone; empty if they are not."""
     has_started: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -52,6 +54,8 @@ class Tollgate:
             self.has_started = True
         set_up_logging(self.config.log_format, self.config.log_level)
         self._log_digests()
+        if self.metrics_failure:
+            self.emit("metrics_alone", error=self.metrics_failure)
         # Here, and not while the first visitor waits.
         with contextlib.suppress(StoreError):
             self.link.run(load_all)

@@ -61,11 +61,14 @@ class EmergencyBooks:
             page.write(_text(spent.instance, hours.values()))
 
     def unbooked(self) -> tuple[str, list[HourSpent]]:
-        """The name of this file to the store, and the hours that it has not booked yet as they are now."""
-        if not self._path.exists():
-            return "", []
+        """The name of this file to the store, and the hours that it has not booked yet as they are now.
+
+        A file that is not there is made: in an outage its disk may be full.
+        """
         with locked_page(self._path, _BYTES) as page:
             spent = _read(page.text)
+            if not page.text:
+                page.write(_text(spent.instance, ()))
         return spent.instance, [each for each in spent.hours.values() if not each.is_booked]
 
     def remember(self, booked: Iterable[HourSpent]) -> None:

@@ -57,6 +57,7 @@ _WORDS = {
     "forwarded_ignored": "X-Forwarded-For is ignored, since TRUSTED_PROXY_HOPS is 0",
     "forwarded_unreadable": "A request has no address that can be read where TRUSTED_PROXY_HOPS says that it stands in "
     "X-Forwarded-For: its network is unknown",
+    "metrics_alone": "There is no place for this worker's numbers, so the others do not show them",
     "serving": "Serving",
     "builtin_model": "The built-in model answers in production, since LLM_BASE_URL is not set",
     "setting_changed": "Setting changed",
@@ -84,6 +85,7 @@ _LEVELS = {
     "keys_taken_as_digests": logging.WARNING,
     "forwarded_ignored": logging.WARNING,
     "forwarded_unreadable": logging.WARNING,
+    "metrics_alone": logging.WARNING,
     "builtin_model": logging.WARNING,
     "unexpected_error": logging.ERROR,
     "setting_ignored": logging.WARNING,

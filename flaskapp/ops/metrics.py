@@ -1,7 +1,9 @@
 """Events of the guard as numbers for Prometheus; amounts in nano-dollars."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from flask import Blueprint, Response
@@ -19,7 +21,31 @@ _Fields = dict[str, Any]
 """Of an event; `backends.guard.events` says what each event has."""
 _Count = Callable[[_Fields, str], None]
 """Counts an event with these fields, of this backend."""
+_FILES = ("counter", "histogram")
+"""What the client library names its files after: the kinds of numbers that there are."""
+_FILE_BYTES = 2**20
+"""About six thousand numbers; there are some two hundred."""
 _CHECK_BUCKETS = (0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2)
+
+
+def _allocated(shared: SharedNumbers) -> str:
+    """Have the disk hold a worker's files before the client library maps them into memory; why that failed, or nothing.
+
+    The library makes them as long, and without a byte on the disk: whoever writes a number there once the disk is full
+    is killed by SIGBUS. A worker with the number of one that has ended finds its files.
+    """
+    for kind in _FILES:
+        place = Path(shared.directory) / f"{kind}_{shared.worker}.db"
+        draft = place.with_suffix(".new")
+        try:
+            if not place.exists():
+                draft.write_bytes(bytes(_FILE_BYTES))
+                draft.replace(place)
+        except OSError as error:
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
+            return str(error)
+    return ""
 
 
 class Metrics:
@@ -31,6 +57,10 @@ class Metrics:
     """
 
     def __init__(self, shared: SharedNumbers | None, backend: str) -> None:
+        self.failure = "" if shared is None else _allocated(shared)
+        """Why this worker counts for itself; empty if it does not."""
+        if self.failure:
+            shared = None
         self._directory = shared.directory if shared else None
         # A worker goes on in the files of one that has ended: files of each process would add up with every reload.
         values.ValueClass = values.MultiProcessValue(lambda: shared.worker) if shared else values.MutexValue  # type: ignore[no-untyped-call]

@@ -106,9 +106,12 @@ def test_what_one_worker_has_noted_another_books(new_worker, raw, hour, path):
     assert totals(raw, hour) == [100, 100]
 
 
-def test_a_service_without_emergency_spend_makes_no_file(new_worker, path):
+def test_the_file_is_there_before_the_disk_is_full(new_worker, path):
     new_worker().book_all()
-    assert not path.exists()
+    made = path.read_bytes()
+    assert len(made) == 4_096
+    new_worker().book_all()
+    assert path.read_bytes() == made
 
 
 def test_instances_have_books_of_their_own(new_worker, raw, hour, tmp_path):
