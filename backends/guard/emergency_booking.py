@@ -45,7 +45,7 @@ class EmergencyBooking:
         self._is_writing = False
 
     def note(self, hour: int, change_nanousd: int) -> None:
-        """Begin to write down that so much more was spent, or less; nobody waits for the disk."""
+        """Begin to write down that so much more was spent, or less; no caller waits for the disk."""
         self._noted.append((hour, change_nanousd))
         if not self._is_writing:
             self._is_writing = True

@@ -19,7 +19,7 @@ Reply {status, change in nanousd, now_us}
 Worked example: 4050000 is booked as of edition 1. An answer that had begun used 1012500 less, so edition 2 says 3037500: both
 totals go down by 1012500, {0, -1012500, now}. Edition 1, sent again, is {1, 0, now}.
 
-Promise: whoever sends it, and however often, what is booked is what the latest edition says. No total goes below zero, and one
+Promise: however often it is sent, and in whatever order, what is booked is what the latest edition says. No total goes below zero, and one
 that has aged out is not made again.
 ]]
 

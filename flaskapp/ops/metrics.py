@@ -31,8 +31,8 @@ _CHECK_BUCKETS = (0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025
 def _allocated(shared: SharedNumbers) -> str:
     """Have the disk hold a worker's files before the client library maps them into memory; why that failed, or nothing.
 
-    The library makes them as long, and without a byte on the disk: whoever writes a number there once the disk is full
-    is killed by SIGBUS. A worker with the number of one that has ended finds its files.
+    The library makes them as long, and without a byte on the disk: a worker that writes a number there once the disk
+    is full is killed by SIGBUS. A worker with the number of one that has ended finds its files.
     """
     for kind in _FILES:
         place = Path(shared.directory) / f"{kind}_{shared.worker}.db"
