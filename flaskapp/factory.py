@@ -159,13 +159,17 @@ def _delayed(seconds: float, then: Callable[[bytes], None] | None) -> Callable[[
 def _entrance(wsgi_app: "WSGIApplication", tollgate: Tollgate) -> "WSGIApplication":
     """Note who calls, and bound what a request waits for Redis until its answer begins; while that runs, no longer."""
     link, hops, prefix = tollgate.link, tollgate.config.trusted_proxy_hops, tollgate.config.network_ipv6_prefix
-    ignored, unreadable = FirstOfWorkers("forwarded-ignored"), FirstOfWorkers("forwarded-unreadable")
+    ignored, unreadable, longer = (FirstOfWorkers(f"forwarded-{word}") for word in ("ignored", "unreadable", "longer"))
 
     def report_unreadable() -> None:
         if unreadable.is_first():
             tollgate.emit("forwarded_unreadable")
 
-    forwarded = Forwarded(hops, prefix, report_unreadable) if hops else None
+    def report_longer() -> None:
+        if longer.is_first():
+            tollgate.emit("forwarded_longer")
+
+    forwarded = Forwarded(hops, prefix, report_unreadable, report_longer) if hops else None
 
     def run(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         if forwarded is not None:

@@ -19,6 +19,7 @@ from flaskapp.http.open_bodies import OpenBodies
 from flaskapp.kept_text import KeptText
 from flaskapp.llm import Model
 from flaskapp.ops.aside import run_aside
+from flaskapp.ops.eviction_watch import EvictionWatch
 from flaskapp.ops.first_worker import FirstOfWorkers
 from flaskapp.ops.logs import set_up_logging
 from flaskapp.settings import LIMIT_SETTINGS, SettingsStore
@@ -66,7 +67,13 @@ class Tollgate:
         self.guard.prepare()
         self.guard.book_emergency_spend()
         self._log_offer()
-        self.settings.start_polling(self._refresh_overheads)
+        watch = EvictionWatch(self.link, self.link.clock, self._report_eviction)
+
+        def then() -> None:
+            self._refresh_overheads()
+            watch.look()
+
+        self.settings.start_polling(then)
         self.bodies.start()
 
     def stop(self) -> None:
@@ -85,6 +92,9 @@ class Tollgate:
         # The built-in model adds nothing to a prompt.
         if self.config.llm_base_url is not None:
             self.overheads.refresh()
+
+    def _report_eviction(self, policy: str, *, is_first: bool) -> None:
+        self.emit("redis_evicts", policy=policy, is_first=is_first)
 
     def _log_offer(self) -> None:
         """Say once a start what is sold, by whom it is made, and within which limits."""

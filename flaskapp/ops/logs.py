@@ -41,6 +41,7 @@ _WORDS = {
     "emergency_booked": "Emergency spend booked into everybody's hour and day",
     "store_lost": "Redis does not answer",
     "store_back": "Redis is back",
+    "redis_evicts": "Redis throws keys away when its memory is full, and what is evicted can be spent again",
     "settings_lost": "Settings that were changed live are gone from Redis, and the environment holds instead",
     "store_broken": "Redis says that a command of ours is wrong",
     "challenge_skipped": "Challenge not checked, since Redis does not answer",
@@ -58,6 +59,8 @@ _WORDS = {
     "forwarded_unreadable": "A request has no address that can be read where TRUSTED_PROXY_HOPS says that it stands in "
     "X-Forwarded-For: its network is unknown",
     "metrics_alone": "There is no place for this worker's numbers, so the others do not show them",
+    "forwarded_longer": "A request has more entries in X-Forwarded-For than TRUSTED_PROXY_HOPS says: one more proxy "
+    "stands in front, or its caller wrote some",
     "serving": "Serving",
     "builtin_model": "The built-in model answers in production, since LLM_BASE_URL is not set",
     "setting_changed": "Setting changed",
@@ -75,6 +78,7 @@ _LEVELS = {
     "emergency_booked": logging.WARNING,
     "store_lost": logging.ERROR,
     "store_broken": logging.CRITICAL,
+    "redis_evicts": logging.CRITICAL,
     "challenge_skipped": logging.WARNING,
     "upstream_failed": logging.WARNING,
     "upstream_learnt": logging.WARNING,
@@ -85,6 +89,7 @@ _LEVELS = {
     "keys_taken_as_digests": logging.WARNING,
     "forwarded_ignored": logging.WARNING,
     "forwarded_unreadable": logging.WARNING,
+    "forwarded_longer": logging.WARNING,
     "metrics_alone": logging.WARNING,
     "builtin_model": logging.WARNING,
     "unexpected_error": logging.ERROR,

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from tests.embedded import FragileServer
-from tests.servers import Service, events, nanousd, wait_until
+from tests.servers import ROOT, Service, events, nanousd, wait_until
 
 
 @pytest.fixture
@@ -47,3 +47,45 @@ def test_answers_go_on_while_the_budgets_file_is_locked(service, store):
     service.stop()
     # What was leased and not spent is given back.
     assert spent(service) == sum(nanousd(events(each)[-1]["cost_usd"]) for each in answers)
+
+
+STUCK_FSYNC = """
+import os, time
+from pathlib import Path
+
+_fsync, _sleep, _place = os.fsync, time.sleep, Path(__file__).parent
+
+
+def fsync(descriptor):
+    while (_place / "stuck").exists():
+        (_place / "waits").touch()
+        _sleep(0.01)
+    _fsync(descriptor)
+
+
+os.fsync = fsync
+"""
+
+
+def test_answers_go_on_while_no_fsync_comes_back(store, tmp_path):
+    """In the thread that calls it nothing else runs meanwhile: were that the event loop, no answer would come."""
+    (tmp_path / "python").mkdir()
+    (tmp_path / "python" / "sitecustomize.py").write_text(STUCK_FSYNC)
+    stuck, waits = tmp_path / "python" / "stuck", tmp_path / "python" / "waits"
+    environment = {
+        "ENABLE_COST_THROTTLING": "true",
+        "DEMO_TOKENS_PER_SECOND": "0",
+        "NETWORK_COST_LIMIT_USD": "0",
+        "PYTHONPATH": f"{tmp_path / 'python'}:{ROOT}",
+    }
+    with Service(tmp_path / "service", store.url, **environment) as service:
+        wait_until(lambda: page(service).exists() and spent(service) > 120_000_000, 5, "each worker has its lease")
+        stuck.touch()
+        store.kill()
+        answers = [service.chat(f"visitor-{number}", max_tokens=50) for number in range(20)]
+        assert {(each.status_code, each.headers["X-Throttle-Backend"]) for each in answers} == {(200, "emergency")}
+        wait_until(waits.exists, 5, "an fsync is under way")
+        for worker in range(2):
+            assert service.by_each_worker(lambda: service.get("/healthz", timeout=5).status_code)[worker] == 200
+        assert stuck.exists()
+        stuck.unlink()
