@@ -10,11 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 from flaskapp.cli.console import print_table
+from flaskapp.config import Config
 from flaskapp.ops.checks import FAILED, OK, Finding, findings
 from flaskapp.tollgate import Tollgate
 
 _SERVICE_SECONDS = 2
-_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1", "[::]": "::1"}  # noqa: S104 (where a service is asked that listens everywhere)
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1", "[::]": "::1", "localhost": "127.0.0.1"}  # noqa: S104 (where a service is asked that listens everywhere)
 
 
 def make_doctor_cli(tollgate: Tollgate) -> click.Command:
@@ -26,7 +27,7 @@ def make_doctor_cli(tollgate: Tollgate) -> click.Command:
         """Check Redis, this machine and the settings; exit 1 if a check fails."""
         config = tollgate.config
         values = tollgate.settings.refresh().values
-        found = findings(config, tollgate.link, values, _events_of_the_service(config.host, config.port))
+        found = findings(config, tollgate.link, values, _events_of_the_service(config))
         if as_json:
             click.echo(json.dumps([{"check": name, **finding._asdict()} for name, finding in found.items()]))
         else:
@@ -37,11 +38,14 @@ def make_doctor_cli(tollgate: Tollgate) -> click.Command:
     return doctor
 
 
-def _events_of_the_service(host: str, port: int) -> set[str]:
-    """What the service there has counted, if one runs."""
-    connection = HTTPConnection(_LOOPBACK.get(host, host), port, timeout=_SERVICE_SECONDS)
+def _events_of_the_service(config: Config) -> set[str]:
+    """What the service of this configuration has counted, if it runs."""
+    host = _LOOPBACK.get(config.host, config.host.strip("[]"))
+    # As the proxies would send it: this request must not be what it asks for.
+    as_expected = {"X-Forwarded-For": ", ".join([host] * config.trusted_proxy_hops)}
+    connection = HTTPConnection(host, config.port, timeout=_SERVICE_SECONDS)
     try:
-        connection.request("GET", "/metrics")
+        connection.request("GET", "/metrics", headers=as_expected if config.trusted_proxy_hops else {})
         text = connection.getresponse().read().decode()
         samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
     except (OSError, HTTPException, ValueError):
