@@ -38,15 +38,15 @@ def check_start() -> dict[str, object]:
 
 
 def _demand_writable(directory: Path) -> None:
-    """Check that the emergency budget and the metrics can be kept."""
+    """Check that the emergency budget can be kept, and the metrics where there is no shared memory."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
             pass
     except OSError as error:
         raise ConfigurationError(
-            f"{directory} cannot be written ({error.strerror}), and the emergency budget and the metrics are kept "
-            f"there: give it to user {os.geteuid()} (chown), make its disk writable, or start in another directory"
+            f"{directory} cannot be written ({error.strerror}), and the emergency budget is kept there: "
+            f"give it to user {os.geteuid()} (chown), make its disk writable, or start in another directory"
         ) from error
 
 
