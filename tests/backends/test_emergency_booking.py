@@ -101,7 +101,7 @@ def test_an_hour_that_is_over_is_booked_into_what_is_left_of_it(new_worker, raw,
 def test_what_one_worker_has_noted_another_books(new_worker, raw, hour, path):
     killed = new_worker()
     killed.note(hour, 100)
-    wait_for(lambda: path.exists() and json.loads(path.read_text())["hours"])
+    wait_for(lambda: EmergencyBooks(path).unbooked()[1])
     new_worker().book_all()
     assert totals(raw, hour) == [100, 100]
 
