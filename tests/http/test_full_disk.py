@@ -1,5 +1,6 @@
 """A disk without a free byte under `.data/`, for real: no worker dies of it, and one that is born then serves."""
 
+import json
 import os
 import signal
 import subprocess
@@ -125,6 +126,13 @@ def test_a_worker_for_whose_numbers_there_is_no_place_serves_and_says_so(service
 
 
 def test_an_outage_on_a_full_disk_is_bridged_and_booked(service, store):
+    def kept(kind):
+        """What is in that file, made aside from the start."""
+        [text] = [path.read_text() for path in (service.disk / ".data").glob(f"emergency-{kind}-*")] or [""]
+        return json.loads(text or "{}")
+
+    wait_until(lambda: kept("budget").get("spent_nanousd", 0) > 120_000_000, 5, "each worker has its lease")
+    wait_until(lambda: kept("books"), 5, "there is a place for what is spent")
     with client_of(store) as client:
         service.fill_disk()
         store.kill()
