@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from time import sleep
 from typing import TYPE_CHECKING, cast
 
@@ -99,7 +100,7 @@ def create_app(
     """
     config = config or load_config()
     clock = clock or SystemClock()
-    metrics = Metrics(shared_numbers(), config.throttle_backend)
+    metrics = Metrics(shared_numbers(), config.throttle_backend, config.llm_models)
     tollgate = _make_tollgate(config, clock, metrics, before_each_send)
     tollgate.metrics_failure = metrics.failure
     _refuse_old_server(tollgate.link)
@@ -187,25 +188,22 @@ def _entrance(wsgi_app: "WSGIApplication", tollgate: Tollgate) -> "WSGIApplicati
 def _make_guard(config: Config, link: Link, settings: SettingsStore, clock: Clock, observer: Observer) -> Guard:
     primary = open_backend(config.throttle_backend, link, clock)
     fallback = open_backend("memory", link, clock)
-    # An instance is what listens at one address: its workers share the file, and a restart finds it again.
-    file_name = f"{config.host}-{config.port}.json".replace(":", "_").replace("/", "_")
 
     def policy() -> FailurePolicy:
         values = settings.current.values
         return FailurePolicy(values.throttle_on_error == "open", nanousd_from_usd(values.fail_open_budget_usd))
 
-    budget = EmergencyBudget(config.data_dir / f"emergency-budget-{file_name}", clock)
     guard = Guard(
         primary,
         fallback,
         link=None if config.throttle_backend == "memory" else link,
-        emergency=LeasedBudget(budget, one_thread_aside),
+        emergency=LeasedBudget(EmergencyBudget(emergency_file(config), clock), one_thread_aside),
         clock=clock,
         observer=observer,
         policy=policy,
     )
     if primary.keeps_our_layout and config.throttle_backend != "memory":
-        books = EmergencyBooks(config.data_dir / f"emergency-books-{file_name}")
+        books = EmergencyBooks(emergency_file(config, "books"))
         guard.book_spend_with(_make_booking(books, link, observer))
     return guard
 
@@ -216,6 +214,12 @@ def _make_booking(books: EmergencyBooks, link: Link, observer: Observer) -> Emer
         observer(Event("emergency_booked", {"hour": f"{began:%Y-%m-%dT%H}", "change_nanousd": change_nanousd}))
 
     return EmergencyBooking(books, partial(book_emergency_spend, link), one_thread_aside, report)
+
+
+def emergency_file(config: Config, kind: str = "budget") -> Path:
+    """Of an instance, which is what listens at one address: its workers share it, and a restart finds it again."""
+    name = f"emergency-{kind}-{config.host}-{config.port}.json".replace(":", "_").replace("/", "_")
+    return config.data_dir / name
 
 
 def _make_model(config: Config, clock: Clock, observer: Observer) -> Model:
