@@ -16,6 +16,7 @@ import mmap  # noqa: E402
 import os  # noqa: E402
 import resource  # noqa: E402
 import shutil  # noqa: E402
+import stat  # noqa: E402
 import sys  # noqa: E402
 import tempfile  # noqa: E402
 import threading  # noqa: E402
@@ -43,6 +44,8 @@ if Path(__file__).with_name("__init__.py").exists():
 
 METRICS_PREFIX = "tollgate-"
 """Of the names of directories that masters make, each for itself."""
+METRICS_BYTES = 4 * 2**20
+"""More than the numbers of a worker take; while workers are exchanged there are two of each."""
 _PLACES = 4_096
 """More than there are workers at a time."""
 
@@ -229,7 +232,7 @@ def on_starting(server: "Arbiter") -> None:
 
 def when_ready(server: "Arbiter") -> None:
     """The sockets are ours: a start that is refused its port does not come here."""
-    base = Path(os.environ.get("PROMETHEUS_MULTIPROC_DIR") or ".data/prometheus").absolute()
+    base = _metrics_base()
     try:
         server.tollgate_metrics, server.tollgate_lock = _own_metrics_directory(base)
     except OSError as error:
@@ -243,6 +246,21 @@ def when_ready(server: "Arbiter") -> None:
         )
         sys.exit(1)
     server.manage_workers = partial(_manage_workers, server, server.manage_workers)
+
+
+def _metrics_base() -> Path:
+    """Where masters make their directories: in memory, since a worker that writes a number must not wait for a disk."""
+    if named := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        return Path(named).absolute()
+    own = Path(_MEMORY) / f"tollgate-{os.geteuid()}"
+    with suppress(OSError):
+        own.mkdir(mode=0o700, exist_ok=True)
+        # Everybody may write there: another user may have made it first.
+        its = own.lstat()
+        is_own = stat.S_ISDIR(its.st_mode) and its.st_uid == os.geteuid() and not its.st_mode & 0o077
+        if is_own and shutil.disk_usage(own).free >= 2 * workers * METRICS_BYTES:
+            return own
+    return Path(".data/prometheus").absolute()
 
 
 def _manage_workers(server: "Arbiter", manage: Callable[[], None]) -> None:

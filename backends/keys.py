@@ -29,6 +29,8 @@ key                                 type    holds                               
                                             digests of the keys of further budgets
 ``llm:idempotency:<digest>``        string  state, body, rid, nano-dollars, until    24 hours
 ``llm:reset:<id>``                  string  when its books were cleared (us)         two days
+``llm:emergency:<instance>:``       string  as a reservation's: nano-dollars, the    a day past its day's end
+``<date>T<hour>``                           hour (us), how often it changed
 ``llm:challenge:<challenge>``       string  the hash and network it was given to     300 s
 ``llm:session:<digest>``            string  that a session of the dashboard ended    8 hours
 ``llm:overhead:<model>``            string  tokens that its template adds            30 days
@@ -68,6 +70,7 @@ CHALLENGE_PREFIX = "llm:challenge:"
 ENDED_SESSION_PREFIX = "llm:session:"
 OVERHEAD_PREFIX = "llm:overhead:"
 RECORD_PREFIX = "llm:reservation:"
+EMERGENCY_PREFIX = "llm:emergency:"
 MARKER_PREFIX = "llm:throttle:"
 FURTHER_PREFIX = "llm:budget:"
 RUNNING_PREFIX = "llm:running:"
@@ -220,6 +223,11 @@ def idempotency_key(digest: str) -> str:
     return f"llm:idempotency:{digest}"
 
 
+def emergency_key(instance: str, began_seconds: int) -> str:
+    """The key of what an instance has spent of its emergency budget in the UTC hour that began then."""
+    return f"{EMERGENCY_PREFIX}{instance}:{datetime.fromtimestamp(began_seconds, UTC):%Y-%m-%dT%H}"
+
+
 def counter_key(text: str) -> str:
     """The key of a counter of requests; short, however long the text is that says whose it is."""
     return RATE_PREFIX + hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
@@ -253,6 +261,7 @@ class KnownKey(NamedTuple):
 _DATE, _HOUR = r"(?P<date>\d{4}-\d\d-\d\d)", r"(?P<date>\d{4}-\d\d-\d\d)T(?P<hour>[01]\d|2[0-3])"
 _OTHERS = {
     "record": rf"{RECORD_PREFIX}(?P<owner>.+)",
+    "emergency": rf"{EMERGENCY_PREFIX}(?P<owner>[0-9a-f]{{16}}:\d{{4}}-\d\d-\d\dT\d\d)",
     "marker": rf"{MARKER_PREFIX}(?P<owner>.+)",
     "reset": r"llm:reset:(?P<owner>.+)",
     "running": rf"{RUNNING_PREFIX}(?P<owner>.+)",

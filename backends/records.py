@@ -71,6 +71,11 @@ class Record:
         return self.who != NO_OWNER
 
     @property
+    def is_emergency(self) -> bool:
+        """Whether it is emergency spend, which is charged to everybody's hour and day and to nothing else."""
+        return not self.has_the_six and not self.further
+
+    @property
     def charged_to(self) -> str:
         """What is stored of what it is charged to."""
         return _charged_to(self.window_seconds, self.pending_seconds, self.who, self.network, self.further)

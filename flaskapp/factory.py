@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from time import sleep
@@ -12,10 +13,20 @@ from flask import Blueprint, Flask, Response, g, request
 from werkzeug.exceptions import NotFound
 
 from backends import open_backend
+from backends.budgets import SECONDS_PER_HOUR
 from backends.clock import Clock, SystemClock
 from backends.contract import Event, Observer
 from backends.errors import ConfigurationError, StoreError
-from backends.guard import EmergencyBudget, FailurePolicy, Guard, Health, LeasedBudget
+from backends.guard import (
+    EmergencyBooking,
+    EmergencyBooks,
+    EmergencyBudget,
+    FailurePolicy,
+    Guard,
+    Health,
+    LeasedBudget,
+)
+from backends.ledger.emergency import book_emergency_spend
 from backends.money import nanousd_from_usd
 from backends.pricing.prices import PriceBook
 from backends.pricing.token_bounds import InputTooLong, TokenBound, bound_for
@@ -91,6 +102,7 @@ def create_app(
     clock = clock or SystemClock()
     metrics = Metrics(shared_numbers(), config.throttle_backend, config.llm_models)
     tollgate = _make_tollgate(config, clock, metrics, before_each_send)
+    tollgate.metrics_failure = metrics.failure
     _refuse_old_server(tollgate.link)
     app = Flask(__name__, static_folder=None)
     app.request_class = BoundedRequest
@@ -148,13 +160,17 @@ def _delayed(seconds: float, then: Callable[[bytes], None] | None) -> Callable[[
 def _entrance(wsgi_app: "WSGIApplication", tollgate: Tollgate) -> "WSGIApplication":
     """Note who calls, and bound what a request waits for Redis until its answer begins; while that runs, no longer."""
     link, hops, prefix = tollgate.link, tollgate.config.trusted_proxy_hops, tollgate.config.network_ipv6_prefix
-    ignored, unreadable = FirstOfWorkers("forwarded-ignored"), FirstOfWorkers("forwarded-unreadable")
+    ignored, unreadable, longer = (FirstOfWorkers(f"forwarded-{word}") for word in ("ignored", "unreadable", "longer"))
 
     def report_unreadable() -> None:
         if unreadable.is_first():
             tollgate.emit("forwarded_unreadable")
 
-    forwarded = Forwarded(hops, prefix, report_unreadable) if hops else None
+    def report_longer() -> None:
+        if longer.is_first():
+            tollgate.emit("forwarded_longer")
+
+    forwarded = Forwarded(hops, prefix, report_unreadable, report_longer) if hops else None
 
     def run(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         if forwarded is not None:
@@ -177,7 +193,7 @@ def _make_guard(config: Config, link: Link, settings: SettingsStore, clock: Cloc
         values = settings.current.values
         return FailurePolicy(values.throttle_on_error == "open", nanousd_from_usd(values.fail_open_budget_usd))
 
-    return Guard(
+    guard = Guard(
         primary,
         fallback,
         link=None if config.throttle_backend == "memory" else link,
@@ -186,11 +202,23 @@ def _make_guard(config: Config, link: Link, settings: SettingsStore, clock: Cloc
         observer=observer,
         policy=policy,
     )
+    if primary.keeps_our_layout and config.throttle_backend != "memory":
+        books = EmergencyBooks(emergency_file(config, "books"))
+        guard.book_spend_with(_make_booking(books, link, observer))
+    return guard
 
 
-def emergency_file(config: Config) -> Path:
+def _make_booking(books: EmergencyBooks, link: Link, observer: Observer) -> EmergencyBooking:
+    def report(hour: int, change_nanousd: int) -> None:
+        began = datetime.fromtimestamp(hour * SECONDS_PER_HOUR, UTC)
+        observer(Event("emergency_booked", {"hour": f"{began:%Y-%m-%dT%H}", "change_nanousd": change_nanousd}))
+
+    return EmergencyBooking(books, partial(book_emergency_spend, link), one_thread_aside, report)
+
+
+def emergency_file(config: Config, kind: str = "budget") -> Path:
     """Of an instance, which is what listens at one address: its workers share it, and a restart finds it again."""
-    name = f"emergency-budget-{config.host}-{config.port}.json".replace(":", "_").replace("/", "_")
+    name = f"emergency-{kind}-{config.host}-{config.port}.json".replace(":", "_").replace("/", "_")
     return config.data_dir / name
 
 

@@ -19,6 +19,7 @@ from flaskapp.http.open_bodies import OpenBodies
 from flaskapp.kept_text import KeptText
 from flaskapp.llm import Model
 from flaskapp.ops.aside import run_aside
+from flaskapp.ops.eviction_watch import EvictionWatch
 from flaskapp.ops.first_worker import FirstOfWorkers
 from flaskapp.ops.logs import set_up_logging
 from flaskapp.settings import LIMIT_SETTINGS, SettingsStore
@@ -41,6 +42,8 @@ class Tollgate:
     bodies: OpenBodies
     overheads: PromptOverheads
     answers: AnswersUnderWay = field(default_factory=AnswersUnderWay)
+    metrics_failure: str = ""
+    """Why this worker's numbers are its own alone; empty if they are not."""
     has_started: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -52,6 +55,8 @@ class Tollgate:
             self.has_started = True
         set_up_logging(self.config.log_format, self.config.log_level)
         self._log_digests()
+        if self.metrics_failure:
+            self.emit("metrics_alone", error=self.metrics_failure)
         # Here, and not while the first visitor waits.
         with contextlib.suppress(StoreError):
             self.link.run(load_all)
@@ -60,8 +65,15 @@ class Tollgate:
         self.settings.refresh()
         self._refresh_overheads()
         self.guard.prepare()
+        self.guard.book_emergency_spend()
         self._log_offer()
-        self.settings.start_polling(self._refresh_overheads)
+        watch = EvictionWatch(self.link, self.link.clock, self._report_eviction)
+
+        def then() -> None:
+            self._refresh_overheads()
+            watch.look()
+
+        self.settings.start_polling(then)
         self.bodies.start()
 
     def stop(self) -> None:
@@ -80,6 +92,9 @@ class Tollgate:
         # The built-in model adds nothing to a prompt.
         if self.config.llm_base_url is not None:
             self.overheads.refresh()
+
+    def _report_eviction(self, policy: str, *, is_first: bool) -> None:
+        self.emit("redis_evicts", policy=policy, is_first=is_first)
 
     def _log_offer(self) -> None:
         """Say once a start what is sold, by whom it is made, and within which limits."""

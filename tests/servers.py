@@ -83,10 +83,14 @@ class Service:
             self.kill()
             raise
 
+    @property
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "gunicorn", "--config", str(ROOT / self.config), self.application]
+
     def launch(self) -> "subprocess.Popen[bytes]":
         with (self.directory / "app.log").open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "gunicorn", "--config", str(ROOT / self.config), self.application],
+                self.command,
                 cwd=self.directory,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
@@ -174,6 +178,12 @@ class Service:
                 for pid in others:
                     os.kill(pid, signal.SIGCONT)
         return answers
+
+    def number_files(self) -> set[Path]:
+        """The files of metrics that the workers have mapped."""
+        assert self._process is not None
+        maps = [Path(f"/proc/{pid}/maps").read_text(encoding="utf-8") for pid in children_of(self._process.pid)]
+        return {Path(line.split(maxsplit=5)[5]) for line in "\n".join(maps).splitlines() if line.endswith(".db")}
 
     def patch(self, **changes: object) -> requests.Response:
         return requests.patch(self.base_url + SETTINGS, json=changes, headers=BEARER, timeout=30)

@@ -5,14 +5,13 @@ refills it. A file that cannot be read or written counts as used up.
 """
 
 import contextlib
-import fcntl
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from backends.clock import Clock
+from backends.guard.locked_page import locked_page
 
 _US_PER_HOUR = 3_600_000_000
 _PAGE_BYTES = 120
@@ -100,19 +99,9 @@ class EmergencyBudget:
 
     @contextlib.contextmanager
     def _page(self) -> Iterator[tuple[_Page, Callable[[_Page], None]]]:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
-        with os.fdopen(descriptor, "r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            hour = self.hour_now()
-            written_hour = os.fstat(descriptor).st_mtime_ns // 1_000 // _US_PER_HOUR
-
-            def write(page: _Page) -> None:
-                # Padded to one length and written in place, so that a crash leaves the old page or the new one.
-                os.pwrite(descriptor, json.dumps(asdict(page)).encode().ljust(_PAGE_BYTES), 0)
-                os.fsync(descriptor)
-
-            yield _current(file.read(), hour, written_hour), write
+        with locked_page(self._path, _PAGE_BYTES) as file:
+            page = _current(file.text, self.hour_now(), file.written_us // _US_PER_HOUR)
+            yield page, lambda page: file.write(json.dumps(asdict(page)).encode())
 
 
 def _current(text: bytes, hour: int, written_hour: int) -> _Page:

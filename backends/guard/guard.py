@@ -5,6 +5,7 @@ budget pays until it is used up) or `closed` (`ThrottleUnavailable`). `settle` a
 booked now is booked when Redis is back.
 """
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -16,6 +17,7 @@ from backends.budgets import SECONDS_PER_HOUR, Budget
 from backends.clock import US_PER_SECOND, Clock
 from backends.contract import Ask, Backend, Books, Duplicate, Idempotency, Observer, Reservation, Verdict
 from backends.errors import ReservationConflict, StoreBroken, StoreBusy, StoreError, ThrottleUnavailable
+from backends.guard.emergency_booking import EmergencyBooking
 from backends.guard.emergency_budget import EmergencyBudget
 from backends.guard.events import GuardEvents
 from backends.guard.leased_budget import LeasedBudget
@@ -79,8 +81,12 @@ class Guard:
         self._clock = clock
         self._policy = policy
         self._events = GuardEvents(observer)
-        self._lending = EmergencyLending(emergency, fallback)
+        self._lending = EmergencyLending(emergency, fallback, self._note_spend)
         self._postponed = PostponedJobs(self._events.postponed_job_failed)
+        self._booking: EmergencyBooking | None = None
+        self._booking_lock = threading.Lock()
+        self._has_unbooked = False
+        self._is_booking_postponed = False
         self._failing_until_seconds = _NEVER
         self._busy_until_seconds = _NEVER
         self._next_look_seconds = _NEVER
@@ -205,6 +211,23 @@ class Guard:
         if policy.is_open and self._link is not None:
             self._lending.budget.prepare(policy.emergency_nanousd)
 
+    def book_spend_with(self, booking: EmergencyBooking) -> None:
+        """Book with it what is spent of the emergency budget, when the store is back; else that stays unbooked."""
+        self._booking = booking
+
+    def book_emergency_spend(self) -> None:
+        """Book what this instance has spent of emergency budgets and not booked yet: soon, and when the store is back.
+
+        To be called at the start; what is spent later is booked without it.
+        """
+        if self._booking is None:
+            return
+        with self._booking_lock:
+            self._has_unbooked = True
+            was_postponed, self._is_booking_postponed = self._is_booking_postponed, True
+        if not was_postponed:
+            self._postponed.add(partial(self._book_spend, self._booking))
+
     def health(self) -> Health:
         """Whether requests are decided by the strategy, by the emergency budget, or not at all."""
         if self._link is None:
@@ -223,6 +246,8 @@ class Guard:
         """Stop the background threads; what is still to be settled stays booked in full."""
         self._postponed.stop()
         self._lending.budget.close()
+        if self._booking is not None:
+            self._booking.close()
 
     def _note_failure(self, ask: Ask, error: StoreError, started_seconds: float) -> None:
         check_ms = (self._clock.monotonic_seconds() - started_seconds) * 1_000
@@ -279,6 +304,29 @@ class Guard:
             self._events.settled(reservation, settlement)
         if loan:
             self._lending.give_back(loan)
+
+    def _note_spend(self, hour: int, change_nanousd: int) -> None:
+        if self._booking is not None:
+            self._booking.note(hour, change_nanousd)
+            self.book_emergency_spend()
+
+    def _book_spend(self, booking: EmergencyBooking) -> None:
+        """One postponed job does it all: more may be spent while it runs, and in an outage it is tried many times."""
+        while True:
+            with self._booking_lock:
+                if not self._has_unbooked:
+                    self._is_booking_postponed = False
+                    return
+                self._has_unbooked = False
+            try:
+                booking.book_all()
+            except StoreError:
+                self._has_unbooked = True
+                raise
+            except BaseException:
+                # The job is dropped, so the next spend begins another.
+                self._is_booking_postponed = False
+                raise
 
     def _undo(self, ask: Ask) -> None:
         """Undo a reserve whose reply was lost."""

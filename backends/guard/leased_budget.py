@@ -12,7 +12,8 @@ from backends.guard.emergency_budget import LEASES, LEAST_LEASE_NANOUSD, Emergen
 
 WAIT_SECONDS = 0.25
 """How long a caller waits for the file where the lease does not reach, and after its answer for what comes back."""
-
+MOST_WAITING = 64
+"""So many jobs may wait for the file before a further caller is refused at once: a flood must not fill the memory."""
 
 _TRIES = 3
 T = TypeVar("T")
@@ -38,6 +39,7 @@ class LeasedBudget:
         self._leases: deque[tuple[int, int, int]] = deque()
         """What the thread has leased, and no caller has taken in yet: hour, nano-dollars, what may stay of it."""
         self._is_leasing = False
+        self._waiting = 0
 
     def prepare(self, budget_nanousd: int) -> None:
         """Begin to lease for the outage that may come, unless enough is leased in this hour."""
@@ -69,7 +71,7 @@ class LeasedBudget:
                 self._left_nanousd = min(max(0, left_nanousd), self._kept_nanousd)
                 delta_nanousd = self._left_nanousd - left_nanousd
         if delta_nanousd:
-            self._wait_for(lambda: self._file.correct(hour, delta_nanousd))
+            self._wait_for(lambda: self._file.correct(hour, delta_nanousd), most_waiting=None)
 
     def spent_nanousd(self) -> int | None:
         """What this hour has cost so far, leases included; None if the file cannot be read in time."""
@@ -85,7 +87,7 @@ class LeasedBudget:
             self._take_in()
             hour, left_nanousd, self._left_nanousd, self._kept_nanousd = self._hour, self._left_nanousd, 0, 0
         if left_nanousd:
-            self._wait_for(lambda: self._file.correct(hour, -left_nanousd))
+            self._wait_for(lambda: self._file.correct(hour, -left_nanousd), most_waiting=None)
         if self._executor is not None:
             self._executor.shutdown(wait=False)
 
@@ -118,8 +120,10 @@ class LeasedBudget:
             if not need_nanousd:
                 self._is_leasing = False
 
-    def _wait_for(self, job: Callable[[], T]) -> T | None:
-        """What it returns; None where it takes too long, and then it goes on."""
+    def _wait_for(self, job: Callable[[], T], *, most_waiting: int | None = MOST_WAITING) -> T | None:
+        """What it returns; None where it takes too long, and then it goes on, or where too many wait before it."""
+        if most_waiting is not None and self._waiting >= most_waiting:
+            return None
         with suppress(NotInTime):
             return self._submit(job).result(WAIT_SECONDS)
         return None
@@ -128,4 +132,11 @@ class LeasedBudget:
         with self._lock:
             if self._executor is None:
                 self._executor = self._begin_executor()
-        return self._executor.submit(job)
+            self._waiting += 1
+        future = self._executor.submit(job)
+        future.add_done_callback(self._is_done)
+        return future
+
+    def _is_done(self, _: object) -> None:
+        with self._lock:
+            self._waiting -= 1

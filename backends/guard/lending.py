@@ -1,6 +1,6 @@
 """The emergency lending: what the emergency budget pays while the store fails, and how the unused part comes back."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from backends.contract import Ask, Backend, Reservation, Verdict
@@ -19,10 +19,17 @@ class EmergencyLending:
     Args:
         budget: pays for what is lent.
         fallback: decides about whole reservations, by the limits (the memory strategy).
+        note: called with the UTC hour and the nano-dollars of all that is lent, and, below 0, of what comes back.
     """
 
-    def __init__(self, budget: EmergencyBudget | LeasedBudget, fallback: Backend) -> None:
+    def __init__(
+        self,
+        budget: EmergencyBudget | LeasedBudget,
+        fallback: Backend,
+        note: Callable[[int, int], None] = lambda _hour, _nanousd: None,
+    ) -> None:
         self.budget = budget
+        self._note = note
         self.reserve_script = fallback.reserve_script
         self._fallback = fallback
         self.loans: dict[tuple[str, str], dict[int, int]] = {}
@@ -36,7 +43,7 @@ class EmergencyLending:
         reservation = replace(verdict, backend=EMERGENCY)
         if self.has_lent_to(reservation):
             return reservation
-        hour = self.budget.take(verdict.cost_nanousd, budget_nanousd)
+        hour = self._take(verdict.cost_nanousd, budget_nanousd)
         if hour is None:
             self._fallback.release(verdict)
             return None
@@ -52,7 +59,7 @@ class EmergencyLending:
         """
         for amount_nanousd in dict.fromkeys((to_nanousd, at_least_nanousd)):
             more_nanousd = amount_nanousd - reservation.cost_nanousd
-            hour = self.budget.take(more_nanousd, budget_nanousd) if more_nanousd > 0 else None
+            hour = self._take(more_nanousd, budget_nanousd) if more_nanousd > 0 else None
             if hour is not None:
                 loan = self.loans.setdefault(_key(reservation), {})
                 loan[hour] = loan.get(hour, 0) + more_nanousd
@@ -80,6 +87,12 @@ class EmergencyLending:
         """Free a whole loan, since the store has booked the reservation with its extensions."""
         self._give_back(loan, sum(loan.values()))
 
+    def _take(self, nanousd: int, budget_nanousd: int) -> int | None:
+        hour = self.budget.take(nanousd, budget_nanousd)
+        if hour is not None:
+            self._note(hour, nanousd)
+        return hour
+
     def _give_back(self, loan: Mapping[int, int], unused_nanousd: int) -> None:
         """What was not used comes back, the latest hour first, so that the rest stays where it was taken.
 
@@ -89,6 +102,7 @@ class EmergencyLending:
             back = min(unused_nanousd, loan[hour])
             if back:
                 self.budget.correct(hour, -back)
+                self._note(hour, -back)
             unused_nanousd -= back
 
 

@@ -8,8 +8,9 @@ What is compared, and how exactly:
   cleared since it began has to be at least as much as the records since then.
 * A bucket of what is pending. Open records outlive it, so it has to be equal always, with an identifier, a network and
   everybody. Of the other scopes the records say less: see `comparison`.
-* The days with one another: all networks together are the global day, so are all identifiers (or less, where the books
-  of one were cleared), and the hours of a day are no more than the day. No records are needed for that.
+* The days with one another: all networks and the emergency spend together are the global day, so are all identifiers
+  with it (or less, where the books of one were cleared), and the hours of a day are no more than the day. No records of
+  reservations are needed for that; those of emergency spend live as long as the day.
 * Each key by itself: a total is an amount below 2^53, everything but ``settings`` and the total of a budget that lasts
   for ever has a TTL, no key is unknown.
 
@@ -163,8 +164,11 @@ class _Audit:
         if len(its_sum.parts) > MOST_AT_ONCE:
             return None
         names = [this.key_name(place) for place in (its_sum.total, *its_sum.parts)]
-        stored, *parts = (number_in(text) or 0 for text in read_texts(self._link, names))
-        return _Recheck(0, stored, Expected(sum(parts), sum(parts)), 0, frozenset(its_sum.parts))
+        texts = read_texts(self._link, [*names, *its_sum.emergency])
+        stored, *parts = (number_in(text) or 0 for text in texts[: len(names)])
+        parts += [record.nanousd for record in map(parse_record, texts[len(names) :]) if record is not None]
+        members: frozenset[str | Place] = frozenset([*its_sum.parts, *its_sum.emergency])
+        return _Recheck(0, stored, Expected(sum(parts), sum(parts)), 0, members)
 
     def _is_decided(self, before: Comparison, this: Comparison, place: Place, its: _Recheck | None) -> bool:
         """Whether the recheck is proof, now that a pass has shown which records there were at its moment."""
@@ -195,7 +199,7 @@ class _Audit:
         now = this.sums.get((its_sum.what, its_sum.total))
         if now is None:
             return True
-        if its is None or not set(now.parts) <= its.members:
+        if its is None or not {*now.parts, *now.emergency} <= its.members:
             return False
         parts = its.expected.least
         if not now.is_off(its.stored, parts):

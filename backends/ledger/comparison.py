@@ -91,6 +91,8 @@ class Sum(NamedTuple):
     what: str
     total: Place
     parts: tuple[Place, ...]
+    emergency: tuple[str, ...]
+    """Keys of the records of emergency spend, which are a part of it too."""
     may_be_more: bool
     """Whether the total may be more than its parts."""
 
@@ -238,7 +240,9 @@ def compare(snapshot: Snapshot) -> Comparison:
             comparison.odd_places.append(place)
     for each in _sums(snapshot):
         comparison.sums[each.what, each.total] = each
-        if each.is_off(snapshot.stored[each.total], sum(snapshot.stored[part] for part in each.parts)):
+        parts = sum(snapshot.stored[part] for part in each.parts)
+        parts += sum(snapshot.records[key].nanousd for key in each.emergency)
+        if each.is_off(snapshot.stored[each.total], parts):
             comparison.odd_sums.append(each)
     return comparison
 
@@ -290,6 +294,10 @@ def _find_pending(comparison: Comparison) -> None:
 def _add_record(comparison: Comparison, key: str, record: Record) -> None:
     if record.has_the_six:
         _add_to_the_six(comparison, key, record)
+    if record.is_emergency:
+        made = record.made_at_us // US_PER_SECOND
+        comparison.book(key, record, Place("global_hour", "", made))
+        comparison.book(key, record, Place("global_day", "", made - made % SECONDS_PER_DAY))
     if record.further:
         named = [comparison.snapshot.budget_keys.get(digest) for digest in record.further]
         known = [each for each in named if each is not None]
@@ -381,20 +389,29 @@ def _pending_bucket(record: Record) -> tuple[int, int]:
 
 
 def _sums(snapshot: Snapshot) -> Iterator[Sum]:
-    """Three for each day whose keys have to exist still: each request is charged to all six, or to none of them."""
+    """Three for each day whose keys have to exist still: each request is charged to all six, or to none of them.
+
+    Emergency spend is charged to everybody alone, and to an hour only if that was not over when it was booked.
+    """
     places: dict[tuple[str, int], list[Place]] = {}
     for place in snapshot.stored:
         if place.kind in _TOTALS_SECONDS:
             day = place.start_seconds - place.start_seconds % SECONDS_PER_DAY
             places.setdefault((place.kind, day), []).append(place)
+    emergency: dict[int, list[str]] = defaultdict(list)
+    for key, record in snapshot.records.items():
+        if record.is_emergency:
+            made = record.made_at_us // US_PER_SECOND
+            emergency[made - made % SECONDS_PER_DAY].append(key)
     for day in sorted({day for _, day in places}):
         if day + 2 * SECONDS_PER_DAY - MARGIN_SECONDS <= snapshot.ended_us // US_PER_SECOND:
             continue
         total = Place("global_day", "", day)
         was_reset = any(at_us >= day * US_PER_SECOND for at_us in snapshot.reset_us.values())
-        for kind, what, may_be_more in (
-            ("day", "its identifiers", was_reset),
-            ("network_day", "its networks", False),
-            ("global_hour", "its hours", True),
+        its_emergency = tuple(sorted(emergency[day]))
+        for kind, what, also, may_be_more in (
+            ("day", "its identifiers", its_emergency, was_reset),
+            ("network_day", "its networks", its_emergency, False),
+            ("global_hour", "its hours", (), True),
         ):
-            yield Sum(what, total, tuple(sorted(places.get((kind, day), []))), may_be_more)
+            yield Sum(what, total, tuple(sorted(places.get((kind, day), []))), also, may_be_more)

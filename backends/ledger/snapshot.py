@@ -34,6 +34,8 @@ NO_KEY = "no_key"
 """The kind of place that a digest stands for which no key has."""
 _MONEY = frozenset({"total", "window", "pending"})
 """Kinds of `KnownKey` that hold amounts."""
+_RECORDS = frozenset({"record", "emergency"})
+"""Kinds of `KnownKey` that say what was booked; emergency spend looks like a reservation that has ended."""
 LARGEST = 2**53
 GONE, NO_TTL = -2, -1
 """Replies of PTTL."""
@@ -180,7 +182,7 @@ def _read_page(link: Link, snapshot: Snapshot, keys: list[str]) -> None:
 def _ask_for_value(pipeline: Any, key: str, kind: str) -> None:
     if kind in {"window", "pending"}:
         pipeline.zrange(key, 0, -1, withscores=True)
-    elif kind in {"record", "reset", "total"}:
+    elif kind in {*_RECORDS, "reset", "total"}:
         pipeline.get(key)
     else:
         pipeline.exists(key)
@@ -188,7 +190,7 @@ def _ask_for_value(pipeline: Any, key: str, kind: str) -> None:
 
 def _add(snapshot: Snapshot, key: str, what: KnownKey, value: Any) -> None:
     kind, owner = what.kind, what.owner
-    if kind == "record":
+    if kind in _RECORDS:
         record = parse_record(value)
         if record is None or record.state not in {"open", "settled", "released"}:
             snapshot.oddities.append(Oddity(key, "no_record", "is no record of a reservation"))

@@ -222,6 +222,19 @@ class Link:
             raise ConfigurationError(f"REDIS_URL: Redis 6.2 or newer, or Valkey, is needed; that server is {version}")
         return version
 
+    def eviction_policy(self) -> str:
+        """What the server does when its memory is full; empty where it does not say so."""
+
+        def ask(client: Client) -> str:
+            try:
+                info: dict[str, Any] = client.info("memory")
+            except redis.ResponseError:
+                # The right to ask this may be missing, and that is no bug.
+                return ""
+            return str(info.get("maxmemory_policy", ""))
+
+        return self.run(ask)
+
     def close(self) -> None:
         """Give back every connection."""
         self._client.close()

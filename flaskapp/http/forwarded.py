@@ -24,12 +24,20 @@ class Forwarded:
 
     Args:
         on_unreadable: called for each request whose address cannot be read.
+        on_longer: called for each request with more entries than there are proxies.
     """
 
-    def __init__(self, hops: int, ipv6_prefix: int, on_unreadable: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        hops: int,
+        ipv6_prefix: int,
+        on_unreadable: Callable[[], object],
+        on_longer: Callable[[], object] = lambda: None,
+    ) -> None:
         self._hops = hops
         self._ipv6_prefix = ipv6_prefix
         self._on_unreadable = on_unreadable
+        self._on_longer = on_longer
 
     def network(self, environ: "WSGIEnvironment") -> str:
         """The caller's network; where there is no address that can be read, it is unknown.
@@ -47,6 +55,8 @@ class Forwarded:
         entries = header.rsplit(",", self._hops)
         if len(entries) < self._hops:
             return ""
+        if len(entries) > self._hops:
+            self._on_longer()
         # A quote means nothing in this header, also where it is not closed.
         entry = entries[-self._hops].strip(' \t"')
         match = _WITH_PORT.fullmatch(entry)

@@ -6,7 +6,7 @@ import os
 import resource
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,8 +34,10 @@ class Finding(NamedTuple):
     hint: str = ""
 
 
-def findings(config: Config, link: Link, settings: LiveSettings) -> dict[str, Finding]:
-    """What every check found, by its name."""
+def findings(
+    config: Config, link: Link, settings: LiveSettings, events_seen: Collection[str] = ()
+) -> dict[str, Finding]:
+    """What every check found, by its name; `events_seen` are what a service that runs has counted since its start."""
     return {
         **_of_redis(link, config.web_concurrency),
         "descriptors": _descriptors(),
@@ -44,7 +46,7 @@ def findings(config: Config, link: Link, settings: LiveSettings) -> dict[str, Fi
         "backend": _backend(config),
         "network limits": _network_limits(settings),
         "window": _window(settings, config.stream_deadline_seconds),
-        "proxies": _proxies(config),
+        "proxies": _proxies(config, events_seen),
         "metrics": _metrics(config),
         "outage": _outage(settings),
     }
@@ -195,12 +197,24 @@ def _window(settings: LiveSettings, deadline_seconds: int) -> Finding:
     return Finding(FAILED, text, "set high_cost_window_seconds to that at least")
 
 
-def _proxies(config: Config) -> Finding:
+_PROXIES_SEEN = {
+    "forwarded_ignored": "a request came with X-Forwarded-For",
+    "forwarded_unreadable": "a request came with too few entries in X-Forwarded-For, or one that is no address",
+    "forwarded_longer": "a request came with more entries in X-Forwarded-For than that",
+}
+
+
+def _proxies(config: Config, events_seen: Collection[str]) -> Finding:
     hops = config.trusted_proxy_hops
+    believed = f"{hops} are believed" if hops else "none is believed"
+    seen = [text for event, text in _PROXIES_SEEN.items() if event in events_seen]
+    if seen:
+        hint = "set TRUSTED_PROXY_HOPS to the number of proxies, unless the caller wrote that itself"
+        return Finding(WARNING, f"{believed}; since the start {', and '.join(seen)}", hint)
     if hops or config.mode == "development":
-        return Finding(OK, f"{hops} are believed")
+        return Finding(OK, believed)
     hint = "behind a proxy set TRUSTED_PROXY_HOPS; the log says once if an X-Forwarded-For came"
-    return Finding(OK if _is_local(config.host) else WARNING, "none is believed", hint)
+    return Finding(OK if _is_local(config.host) else WARNING, believed, hint)
 
 
 def _metrics(config: Config) -> Finding:

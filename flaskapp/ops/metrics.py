@@ -1,8 +1,10 @@
 """Events of the guard as numbers for Prometheus; amounts in nano-dollars."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from flask import Blueprint, Response
@@ -20,7 +22,31 @@ _Fields = dict[str, Any]
 """Of an event; `backends.guard.events` says what each event has."""
 _Count = Callable[[_Fields, str], None]
 """Counts an event with these fields, of this backend."""
+_FILES = ("counter", "histogram")
+"""What the client library names its files after: the kinds of numbers that there are."""
+_FILE_BYTES = 2**20
+"""About six thousand numbers; there are some two hundred."""
 _CHECK_BUCKETS = (0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2)
+
+
+def _allocated(shared: SharedNumbers) -> str:
+    """Have the disk hold a worker's files before the client library maps them into memory; why that failed, or nothing.
+
+    The library makes them as long, and without a byte on the disk: a worker that writes a number there once the disk
+    is full is killed by SIGBUS. A worker with the number of one that has ended finds its files.
+    """
+    for kind in _FILES:
+        place = Path(shared.directory) / f"{kind}_{shared.worker}.db"
+        draft = place.with_suffix(".new")
+        try:
+            if not place.exists():
+                draft.write_bytes(bytes(_FILE_BYTES))
+                draft.replace(place)
+        except OSError as error:
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
+            return str(error)
+    return ""
 
 
 class Metrics:
@@ -33,6 +59,10 @@ class Metrics:
     """
 
     def __init__(self, shared: SharedNumbers | None, backend: str, models: Sequence[str] = ()) -> None:
+        self.failure = "" if shared is None else _allocated(shared)
+        """Why this worker counts for itself; empty if it does not."""
+        if self.failure:
+            shared = None
         self._directory = shared.directory if shared else None
         # A worker goes on in the files of one that has ended: files of each process would add up with every reload.
         values.ValueClass = values.MultiProcessValue(lambda: shared.worker) if shared else values.MutexValue  # type: ignore[no-untyped-call]
@@ -56,6 +86,9 @@ class Metrics:
         )()
         self.extensions = self._counter("extensions", "Extensions of running answers", "backend", "outcome")
         self.emergency = self._counter("emergency_nanousd", "Nano-dollars admitted while failing open")()
+        self.emergency_booked = self._counter(
+            "emergency_booked_nanousd", "Nano-dollars of emergency spend, booked when Redis was back", "change"
+        )
         self.failures = self._counter("store_failures", "Checks that the store failed", "is_bug")
         self.usage_missing = self._counter(
             "usage_missing", "Answers that ended well and reported no usage", "model", "booked"
@@ -75,6 +108,7 @@ class Metrics:
             "extension_refused": lambda _, backend: self.extensions(backend, "refused").inc(),
             "usage_missing": lambda fields, _: self.usage_missing(fields["model"], fields["booked"]).inc(),
             "usage_absurd": lambda fields, _: self.usage_absurd(fields["model"]).inc(),
+            "emergency_booked": lambda fields, _: self._booked_emergency(fields["change_nanousd"]),
             "check_failed": lambda fields, _: self.failures(str(fields["is_bug"]).lower()).inc(),
         }
         self._begin_at_zero(backend, models)
@@ -83,6 +117,7 @@ class Metrics:
         """Make every number that can be known now: `increase()` sees no first one of a number that was not there."""
         for name in EVENTS - self._counts.keys():
             self.events(name)
+        self.emergency_booked("added"), self.emergency_booked("taken_back")
         for is_bug in ("true", "false"):
             self.failures(is_bug)
         for model, booked in product(models, ("whole", "seen")):
@@ -129,6 +164,9 @@ class Metrics:
         overrun = self.overrun(backend)
         if fields["overrun_nanousd"]:
             overrun.inc(fields["overrun_nanousd"])
+
+    def _booked_emergency(self, change_nanousd: int) -> None:
+        self.emergency_booked("added" if change_nanousd > 0 else "taken_back").inc(abs(change_nanousd))
 
     def _decided(self, fields: _Fields, backend: str, outcome: str, budget: str = "") -> None:
         """Count a decision; `budget` is the one that refused, under a marker the one that set it."""

@@ -6,6 +6,7 @@ are forked after SIGHUP or by `--reload` run the code that is on disk then.
 
 import os
 import tempfile
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def check_start() -> dict[str, object]:
     """
     config = load_config()
     config.check_workers(config.web_concurrency)
-    _demand_writable(config.data_dir, emergency_file(config))
+    _demand_writable(config.data_dir, [emergency_file(config, kind) for kind in ("budget", "books")])
     found = remarks(config, create_app(config).extensions["tollgate"].link)
     return {
         "host": f"[{config.host}]" if ":" in config.host and "[" not in config.host else config.host,
@@ -36,16 +37,16 @@ def check_start() -> dict[str, object]:
     }
 
 
-def _demand_writable(directory: Path, emergency: Path) -> None:
-    """Check that the emergency budget and the metrics can be kept."""
+def _demand_writable(directory: Path, files: Iterable[Path]) -> None:
+    """Check that the emergency budget can be kept, and the metrics where there is no shared memory."""
     place = directory
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
             pass
-        place = emergency
-        with suppress(FileNotFoundError), emergency.open("r+b"):
-            pass
+        for place in files:
+            with suppress(FileNotFoundError), place.open("r+b"):
+                pass
     except OSError as error:
         raise ConfigurationError(
             f"{place} cannot be written ({error.strerror}), and the emergency budget and the metrics are kept in "

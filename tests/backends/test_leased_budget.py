@@ -8,7 +8,7 @@ import pytest
 
 from backends.conformance.cases import US
 from backends.conformance.harness import ManualClock
-from backends.guard import EmergencyBudget, LeasedBudget
+from backends.guard import EmergencyBudget, LeasedBudget, leased_budget
 from backends.guard.emergency_budget import LEASES
 from tests.faults.wire import wait_for
 
@@ -163,3 +163,14 @@ def test_an_overrun_is_charged_beyond_the_lease(new_worker, file):
     wait_for(lambda: not worker._is_leasing)
     worker.correct(hour, 2 * LEASE + 7)
     assert file.spent_nanousd() >= before + 7
+
+
+def test_a_flood_on_a_disk_that_is_stuck_leaves_a_bounded_number_of_jobs(new_worker, file, monkeypatch):
+    monkeypatch.setattr(leased_budget, "WAIT_SECONDS", 0)
+    worker, small = new_worker(), 10_000_000
+    file.goes_on.clear()
+    assert [worker.take(1, small) for _ in range(500)] == [None] * 500
+    assert worker._executor._work_queue.qsize() < leased_budget.MOST_WAITING
+    file.goes_on.set()
+    wait_for(lambda: worker._waiting == 0)
+    assert worker.take(1, small) is not None

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from backends.keys import (
     WINDOW_BUCKETS,
     bucket_seconds_of,
     counter_key,
+    emergency_key,
     idempotency_key,
     known_key,
     marker_key,
@@ -27,6 +29,7 @@ from backends.keys import (
     rows_at,
     running_key,
 )
+from backends.ledger.emergency import book_emergency_spend
 from docs.settings_page import PAGE, renewed
 from flaskapp.config import variables
 from flaskapp.ops.logs import _WORDS, EVENTS
@@ -118,6 +121,7 @@ WILD = {
     "<unit>": r"(?:hour|day|week|month)",
     "<start>": r"\d+",
     "<rid>": r"[^:]+",
+    "<instance>": r"[0-9a-f]{16}",
     "<challenge>": r"[0-9a-f]{64}",
     "<digest>": r"[0-9a-f]{32}",
     "<date>": r"\d{4}-\d\d-\d\d",
@@ -150,7 +154,7 @@ def keys_of_the_code() -> set[str]:
     keys = {key for row in made for key in (row.key, row.pending_key)}
     keys |= {running_key(row.key) for row in made if row.layout.window_seconds}
     keys |= {record_key("rid1"), marker_key("hash456"), reset_key("hash456"), idempotency_key("0" * 32)}
-    keys |= {OVERHEAD_PREFIX + "gpt-4o", SETTING_UNSET_PREFIX + "budgets"}
+    keys |= {emergency_key("0" * 16, AT_SECONDS), OVERHEAD_PREFIX + "gpt-4o", SETTING_UNSET_PREFIX + "budgets"}
     return keys | {SETTINGS_KEY, "llm:challenge:" + "0" * 64, "llm:session:" + "0" * 32, counter_key("x")}
 
 
@@ -200,6 +204,7 @@ def used(make_app):
     under_way = service.open_chat("hash457", max_tokens=50, headers={"Idempotency-Key": "one"})
     service.redis.set("llm:reset:hash457", "1", ex=60)
     service.tollgate.overheads.learn("gpt-4o", 5)
+    book_emergency_spend(service.tollgate.link, "0" * 16, int(time.time()) // 3_600, 5, 1)
     service.client.post("/admin/login", data={"token": ADMIN_TOKEN})
     csrf = re.search(r'name="csrf_token" value="(\w+)"', service.client.get("/admin").text)[1]
     assert service.client.post("/admin/logout", data={"csrf_token": csrf}).status_code == 303

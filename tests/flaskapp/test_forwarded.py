@@ -132,16 +132,20 @@ def test_without_a_proxy_a_caller_cannot_choose_its_network_and_that_is_logged_o
     assert warnings(caplog) == ["WARNING"]
 
 
-def test_behind_a_proxy_its_entry_counts_and_nothing_is_logged(make_app, caplog):
-    service = make_app(TRUSTED_PROXY_HOPS="1")
-    assert ask(service, f'", {HOME}:80').status_code == 200
-    assert networks(service) == {HOME}
+def test_behind_a_proxy_its_entry_counts_and_more_entries_are_logged_once(make_app, caplog):
+    service = make_app(TRUSTED_PROXY_HOPS="1", HIGH_COST_THRESHOLD_USD="1")
+    assert ask(service, f"{HOME}:80").status_code == 200
     assert warnings(caplog) == []
+    for _ in range(3):
+        assert ask(service, f'", {HOME}:80').status_code == 200
+    assert networks(service) == {HOME}
+    assert warnings(caplog) == ["WARNING"]
+    assert "TRUSTED_PROXY_HOPS" in caplog.text
 
 
 def test_unreadable_addresses_share_one_network_and_are_logged_once(make_app, caplog):
     service = make_app(TRUSTED_PROXY_HOPS="1", NETWORK_COST_LIMIT_USD="0", HIGH_COST_THRESHOLD_USD="1")
-    for forwarded in ('"', "rubbish", "", "6.6.6.6,"):
+    for forwarded in ('"', "rubbish", "", '"'):
         assert ask(service, forwarded).status_code == 200
     assert networks(service) == {"unknown"}
     assert warnings(caplog) == ["WARNING"]
@@ -182,3 +186,23 @@ def test_every_route_takes_the_same_network(make_app):
     assert service.client.post("/v1/chat/completions", json=body, headers=headers, buffered=True).status_code == 200
     assert networks(service) == {HOME}
     assert service.redis.exists(f"llm:cost:recent:ip:{HOME}")
+
+
+@pytest.mark.parametrize(
+    ("hops", "forwarded", "is_longer"),
+    [
+        (1, HOME, False),
+        (1, f"6.6.6.6, {HOME}", True),
+        (1, f"6.6.6.6, 7.7.7.7, {HOME}", True),
+        (2, f"{HOME}, {OUTER_PROXY}", False),
+        (2, f"6.6.6.6, {HOME}, {OUTER_PROXY}", True),
+        (2, HOME, False),
+        (1, None, False),
+    ],
+)
+def test_more_entries_than_proxies_are_noticed_and_change_nothing(hops, forwarded, is_longer):
+    reports = []
+    environ = {"REMOTE_ADDR": PROXY} | ({} if forwarded is None else {"HTTP_X_FORWARDED_FOR": forwarded})
+    its = Forwarded(hops, 56, lambda: None, lambda: reports.append(1))
+    assert its.network(environ) == network_behind(forwarded, hops)[0]
+    assert bool(reports) == is_longer

@@ -104,5 +104,5 @@ def test_metrics_are_those_of_all_workers_whichever_is_asked(service, books):
         nanousd(each.headers["X-Cost-Reserved-USD"]) for each in answers
     )
     assert rise("check_seconds_count", (name,)) == 13
-    workers = {path.stem.rpartition("_")[2] for path in service.directory.glob(".data/prometheus/tollgate-*/*.db")}
+    workers = {path.stem.rpartition("_")[2] for path in service.number_files()}
     assert workers == {"0", "1"}

@@ -64,7 +64,7 @@ def admitted(service):
 
 
 def number_files(service):
-    return sorted(path.name for path in service.directory.glob(".data/prometheus/tollgate-*/*.db"))
+    return sorted(path.name for path in service.directory.glob("numbers/tollgate-*/*.db"))
 
 
 def reload(service, seen):
@@ -75,7 +75,8 @@ def reload(service, seen):
 
 @pytest.fixture
 def service(tmp_path, redis_url):
-    with Service(tmp_path, redis_url, ENABLE_COST_THROTTLING="true", DEMO_TOKENS_PER_SECOND="0") as service:
+    environment = {"ENABLE_COST_THROTTLING": "true", "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "numbers")}
+    with Service(tmp_path, redis_url, DEMO_TOKENS_PER_SECOND="0", **environment) as service:
         yield service
 
 
@@ -90,7 +91,10 @@ def test_a_start_on_a_taken_port_leaves_the_numbers_of_the_first(service):
 def test_another_master_on_the_same_disk_neither_resets_nor_adds_to_the_numbers(service, redis_url):
     """As in two containers with one volume."""
     assert service.chat().status_code == 200
-    with Service(service.directory, redis_url, ENABLE_COST_THROTTLING="true") as other:
+    numbers = service.environment["PROMETHEUS_MULTIPROC_DIR"]
+    with Service(
+        service.directory, redis_url, ENABLE_COST_THROTTLING="true", PROMETHEUS_MULTIPROC_DIR=numbers
+    ) as other:
         assert other.chat("hash2").status_code == 200
         assert admitted(other) == 1
         assert admitted(service) == 1
@@ -153,10 +157,18 @@ def test_reload_serves_new_code(tmp_path, redis_url):
         wait_until(lambda: service.said == "new", START_SECONDS, "the new code")
 
 
-@pytest.mark.parametrize("place", [".data", ".data/emergency-budget-127.0.0.1-{port}.json", ".data/prometheus"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        ".data",
+        ".data/emergency-budget-127.0.0.1-{port}.json",
+        ".data/emergency-books-127.0.0.1-{port}.json",
+        ".data/prometheus",
+    ],
+)
 def test_what_cannot_be_written_in_the_data_directory_stops_the_start_with_one_line(tmp_path, place):
     """As what belongs to another user; but these tests may be root's, who may write that."""
-    service = Service(tmp_path, "redis://127.0.0.1:1/0")
+    service = Service(tmp_path, "redis://127.0.0.1:1/0", PROMETHEUS_MULTIPROC_DIR=str(tmp_path / ".data/prometheus"))
     in_the_way = tmp_path / place.format(port=service.port)
     if in_the_way.suffix == ".json":
         in_the_way.mkdir(parents=True)

@@ -1,12 +1,16 @@
 """Redis dies, freezes and comes back under a service that runs: no 5xx while the emergency budget lasts, none twice."""
 
 import json
+import os
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from backends.guard import EmergencyBooks
 from tests.embedded import FragileServer
+from tests.processes import children_of
 from tests.servers import Service, client_of, earliest_wait, events, nanousd, wait_until
 
 BUDGET = 10_000_000
@@ -42,6 +46,7 @@ def service(_service, store):
     wait_until(lambda: ask_each_worker(_service) == {"atomic"}, 10, "both workers in touch with Redis")
     # Only now: a worker that had not noticed yet has spent from it on being asked.
     page(_service).unlink(missing_ok=True)
+    page(_service, "books").unlink(missing_ok=True)
     return _service
 
 
@@ -55,8 +60,8 @@ def take_in(service, store, **changes):
     service.lines_with("Cost throttling is on (redis)", since, at_least=service.workers, within_seconds=10)
 
 
-def page(service):
-    return service.directory / ".data" / f"emergency-budget-127.0.0.1-{service.port}.json"
+def page(service, kind="budget"):
+    return service.directory / ".data" / f"emergency-{kind}-127.0.0.1-{service.port}.json"
 
 
 def emergency_spent(service):
@@ -118,6 +123,47 @@ def test_open_goes_on_from_the_emergency_budget_until_that_is_used_up(service, s
         (day,) = client.keys("llm:cost:daily:before:*")
         assert int(client.get(day)) == sum(nanousd(events(each)[-1]["cost_usd"]) for each in (before, again))
     assert emergency_spent(service) >= sum(costs)
+
+
+def everybodys_alone(client):
+    """What is booked in everybody's hours and days, and in no identifier's: first of the hours, then of the days."""
+    of_all = [sum(map(int, client.mget(client.keys(f"llm:global:{kind}:*")) or [0])) for kind in ("hourly", "daily")]
+    return [total - sum(map(int, client.mget(client.keys("llm:cost:daily:*")) or [0])) for total in of_all]
+
+
+def kill_workers(service):
+    seen = len(service.log_lines())
+    for pid in children_of(service._process.pid):
+        os.kill(pid, signal.SIGKILL)
+    service.lines_with("Cost throttling is", seen, at_least=service.workers, within_seconds=20)
+
+
+def restart(service):
+    service.kill()
+    service.start()
+
+
+@pytest.mark.parametrize("end_some", [lambda _: None, kill_workers, restart], ids=["nobody", "the workers", "all"])
+def test_what_an_outage_cost_is_booked_once_whoever_is_killed(service, store, end_some):
+    books = EmergencyBooks(page(service, "books"))
+    with client_of(store) as client:
+        wait_until(lambda: client.keys("llm:open:*") == [], 5, "no open reservation")
+        before = everybodys_alone(client)
+        store.kill()
+        answers = [answer for answer in visitors(service, 3) if answer.status_code == 200]
+        spent = sum(nanousd(events(answer)[-1]["cost_usd"]) for answer in answers)
+        wait_until(lambda: sum(each.nanousd for each in books.unbooked()[1]) == spent > 0, 5, "written down")
+        end_some(service)
+        store.start()
+        booked = [amount + spent for amount in before]
+        wait_until(lambda: everybodys_alone(client) == booked, BACK_SECONDS, "booked")
+        assert len(service.lines_with("Emergency spend booked into everybody's hour and day")) >= 1
+        # It is remembered, and what is not remembered is not booked again.
+        wait_until(lambda: books.unbooked()[1] == [], 5, "remembered")
+        end_some(service)
+        wait_until(lambda: ask_each_worker(service) == {"atomic"}, 10, "the books go on")
+        wait_until(lambda: client.keys("llm:open:*") == [], 5, "no open reservation")
+        assert everybodys_alone(client) == booked
 
 
 def test_many_at_once_in_an_outage_never_spend_more_than_the_budget(service, store):

@@ -7,7 +7,7 @@ from backends.records import THE_SIX, digest_of, key_digest
 from backends.store.scripts import Script
 
 RESERVE, EXTEND, SETTLE = Script("reserve.lua"), Script("extend.lua"), Script("settle.lua")
-CONSUME, RESET_BOOKS = Script("consume.lua"), Script("reset.lua")
+CONSUME, RESET_BOOKS, BOOK = Script("consume.lua"), Script("reset.lua"), Script("book.lua")
 US = 1_000_000
 NOW_S = 1_773_483_600  # 2026-03-14 10:20:00 UTC
 NOW_US = NOW_S * US + 250_000

@@ -258,7 +258,7 @@ def test_a_full_window_is_bounded_whatever_its_length_is(client):
 
 def test_every_script_compiles(client):
     scripts = all_scripts()
-    names = ["consume.lua", "count.lua", "extend.lua", "reserve.lua", "reset.lua", "settle.lua"]
+    names = ["book.lua", "consume.lua", "count.lua", "extend.lua", "reserve.lua", "reset.lua", "settle.lua"]
     assert [script.file_name for script in scripts] == names
     assert [script.compile_error(client) for script in scripts] == [None] * len(names)
 

@@ -16,6 +16,7 @@ from tests.lua import (
     by_hand,
     test_bounds,
     test_budgets,
+    test_emergency,
     test_pending,
     test_replies,
     test_running,
@@ -1430,14 +1431,61 @@ SHARES_OF_AN_EXTENSION = [
     ),
     ("math.max(room, 0)", "room", "an_extension_of_what_is_over_its_share_keeps_what_it_holds"),
 ]
+BOOK = [
+    ("if now_s >= keep_until_s[2] or", "if", "a_total_that_has_aged_out_is_not_made_again"),
+    ("if now_s >= keep_until_s[2] or", "if now_s > keep_until_s[2] or", "a_total_that_has_aged_out_is_not_made_again"),
+    (" or ARGV[4] / SECOND > now_s + DAY_S then", " then", "an_hour_that_comes_only_tomorrow_is_left_alone"),
+    ("/ SECOND > now_s + DAY_S", "/ SECOND >= now_s + DAY_S", "an_hour_that_comes_only_tomorrow_is_left_alone"),
+    (
+        "tonumber(edition) >= tonumber(ARGV[2])",
+        "tonumber(edition) > tonumber(ARGV[2])",
+        "the_worked_example_of_emergency_spend",
+    ),
+    (
+        "if edition and tonumber(edition) >= tonumber(ARGV[2]) then",
+        "if false then",
+        "whatever_comes_in_whatever_order_the_latest_edition_is_booked_once",
+    ),
+    ("ARGV[3] - (booked or 0)", "ARGV[3] + 0", "whatever_comes_in_whatever_order_the_latest_edition_is_booked_once"),
+    (" or #text > 16", "", "emergency_spend_on_a_key_of_another_kind_changes_nothing"),
+    ("not find(text, '^%d+$') or ", "", "emergency_spend_on_a_key_of_another_kind_changes_nothing"),
+    (
+        "error('KEYS ' .. 1 + i .. ' holds no amount')",
+        "error(KEYS[1] .. ' holds no amount')",
+        "emergency_spend_on_a_key_of_another_kind_changes_nothing",
+    ),
+    (
+        "max(change, -(tonumber(held[i]) or 0))",
+        "change",
+        "emergency_spend_takes_no_total_below_zero",
+    ),
+    ("if until_s > now_s and", "if", "a_total_that_has_outlived_its_time_is_left_alone"),
+    ("if held[i] == '' then", "if true then", "it_is_added_to_what_reservations_have_booked"),
+    ("if held[i] == '' then", "if false then", "each_key_of_emergency_spend_has_the_ttl_of_its_total"),
+    (
+        "'EX', keep_until_s[2] - now_s",
+        "'EX', keep_until_s[1] - now_s",
+        "each_key_of_emergency_spend_has_the_ttl_of_its_total",
+    ),
+]
 MUTANTS = [
+    *(("book.lua", *mutant) for mutant in BOOK),
     *(("reserve.lua", *mutant) for mutant in (*RESERVE, *RUNNING_TEXTS, *PENDING, *SHARES)),
     *(("extend.lua", *mutant) for mutant in (*EXTEND, *EXTEND_BY_HINTS, *OWN_MEMBER, *SHARES_OF_AN_EXTENSION)),
     *(("settle.lua", *mutant) for mutant in (*SETTLE, *OWN_MEMBER, *OWN_MEMBER_AT_AN_END)),
 ]
 BY_HAND = {
     name.removeprefix("test_"): test
-    for module in (test_bounds, test_budgets, test_pending, test_replies, test_running, test_shares, test_wrong_kinds)
+    for module in (
+        test_bounds,
+        test_budgets,
+        test_emergency,
+        test_pending,
+        test_replies,
+        test_running,
+        test_shares,
+        test_wrong_kinds,
+    )
     for name, test in vars(module).items()
     if name.startswith("test_")
 }
@@ -1491,8 +1539,9 @@ def test_the_scripts_as_they_are_pass(suite, client, case):
 def test_a_wrong_in_a_script_is_noticed(monkeypatch, suite, client, script, right, wrong, case):
     mutant, name = mutant_of(script, right, wrong), script.split(".", maxsplit=1)[0].upper()
     assert mutant.compile_error(client) is None
-    monkeypatch.setattr(atomic, f"_{name}", mutant)
-    monkeypatch.setattr(by_hand, name, mutant)
+    monkeypatch.setattr(atomic, f"_{name}", mutant, raising=False)
+    for module in (by_hand, test_emergency):
+        monkeypatch.setattr(module, name, mutant, raising=False)
     try:
         run(case, suite, client)
     except (Exception, pytest.fail.Exception):  # noqa: BLE001 (whatever it is, the mutant is noticed)
