@@ -71,7 +71,7 @@ def identify(request: Request) -> Identity:
         InvalidRequest: the fingerprint is malformed.
     """
     network = request.environ[NETWORK]
-    text = request.headers.get(HEADER)
+    text = request.environ.get("HTTP_X_FINGERPRINT")
     if text is None:
         return Identity(f"ip:{network}", network, None, has_fingerprint=False)
     match = _FINGERPRINT.fullmatch(text)

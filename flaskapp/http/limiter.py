@@ -10,7 +10,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
-from flask import Blueprint, Flask, Response, request
+from flask import Blueprint, Flask, Request, Response, request
+from flask.globals import request_ctx
 from flask_limiter import Limiter, RateLimitExceeded
 from limits import RateLimitItem, parse_many
 from limits.storage import MemoryStorage
@@ -45,7 +46,7 @@ class _Limit(NamedTuple):
     """What holds for the routes of a blueprint, beside the network's limit; nothing where the rate is empty."""
 
     rate: Callable[[], str] = str
-    key: Callable[[], str] = str
+    key: Callable[[Request], str] = str
     is_made_up: bool = False
     """Whether a caller may choose its key."""
 
@@ -66,36 +67,39 @@ class RequestLimiter:
         self._clock = clock
         self._network_rate = network_rate
         self._limits: dict[str | None, _Limit] = {}
-        self._local = Limiter(network_key, storage_uri="tollgate://", strategy="fixed-window", headers_enabled=False)
+        self._local = Limiter(
+            _key_of_network, storage_uri="tollgate://", strategy="fixed-window", headers_enabled=False
+        )
         # Before `init_app`, which so adds none of its own hooks: they would take longer than our count itself.
         app.extensions["limiter"] = {self._local}
         self._local.init_app(app)
         app.before_request(self.check_request)
 
     def limit_blueprint(
-        self, blueprint: Blueprint, rate: Callable[[], str], key: Callable[[], str], *, is_made_up: bool = False
+        self, blueprint: Blueprint, rate: Callable[[], str], key: Callable[[Request], str], *, is_made_up: bool = False
     ) -> None:
         """Let `rate` hold for each of the blueprint's routes by itself, and for each `key` of a request.
 
         The network's rate holds for all of them together. Where `is_made_up`, a caller may choose its key.
         """
         self._limits[blueprint.name] = _Limit(rate, key, is_made_up)
-        self._local.limit(rate, key_func=key)(blueprint)
-        self._local.shared_limit(self._network_rate, scope=_NETWORK, key_func=network_key)(blueprint)
+        self._local.limit(rate, key_func=lambda: key(request))(blueprint)
+        self._limit_locally(blueprint)
 
     def limit_network(self, blueprint: Blueprint) -> None:
         """Let the network's rate alone hold for the blueprint's routes. They are there when the link is busy, too."""
         self._limits[blueprint.name] = _Limit()
-        self._local.shared_limit(self._network_rate, scope=_NETWORK, key_func=network_key)(blueprint)
+        self._limit_locally(blueprint)
 
     def check_request(self) -> Response | None:
         """To be called before each request: count it. None for one that passes."""
-        limit = self._limits.get(request.blueprint)
+        asked = request_ctx.request
+        limit = self._limits.get(asked.blueprint)
         if limit is None:
             return None
         plan = _plan(self._network_rate(), limit.rate(), is_made_up=limit.is_made_up)
-        network = request.environ[NETWORK]
-        caller = f"{request.endpoint} {limit.key()}"
+        network = asked.environ[NETWORK]
+        caller = f"{asked.endpoint} {limit.key(asked)}"
         keys = [counter_key(f"network {network} {window.words}") for window in plan.of_network]
         keys += [counter_key(f"{caller} {window.words}") for window in plan.of_caller]
         keys.append(counter_key(f"made {network}"))
@@ -113,13 +117,16 @@ class RequestLimiter:
         window = (*plan.of_network, *plan.of_caller)[number - 1]
         return _refused(window.words, left_ms / _MS_PER_SECOND, is_network=number <= len(plan.of_network))
 
+    def _limit_locally(self, blueprint: Blueprint) -> None:
+        self._local.shared_limit(self._network_rate, scope=_NETWORK, key_func=_key_of_network)(blueprint)
+
     def _check_locally(self) -> Response | None:
         try:
             self._local._check_request_limit(in_middleware=False)  # noqa: SLF001 (there is no other word for it)
         except RateLimitExceeded as error:
             limit = self._local.current_limit
             left_seconds = limit.reset_at - self._clock.now_us() / US_PER_SECOND if limit else 0
-            is_network = error.limit.key_func is network_key and bool(error.limit.shared)
+            is_network = error.limit.key_func is _key_of_network and bool(error.limit.shared)
             return _refused(_words(error.limit.limit), left_seconds, is_network=is_network)
         return None
 
@@ -167,6 +174,10 @@ def _refused(words: str, left_seconds: float, *, is_network: bool) -> Response:
     )
 
 
-def network_key() -> str:
+def network_key(asked: Request) -> str:
     """The key of the request counter on routes without a visitor: the network."""
-    return f"ip:{request.environ[NETWORK]}"
+    return f"ip:{asked.environ[NETWORK]}"
+
+
+def _key_of_network() -> str:
+    return network_key(request)

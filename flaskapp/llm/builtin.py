@@ -143,24 +143,17 @@ class BuiltinAnswer:
 
     def read(self, wait_seconds: float) -> Batch | None:
         """The tokens that are due; each is due at its own moment since the start, so that the pace never drifts."""
-        if self._next > len(self._tokens):
-            return None
-        if self._seconds_per_token and self._next < len(self._tokens):
-            due_seconds = self._started_seconds + (self._next + 1) * self._seconds_per_token
-            early_seconds = due_seconds - self._clock.monotonic_seconds()
-            if early_seconds > 0:
-                self._wait(self._closing, min(early_seconds, wait_seconds))
-                if early_seconds > wait_seconds:
-                    return None if self._closing.is_set() else NOTHING
-        with self._lock:
-            return None if self._closing.is_set() else self._due()
-
-    def _due(self) -> Batch:
         first, last = self._next, len(self._tokens)
-        if self._seconds_per_token:
-            passed_seconds = self._clock.monotonic_seconds() - self._started_seconds
-            last = min(last, max(first + 1, int(passed_seconds / self._seconds_per_token)))
-        self._next, self.usage = last, Usage(self._request.input_tokens, last)
+        if first > last:
+            return None
+        if self._seconds_per_token and first < last:
+            last = self._due_within(wait_seconds)
+        with self._lock:
+            if self._closing.is_set():
+                return None
+            if first == last < len(self._tokens):
+                return NOTHING
+            self._next, self.usage = last, Usage(self._request.input_tokens, last)
         pieces = [Piece(token, 1, self._chunk({"content": token}, None)) for token in self._tokens[first:last]]
         if not first and pieces:
             pieces[0].chunk = self._chunk({"role": "assistant", "content": pieces[0].text}, None)
@@ -168,6 +161,17 @@ class BuiltinAnswer:
             self._next = last + 1
             pieces.append(Piece("", chunk=self._chunk({}, self.finish_reason)))
         return Batch(pieces, last - first, is_last=self._next > last)
+
+    def _due_within(self, wait_seconds: float) -> int:
+        """How many tokens are due in all, once the next one is; where that takes longer, how many were by now."""
+        due_seconds = self._started_seconds + (self._next + 1) * self._seconds_per_token
+        early_seconds = due_seconds - self._clock.monotonic_seconds()
+        if early_seconds > 0:
+            self._wait(self._closing, min(early_seconds, wait_seconds))
+            if early_seconds > wait_seconds:
+                return self._next
+        passed_seconds = self._clock.monotonic_seconds() - self._started_seconds
+        return min(len(self._tokens), max(self._next + 1, int(passed_seconds / self._seconds_per_token)))
 
     def _chunk(self, delta: dict[str, str], finish_reason: str | None) -> dict[str, Any]:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
