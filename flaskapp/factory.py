@@ -36,8 +36,8 @@ from flaskapp.http.challenges import Challenges
 from flaskapp.http.cors import allow_origins
 from flaskapp.http.forwarded import NETWORK, Forwarded
 from flaskapp.http.hosts import demand_known_host
-from flaskapp.http.identity import rate_key
-from flaskapp.http.limiter import ADMIN_RATE_LIMIT, RequestLimiter, network_key
+from flaskapp.http.identity import identify
+from flaskapp.http.limiter import ADMIN_RATE_LIMIT, RequestLimiter
 from flaskapp.http.networks import network_of
 from flaskapp.http.open_bodies import OpenBodies
 from flaskapp.http.openai_errors import PREFIX
@@ -56,7 +56,7 @@ from flaskapp.ops.running_redis import running_url
 from flaskapp.settings import SettingsStore
 from flaskapp.tollgate import Tollgate
 from flaskapp.usage import ROUTE as USAGE_ROUTE
-from flaskapp.usage import make_usage, usage_rate_key
+from flaskapp.usage import find_asker, make_usage
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -351,8 +351,8 @@ def _limit_rates(
     limiter: RequestLimiter, blueprints: Mapping[str, Blueprint], settings: SettingsStore, keys: ApiKeys
 ) -> None:
     rate: Callable[[], str] = lambda: settings.current.values.chat_rate_limit  # noqa: E731 - as the others here
-    limiter.limit_blueprint(blueprints["chat"], rate, rate_key, is_made_up=True)
-    limiter.limit_blueprint(blueprints["challenges"], rate, rate_key, is_made_up=True)
-    limiter.limit_blueprint(blueprints["openai"], rate, keys.rate_key)
-    limiter.limit_blueprint(blueprints["usage"], rate, partial(usage_rate_key, keys=keys), is_made_up=True)
-    limiter.limit_blueprint(blueprints["admin"], lambda: ADMIN_RATE_LIMIT, network_key)
+    limiter.limit_blueprint(blueprints["chat"], rate, identify, is_made_up=True)
+    limiter.limit_blueprint(blueprints["challenges"], rate, identify, is_made_up=True)
+    limiter.limit_blueprint(blueprints["openai"], rate, keys.find)
+    limiter.limit_blueprint(blueprints["usage"], rate, partial(find_asker, keys=keys), is_made_up=True)
+    limiter.limit_blueprint(blueprints["admin"], lambda: ADMIN_RATE_LIMIT, lambda _: None)

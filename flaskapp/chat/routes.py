@@ -60,7 +60,8 @@ class ChatRoutes:
         """``POST /api/v1/chat/stream``."""
         # Itself: each look through the proxy takes as long as what is looked up.
         asked = request_ctx.request
-        who = identify(asked)
+        # The request limiter has found out, unless what was sent is malformed.
+        who: Identity = g.who or identify(asked)
         settings = self.settings()
         if settings.enable_challenge_response and not (who.challenge and has_form(who.challenge)):
             # Whatever the body is, and before it is read.

@@ -8,9 +8,9 @@ give every caller a second, empty counter.
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
-from flask import Blueprint, Flask, Request, Response, request
+from flask import Blueprint, Flask, Request, Response, g, request
 from flask.globals import request_ctx
 from flask_limiter import Limiter, RateLimitExceeded
 from limits import RateLimitItem, parse_many
@@ -22,7 +22,8 @@ from backends.keys import counter_key
 from backends.store.link import Link
 from backends.store.scripts import Script
 from flaskapp.http.forwarded import NETWORK
-from flaskapp.http.refusals import RATE_LIMITED, THROTTLE_UNAVAILABLE, problem
+from flaskapp.http.identity import Identity, unnamed
+from flaskapp.http.refusals import RATE_LIMITED, THROTTLE_UNAVAILABLE, InvalidRequest, problem
 
 ADMIN_RATE_LIMIT = "60 per minute"
 MOST_MADE = 1_000
@@ -42,13 +43,17 @@ class Window(NamedTuple):
     words: str
 
 
+Find: TypeAlias = Callable[[Request], Identity | None]
+"""Who sent a request; None where that is not known. It may raise `InvalidRequest`."""
+
+
 class _Limit(NamedTuple):
     """What holds for the routes of a blueprint, beside the network's limit; nothing where the rate is empty."""
 
     rate: Callable[[], str] = str
-    key: Callable[[Request], str] = str
+    find: Find = lambda _: None
     is_made_up: bool = False
-    """Whether a caller may choose its key."""
+    """Whether a caller may choose its identifier."""
 
 
 class _Plan(NamedTuple):
@@ -76,14 +81,14 @@ class RequestLimiter:
         app.before_request(self.check_request)
 
     def limit_blueprint(
-        self, blueprint: Blueprint, rate: Callable[[], str], key: Callable[[Request], str], *, is_made_up: bool = False
+        self, blueprint: Blueprint, rate: Callable[[], str], find: Find, *, is_made_up: bool = False
     ) -> None:
-        """Let `rate` hold for each of the blueprint's routes by itself, and for each `key` of a request.
+        """Let `rate` hold for each of the blueprint's routes by itself, and for each caller that `find` finds.
 
-        The network's rate holds for all of them together. Where `is_made_up`, a caller may choose its key.
+        The network's rate holds for all of them together. Where `is_made_up`, a caller may choose its identifier.
         """
-        self._limits[blueprint.name] = _Limit(rate, key, is_made_up)
-        self._local.limit(rate, key_func=lambda: key(request))(blueprint)
+        self._limits[blueprint.name] = _Limit(rate, find, is_made_up)
+        self._local.limit(rate, key_func=_key_of_caller)(blueprint)
         self._limit_locally(blueprint)
 
     def limit_network(self, blueprint: Blueprint) -> None:
@@ -92,14 +97,19 @@ class RequestLimiter:
         self._limit_locally(blueprint)
 
     def check_request(self) -> Response | None:
-        """To be called before each request: count it. None for one that passes."""
+        """To be called before each request: count it. None for one that passes; who sent it is in `g.who` then."""
         asked = request_ctx.request
         limit = self._limits.get(asked.blueprint)
         if limit is None:
             return None
         plan = _plan(self._network_rate(), limit.rate(), is_made_up=limit.is_made_up)
         network = asked.environ[NETWORK]
-        caller = f"{asked.endpoint} {limit.key(asked)}"
+        try:
+            g.who = who = limit.find(asked)
+        except InvalidRequest:
+            # It counts too.
+            g.who = who = None
+        caller = f"{asked.endpoint} {who.identifier if who else unnamed(network)}"
         keys = [counter_key(f"network {network} {window.words}") for window in plan.of_network]
         keys += [counter_key(f"{caller} {window.words}") for window in plan.of_caller]
         keys.append(counter_key(f"made {network}"))
@@ -174,10 +184,9 @@ def _refused(words: str, left_seconds: float, *, is_network: bool) -> Response:
     )
 
 
-def network_key(asked: Request) -> str:
-    """The key of the request counter on routes without a visitor: the network."""
-    return f"ip:{asked.environ[NETWORK]}"
-
-
 def _key_of_network() -> str:
-    return network_key(request)
+    return unnamed(request.environ[NETWORK])
+
+
+def _key_of_caller() -> str:
+    return g.who.identifier if g.who else _key_of_network()

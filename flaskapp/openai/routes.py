@@ -48,7 +48,8 @@ class OpenAIRoutes:
         """``POST /v1/chat/completions``."""
         # Itself: each look through the proxy takes as long as what is looked up.
         asked = request_ctx.request
-        who = self.keys.identify(asked)
+        # The request limiter has found out, unless no registered key came.
+        who = g.who or self.keys.identify(asked)
         settings = self.settings()
         body = read_completion_body(asked, self._bounds(settings))
         price = self.prices.price(body.model, self.clock.now_us())
