@@ -1,6 +1,6 @@
 """Gunicorn's response with its head and the first of its body in one write to the client, where gunicorn makes two.
 
-A write on loopback does the work of whoever receives it too: it is the dearest step of a whole answer.
+Each write costs a call of the system, and under gevent one more for the size of its buffer.
 """
 
 from collections.abc import Callable
