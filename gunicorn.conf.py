@@ -20,7 +20,9 @@ import sys  # noqa: E402
 import tempfile  # noqa: E402
 import threading  # noqa: E402
 import time  # noqa: E402
+from collections.abc import Callable  # noqa: E402
 from contextlib import suppress  # noqa: E402
+from functools import partial  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import IO, TYPE_CHECKING, Any  # noqa: E402
 
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
     from gunicorn.workers.base import Worker
 
     from flaskapp.answers.under_way import AnswersUnderWay
+
+if Path(__file__).with_name("__init__.py").exists():
+    # In a wheel. gunicorn looks into the directory of the start first, which may be a checkout: last is early enough.
+    sys.path.sort(key=lambda place: Path(place).resolve() == Path.cwd())
 
 METRICS_PREFIX = "tollgate-"
 """Of the names of directories that masters make, each for itself."""
@@ -85,6 +91,10 @@ class TakingTurns:
     def end(self, worker: int) -> None:
         """It listens no more, and perhaps has ended."""
         self._listens[worker % _PLACES] = 0
+
+    def listens(self, worker: int) -> bool:
+        """Whether it does."""
+        return self._listens[worker % _PLACES] == 1
 
     def may_end(self, worker: int) -> bool:
         """Whether another one listens; then this one counts as not listening from now on, and has to end."""
@@ -180,16 +190,43 @@ def on_starting(server: "Arbiter") -> None:
 
 def when_ready(server: "Arbiter") -> None:
     """The sockets are ours: a start that is refused its port does not come here."""
-    server.tollgate_metrics, server.tollgate_lock = _own_metrics_directory()
+    base = Path(os.environ.get("PROMETHEUS_MULTIPROC_DIR") or ".data/prometheus").absolute()
+    try:
+        server.tollgate_metrics, server.tollgate_lock = _own_metrics_directory(base)
+    except OSError as error:
+        server.log.critical(
+            "%s cannot be written (%s), and the metrics are kept in %s: give that and all in it to user %d (chown -R), "
+            "or remove it",
+            error.filename,
+            error.strerror,
+            base,
+            os.geteuid(),
+        )
+        sys.exit(1)
+    server.manage_workers = partial(_manage_workers, server, server.manage_workers)
 
 
-def _own_metrics_directory() -> tuple[Path, IO[str]]:
+def _manage_workers(server: "Arbiter", manage: Callable[[], None]) -> None:
+    """`manage`, which is gunicorn's own, ends the workers that are too many: here not before the new ones listen.
+
+    After a SIGHUP nobody would listen for as long as an application takes to start.
+    """
+    end = time.monotonic() + server.cfg.graceful_timeout
+    while len(server.WORKERS) > server.num_workers and time.monotonic() < end:
+        by_age = sorted(server.WORKERS.values(), key=lambda worker: worker.age)
+        if all(worker.turns.listens(worker.age) for worker in by_age[-server.num_workers :]):
+            break
+        server.reap_workers()
+        time.sleep(0.1)
+    manage()
+
+
+def _own_metrics_directory(base: Path) -> tuple[Path, IO[str]]:
     """A new directory for the numbers of this master's workers, and the lock that says that it is in use.
 
     Each master has one of its own: another on the same port (SIGUSR2), or in another container on the same disk, must
     neither reset nor add to its counters. Those of masters that have ended are removed.
     """
-    base = Path(os.environ.get("PROMETHEUS_MULTIPROC_DIR") or ".data/prometheus").absolute()
     base.mkdir(parents=True, exist_ok=True)
     with (base / "starting").open("w") as starting:
         with suppress(OSError):

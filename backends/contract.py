@@ -86,7 +86,7 @@ class Reservation:
     budgets: tuple[Budget, ...]
     """What it is charged to."""
     request_digest: str
-    """16 hex digits of what was asked: an id that comes back with another digest is another request's."""
+    """8 hex digits of what was asked: an id that comes back with another digest is another request's."""
     made_at_us: int
     pending_seconds: int
     backend: str

@@ -14,6 +14,10 @@ from backends.keys import Row, rows_at
 
 NO_OWNER = "-"
 """In place of the digest of an owner."""
+REQUEST_DIGITS = 8
+"""Of a request digest; versions before wrote eight more."""
+_STORED_STATE, _STATE = {"settled": "paid"}, {"paid": "settled"}
+"""A record is kept for an hour for each request, so it is short. Versions before wrote the state as it is."""
 
 
 @lru_cache(maxsize=4_096)
@@ -73,7 +77,17 @@ class Record:
 
     def text(self) -> str:
         """As it is stored."""
-        return f"{self.state} {self.nanousd} {self.made_at_us} {self.request_digest} {self.charged_to}"
+        return record_text(self.state, self.nanousd, self.made_at_us, self.request_digest, self.charged_to)
+
+
+def record_text(state: str, nanousd: int, made_at_us: int, request_digest: str, charged_to: str) -> str:
+    """What is stored for a reservation id."""
+    return f"{stored_state(state)} {nanousd} {made_at_us} {request_digest} {charged_to}"
+
+
+def stored_state(state: str) -> str:
+    """The word that a record has for a state."""
+    return _STORED_STATE.get(state, state)
 
 
 def charged_to(rows: Sequence[Row], pending_seconds: int) -> str:
@@ -176,6 +190,7 @@ def record_in(text: bytes) -> Record:
     )
     starts = range(0, len(digests), KEY_DIGEST_CHARACTERS)
     owners = (who, network, tuple(digests[at : at + KEY_DIGEST_CHARACTERS] for at in starts))
+    request_digest, state = request_digest[:REQUEST_DIGITS], _STATE.get(state, state)
     return Record(state, int(nanousd), int(made_at_us), request_digest, int(window), int(open_), *owners)
 
 

@@ -48,7 +48,7 @@ class Scripts:
 
     def reserve(self, ask: Ask) -> Reservation:
         digest = outcomes.request_digest_of(ask)
-        reply = self._run("reserve", self._words.reserve_call(ask, digest, _now()))
+        reply = self._run("reserve", self._words.reserve_call(ask, _now()))
         made_at_us = reply[3]
         return Reservation(
             ask.reservation_id, ask.cost_nanousd, ask.budgets, digest, made_at_us, ask.pending_seconds, "atomic"

@@ -274,7 +274,8 @@ _LIMIT_OR_BLOCK = _LimitOrBlock("")
 _SCOPE = Choice("", values=tuple(scope.value for scope in Scope))
 _MODE = Choice("", values=(_ENFORCE, _SHADOW))
 _MARKER_TTL = Duration("", minimum=0)
-_ANY_NAME = _Name("")
+_WITH_LIMIT = _Name("", reserved=tuple(SHARED_HOURS))
+"""Of what an override may name: those hours are booked only while networks have shares, and have no limit."""
 _NEW_NAME = _Name("", reserved=tuple(SCOPES))
 _UNTIL = _Moment("")
 
@@ -471,7 +472,7 @@ class OverrideRows(_Rows[Override]):
 def _read_override(ipv6_prefix: int, fields: _Fields) -> Override:
     if fields.number > MOST_OVERRIDES:
         fields.refuse("", f"at most {MOST_OVERRIDES} overrides", "one more")
-    name = fields.read("budget", _ANY_NAME)
+    name = fields.read("budget", _WITH_LIMIT)
     return Override(
         budget=name,
         owner=fields.read("owner", _Owner("", scope=SCOPES.get(name), ipv6_prefix=ipv6_prefix)),

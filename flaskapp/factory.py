@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from time import sleep
 from typing import TYPE_CHECKING, cast
 
@@ -89,7 +90,7 @@ def create_app(
     """
     config = config or load_config()
     clock = clock or SystemClock()
-    metrics = Metrics(shared_numbers(), config.throttle_backend)
+    metrics = Metrics(shared_numbers(), config.throttle_backend, config.llm_models)
     tollgate = _make_tollgate(config, clock, metrics, before_each_send)
     _refuse_old_server(tollgate.link)
     app = Flask(__name__, static_folder=None)
@@ -171,8 +172,6 @@ def _entrance(wsgi_app: "WSGIApplication", tollgate: Tollgate) -> "WSGIApplicati
 def _make_guard(config: Config, link: Link, settings: SettingsStore, clock: Clock, observer: Observer) -> Guard:
     primary = open_backend(config.throttle_backend, link, clock)
     fallback = open_backend("memory", link, clock)
-    # An instance is what listens at one address: its workers share the file, and a restart finds it again.
-    file_name = f"emergency-budget-{config.host}-{config.port}.json".replace(":", "_").replace("/", "_")
 
     def policy() -> FailurePolicy:
         values = settings.current.values
@@ -182,11 +181,17 @@ def _make_guard(config: Config, link: Link, settings: SettingsStore, clock: Cloc
         primary,
         fallback,
         link=None if config.throttle_backend == "memory" else link,
-        emergency=LeasedBudget(EmergencyBudget(config.data_dir / file_name, clock), one_thread_aside),
+        emergency=LeasedBudget(EmergencyBudget(emergency_file(config), clock), one_thread_aside),
         clock=clock,
         observer=observer,
         policy=policy,
     )
+
+
+def emergency_file(config: Config) -> Path:
+    """Of an instance, which is what listens at one address: its workers share it, and a restart finds it again."""
+    name = f"emergency-budget-{config.host}-{config.port}.json".replace(":", "_").replace("/", "_")
+    return config.data_dir / name
 
 
 def _make_model(config: Config, clock: Clock, observer: Observer) -> Model:

@@ -30,7 +30,7 @@ from backends.keys import SETTING_UNSET_PREFIX, SETTINGS_KEY
 from backends.money import nanousd_from_usd
 from backends.store import Words
 from backends.store.link import Link
-from backends.store.shared_text import SharedText
+from backends.store.shared_text import NOT_A_STRING, SharedText
 from flaskapp import strict_json
 from flaskapp.budgets import (
     EACH_OWNER,
@@ -533,7 +533,7 @@ def _effective(text: bytes | None, baseline: Baseline, table: Mapping[str, Setti
         fields = _fields(text)
     except StrictJsonError as error:
         fields = {}
-        ignored.append(_ignored(SETTINGS_KEY, f"a JSON object ({error})", _shown_text(text or b"")))
+        ignored.append(_ignored(SETTINGS_KEY, f"a JSON object ({error})", _said_of(text or b"")))
     is_foreign = _is_foreign(fields, table)
     for name, value in fields.items():
         if value is None:
@@ -565,5 +565,6 @@ def _ignored(name: str, allowed: str, got: str) -> Event:
     return Event("setting_ignored", {"setting": name, "allowed": allowed, "got": got})
 
 
-def _shown_text(text: bytes) -> str:
-    return shown(text.decode(errors="backslashreplace"))
+def _said_of(text: bytes) -> str:
+    """Of a text that may be another program's, and then a secret, only how long it is."""
+    return text.decode() if text == NOT_A_STRING else f"{len(text)} bytes"

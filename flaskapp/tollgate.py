@@ -94,6 +94,7 @@ class Tollgate:
             input_usd_per_mtok=usd_per_mtok(price.cost_nanousd(_FEW_TOKENS, 0)),
             output_usd_per_mtok=usd_per_mtok(price.cost_nanousd(0, _FEW_TOKENS)),
             **{limit.name: format(getattr(values, limit.name), "f") for limit in LIMIT_SETTINGS.values()},
+            network_share=format(values.network_share, "f"),
             further_budgets=len(values.budgets),
         )
         if config.llm_base_url is None and config.mode == "production":

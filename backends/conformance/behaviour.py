@@ -14,6 +14,7 @@ from typing import Any
 from backends import contract, keys
 from backends.budgets import (
     BUILT_IN,
+    EVERYBODY,
     MOST_BUDGETS,
     SECONDS_PER_DAY,
     SECONDS_PER_HOUR,
@@ -23,6 +24,7 @@ from backends.budgets import (
     Period,
     Reason,
     Scope,
+    Share,
     Sliding,
 )
 from backends.conformance.cases import (
@@ -667,7 +669,7 @@ class Behaviour:
         assert self.seen() == before
 
     def test_an_end_or_extension_for_another_request_is_a_conflict(self) -> None:
-        other, backend = replace(self.reserve("r0"), request_digest="0" * 16), self.harness.backend
+        other, backend = replace(self.reserve("r0"), request_digest="0" * 8), self.harness.backend
         before = self.seen()
         with conflict():
             backend.settle(other, 1)
@@ -1532,6 +1534,97 @@ class Behaviour:
                 assert {use.spent_nanousd for use in backend.books(budgets).uses} == {amount}, moment
                 self.harness.clock.us = passed_us
 
+    # --- a network's share of what all have together
+
+    def ask_for_share(self, reservation_id: str, cost_nanousd: int, network: str = "a", **changes: Any) -> contract.Ask:
+        """An ask of a network that has a quarter of 1,000 nano-dollars of this hour, unless `changes` has budgets."""
+        return contract.Ask(reservation_id, cost_nanousd, **{"budgets": _sharing(network), **changes})
+
+    def reserve_share(self, reservation_id: str, cost_nanousd: int, network: str = "a", **changes: Any) -> Reservation:
+        verdict = self.harness.backend.reserve(self.ask_for_share(reservation_id, cost_nanousd, network, **changes))
+        assert isinstance(verdict, Reservation), verdict
+        return verdict
+
+    def refuse_share(self, reservation_id: str, cost_nanousd: int, network: str = "a", **changes: Any) -> Refusal:
+        """The refusal; its reason is a share."""
+        verdict = self.harness.backend.reserve(self.ask_for_share(reservation_id, cost_nanousd, network, **changes))
+        assert isinstance(verdict, Refusal), verdict
+        said = (verdict.reason, verdict.cause, verdict.scope, verdict.budget)
+        assert said == (Reason.NETWORK_SHARE, Reason.NETWORK_SHARE, Scope.NETWORK, "all_hour")
+        assert (verdict.marker_seconds, verdict.limit_nanousd) == (0, None)
+        return verdict
+
+    def test_each_network_has_exactly_its_share_of_what_the_others_leave(self) -> None:
+        # A quarter of 1,000, of 750, and of 563.
+        for network, nanousd in (("a", 250), ("b", 187), ("c", 140)):
+            self.refuse_share(f"{network}0", nanousd + 1, network)
+            self.settle(self.reserve_share(f"{network}1", nanousd, network), nanousd)
+            self.refuse_share(f"{network}2", 1, network)
+        books = self.harness.backend.books(_sharing("b"))
+        assert (books.spent("its_hour"), books.spent("all_hour")) == (187, 577)
+
+    def test_a_share_of_nothing_that_has_a_limit_or_of_everything_refuses_no_more_than_the_limit(self) -> None:
+        for name, change in (("all_hour", {"limit_nanousd": None}), ("its_hour", {"is_shadow": True})):
+            self.harness.clear()
+            self.reserve_share("r0", 1_000, budgets=_changed(name, **change))
+        self.harness.clear()
+        self.reserve_share("r0", 1_000, budgets=_changed("its_hour", share=Share("all_hour", 1_000_000)))
+
+    def test_what_a_share_refuses_waits_for_the_end_of_the_period(self) -> None:
+        self.settle(self.reserve_share("r0", 250), 250)
+        self.pass_seconds(600)
+        left_seconds = SECONDS_PER_HOUR - self.harness.clock.us // US % SECONDS_PER_HOUR
+        refusal = self.refuse_share("r1", 1)
+        assert (refusal.retry_after_seconds, refusal.in_flight) == (left_seconds, False)
+        self.pass_seconds(left_seconds)
+        self.reserve_share("r1", 250)
+
+    def test_a_share_that_only_pending_money_fills_is_busy(self) -> None:
+        made = self.reserve_share("r0", 250)
+        assert self.refuse_share("r1", 1).in_flight
+        self.harness.backend.release(made)
+        other = self.reserve_share("r2", 200, "b")
+        # What others have pending makes the share smaller, until it ends.
+        assert self.refuse_share("r3", 250).in_flight
+        self.settle(other, 200)
+        assert not self.refuse_share("r3", 201).in_flight
+        self.reserve_share("r3", 200)
+
+    def test_what_is_more_than_a_whole_share_can_never_fit(self) -> None:
+        refusal = self.refuse_share("r0", 251)
+        assert (refusal.can_never_fit, refusal.retry_after_seconds) == (True, None)
+
+    def test_the_last_of_a_share_is_set_aside_where_that_will_do(self) -> None:
+        self.settle(self.reserve_share("r0", 200), 200)
+        assert self.reserve_share("r1", 250, at_least_nanousd=1).cost_nanousd == 50
+        self.refuse_share("r2", 250, at_least_nanousd=1)
+
+    def test_a_share_is_named_before_what_is_shared_and_after_what_stands_before_that(self) -> None:
+        self.settle(self.reserve_share("r0", 250, "b"), 1_000)
+        self.refuse_share("r1", 1)
+        first = further_budget("first", Scope.KEY, Calendar("hour"), 0)
+        verdict = self.harness.backend.reserve(self.ask_for_share("r1", 1, budgets=(first, *_sharing("a"))))
+        assert isinstance(verdict, Refusal)
+        assert verdict.budget == "first"
+
+    def test_an_extension_has_no_more_than_the_share_of_today(self) -> None:
+        backend, made = self.harness.backend, self.reserve_share("r0", 100)
+        for budgets, nanousd in ((_sharing("a"), 250), (_changed("its_hour", share=Share("all_hour", 400_000)), 400)):
+            more = backend.extend(made, 1_000, budgets, at_least_nanousd=nanousd)
+            assert isinstance(more, Reservation), more
+            assert more.cost_nanousd == nanousd
+            refusal = backend.extend(made, nanousd + 1, budgets)
+            assert isinstance(refusal, Refusal)
+            assert (refusal.reason, refusal.budget) == (Reason.NETWORK_SHARE, "all_hour")
+
+    def test_a_share_that_a_request_cannot_have_is_refused(self) -> None:
+        for share in (Share("its_hour", 1), Share("nowhere", 1), Share("all_hour", 0), Share("all_hour", 1_000_001)):
+            try:
+                self.harness.backend.reserve(self.ask_for_share("r0", 1, budgets=_changed("its_hour", share=share)))
+            except ConfigurationError:
+                continue
+            raise AssertionError(share)
+
     def test_books_show_each_budget_that_was_asked_for_in_its_order(self) -> None:
         budgets = tuple(
             further_budget(f"extra{number}", scope, period)
@@ -1550,6 +1643,20 @@ class Behaviour:
                     assert (use.spent_nanousd, use.renews_at_seconds) == (COST, renews), budget
                 assert books.as_of_us == self.harness.clock.us
             self.settle(made, 0)
+
+
+def _sharing(network: str) -> tuple[Budget, ...]:
+    """Of a network that has a quarter of what others leave of 1,000 nano-dollars an hour."""
+    hour, share = Calendar("hour"), Share("all_hour", 250_000)
+    return (
+        Budget("its_hour", network, hour, None, Scope.NETWORK, share=share),
+        Budget("all_hour", EVERYBODY, hour, 1_000, Scope.GLOBAL),
+    )
+
+
+def _changed(name: str, **changes: Any) -> tuple[Budget, ...]:
+    """Those of the network `a`, one of them changed."""
+    return tuple(budget._replace(**changes) if budget.name == name else budget for budget in _sharing("a"))
 
 
 def _key_budget(name: str, period: Period, limit_nanousd: int | None = AMPLE) -> Budget:

@@ -312,7 +312,7 @@ class RedisLayout(Behaviour):
             assert all(known_key(key) for key in self.harness.stored())
             self.settle(made, COST)
             assert self.stored() == expected | {
-                "llm:reservation:r0": (f"settled {record}", RECORD_KEEP_SECONDS),
+                "llm:reservation:r0": (f"paid {record}", RECORD_KEEP_SECONDS),
             }
 
     def test_a_record_names_the_six_by_their_owners_and_others_by_their_keys(self) -> None:
@@ -335,7 +335,7 @@ class RedisLayout(Behaviour):
             assert isinstance(more, Reservation)
             self.harness.lose(record_key("r0"))
             self.settle(more, 7)
-            assert self.stored()[record_key("r0")][0] == f"settled 7 {rest}"
+            assert self.stored()[record_key("r0")][0] == f"paid 7 {rest}"
 
     def test_as_many_further_budgets_as_may_be_are_charged_and_given_back(self) -> None:
         most, digits = MOST_BUDGETS - len(BUILT_IN), 2**53 - 1

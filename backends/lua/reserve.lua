@@ -13,7 +13,7 @@ ARGV  1  now_us           '' in production: Redis' own TIME; a number in tests
       2  deadline_us      Redis' time after which the caller has given up
       3  cost             nanousd, > 0
       4  at_least         nanousd that admit it where `cost` does not fit; '': all of `cost` or nothing
-      5  request_digest   digest of what the id stands for
+      5  request_digest   8 hex digits of what the id stands for; records of versions before have eight more
       6  charged_to       for the record: what it is charged to
       7  mark_when_busy   '1' or '0'; '': no identifier, so no marker
       8  counts           "<pending_s> <budgets> <windows> <owners> <everybody> <from_s> <until_s>": the longest that it may be pending;
@@ -70,13 +70,13 @@ local pending_bucket_s = ceil(pending_s / 12) -- As in keys.py.
 
 -- Into `found`, whose buckets count until `lasts_s` after their start: the total of those that do, their number, the oldest, the
 -- present one, those that are over and their total, all as read. Starts are ten digits, so they compare as text, which takes a
--- third of the time; what follows the start of pending money is less than '~'.
+-- third of the time; what follows the start of pending money makes it greater, and not as great as the next second.
 local function read_buckets(found, key, lasts_s)
-  local flat, over_text = call('ZRANGE', key, '0', '-1', 'WITHSCORES'), format('%010.0f~', floor(now_us / SECOND - lasts_s))
+  local flat, since_text = call('ZRANGE', key, '0', '-1', 'WITHSCORES'), format('%010.0f', floor(now_us / SECOND - lasts_s) + 1)
   local total, oldest, over, over_total = 0, 'none', nil, 0
   for i = 1, #flat, 2 do
     local start, held = flat[i], flat[i + 1]
-    if start > over_text then
+    if start >= since_text then
       total = total + held
       if start < oldest then oldest = start end
       if start == found.bucket then found.present = held end
@@ -86,21 +86,21 @@ local function read_buckets(found, key, lasts_s)
     end
   end
   found.total, found.oldest, found.buckets, found.is_known = total, oldest, #flat / 2 - (over and #over or 0), false
-  found.over, found.over_total, found.flat, found.over_text = over, over_total, flat, over_text
+  found.over, found.over_total, found.flat, found.since_text = over, over_total, flat, since_text
   return found
 end
 
 local function window_at(key, window_s, hint_key, hint)
   local bucket_s = ceil(window_s / 20) -- As in keys.py.
   local lasts_s, bucket = bucket_s + window_s, format('%.0f', now_s - now_s % bucket_s)
-  local head = window_s .. ' ' .. bucket .. ' '
-  local window = { key = key, hint_key = hint_key, head = head, bucket = bucket, bucket_s = bucket_s, lasts_s = lasts_s }
-  local buckets, others, oldest = match(hint and sub(hint, 1, #head) == head and sub(hint, #head + 1) or '', '^(%d+) (%d+) (%d+)$')
+  local head = window_s .. ' ' .. bucket
+  local buckets, others, oldest = match(hint or '', '^' .. head .. ' (%d+) (%d+) (%d+)$')
   local is_usable = buckets and oldest + lasts_s > now_us / SECOND and call('ZCARD', key) == tonumber(buckets)
   local present = is_usable and call('ZSCORE', key, bucket)
-  if not present then return read_buckets(window, key, lasts_s) end
-  window.is_known, window.total, window.oldest = true, others + present, oldest
-  return window
+  -- All at once: a table that grows takes time.
+  local window = { key = key, hint_key = hint_key, head = head, bucket = bucket, bucket_s = bucket_s, lasts_s = lasts_s,
+    is_known = present and true, total = present and others + present, oldest = oldest }
+  return present and window or read_buckets(window, key, lasts_s)
 end
 
 -- What `own` nanousd leave of a share, rounded down: exact below 2^53, where limit * millionths would not be.
@@ -151,7 +151,7 @@ end
 local is_any = call('EXISTS', KEYS[1], unpack(KEYS, LAST + 1)) > 0
 local record, marker, known = is_any and call('GET', KEYS[1]), is_any and MARKER and call('GET', MARKER), is_any and body and call('GET', KEYS[#KEYS])
 if record then
-  local state, nanousd, made_at_us, known_digest, its = match(record, '^(%a+) (%d+) (%d+) (%x+) (.*)$')
+  local state, nanousd, made_at_us, known_digest, its = match(record, '^(%a+) (%d+) (%d+) (%x%x%x%x%x%x%x%x)%x* (.*)$')
   if known_digest ~= ARGV[5] then return { 9, 0, now_us } end
   if state ~= 'open' then return { 8, 0, now_us, tonumber(nanousd) } end
   return admitted(tonumber(match(its, '^%d+ (%d+)')), tonumber(made_at_us), tonumber(nanousd), 0, '', its, 0)
@@ -217,7 +217,7 @@ if not fits then
     for i = 1, #pending.flat, 2 do
       local member = pending.flat[i]
       local is_charged = find(member, digest, 12, true) or (digest == THE_SIX and #member == 10)
-      local is_in = member > pending.over_text and sub(member, 1, 10) + pending_bucket_s > since_s
+      local is_in = member >= pending.since_text and sub(member, 1, 10) + pending_bucket_s > since_s
       if is_charged and is_in then total = total + pending.flat[i + 1] end
     end
     return total
@@ -227,7 +227,7 @@ if not fits then
     local window, live = windows[number], {}
     if not window then return planned(number).end_s > 0 and planned(number).end_s or NEVER_S end
     for i = 1, #window.flat, 2 do
-      if window.flat[i] > window.over_text then live[#live + 1] = { start = tonumber(window.flat[i]), held = tonumber(window.flat[i + 1]) } end
+      if window.flat[i] >= window.since_text then live[#live + 1] = { start = tonumber(window.flat[i]), held = tonumber(window.flat[i + 1]) } end
     end
     table.sort(live, function(one, other) return one.start < other.start end)
     local left, fits_s = window.total, 0
@@ -349,7 +349,7 @@ for i = 1, BUDGETS do
       call('PEXPIRE', key, format('%.0f', left_ms))
     end
     if window.over then call('ZREM', key, unpack(window.over)) end
-    call('SET', window.hint_key, format('%s%d %.0f %s', window.head, window.buckets + (present and 0 or 1), window.total - (present or 0),
+    call('SET', window.hint_key, format('%s %d %.0f %s', window.head, window.buckets + (present and 0 or 1), window.total - (present or 0),
       window.oldest < window.bucket and window.oldest or window.bucket), 'EX', math.min(window.bucket_s, HINT_KEEP_S))
   end
 end

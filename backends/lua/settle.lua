@@ -7,7 +7,7 @@ KEYS  record, per budget, per window, per owner: as in reserve.lua, of the perio
       idempotency   as in reserve.lua; only with `body`
 
 ARGV  1  now_us   2  request_digest   as in reserve.lua
-      3  end      settled, or released: nothing was used, and the idempotency key is free again
+      3  end      paid, or released: nothing was used, and the idempotency key is free again
       4  actual   nanousd, >= 0       5  made_at_us   6  charged_to   as reserve.lua replied
       7  counts   "<pending_s> <budgets> <windows> <owners> <everybody> <mine>": as in reserve.lua, and the number of the owner
                   who is the identifier, or 0
@@ -49,7 +49,7 @@ local pending_bucket = format('%.0f', made_s - made_s % pending_bucket_s)
 local status, delta, held, charged_to = 0, tonumber(ARGV[4]), 0, ''
 local record = call('GET', KEYS[1])
 if record then
-  local state, nanousd, known_digest, its = match(record, '^(%a+) (%d+) %d+ (%x+) (.*)$')
+  local state, nanousd, known_digest, its = match(record, '^(%a+) (%d+) %d+ (%x%x%x%x%x%x%x%x)%x* (.*)$')
   if known_digest ~= ARGV[2] then return { 9, 0, now_us, 0 } end
   if state ~= 'open' then return { 1, tonumber(nanousd), now_us, 0 } end
   held, charged_to = tonumber(nanousd), its
@@ -66,50 +66,52 @@ local known = body and call('GET', KEYS[#KEYS])
 
 local texts, places, hints = call('MGET', unpack(KEYS, 2, PENDING)), {}, tonumber(BUDGETS)
 for owner, window_s, keep_until_s in gmatch(ARGV[8], '(%d+),(%d+),(%d+),%d+ ') do
-  local i, place, text = #places + 1, { keep_until_s = tonumber(keep_until_s), change = 0 }, nil
+  local i, ends_s, bucket, ttl_s, hint, text = #places + 1, tonumber(keep_until_s), nil, nil, nil, nil
   if window_s ~= '0' then
     local bucket_s = ceil(window_s / 20) -- As in keys.py.
     hints = hints + 1
-    place.bucket, place.ttl_s, place.hint_key, place.hint = format('%.0f', made_s - made_s % bucket_s), bucket_s + window_s, KEYS[1 + hints], texts[hints]
-    place.keep_until_s, text = place.bucket + place.ttl_s, call('ZSCORE', KEYS[1 + i], place.bucket)
+    bucket, ttl_s, hint = format('%.0f', made_s - made_s % bucket_s), bucket_s + window_s, hints
+    ends_s, text = bucket + ttl_s, call('ZSCORE', KEYS[1 + i], bucket)
   else
     -- As in reserve.lua: MGET takes a key of another kind for a missing one, and an error names the place and not the key.
     text = texts[i] or call('GET', KEYS[1 + i])
   end
   if text and (not find(text, '^%d+$') or #text > 16) then error('KEYS ' .. 1 + i .. ' holds no amount') end
-  place.held = tonumber(text or nil)
   -- What has aged out is over, and what was cleared from the identifier's books is not taken from them again.
-  local is_over = place.keep_until_s > 0 and place.keep_until_s * SECOND <= now_us
-  if not is_over and not (is_cleared and tonumber(owner) == MINE) then place.change = max(delta, -(place.held or 0)) end
-  places[i] = place
+  local there, is_over = tonumber(text or nil), ends_s > 0 and ends_s * SECOND <= now_us
+  local change = (is_over or is_cleared and tonumber(owner) == MINE) and 0 or max(delta, -(there or 0))
+  places[i] = { change = change, held = there, bucket = bucket, ttl_s = ttl_s, ends_s = ends_s, hint = hint }
 end
 
 -- Where an owner's pending money of this reservation is: in the member that names most of what the record does.
 local named = { [THE_SIX] = not find(charged_to, ' - -', 1, true) and '' or nil }
 for digest in gmatch(match(charged_to, '%S*$'), '......') do named[digest] = '' end
-local function own_member(flat)
+local function own_member(members)
   local own = pending_bucket
-  for i = 1, #flat, 2 do
-    local is_more = #flat[i] > #own and sub(flat[i], 1, 10) == pending_bucket
-    if is_more and gsub(sub(flat[i], 12), '......', named) == '' then own = flat[i] end
+  for _, member in ipairs(members) do
+    local is_more = #member > #own and sub(member, 1, 10) == pending_bucket
+    if is_more and gsub(sub(member, 12), '......', named) == '' then own = member end
   end
   return own
 end
 
--- What a killed worker left pending is removed here, so that a key of pending money never grows.
-local pendings = {}
+-- What a killed worker left pending is removed here, so that a key of pending money never grows. Amounts are read where they
+-- matter: all of them take twice the time of the members.
+local pendings, now_s = {}, floor(now_us / SECOND)
+local since_text, next_text = format('%010.0f', now_s + 1 - pending_bucket_s - pending_s), format('%010.0f', now_s + 1) -- As in reserve.lua.
 for i = 1, OWNERS do
-  local its = { key = KEYS[PENDING + i], over = {}, expired = 0 }
-  local flat = call('ZRANGE', its.key, 0, -1, 'WITHSCORES')
-  its.own = not (is_cleared and i == MINE) and own_member(flat)
-  for j = 1, #flat, 2 do
-    local start, amount = tonumber(flat[j]) or tonumber(sub(flat[j], 1, 10)), tonumber(flat[j + 1])
-    local is_over = not start or (start + pending_bucket_s + pending_s) * SECOND <= now_us
-    local own = flat[j] == its.own and held or 0
-    if is_over then its.expired = its.expired + max(amount - own, 0) end
-    if is_over or (own > 0 and amount <= own) then its.over[#its.over + 1] = flat[j] elseif own > 0 then its.is_mine_there = true end
+  local key, over, expired, rest = KEYS[PENDING + i], {}, 0, nil
+  local members = call('ZRANGE', key, 0, -1)
+  local own = not (is_cleared and i == MINE) and own_member(members)
+  for _, member in ipairs(members) do
+    local is_over = member < since_text or (member > next_text and not find(member, '^%d%d%d%d%d%d%d%d%d%d'))
+    if is_over or member == own then
+      local others = call('ZSCORE', key, member) - (member == own and held or 0)
+      if is_over then expired = expired + max(others, 0) end
+      if is_over or others <= 0 then over[#over + 1] = member else rest = own end
+    end
   end
-  pendings[i] = its
+  pendings[i] = { key = key, over = over, expired = expired, rest = rest }
 end
 
 -- Write: the record first, since a server that takes no writes refuses here, before anything has changed.
@@ -117,7 +119,7 @@ end
 call('SET', KEYS[1], format('%s %s %.0f %s %s', ARGV[3], ARGV[4], made_at_us, ARGV[2], ARGV[6]), 'EX', RECORD_KEEP_S)
 if body then
   local rid = known and match(known, '^%a+ %x+ (%S+) ')
-  if ARGV[3] == 'settled' and (not known or rid == ARGV[10]) then
+  if ARGV[3] == 'paid' and (not known or rid == ARGV[10]) then
     call('SET', KEYS[#KEYS], format('settled %s %s %s %.0f', body, ARGV[10], ARGV[4], now_us), 'EX', IDEMPOTENCY_KEEP_S)
   elseif rid == ARGV[10] then
     call('DEL', KEYS[#KEYS])
@@ -130,7 +132,7 @@ for i, place in ipairs(places) do
     -- Nothing is booked here.
   elseif not place.bucket then
     call('INCRBY', key, change)
-    if not place.held and place.keep_until_s > 0 then call('EXPIRE', key, format('%.0f', place.keep_until_s - floor(now_us / SECOND))) end
+    if not place.held and place.ends_s > 0 then call('EXPIRE', key, format('%.0f', place.ends_s - now_s)) end
   else
     if tonumber(call('ZINCRBY', key, change, place.bucket)) <= 0 then
       call('ZREM', key, place.bucket)
@@ -138,11 +140,12 @@ for i, place in ipairs(places) do
       call('EXPIRE', key, place.ttl_s)
     end
     -- A hint holds while no other bucket than its own has changed.
-    if place.hint and not (place.held and match(place.hint, '^%d+ (%d+) ') == place.bucket) then call('DEL', place.hint_key) end
+    local hint = texts[place.hint]
+    if hint and not (place.held and match(hint, '^%d+ (%d+) ') == place.bucket) then call('DEL', KEYS[1 + place.hint]) end
   end
 end
 for _, its in ipairs(pendings) do
-  if its.is_mine_there then call('ZINCRBY', its.key, format('%.0f', -held), its.own) end
+  if its.rest then call('ZINCRBY', its.key, format('%.0f', -held), its.rest) end
   if #its.over > 0 then call('ZREM', its.key, unpack(its.over)) end
 end
 

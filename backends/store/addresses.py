@@ -60,7 +60,7 @@ def is_cut_short(url: str) -> bool:
     if parts["fragment"] or (parts["authority"] and "@" in parts["path"]):
         return True
     query = parts["query"] or ""
-    if "@" in query and not parts["path"]:
+    if "@" in query and (not parts["path"] or url.startswith(_SCHEMES)):
         return any(pair.partition("=")[0] not in (*_URL_OPTIONS, *_TLS_OPTIONS) for pair in query.split("&"))
     return "@" in parts["authority"] and not _can_be_split(url)
 

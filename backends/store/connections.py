@@ -46,7 +46,7 @@ with suppress(ImportError):
     pack_command = cast("Any", _pack_in_c)
 
 
-def execute(client: redis.Redis, words: Sequence[str | int]) -> Any:
+def execute(client: redis.Redis, words: Words) -> Any:
     """The reply to one command, as `client.execute_command` gives it, by a shorter way.
 
     A connection on which a reply may still be due is closed, so that no caller reads the reply of another.
@@ -57,7 +57,7 @@ def execute(client: redis.Redis, words: Sequence[str | int]) -> Any:
         return execute_command(*words)
     connection = pool.borrow()
     try:
-        connection.send_packed_command([pack_command(tuple(words))])
+        connection.send_packed_command([pack_command(words)])
         return connection.read_response()
     except redis.ResponseError:
         raise

@@ -53,9 +53,8 @@ class AtomicBackend:
         self._clock = clock
 
     def reserve(self, ask: Ask) -> Verdict:
-        digest = outcomes.request_digest_of(ask)
-        reply, shape = self._decided(_RESERVE, lambda now: script_words.reserve_call(ask, digest, now))
-        return script_words.read_verdict(ask, self.name, digest, shape, reply)
+        reply, call = self._decided(_RESERVE, lambda now: script_words.reserve_call(ask, now))
+        return script_words.read_verdict(ask, self.name, call, reply)
 
     def extend(
         self,
@@ -95,8 +94,8 @@ class AtomicBackend:
 
     def _decided(
         self, script: Script, make_call: Callable[[script_words.Now], ScriptCall]
-    ) -> tuple[Sequence[Any], script_words.Shape]:
-        """The reply of a script that decides, and the shape of the call.
+    ) -> tuple[Sequence[Any], ScriptCall]:
+        """The reply of a script that decides, and the call that it is of.
 
         Where it came too late nothing was charged, and it is asked again.
         """
@@ -110,7 +109,7 @@ class AtomicBackend:
             if not self._clock:
                 link.learn_time(reply[2], asked_at)
             if reply[0] not in script_words.TRY_AGAIN:
-                return reply, call.shape
+                return reply, call
         raise StoreBusy("the question reached Redis only after its deadline")
 
     def _end(self, reservation: Reservation, ending: str, actual_nanousd: int) -> Settlement:

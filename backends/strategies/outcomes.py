@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import compress
 
-from backends.budgets import Reason, Scope, owner_in
+from backends.budgets import Budget, Reason, Scope, owner_in
 from backends.clock import US_PER_SECOND
 from backends.contract import Ask, Outcome, Refusal, Reservation, Settlement
 from backends.errors import ReservationConflict
 from backends.keys import RECORD_KEEP_SECONDS, Row, cause_of, rows_at
-from backends.records import Record, budgets_charged
+from backends.records import REQUEST_DIGITS, Record, budgets_charged
 from backends.strategies import arithmetic
 from backends.strategies.arithmetic import Total
 
@@ -18,15 +18,22 @@ _CONFLICT_TEXT = {arithmetic.ENDED: "has ended", arithmetic.CONFLICT: "stands fo
 
 
 def request_digest_of(ask: Ask) -> str:
-    """16 hex digits, the same for an id that is sent again for the same cost and owners, whatever the limits are.
+    """8 hex digits, the same for an id that is sent again for the same cost and owners, whatever the limits are."""
+    return request_digest(asked_by(ask.budgets), ask.cost_nanousd)
 
-    The owners are the identifier and the network; where an ask has neither, those of all its budgets.
-    """
-    who, network = owner_in(ask.budgets, Scope.IDENTIFIER), owner_in(ask.budgets, Scope.NETWORK)
+
+def asked_by(budgets: tuple[Budget, ...]) -> str:
+    """The identifier and the network; where there is neither, the owners of all budgets."""
+    who, network = owner_in(budgets, Scope.IDENTIFIER), owner_in(budgets, Scope.NETWORK)
     if not (who or network):
-        who = repr([(budget.name, budget.owner) for budget in ask.budgets])
-    text = f"{who}\n{network}\n{ask.cost_nanousd}"
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        who = repr([(budget.name, budget.owner) for budget in budgets])
+    return f"{who}\n{network}"
+
+
+def request_digest(asked_by: str, cost_nanousd: int) -> str:
+    """The digest of an ask for so much."""
+    # The first digits of what versions before wrote.
+    return hashlib.blake2b(f"{asked_by}\n{cost_nanousd}".encode(), digest_size=8).hexdigest()[:REQUEST_DIGITS]
 
 
 def rows_of(reservation: Reservation) -> list[Row]:

@@ -11,15 +11,15 @@ from backends.clock import US_PER_SECOND
 from backends.contract import Ask, Duplicate, DuplicateState, Outcome, Refusal, Reservation, Settlement, Verdict
 from backends.keys import (
     BOUNDARY_SECONDS,
-    MARKER_PREFIX,
     RECORD_PREFIX,
     Row,
     idempotency_key,
+    marker_key,
     reset_key,
     rows_at,
     running_key,
 )
-from backends.records import NO_OWNER, digest_of, key_digest, pending_suffix, record_in
+from backends.records import NO_OWNER, digest_of, key_digest, pending_suffix, record_in, stored_state
 from backends.strategies import arithmetic, outcomes
 from backends.strategies.arithmetic import NEVER_SECONDS
 
@@ -31,9 +31,10 @@ _DUPLICATE_STATE = {1: DuplicateState.IN_FLIGHT, 2: DuplicateState.SETTLED, 3: D
 class ScriptCall(NamedTuple):
     """What a script is sent."""
 
-    keys: Sequence[str]
-    args: Sequence[str | int]
+    keys: tuple[str, ...]
+    args: tuple[str | int, ...]
     shape: "Shape"
+    request_digest: str
 
 
 class Now(NamedTuple):
@@ -144,15 +145,17 @@ class Owned(NamedTuple):
 
     shape: Shape
     keys: tuple[str, ...]
-    """Of budgets, of what windows came to, and of pending money."""
+    """Of `reserve.lua`, between the record and what belongs to an idempotency key."""
+    keys_at_end: tuple[str, ...]
+    """The same of the other scripts."""
     charged_to: str
     """What a record says."""
-    pending: str
-    """What follows the start in the members of the owners' pending money."""
-    counts: str
-    """What `reserve.lua` is sent of how many there are."""
-    counts_at_end: str
-    """The same of the other scripts."""
+    asked_by: str
+    """What a request digest is made of, beside the cost."""
+    words: tuple[str, ...]
+    """Of `reserve.lua`: from `counts` to `pending`."""
+    words_at_end: tuple[str, ...]
+    """Of the other scripts: `counts` and `plan`."""
 
 
 def _owned_at(budgets: tuple[Budget, ...], at_seconds: int, pending_seconds: int) -> Owned:
@@ -173,54 +176,54 @@ def _owned(budgets: tuple[Budget, ...], quarter: int, pending_seconds: int) -> O
     digests = [key_digest(books[i]) for i in shape.further_at]
     running = [running_key(books[i]) for i in shape.windows_at]
     pending = [prefix if i < 0 else f"{prefix}{budgets[i].owner}" for prefix, i in shape.pending]
+    keys = (*books, *running, *pending)
+    identifier = budgets[shape.identifier_at].owner if shape.mine else None
+    suffixes = shape.pending_format.format(*digests)
     return Owned(
         shape=shape,
-        keys=(*books, *running, *pending),
+        keys=keys if identifier is None else (*keys, marker_key(identifier)),
+        keys_at_end=keys if identifier is None else (*keys, reset_key(identifier)),
         charged_to=f"{shape.window_seconds} {pending_seconds} {who} {network} {''.join(digests)}".rstrip(),
-        pending=shape.pending_format.format(*digests),
-        counts=f"{pending_seconds} {shape.counts} {shape.span}",
-        counts_at_end=f"{pending_seconds} {shape.counts} {shape.mine}",
+        asked_by=outcomes.asked_by(budgets),
+        words=(f"{pending_seconds} {shape.counts} {shape.span}", shape.limits, shape.shares, shape.plan, suffixes),
+        words_at_end=(f"{pending_seconds} {shape.counts} {shape.mine}", shape.kept),
     )
 
 
-def reserve_call(ask: Ask, request_digest: str, now: Now) -> ScriptCall:
+def reserve_call(ask: Ask, now: Now) -> ScriptCall:
     """The words of `reserve.lua`."""
-    budgets, idempotency = ask.budgets, ask.idempotency
-    owned = _owned_at(budgets, now.us // US_PER_SECOND, ask.pending_seconds)
-    shape = owned.shape
-    keys, mark = [f"{RECORD_PREFIX}{ask.reservation_id}", *owned.keys], ""
-    if shape.mine:
-        keys.append(f"{MARKER_PREFIX}{budgets[shape.identifier_at].owner}")
-        mark = "1" if ask.mark_when_busy else "0"
-    args: list[str | int] = [
-        now.text,
-        now.deadline_us,
-        ask.cost_nanousd,
-        "" if ask.at_least_nanousd is None else ask.at_least_nanousd,
-        request_digest,
-        owned.charged_to,
-        mark,
-        owned.counts,
-        shape.limits,
-        shape.shares,
-        shape.plan,
-        owned.pending,
-    ]
+    owned, idempotency = _owned_at(ask.budgets, now.us // US_PER_SECOND, ask.pending_seconds), ask.idempotency
+    request_digest = outcomes.request_digest(owned.asked_by, ask.cost_nanousd)
+    keys, args = (
+        (f"{RECORD_PREFIX}{ask.reservation_id}", *owned.keys),
+        (
+            now.text,
+            now.deadline_us,
+            ask.cost_nanousd,
+            "" if ask.at_least_nanousd is None else ask.at_least_nanousd,
+            request_digest,
+            owned.charged_to,
+            ("1" if ask.mark_when_busy else "0") if owned.shape.mine else "",
+            *owned.words,
+        ),
+    )
     if idempotency is not None:
-        keys.append(idempotency_key(idempotency.digest))
-        args += (idempotency.body_digest, ask.reservation_id)
-    return ScriptCall(keys, args, shape)
+        keys, args = (
+            (*keys, idempotency_key(idempotency.digest)),
+            (*args, idempotency.body_digest, ask.reservation_id),
+        )
+    return ScriptCall(keys, args, owned.shape, request_digest)
 
 
-def read_verdict(ask: Ask, backend: str, request_digest: str, shape: Shape, reply: Sequence[Any]) -> Verdict:
-    """The reply of `reserve.lua` to a call of this shape.
+def read_verdict(ask: Ask, backend: str, call: ScriptCall, reply: Sequence[Any]) -> Verdict:
+    """The reply of `reserve.lua` to this call.
 
     Raises:
         ReservationConflict: the id is known for another request, or has ended.
     """
     status = reply[0]
     if status == arithmetic.ADMITTED:
-        return _admitted(ask, backend, request_digest, shape, reply)
+        return _admitted(ask, backend, call, reply)
     if status == arithmetic.DUPLICATE:
         _, _, _, code, nanousd, same_body, rid = reply
         return Duplicate(rid.decode(errors="replace"), _DUPLICATE_STATE[code], nanousd, same_body=bool(same_body))
@@ -239,7 +242,8 @@ def read_verdict(ask: Ask, backend: str, request_digest: str, shape: Shape, repl
     return outcomes.refusal_of(ask, decision)
 
 
-def _admitted(ask: Ask, backend: str, request_digest: str, shape: Shape, reply: Sequence[Any]) -> Reservation:
+def _admitted(ask: Ask, backend: str, call: ScriptCall, reply: Sequence[Any]) -> Reservation:
+    shape, request_digest = call.shape, call.request_digest
     budgets, windows_from = ask.budgets, 8 + len(shape.key_parts)
     _, pending_seconds, _, made_at_us, reserved, expired, over_shadow, known = reply[:8]
     spent, renews_at = tuple(reply[8:windows_from]), [*shape.renews_at]
@@ -271,21 +275,19 @@ def extend_call(
     """The words of `extend.lua`; `budgets` are the reservation's, with what limits them now."""
     owned, keys = _of_reservation(reservation)
     limits = map(enforced_limit, budgets)
-    args: list[str | int] = [
+    args = (
         now.text,
         now.deadline_us,
         reservation.request_digest,
         to_nanousd,
         at_least_nanousd,
         reservation.made_at_us,
-        owned.counts_at_end,
-        owned.shape.kept,
+        *owned.words_at_end,
         "".join(" " if limit is None else f"{limit} " for limit in limits),
         _shares_word(budgets),
-    ]
-    if reservation.idempotency is not None:
-        args.append(reservation.reservation_id)
-    return ScriptCall(keys, args, owned.shape)
+        *(() if reservation.idempotency is None else (reservation.reservation_id,)),
+    )
+    return ScriptCall(keys, args, owned.shape, reservation.request_digest)
 
 
 def read_extension(reservation: Reservation, budgets: Sequence[Budget], reply: Sequence[Any]) -> Reservation | Refusal:
@@ -306,21 +308,18 @@ def read_extension(reservation: Reservation, budgets: Sequence[Budget], reply: S
 
 def settle_call(reservation: Reservation, ending: str, actual_nanousd: int, now_text: str) -> ScriptCall:
     """The words of `settle.lua`; `ending` is ``settled`` or ``released``."""
-    owned, keys = _of_reservation(reservation)
-    args: list[str | int] = [
+    (owned, keys), idempotency = _of_reservation(reservation), reservation.idempotency
+    args = (
         now_text,
         reservation.request_digest,
-        ending,
+        stored_state(ending),
         actual_nanousd,
         reservation.made_at_us,
         owned.charged_to,
-        owned.counts_at_end,
-        owned.shape.kept,
-    ]
-    idempotency = reservation.idempotency
-    if idempotency is not None:
-        args += (idempotency.body_digest, reservation.reservation_id)
-    return ScriptCall(keys, args, owned.shape)
+        *owned.words_at_end,
+        *(() if idempotency is None else (idempotency.body_digest, reservation.reservation_id)),
+    )
+    return ScriptCall(keys, args, owned.shape, reservation.request_digest)
 
 
 def read_settlement(reservation: Reservation, ending: str, reply: Sequence[Any]) -> Settlement:
@@ -340,13 +339,9 @@ def read_settlement(reservation: Reservation, ending: str, reply: Sequence[Any])
     return outcomes.settlement_of(reservation, outcome, booked, expired)
 
 
-def _of_reservation(reservation: Reservation) -> tuple[Owned, list[str]]:
+def _of_reservation(reservation: Reservation) -> tuple[Owned, tuple[str, ...]]:
     """What `settle.lua` and `extend.lua` are sent of the budgets, and all their keys."""
-    budgets, idempotency = reservation.budgets, reservation.idempotency
-    owned = _owned_at(budgets, reservation.made_at_us // US_PER_SECOND, reservation.pending_seconds)
-    keys = [f"{RECORD_PREFIX}{reservation.reservation_id}", *owned.keys]
-    if owned.shape.mine:
-        keys.append(reset_key(budgets[owned.shape.identifier_at].owner))
-    if idempotency is not None:
-        keys.append(idempotency_key(idempotency.digest))
-    return owned, keys
+    made_seconds, idempotency = reservation.made_at_us // US_PER_SECOND, reservation.idempotency
+    owned = _owned_at(reservation.budgets, made_seconds, reservation.pending_seconds)
+    of_key = () if idempotency is None else (idempotency_key(idempotency.digest),)
+    return owned, (f"{RECORD_PREFIX}{reservation.reservation_id}", *owned.keys_at_end, *of_key)

@@ -415,7 +415,7 @@ def _book_reservation(ask: Ask, reservation: Reservation, rows: Sequence[Row], s
 
 def _record_text(reservation: Reservation, rows: Sequence[Row], state: str, nanousd: int) -> str:
     charged_to = records.charged_to(rows, reservation.pending_seconds)
-    return f"{state} {nanousd} {reservation.made_at_us} {reservation.request_digest} {charged_to}"
+    return records.record_text(state, nanousd, reservation.made_at_us, reservation.request_digest, charged_to)
 
 
 def _records(ask: Ask, reservation: Reservation, rows: Sequence[Row], now_us: int) -> list[Words]:

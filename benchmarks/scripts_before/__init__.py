@@ -21,6 +21,7 @@ from backends.keys import (
 )
 from backends.records import digest_of
 from backends.strategies.arithmetic import pending_keys
+from backends.strategies.outcomes import request_digest_of
 from backends.strategies.script_words import Now
 
 Words = tuple[list[str], list[str | int]]
@@ -28,7 +29,7 @@ Words = tuple[list[str], list[str | int]]
 ORDER = ("window", "day", "network_window", "network_day", "global_hour", "global_day")
 
 
-def reserve_call(ask: Ask, request_digest: str, now: Now) -> Words:
+def reserve_call(ask: Ask, now: Now) -> Words:
     """The words of `reserve.lua`, without an idempotency key."""
     now_seconds = now.us // US_PER_SECOND
     rows = _in_order(ask.budgets, now_seconds)
@@ -39,7 +40,7 @@ def reserve_call(ask: Ask, request_digest: str, now: Now) -> Words:
         now.deadline_us,
         now_seconds // SECONDS_PER_HOUR,
         ask.cost_nanousd,
-        request_digest,
+        request_digest_of(ask),
         window.layout.window_seconds,
         *_amounts(row.budget.limit_nanousd for row in rows),
         window.budget.throttle_seconds,

@@ -250,6 +250,9 @@ class Bench:
 
     def _add(self, figure: Figure) -> None:
         self.results.figures.append(figure)
+        # Said at once too: what breaks a later one does not take it.
+        value, goal = figure.measured, GOALS[figure.key]
+        self._progress(f"{goal.name}: {value.median:.3g} {goal.unit} ({value.least:.3g} to {value.most:.3g})")
 
     @contextmanager
     def _open_streams(self, contender: Contender, count: int) -> Iterator[int]:

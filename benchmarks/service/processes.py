@@ -52,7 +52,7 @@ class Program:
 
     def memory_bytes(self) -> int:
         """What its processes hold; of shared pages their part."""
-        return sum(_pss_bytes(pid) for pid, _ in _session(self._process.pid))
+        return sum(pss_bytes(pid) for pid, _ in _session(self._process.pid))
 
 
 @contextmanager
@@ -126,7 +126,8 @@ def _session(leader: int) -> Iterator[tuple[int, list[str]]]:
                 yield int(place.parent.name), fields
 
 
-def _pss_bytes(pid: int) -> int:
+def pss_bytes(pid: int) -> int:
+    """What a process holds; of shared pages its part."""
     with suppress(OSError):
         for line in (_PROC / str(pid) / "smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):

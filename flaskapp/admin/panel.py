@@ -11,7 +11,7 @@ from backends.store.link import Link
 from flaskapp import strict_json
 from flaskapp.admin import tables
 from flaskapp.admin.tables import TABLES, Draft, Table
-from flaskapp.budgets import SCOPES, BudgetRows, OverrideRows
+from flaskapp.budgets import SCOPES, SHARED_HOURS, BudgetRows, OverrideRows
 from flaskapp.settings import Effective, Setting, SettingsRejected, SettingsStore
 from flaskapp.strict_json import StrictJsonError
 from flaskapp.value_types import MAX_AMOUNT_USD, Amount, Choice, RowProblem, RowRefused, Switch, ValueType, Whole
@@ -148,8 +148,9 @@ class Panel:
 
     @property
     def budget_names(self) -> list[str]:
-        """The names of all budgets that there are."""
-        return [*SCOPES, *(budget.name for budget in self._store.current.values.budgets)]
+        """The names of all budgets that an override may name."""
+        always_there = [name for name in SCOPES if name not in SHARED_HOURS]
+        return [*always_there, *(budget.name for budget in self._store.current.values.budgets)]
 
     def groups(
         self, typed: Mapping[str, str], problems: Mapping[str, str], draft: Draft | None = None

@@ -20,7 +20,7 @@ from backends.money import usd_text
 from backends.store.link import Link
 from flaskapp.budgets import BudgetPlan
 from flaskapp.cli.console import failures, print_table, shown_progress
-from flaskapp.http.identity import UNKNOWN_NETWORK, network_of
+from flaskapp.http.networks import UNKNOWN_NETWORK, network_of
 
 DISAGREES, COULD_NOT_RUN = 1, 2
 _IP = "ip:"

@@ -32,9 +32,10 @@ class Forwarded:
         self._on_unreadable = on_unreadable
 
     def network(self, environ: "WSGIEnvironment") -> str:
-        """The caller's network, and its address as `REMOTE_ADDR`; where there is none that can be read, it is unknown.
+        """The caller's network; where there is no address that can be read, it is unknown.
 
-        It is never the network of the peer, which is a proxy: each caller could choose that as a second one.
+        It is never the network of the peer, which is a proxy: each caller could choose that as a second one. The
+        address becomes `REMOTE_ADDR`, which gunicorn's access log shows where an operator has switched that on.
         """
         address = environ["REMOTE_ADDR"] = self._address(environ.get("HTTP_X_FORWARDED_FOR", ""))
         network = network_of(address, self._ipv6_prefix)

@@ -8,20 +8,8 @@ from flask import Request
 from backends.budgets import EVERYBODY, Scope
 from backends.contract import frozen_for_the_type_checker
 from flaskapp.http.forwarded import NETWORK
-from flaskapp.http.networks import UNKNOWN_NETWORK, network_of, wide_network_of
+from flaskapp.http.networks import wide_network_of
 from flaskapp.http.refusals import InvalidRequest
-
-__all__ = [
-    "FINGERPRINT",
-    "HEADER",
-    "UNKNOWN_NETWORK",
-    "WORD",
-    "Identity",
-    "identify",
-    "network_of",
-    "unnamed",
-    "wide_network_of",
-]
 
 HEADER = "X-Fingerprint"
 WORD = r"[A-Za-z0-9_-]{1,128}"
@@ -45,11 +33,6 @@ class Identity:
     """The name of its API key."""
     team: str | None = None
     """The team of its API key."""
-
-    @property
-    def wide_network(self) -> str:
-        """The IPv4 /24 or IPv6 /48 that its network is in."""
-        return wide_network_of(self.network)
 
     def owners(self, model: str) -> dict[Scope, str]:
         """Whose budgets a request of this caller to `model` is charged to, of each scope that has an owner."""

@@ -4,9 +4,9 @@ With it the service can be tried without a cost: its answers have a length and a
 exact at any moment. A token of it is a word or a sign. What it says of Litecoin is true.
 """
 
+import os
 import re
 import threading
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -116,7 +116,7 @@ class BuiltinAnswer:
             self.finish_reason = "length"
         self._started_seconds = self._clock.monotonic_seconds()
         self._envelope = {
-            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "id": f"chatcmpl-{os.urandom(16).hex()}",
             "object": "chat.completion.chunk",
             "created": self._clock.now_us() // US_PER_SECOND,
             "model": self._request.model,

@@ -1,7 +1,8 @@
 """Events of the guard as numbers for Prometheus; amounts in nano-dollars."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import product
 from typing import Any
 
 from flask import Blueprint, Response
@@ -28,9 +29,10 @@ class Metrics:
     Args:
         shared: where the workers of one server share their numbers; None for a single process.
         backend: whose numbers are there from the start.
+        models: those that are offered, whose numbers are there from the start too.
     """
 
-    def __init__(self, shared: SharedNumbers | None, backend: str) -> None:
+    def __init__(self, shared: SharedNumbers | None, backend: str, models: Sequence[str] = ()) -> None:
         self._directory = shared.directory if shared else None
         # A worker goes on in the files of one that has ended: files of each process would add up with every reload.
         values.ValueClass = values.MultiProcessValue(lambda: shared.worker) if shared else values.MutexValue  # type: ignore[no-untyped-call]
@@ -75,14 +77,16 @@ class Metrics:
             "usage_absurd": lambda fields, _: self.usage_absurd(fields["model"]).inc(),
             "check_failed": lambda fields, _: self.failures(str(fields["is_bug"]).lower()).inc(),
         }
-        self._begin_at_zero(backend)
+        self._begin_at_zero(backend, models)
 
-    def _begin_at_zero(self, backend: str) -> None:
+    def _begin_at_zero(self, backend: str, models: Sequence[str]) -> None:
         """Make every number that can be known now: `increase()` sees no first one of a number that was not there."""
         for name in EVENTS - self._counts.keys():
             self.events(name)
         for is_bug in ("true", "false"):
             self.failures(is_bug)
+        for model, booked in product(models, ("whole", "seen")):
+            self.usage_missing(model, booked), self.usage_absurd(model)
         refused = {(name, reason) for name, row in BUILT_IN.items() for reason in (row.reason, Reason.THROTTLED)}
         refused |= {(name, Reason.BUDGET_LIMIT) for name in WIDE_BUDGETS}
         refused |= {(name, Reason.NETWORK_SHARE) for name in ("global_hour", "global_day")}

@@ -45,9 +45,12 @@ def note_service(data_dir: Path, port: int, environment: Mapping[str, str]) -> I
 
 
 def running_services(data_dir: Path) -> list[RunningService]:
-    """The services that run, the one that was started last first."""
-    found = []
-    for place in sorted(_notes(data_dir).glob("*.json"), key=_started_at, reverse=True):
+    """The services that run, the one that was started last first; none where another user's are not to be seen."""
+    found: list[RunningService] = []
+    places: list[Path] = []
+    with suppress(OSError):
+        places = sorted(_notes(data_dir).glob("*.json"), key=_started_at, reverse=True)
+    for place in places:
         # It may end at any moment, and one that was killed has left its note behind.
         with suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
             note = json.loads(place.read_text(encoding="utf-8"))

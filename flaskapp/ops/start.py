@@ -6,13 +6,12 @@ are forked after SIGHUP or by `--reload` run the code that is on disk then.
 
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
-from backends.clock import SystemClock
 from backends.errors import ConfigurationError
-from backends.store.link import Link
-from flaskapp.config import Config, load_config
-from flaskapp.factory import create_app
+from flaskapp.config import load_config
+from flaskapp.factory import create_app, emergency_file
 from flaskapp.ops.checks import remarks
 
 
@@ -24,8 +23,8 @@ def check_start() -> dict[str, object]:
     """
     config = load_config()
     config.check_workers(config.web_concurrency)
-    _demand_writable(config.data_dir)
-    create_app(config)
+    _demand_writable(config.data_dir, emergency_file(config))
+    found = remarks(config, create_app(config).extensions["tollgate"].link)
     return {
         "host": f"[{config.host}]" if ":" in config.host and "[" not in config.host else config.host,
         "port": config.port,
@@ -33,29 +32,23 @@ def check_start() -> dict[str, object]:
         "log_level": config.log_level,
         "log_format": config.log_format,
         "is_development": config.mode == "development",
-        "remarks": [*config.remarks, *_remarks(config)],
+        "remarks": [*config.remarks, *found],
     }
 
 
-def _demand_writable(directory: Path) -> None:
+def _demand_writable(directory: Path, emergency: Path) -> None:
     """Check that the emergency budget and the metrics can be kept."""
+    place = directory
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
             pass
+        place = emergency
+        with suppress(FileNotFoundError), emergency.open("r+b"):
+            pass
     except OSError as error:
         raise ConfigurationError(
-            f"{directory} cannot be written ({error.strerror}), and the emergency budget and the metrics are kept "
-            f"there: give it to user {os.geteuid()} (chown), make its disk writable, or start in another directory"
+            f"{place} cannot be written ({error.strerror}), and the emergency budget and the metrics are kept in "
+            f"{directory}: give that and all in it to user {os.geteuid()} (chown -R), make its disk writable, or start "
+            "in another directory"
         ) from error
-
-
-def _remarks(config: Config) -> list[str]:
-    """Warnings about the server and this machine. That Redis is away is no reason not to start."""
-    if config.redis_url is None or config.redis_url.startswith("fake:"):
-        return []
-    link = Link(config.redis_url, clock=SystemClock(), pool_size=1)
-    try:
-        return remarks(config, link)
-    finally:
-        link.close()

@@ -42,7 +42,7 @@ def rows_of(budgets):
 def record_of(budgets, state="open", nanousd=COST, pending_seconds=PENDING_SECONDS):
     """What is stored of a reservation that is charged to `budgets`, read again."""
     words = charged_to(rows_of(budgets), pending_seconds)
-    return parse_record(f"{state} {nanousd} {START_US} 0123456789abcdef {words}".encode())
+    return parse_record(f"{state} {nanousd} {START_US} 01234567 {words}".encode())
 
 
 # What is stored.
@@ -80,14 +80,14 @@ def test_the_order_of_the_budgets_does_not_matter_to_the_six():
 )
 def test_a_record_is_read_as_it_was_written(state, nanousd, made_at_us, seconds, further):
     for who, network in ((digest_of(WHO), digest_of(NETWORK)), (NO_OWNER, NO_OWNER)):
-        record = Record(state, nanousd, made_at_us, "0123456789abcdef", seconds, 3_600, who, network, tuple(further))
+        record = Record(state, nanousd, made_at_us, "01234567", seconds, 3_600, who, network, tuple(further))
         assert parse_record(record.text().encode()) == record
 
 
 def test_a_record_of_the_old_form_is_charged_to_the_six_alone():
     record = parse_record(b"open 4000000 1773483600250000 0123456789abcdef 600 120 AAAAAAAA BBBBBBBB")
     owners = ("AAAAAAAA", "BBBBBBBB")
-    assert record == Record("open", 4_000_000, 1_773_483_600_250_000, "0123456789abcdef", 600, 120, *owners)
+    assert record == Record("open", 4_000_000, 1_773_483_600_250_000, "01234567", 600, 120, *owners)
     assert record.has_the_six
     assert record.further == ()
     assert budgets_charged(record, (*SIX, *FURTHER)) == SIX
@@ -115,7 +115,7 @@ def test_a_record_is_no_longer_than_is_promised():
     for budgets, most_bytes in ((SIX, 200), (most, 300), (most[6:], 300)):
         rows = rows_of(tuple(replace_window(budget, 31 * 86_400) for budget in budgets))
         words = charged_to(rows, 31 * 86_400)
-        record = parse_record(f"released {LARGEST} {LARGEST} {'f' * 16} {words}".encode())
+        record = parse_record(f"released {LARGEST} {LARGEST} {'f' * 8} {words}".encode())
         assert record.state == "released"
         assert len(record.text().encode()) <= most_bytes
 
@@ -272,3 +272,11 @@ def test_the_own_member_of_a_record_is_the_one_that_names_most_of_it(record, suf
 def test_a_member_is_a_start_or_begins_with_it():
     assert (member_in(b"1773483600"), member_in(1_773_483_600)) == (START, START)
     assert [start_of(member_in(text)) for text in (b"1773483600", b"1773483600:abcdef")] == [START, START]
+
+
+@pytest.mark.parametrize("word", ["settled", "paid"])
+def test_what_is_settled_is_known_by_the_word_of_today_and_by_that_of_before(word):
+    text = f"{word} 7 1773483600250000 01234567 600 120 AAAAAAAA BBBBBBBB"
+    record = parse_record(text.encode())
+    assert record.state == "settled"
+    assert record.text() == text.replace("settled", "paid")

@@ -184,6 +184,8 @@ def test_a_url_that_cannot_be_used_stops_the_start_in_one_line(new_link, url):
         ("redis://h?db=x", "db has to be the number of a database"),
         ("redis://:hidden#@h", "user and password percent-encoded"),
         ("redis://:4711?x=hidden@h", "user and password percent-encoded"),
+        ("redis://me:/4711?hidden@h", "user and password percent-encoded"),
+        ("redis://me:4711/?hidden=hidden@h/0", "user and password percent-encoded"),
         ("redis://:hidden@h:port", "user and password percent-encoded"),
         ("redis://h?db=hidden@h", "db has to be the number of a database"),
         ("rediss://h?ssl_cert_reqs=zz", "ssl_cert_reqs has to be"),

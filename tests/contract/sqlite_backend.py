@@ -1,4 +1,4 @@
-"""A backend on SQLite, written from `backends.contract` alone: one row a reservation; sums are computed when asked for.
+"""A backend on SQLite, written from `backends.contract` and `backends.budgets`: a row a reservation, sums when asked.
 
 It shows that the suite `Behaviour` is blind to keys: here are no buckets, TTLs or scripts, and windows are exact.
 """
@@ -31,7 +31,7 @@ from backends import (
     Settlement,
     Sliding,
 )
-from backends.budgets import check
+from backends.budgets import check, share_limit, shares_in, whole_limits
 from backends.conformance.harness import START_US, ManualClock
 from backends.errors import ReservationConflict
 
@@ -103,6 +103,14 @@ class Use(NamedTuple):
         """Whether a shadow budget has no room for so much more."""
         return self.budget.is_shadow and self._replace(budget=self.budget._replace(is_shadow=False)).room() < nanousd
 
+    def settled(self, now_us):
+        """The same without what is pending."""
+        return self._replace(rows=[row for row in self.rows if not is_pending(row, now_us)])
+
+    def said(self):
+        """What a refusal by it says: reason, cause, scope, budget."""
+        return reason_of(self.budget), reason_of(self.budget), self.budget.scope, self.budget.name
+
     def fits_at_us(self, cost):
         room = self.room()
         for row in self.rows:
@@ -120,6 +128,40 @@ class Use(NamedTuple):
         return None if is_never else self.ends_us // US
 
 
+class Part(NamedTuple):
+    """What one network has of a budget that all share."""
+
+    own: Use
+    whole: Use
+
+    @property
+    def budget(self):
+        return self.own.budget._replace(limit_nanousd=None, throttle_seconds=0)
+
+    def room(self):
+        return share_limit(self.own.budget.share, *self._amounts()) - self.own.spent()
+
+    def _amounts(self):
+        return self.whole.budget.limit_nanousd, self.whole.spent(), self.own.spent()
+
+    def settled(self, now_us):
+        return Part(self.own.settled(now_us), self.whole.settled(now_us))
+
+    def said(self):
+        return Reason.NETWORK_SHARE, Reason.NETWORK_SHARE, Scope.NETWORK, self.own.budget.share.of
+
+    def fits_at_us(self, cost):
+        return self.own.ends_us
+
+
+def bounds_of(uses):
+    """All that may refuse, in order: the shares come before the first budget that is shared."""
+    shares = shares_in([use.budget for use in uses])
+    first_at = min((shared.whole_at for shared in shares), default=0)
+    parts = [Part(uses[shared.part_at], uses[shared.whole_at]) for shared in shares]
+    return [*uses[:first_at], *parts, *uses[first_at:]]
+
+
 def seconds_until(end_us, now_us):
     return -(-(end_us - now_us) // US)
 
@@ -135,17 +177,15 @@ def identifier_of(budgets):
     return next((budget.owner for budget in budgets if budget.scope is Scope.IDENTIFIER), None)
 
 
-def limits_of(budgets):
-    """By name, of those that are enforced."""
-    return {
-        budget.name: budget.limit_nanousd
-        for budget in budgets
-        if budget.limit_nanousd is not None and not budget.is_shadow
-    }
+def held_by(budget, today):
+    """A budget of a reservation, with the limit and the share that it has today."""
+    if today is None:
+        return budget._replace(limit_nanousd=None, share=None)
+    return budget._replace(limit_nanousd=today.limit_nanousd, share=today.share, is_shadow=today.is_shadow)
 
 
-def pending(rows, now_us):
-    return [row for row in rows if row["state"] == "pending" and row["pending_until_us"] > now_us]
+def is_pending(row, now_us):
+    return row["state"] == "pending" and row["pending_until_us"] > now_us
 
 
 class SqliteBackend:
@@ -198,7 +238,7 @@ class SqliteBackend:
                 BudgetUse(
                     use.budget,
                     use.spent(),
-                    sum(row["nanousd"] for row in pending(use.rows, now)),
+                    use.spent() - use.settled(now).spent(),
                     use.renews_at_seconds(),
                 )
                 for use in self._uses(db, budgets, now)
@@ -219,33 +259,33 @@ class SqliteBackend:
     def _decide(self, db, ask):
         now = self._clock.now_us()
         uses = self._uses(db, ask.budgets, now)
-        room = min(use.room() for use in uses)
+        bounds = bounds_of(uses)
+        room = min(bound.room() for bound in bounds)
         if room >= ask.cost_nanousd:
             return self._admit(db, ask, ask.cost_nanousd, uses)
-        refusal = self._refusal(ask, uses, ask.cost_nanousd)
+        refusal = self._refusal(ask, bounds, ask.cost_nanousd)
         if ask.at_least_nanousd is not None and not refusal.in_flight:
             if room >= ask.at_least_nanousd:
                 return self._admit(db, ask, room, uses)
-            refusal = self._refusal(ask, uses, ask.at_least_nanousd)
+            refusal = self._refusal(ask, bounds, ask.at_least_nanousd)
         if refusal.marker_seconds:
             until, wait = now + refusal.marker_seconds * US, refusal.retry_after_seconds
             ends = None if wait is None else now + wait * US
             values = {"reason": refusal.reason, "budget": refusal.budget, "until_us": until, "ends_us": ends}
             self._insert(db, "markers", identifier=ask.identifier, **values, busy=refusal.in_flight)
-        never = any(limit < ask.least_nanousd for limit in limits_of(ask.budgets).values())
+        never = any(limit < ask.least_nanousd for limit in whole_limits(ask.budgets))
         return replace(refusal, retry_after_seconds=None, in_flight=False, can_never_fit=True) if never else refusal
 
-    def _refusal(self, ask, uses, cost):
-        full = [use for use in uses if use.room() < cost]
+    def _refusal(self, ask, bounds, cost):
+        full = [bound for bound in bounds if bound.room() < cost]
         first, now = full[0].budget, self._clock.now_us()
-        busy = all(each.room() + sum(row["nanousd"] for row in pending(each.rows, now)) >= cost for each in full)
+        busy = all(each.settled(now).room() >= cost for each in full)
         # What exceeds a whole limit waits for no amount to leave: its marker ends by itself.
-        waits = not busy and all(cost <= limit for limit in limits_of(ask.budgets).values())
+        waits = not busy and all(cost <= limit for limit in whole_limits(ask.budgets))
         ends_us = max(each.fits_at_us(cost) for each in full) if waits else now
         marker_seconds = first.throttle_seconds if ask.mark_when_busy or not busy else 0
         wait = max(1, seconds_until(ends_us, now), marker_seconds) if ends_us < inf else None
-        said = (reason_of(first), reason_of(first), first.scope, first.name)
-        return Refusal(*said, wait, busy, False, marker_seconds, first.limit_nanousd)
+        return Refusal(*full[0].said(), wait, busy, False, marker_seconds, first.limit_nanousd)
 
     def _marker(self, db, identifier):
         now = self._clock.now_us()
@@ -339,7 +379,7 @@ class SqliteBackend:
         self._insert(db, "keys", digest=key.digest, **values, pending_until_us=until_us, kept_until_us=kept)
 
     def extend(self, reservation, to_nanousd, budgets, *, at_least_nanousd=None):
-        r, limits = reservation, limits_of(budgets)
+        r, today = reservation, {budget.name: budget for budget in budgets}
         with self._transaction() as db:
             row, now = self._record(db, r.reservation_id), self._clock.now_us()
             is_known = row is not None and (row["digest"], row["state"]) == (r.request_digest, "pending")
@@ -347,13 +387,12 @@ class SqliteBackend:
             if not is_known or min(row["pending_until_us"], r.made_at_us + min(windows, default=inf) * US) <= now:
                 raise ReservationConflict("there is no such pending reservation")
             held, at_least = row["nanousd"], to_nanousd if at_least_nanousd is None else at_least_nanousd
-            charged = [budget._replace(limit_nanousd=limits.get(budget.name), is_shadow=False) for budget in r.budgets]
-            uses = self._uses(db, charged, r.made_at_us)
-            for each in uses:
+            uses = self._uses(db, [held_by(budget, today.get(budget.name)) for budget in r.budgets], r.made_at_us)
+            bounds = bounds_of(uses)
+            for each in bounds:
                 if each.room() < at_least - held and at_least > held:
-                    said = (reason_of(each.budget), reason_of(each.budget), each.budget.scope, each.budget.name)
-                    return Refusal(*said, None, False, False, 0, each.budget.limit_nanousd)
-            room = max(0, min(use.room() for use in uses))
+                    return Refusal(*each.said(), None, False, False, 0, each.budget.limit_nanousd)
+            room = max(0, min(bound.room() for bound in bounds))
             more = min(max(0, to_nanousd - held), room)
             for table in ("reservations", "keys"):
                 change = f"UPDATE {table} SET nanousd = ? WHERE id = ? AND state = 'pending'"

@@ -68,9 +68,33 @@ class KeepsTheLimitsOfThen(SqliteBackend):
         return super().extend(reservation, to_nanousd, reservation.budgets, **least)
 
 
+class IgnoresShares(SqliteBackend):
+    def _use(self, db, budget, at_us):
+        return super()._use(db, budget._replace(share=None), at_us)
+
+
+class SharesTheWhole(SqliteBackend):
+    """A share of the limit, whatever others have had."""
+
+    def _use(self, db, budget, at_us):
+        use = super()._use(db, budget, at_us)
+        return use._replace(rows=[]) if budget.name == "all_hour" else use
+
+
 class MarksWithoutBeingAsked(SqliteBackend):
     def _refusal(self, ask, uses, cost):
         return replace(super()._refusal(ask, uses, cost), marker_seconds=1)
+
+
+SHARES = (
+    "each_network_has_exactly_its_share_of_what_the_others_leave",
+    "what_a_share_refuses_waits_for_the_end_of_the_period",
+    "a_share_that_only_pending_money_fills_is_busy",
+    "what_is_more_than_a_whole_share_can_never_fit",
+    "the_last_of_a_share_is_set_aside_where_that_will_do",
+    "a_share_is_named_before_what_is_shared_and_after_what_stands_before_that",
+    "an_extension_has_no_more_than_the_share_of_today",
+)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +111,8 @@ class MarksWithoutBeingAsked(SqliteBackend):
         (TellsTheLast, "budgets_are_checked_in_the_order_in_which_they_were_asked"),
         (TakesTheBudgetsOfToday, "an_id_sent_again_is_charged_to_what_it_was_charged_to"),
         (KeepsTheLimitsOfThen, "an_extension_is_held_by_the_limits_of_today_of_what_it_is_charged_to"),
+        *((IgnoresShares, case) for case in SHARES),
+        (SharesTheWhole, "each_network_has_exactly_its_share_of_what_the_others_leave"),
         (MarksWithoutBeingAsked, "a_further_budget_of_any_scope_and_period_admits_exactly_up_to_its_limit"),
     ],
 )

@@ -79,7 +79,7 @@ def test_an_answer_that_ends_after_its_request_has_used_up_its_time_is_booked_at
         link.run(lambda _: clock.skip(PATIENCE_SECONDS))
         guard.settle(reservation, 1)
     assert told.named("settle_postponed") == []
-    assert guard.books(reservation.budgets).spent("day") == 1
+    assert guard.books(reservation.budgets).spent("window") == 1
 
 
 def test_nothing_runs_after_its_caller_gave_up(own_server, new_link, clock, monkeypatch):
@@ -88,9 +88,9 @@ def test_nothing_runs_after_its_caller_gave_up(own_server, new_link, clock, monk
     backend.settle(backend.reserve(make_ask("first", COST)), 0)
     link.run(lambda client: client.get(SETTINGS_KEY))
 
-    def noted(ask, digest, now):
+    def noted(ask, now):
         left_us.append(now.deadline_us - now.us)
-        return reserve_call(ask, digest, now)
+        return reserve_call(ask, now)
 
     monkeypatch.setattr(script_words, "reserve_call", noted)
     with link.within(1.0):

@@ -15,7 +15,7 @@ from backends.errors import ConfigurationError
 from backends.store.link import Link
 from flaskapp import strict_json
 from flaskapp.admin import Panel, make_admin
-from flaskapp.budgets import SCOPES, BudgetRows, FurtherBudget, Override, OverrideRows, own
+from flaskapp.budgets import SCOPES, SHARED_HOURS, BudgetRows, FurtherBudget, Override, OverrideRows, own
 from flaskapp.cli.settings import SettingsView, make_settings_cli
 from flaskapp.config import load_config
 from flaskapp.settings import LIMIT_SETTINGS, Baseline, LiveSettings, SettingsRejected, SettingsStore
@@ -403,6 +403,12 @@ def test_an_owner_of_a_built_in_budget_is_one_of_its_scope(budget, owner):
 def test_an_override_of_a_budget_that_is_nowhere_has_no_effect_and_is_no_error():
     overrides = [{**RAISED, "budget": "nowhere", "limit_usd": 0}]
     assert plan(overrides=overrides).of(OWNERS, NOW_US) == plan().of(OWNERS, NOW_US)
+
+
+@pytest.mark.parametrize("name", SHARED_HOURS)
+def test_what_has_no_limit_and_is_there_only_with_shares_cannot_be_overridden(name):
+    with pytest.raises(RowRefused, match=rf"^row 1, budget: .* none of network_share_hour.*; got \"{name}\"$"):
+        OVERRIDES.read([{**RAISED, "budget": name, "owner": "198.51.100.7"}])
 
 
 def test_a_thousand_overrides_may_stand_there():

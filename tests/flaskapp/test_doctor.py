@@ -4,7 +4,12 @@ import json
 import resource
 
 import pytest
+import redis
 
+from flaskapp.config import load_config
+from flaskapp.factory import create_app
+from flaskapp.ops.running_redis import record_redis
+from flaskapp.ops.start import check_start
 from tests.apps import open_app
 
 
@@ -98,16 +103,40 @@ def test_a_directory_that_cannot_be_written_fails(examine, tmp_path):
     assert (code, found["disk"]["state"]) == (1, "failed")
 
 
-def test_few_descriptors_are_a_warning(examine):
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        # The hard limit can be given back by root alone: what is found is made to look so.
-        original, resource.getrlimit = resource.getrlimit, lambda _: (1_024, 1_024)
-        _, found = examine()
-    finally:
-        resource.getrlimit = original
+@pytest.fixture
+def few_descriptors(monkeypatch):
+    """The hard limit can be given back by root alone: what is found is made to look so."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1_024, 1_024))
+
+
+def test_few_descriptors_are_a_warning(examine, few_descriptors):
+    _, found = examine()
     assert found["descriptors"]["state"] == "warning"
-    assert resource.getrlimit(resource.RLIMIT_NOFILE) == before
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["REDIS_URL=fake://", "the embedded server"])
+def test_a_start_says_what_is_wrong_with_this_machine_whichever_redis_it_has(
+    tmp_path, monkeypatch, own_server, few_descriptors, given
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WEB_CONCURRENCY", "1")
+    if given:
+        monkeypatch.setenv("REDIS_URL", "fake://")
+    else:
+        monkeypatch.delenv("REDIS_URL", raising=False)
+        record_redis(tmp_path / ".data", own_server.url)
+        with redis.Redis.from_url(own_server.url) as look:
+            look.config_set("maxmemory-policy", "allkeys-lru")
+    checks = [remark.partition(":")[0] for remark in check_start()["remarks"]]
+    assert checks == ["descriptors"] if given else ["eviction", "descriptors"]
+
+
+def test_books_in_memory_are_a_warning(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    app = create_app(load_config({"REDIS_URL": "fake://"}))
+    done = app.test_cli_runner().invoke(args=["doctor", "--json"])
+    found = {each["check"]: each["state"] for each in json.loads(done.output)}
+    assert (done.exit_code, found["redis"], "writes" in found) == (0, "warning", False)
 
 
 def test_without_redis_the_rest_is_checked_all_the_same(own_server, examine):

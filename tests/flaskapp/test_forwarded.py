@@ -83,6 +83,12 @@ def test_what_cannot_be_read_is_unknown_and_never_the_network_of_the_proxy(hops,
     assert network_behind(forwarded, hops) == ("unknown", 1)
 
 
+def test_the_access_log_is_given_the_address_of_the_caller():
+    environ = {"REMOTE_ADDR": PROXY, "HTTP_X_FORWARDED_FOR": f"6.6.6.6, [{HOME}]:80"}
+    Forwarded(1, 56, pytest.fail).network(environ)
+    assert environ["REMOTE_ADDR"] == HOME
+
+
 def test_ten_thousand_forgeries_change_no_owner():
     rng = random.Random(13)
     pieces = (

@@ -6,7 +6,8 @@ from werkzeug.wrappers import Request
 
 from backends.budgets import Scope
 from flaskapp.http.forwarded import NETWORK
-from flaskapp.http.identity import identify, network_of, wide_network_of
+from flaskapp.http.identity import identify
+from flaskapp.http.networks import network_of, wide_network_of
 from flaskapp.http.refusals import InvalidRequest
 
 
@@ -106,8 +107,8 @@ def test_a_network_has_as_many_bits_as_are_set(prefix, network):
     ],
 )
 def test_a_wide_network_is_an_ipv4_24_or_an_ipv6_48(address, wide_network):
-    assert identify(request_with(network_of(address, 56))).wide_network == wide_network
-    assert identify(request_with(network_of(address, 64))).wide_network == wide_network
+    assert wide_network_of(network_of(address, 56)) == wide_network
+    assert wide_network_of(network_of(address, 64)) == wide_network
     assert wide_network_of(wide_network) == wide_network
 
 

@@ -69,3 +69,10 @@ def test_numbers_need_no_word_and_hold_no_identifier(make_app):
     text = service.client.get("/metrics").text
     assert "tollgate_checks_total" in text
     assert "visitor" not in text
+
+
+def test_the_alarms_of_each_model_are_there_before_the_first(make_app):
+    counted = numbers(make_app(LLM_MODELS="gpt-4o-mini"))
+    for model in ("gpt-4o", "gpt-4o-mini"):
+        assert counted["usage_absurd_total", (model,)] == 0
+        assert counted["usage_missing_total", ("whole", model)] == 0

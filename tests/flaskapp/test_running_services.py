@@ -22,6 +22,12 @@ def test_what_settings_fall_back_to_is_noted_and_no_secret(tmp_path):
     assert running_services(tmp_path) == []
 
 
+def test_notes_that_cannot_be_read_are_none(tmp_path):
+    """As those of another user: here the folder leads to itself, which root cannot read either."""
+    (tmp_path / "served").symlink_to(tmp_path / "served")
+    assert running_services(tmp_path) == []
+
+
 def test_a_note_that_was_left_behind_or_is_none_is_passed_over(tmp_path):
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     with note_service(tmp_path, 8000, {}):

@@ -267,13 +267,28 @@ def test_a_text_with_very_many_unknown_fields_does_not_fill_the_log(store, put, 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "null", "7", '{"llm_max_tokens": NaN}', '{"a":1,"a":2}', "[" * 100_000, b"\xff\xfe", "9" * 5_000],
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "7",
+        "secret",
+        '["secret"]',
+        '{"secret": "secret"',
+        '{"llm_max_tokens": NaN}',
+        '{"a":1,"a":2}',
+        "[" * 100_000,
+        b"\xff\xfe",
+        "9" * 5_000,
+    ],
 )
 def test_a_text_that_is_no_object_is_ignored_and_never_written(store, put, raw, told, text):
     put(text)
     before = raw()
     assert set(store.refresh().sources.values()) == {"default"}
-    assert [fields["setting"] for fields in told.named("setting_ignored")] == ["settings"]
+    (ignored,) = told.named("setting_ignored")
+    assert (ignored["setting"], ignored["got"]) == ("settings", f"{len(before)} bytes")
     with pytest.raises(SettingsRejected, match="settings: this Redis key holds no JSON object, so it seems to be"):
         store.change({"llm_max_tokens": 9})
     assert raw() == before

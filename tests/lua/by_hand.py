@@ -24,7 +24,7 @@ RECORD, MARKER, RESET = f"llm:reservation:{ID}", f"llm:throttle:{WHO}", f"llm:re
 OF_WHO, OF_NETWORK, OF_ALL = f"llm:open:identifier:{WHO}", f"llm:open:network:{NETWORK}", "llm:open:global"
 OF_TEAM = "llm:open:team:red"
 KEY, BODY = "0123456789abcdef" * 2, "fedcba9876543210"
-REQUEST_DIGEST = hashlib.blake2b(b"anything", digest_size=8).hexdigest()
+REQUEST_DIGEST = hashlib.blake2b(b"anything", digest_size=4).hexdigest()
 
 
 class Row(NamedTuple):
@@ -223,7 +223,7 @@ def words_of_settle(rid=ID, actual=7, rows=SIX, key=None, **changes):
     defaults = {
         "now_us": LATER_US,
         "request_digest": REQUEST_DIGEST,
-        "end": "settled",
+        "end": "paid",
         "actual": actual,
         "made_at_us": NOW_US,
         "charged_to": charged_to(rows, pending_s),

@@ -77,7 +77,7 @@ def test_one_budget_alone_without_an_identifier(client, row):
     assert reserve(client, "other", rows, alone=2 * COST)[:6] == [13, 0, NOW_US, 1, 1, 1]
     assert settle(client, rows=rows, key=KEY) == [0, 7, LATER_US, 0]
     assert stored(client) == {
-        RECORD: f"settled 7 {NOW_US} {REQUEST_DIGEST} {rest}",
+        RECORD: f"paid 7 {NOW_US} {REQUEST_DIGEST} {rest}",
         row.key: {NOW_S: 7} if row.window_s else "7",
         key_of(KEY): f"settled fedcba9876543210 rid1 7 {LATER_US}",
     }

@@ -25,6 +25,11 @@ from tests.lua import (
 
 # What stands in the script, what is put in its place, and the case that notices.
 RESERVE = [
+    (
+        "(%x%x%x%x%x%x%x%x)%x*",
+        "(%x+)",
+        "a_record_of_a_version_before_is_said_again_extended_and_ended",
+    ),
     ("if now_us > tonumber(ARGV[2]) then", "if false then", "past_the_deadline_nothing_is_written"),
     (
         "if now_us > tonumber(ARGV[2]) then",
@@ -63,7 +68,7 @@ RESERVE = [
         "pending_money_never_grows_though_nobody_settles",
     ),
     (
-        "    if start > over_text then\n",
+        "    if start >= since_text then\n",
         "    if true then\n",
         "the_oldest_amount_is_the_oldest_that_counts_not_the_smallest_nor_the_last",
     ),
@@ -238,7 +243,7 @@ RESERVE = [
         "read_buckets({}, planned(1).pending",
         "busy_is_what_the_pending_money_of_its_own_owner_alone_makes_of_it",
     ),
-    ("local is_in = member > pending.over_text and", "local is_in =", "a_pending_reservation_past_its_time_is_spent"),
+    ("local is_in = member >= pending.since_text and", "local is_in =", "a_pending_reservation_past_its_time_is_spent"),
     (
         "+ pending_bucket_s > since_s",
         "+ pending_bucket_s >= since_s",
@@ -255,7 +260,7 @@ RESERVE = [
         "waiting_never_helps_where_what_never_ends_is_spent",
     ),
     (
-        "if window.flat[i] > window.over_text then live",
+        "if window.flat[i] >= window.since_text then live",
         "if true then live",
         "a_refusal_ends_when_enough_has_left_the_window",
     ),
@@ -562,13 +567,13 @@ RESERVE = [
 RUNNING_TEXTS = [
     ("local head = window_s ..", "local head = 600 ..", "the_window_may_grow_and_shrink"),
     (
-        "window_s .. ' ' .. bucket .. ' '",
-        "window_s .. ' ' .. match(hint or '', ' (%d+)', 2) .. ' '",
-        "in_the_next_bucket_the_window_is_read",
+        "match(hint or '', '^' .. head ..",
+        "match(hint or '', '^' .. window_s .. ' %d+' ..",
+        "a_text_of_something_else",
     ),
-    ("sub(hint, 1, #head) == head and", "", "a_text_of_something_else"),
-    ("'^(%d+) (%d+) (%d+)$')\n  local is_usable", "'^(%d+) (%d+) (%d+)')\n  local is_usable", "a_text_by_hand"),
-    ("'^(%d+) (%d+) (%d+)$')\n  local is_usable", "'(%d+) (%d+) (%d+)$')\n  local is_usable", "a_text_by_hand"),
+    ("'^' .. head .. ' (%d+)", "'^%d+ %d+' .. ' (%d+)", "a_text_of_something_else"),
+    ("' (%d+) (%d+) (%d+)$')\n  local is_usable", "' (%d+) (%d+) (%d+)')\n  local is_usable", "a_text_by_hand"),
+    ("'^' .. head .. ' (%d+)", "head .. ' (%d+)", "a_text_by_hand"),
     ("buckets and oldest + lasts_s > now_us / SECOND and", "buckets and", "a_text_of_something_else"),
     ("oldest + lasts_s > now_us", "oldest + lasts_s >= now_us", "a_bucket_that_goes_over_within_the_present_one"),
     ("oldest + lasts_s > now_us", "oldest + window_s > now_us", "a_bucket_that_goes_over_within_the_present_one"),
@@ -579,13 +584,13 @@ RUNNING_TEXTS = [
         "what_was_changed_by_hand_is_read_anew",
     ),
     ("is_usable and call('ZSCORE', key, bucket)", "is_usable and cost", "with_what_the_present_bucket_holds_by_now"),
-    ("if not present then return read", "if true then return read", "a_text_that_may_be_believed_is"),
-    ("true, others + present, oldest", "true, tonumber(others), oldest", "a_text_that_may_be_believed_is"),
-    ("true, others + present, oldest", "true, tonumber(present), oldest", "a_text_that_may_be_believed_is"),
-    ("true, others + present, oldest", "true, others + present, bucket", "also_by_the_same_id_again"),
+    ("return present and window or read", "return read", "a_text_that_may_be_believed_is"),
+    ("present and others + present", "present and tonumber(others)", "a_text_that_may_be_believed_is"),
+    ("present and others + present", "present and tonumber(present)", "a_text_that_may_be_believed_is"),
+    ("oldest = oldest }", "oldest = bucket }", "also_by_the_same_id_again"),
     (
-        "true, others + present, oldest",
-        "false, others + present, oldest",
+        "is_known = present and true",
+        "is_known = false",
         "a_window_is_not_read_while_what_it_came_to_is_known",
     ),
     ("KEYS[1 + hints], texts[hints])", "KEYS[1 + hints], texts[BUDGETS + 1])", "of_many_windows_each_has_its_own"),
@@ -626,6 +631,11 @@ RUNNING_TEXTS = [
     ("math.min(window.bucket_s, HINT_KEEP_S))", "HINT_KEEP_S)", "what_is_kept_and_for_how_long"),
 ]
 EXTEND = [
+    (
+        "(%x%x%x%x%x%x%x%x)%x*",
+        "(%x+)",
+        "a_record_of_a_version_before_is_said_again_extended_and_ended",
+    ),
     ("if now_us > tonumber(ARGV[2]) then", "if false then", "past_the_deadline_nothing_is_extended"),
     (
         "if now_us > tonumber(ARGV[2]) then",
@@ -649,7 +659,11 @@ EXTEND = [
         "an_extension_is_booked_in_the_periods_of_its_reservation",
     ),
     ("ceil(pending_s / 12)", "floor(pending_s / 12)", "pending_money_has_buckets_of_a_twelfth_rounded_up"),
-    ("ceil(window_s / 20)", "floor(window_s / 20)", "a_window_of_any_length_has_buckets_of_a_twentieth_rounded_up"),
+    (
+        "ceil(window_s / 20) -- As",
+        "floor(window_s / 20) -- As",
+        "a_window_of_any_length_has_buckets_of_a_twentieth_rounded_up",
+    ),
     (
         "place.ttl_s, place.hint = format('%.0f', made_s - made_s % bucket_s), window_s",
         "place.ttl_s, place.hint = format('%.0f', made_s), window_s",
@@ -690,7 +704,7 @@ EXTEND = [
         "then return { 8, 0, now_us } end",
         "no_extension_of_what_has_left_the_shortest_window",
     ),
-    ("local reset_us = MINE > 0 and", "local reset_us =", "an_extension_goes_by_the_buckets"),
+    ("local reset_us = MINE ~= '0' and", "local reset_us =", "an_extension_goes_by_the_buckets"),
     ("made_at_us <= reset_us", "made_at_us < reset_us", "what_was_cleared_may_be_extended_in_part_as_the_others_allow"),
     (
         "made_at_us <= reset_us",
@@ -698,11 +712,11 @@ EXTEND = [
         "a_reset_before_a_reservation_or_one_that_is_no_time_clears_nothing",
     ),
     (
-        "is_cleared and place.owner == MINE",
+        "is_cleared and owner == MINE",
         "is_cleared",
         "what_was_cleared_may_be_extended_in_part_as_the_others_allow",
     ),
-    ("is_cleared and place.owner == MINE", "false", "what_was_cleared_may_be_extended_in_part_as_the_others_allow"),
+    ("is_cleared and owner == MINE", "false", "what_was_cleared_may_be_extended_in_part_as_the_others_allow"),
     ("math.max(ARGV[4] - held, 0), nil", "ARGV[4] - held, nil", "an_extension_sent_again_charges_nothing_more"),
     (
         "math.max(ARGV[4] - held, 0), nil",
@@ -710,18 +724,18 @@ EXTEND = [
         "more_than_was_reserved_is_booked_and_returned_as_overrun",
     ),
     (
-        "if flat[j] > over_text then place",
-        "if true then place",
+        "if flat[i] >= since_text then total",
+        "if true then total",
         "what_has_left_the_window_is_not_in_the_way_of_an_extension",
     ),
     (
-        "if flat[j] > over_text then place",
-        "if flat[j] >= over_text then place",
+        "floor(now_us / SECOND - ttl_s) + 1",
+        "floor(now_us / SECOND - ttl_s)",
         "an_extension_goes_to_the_buckets_of_its_reservation_and_counts_what_counts_now",
     ),
     (
-        "place.spent = place.spent + flat[j + 1]",
-        "place.spent = tonumber(flat[j + 1])",
+        "total = total + flat[i + 1]",
+        "total = tonumber(flat[i + 1])",
         "an_extension_tells_what_each_budget_has_itself",
     ),
     ("not find(text, '^%d+$') or #text", "#text", "an_error_names_the_place_and_no_key"),
@@ -768,7 +782,7 @@ EXTEND = [
         "of_several_limits_the_narrowest_says_how_much_there_is_room_for",
     ),
     ("math.max(room, 0)", "room", "a_limit_lowered_below_what_is_spent_extends_nothing_and_takes_nothing_back"),
-    ("call('ZRANGE', KEYS[PENDING + i], 0, -1, 'WITHSCORES'))", "{})", "an_extension_adds_to_what_it_was_charged_to"),
+    ("call('ZRANGE', key, 0, -1))", "{})", "an_extension_adds_to_what_it_was_charged_to"),
     (
         "if refusing and at_least > held then",
         "if refusing then",
@@ -780,8 +794,8 @@ EXTEND = [
         "an_extension_exactly_to_a_limit_is_granted_and_one_nano_dollar_more_is_not",
     ),
     (
-        "{ status, held, now_us, refusing }",
-        "{ status, held, now_us, status - 1 }",
+        "{ tonumber(status), held, now_us, refusing }",
+        "{ tonumber(status), held, now_us, status - 1 }",
         "one_budget_alone_without_an_identifier",
     ),
     (
@@ -831,17 +845,17 @@ EXTEND = [
     ("charge_bucket(key, place.bucket, place.ttl_s), texts", "nil, texts", "an_extension_holds_more_in_every_scope"),
     ("      call('INCRBY', key, more_text)\n", "", "an_extension_holds_more_in_every_scope"),
     (
-        "if place.spent == 0 and place.keep_until_s > 0 then",
+        "if place.spent == 0 and place.keep_until_s ~= '0' then",
         "if place.spent == 0 then",
         "a_total_that_lasts_for_ever_has_no_ttl_whoever_makes_it",
     ),
     (
-        "if place.spent == 0 and place.keep_until_s > 0 then",
-        "if place.keep_until_s > 0 then",
+        "if place.spent == 0 and place.keep_until_s ~= '0' then",
+        "if place.keep_until_s ~= '0' then",
         "no_extension_prolongs_a_ttl",
     ),
     (
-        "if place.spent == 0 and place.keep_until_s > 0 then",
+        "if place.spent == 0 and place.keep_until_s ~= '0' then",
         "if false then",
         "an_extension_makes_a_lost_total_again_with_its_ttl",
     ),
@@ -854,7 +868,7 @@ EXTEND = [
     ),
     ("(i == EVERYBODY and RECORD_KEEP_S or 0)", "0", "an_extension_makes_a_lost_total_again_with_its_ttl"),
     (
-        "if not (is_cleared and i == MINE) then charge",
+        "if not (is_cleared and i == tonumber(MINE)) then charge",
         "do charge",
         "an_extension_of_what_was_cleared_is_charged_to_the_others_only",
     ),
@@ -880,11 +894,68 @@ EXTEND = [
         "call('DEL', KEYS[2 + BUDGETS])",
         "of_two_windows_each_has_its_own_text_taken_away",
     ),
-    ("texts[place.hint]", "texts[BUDGETS + 1]", "of_two_windows_each_has_its_own_text_taken_away"),
-    ("{ call('ZCARD', KEYS[PENDING + i]) and '' }", "{}", "extend_with_a_key_of_another_kind"),
-    ("is_plain and {", "{", "an_extension_adds_to_what_it_was_charged_to"),
+    (
+        "place.ttl_s), texts[place.hint]",
+        "place.ttl_s), texts[BUDGETS + 1]",
+        "of_two_windows_each_has_its_own_text_taken_away",
+    ),
+    ("call('ZCARD', key) and pending_bucket", "pending_bucket", "extend_with_a_key_of_another_kind"),
+    ("is_plain and call", "call", "an_extension_adds_to_what_it_was_charged_to"),
+]
+EXTEND_BY_HINTS = [
+    (
+        "window_s + ceil(window_s / 20) == place.ttl_s",
+        "true",
+        "an_extension_does_not_believe_a_text_of_something_else",
+    ),
+    (
+        "and oldest + place.ttl_s > now_us / SECOND",
+        "",
+        "an_extension_does_not_believe_a_text_of_something_else",
+    ),
+    (
+        "oldest + place.ttl_s > now_us / SECOND",
+        "oldest + place.ttl_s >= now_us / SECOND",
+        "an_extension_does_not_believe_a_text_of_something_else",
+    ),
+    (
+        "call('ZCARD', key) == tonumber(buckets) and",
+        "",
+        "an_extension_does_not_believe_a_text_of_something_else",
+    ),
+    (
+        "is_of_it and call('ZCARD'",
+        "window_s and call('ZCARD'",
+        "an_extension_does_not_believe_a_text_of_something_else",
+    ),
+    (
+        "and call('ZSCORE', key, bucket)",
+        "and (call('ZSCORE', key, bucket) or 0)",
+        "an_extension_does_not_believe_a_text_of_something_else",
+    ),
+    ("one and others + one", "one and tonumber(others)", "an_extension_believes_what_may_be_believed"),
+    ("one and others + one", "one and tonumber(one)", "an_extension_believes_what_may_be_believed"),
+    ("one and others + one or", "", "an_extension_believes_what_may_be_believed"),
+    (
+        "match(texts[place.hint] or ''",
+        "match(texts[BUDGETS + 1] or ''",
+        "an_extension_of_two_windows_goes_by_the_text_of_each",
+    ),
+    ("'^([1-9]%d*) (%d+)", "'^(%d+) (%d+)", "an_extension_does_not_believe_a_text_by_hand"),
+    ("'^([1-9]%d*) (%d+)", "'([1-9]%d*) (%d+)", "an_extension_does_not_believe_a_text_by_hand"),
+    ("(%d+)$')\n  local is_of_it", "(%d+)')\n  local is_of_it", "an_extension_does_not_believe_a_text_by_hand"),
+    ("if more < wanted then", "if false then", "an_extension_goes_by_the_buckets"),
+    ("if more < wanted then", "if true then", "an_extension_believes_what_may_be_believed"),
+    ("  check_all()\nend", "end", "an_extension_goes_by_the_buckets"),
+    ("more, refusing = wanted, nil", "more = wanted", "an_extension_goes_by_the_buckets"),
+    ("more, refusing = wanted, nil", "more, refusing = more or wanted, nil", "an_extension_goes_by_the_buckets"),
 ]
 SETTLE = [
+    (
+        "(%x%x%x%x%x%x%x%x)%x*",
+        "(%x+)",
+        "a_record_of_a_version_before_is_said_again_extended_and_ended",
+    ),
     ("now_us = time[1] * SECOND + time[2]", "now_us = time[1] * SECOND", "by_the_servers_own_time"),
     (
         "  if known_digest ~= ARGV[2] then return { 9, 0, now_us, 0 } end\n",
@@ -954,8 +1025,8 @@ SETTLE = [
         "between_two_buckets_the_one_that_has_begun_counts",
     ),
     (
-        "place.bucket + place.ttl_s, call",
-        "place.bucket + tonumber(window_s), call",
+        "bucket + ttl_s, call",
+        "bucket + tonumber(window_s), call",
         "what_has_aged_out_is_not_made_again",
     ),
     (
@@ -963,7 +1034,7 @@ SETTLE = [
         "text = texts[i]",
         "a_late_settlement_with_a_key_of_another_kind",
     ),
-    ("call('ZSCORE', KEYS[1 + i], place.bucket)", "nil", "what_there_is_keeps_its_ttl"),
+    ("call('ZSCORE', KEYS[1 + i], bucket)", "nil", "what_there_is_keeps_its_ttl"),
     ("not find(text, '^%d+$') or #text", "#text", "an_error_names_the_place_and_no_key"),
     (" or #text > 16) then error('KEYS", " or #text > 17) then error('KEYS", "an_error_names_the_place_and_no_key"),
     (
@@ -972,41 +1043,45 @@ SETTLE = [
         "an_error_names_the_place_and_no_key",
     ),
     (
-        "place.keep_until_s > 0 and place.keep_until_s * SECOND <= now_us",
-        "place.keep_until_s * SECOND <= now_us",
+        "ends_s > 0 and ends_s * SECOND <= now_us",
+        "ends_s * SECOND <= now_us",
         "amounts_below_2_to_the_53_are_exact_in_every_kind_of_budget",
     ),
     (
-        "place.keep_until_s > 0 and place.keep_until_s * SECOND <= now_us",
+        "ends_s > 0 and ends_s * SECOND <= now_us",
         "false",
         "what_has_left_the_window_is_not_extended_and_its_settlement_makes_nothing_anew",
     ),
     (
-        "place.keep_until_s * SECOND <= now_us",
-        "place.keep_until_s * SECOND < now_us",
+        "ends_s * SECOND <= now_us",
+        "ends_s * SECOND < now_us",
         "what_has_aged_out_is_not_made_again",
     ),
     (
-        "and not (is_cleared and tonumber(owner) == MINE) then place",
-        "then place",
+        "is_over or is_cleared and tonumber(owner) == MINE) and",
+        "is_over) and",
         "what_was_reserved_before_its_books_were_cleared_is_not_taken_from_them",
     ),
-    ("max(delta, -(place.held or 0))", "delta", "no_total_goes_below_nothing"),
-    ("local is_over = not start or (start", "local is_over = (start", "pending_money_of_no_time_is_swept_by_an_end"),
+    ("max(delta, -(there or 0))", "delta", "no_total_goes_below_nothing"),
     (
-        "(start + pending_bucket_s + pending_s) * SECOND <= now_us",
-        "(start + pending_bucket_s + pending_s) * SECOND < now_us",
+        "(member > next_text and not find(member, '^%d%d%d%d%d%d%d%d%d%d'))",
+        "false",
+        "pending_money_of_no_time_is_swept_by_an_end",
+    ),
+    (
+        "now_s + 1 - pending_bucket_s - pending_s",
+        "now_s - pending_bucket_s - pending_s",
         "expired_amounts_are_reported_once",
     ),
     (
-        "(start + pending_bucket_s + pending_s) * SECOND <= now_us",
-        "(start + pending_s) * SECOND <= now_us",
+        "now_s + 1 - pending_bucket_s - pending_s",
+        "now_s + 1 - pending_s",
         "pending_money_is_over_to_the_microsecond",
     ),
     (
-        "flat[j] == its.own and held or 0",
+        "(member == own and held or 0)",
         "held",
-        "an_end_books_in_the_buckets_of_its_reservation",
+        "all_that_has_expired_is_told_together",
     ),
     (
         "not (is_cleared and i == MINE) and own",
@@ -1019,29 +1094,33 @@ SETTLE = [
         "the_identifier_and_everybody_are_told_by_their_numbers",
     ),
     (
-        "    if is_over then its.expired = its.expired + max(amount - own, 0) end\n",
+        "      if is_over then expired = expired + max(others, 0) end\n",
         "",
         "expired_amounts_are_reported_once",
     ),
-    ("if is_over then its.expired", "if true then its.expired", "a_late_end_takes_nothing_from_what_others_hold"),
-    ("its.expired + max(amount - own, 0)", "max(amount - own, 0)", "all_that_has_expired_is_told_together"),
-    ("max(amount - own, 0) end", "amount end", "expired_amounts_are_reported_once"),
     (
-        "if is_over or (own > 0 and amount <= own) then",
-        "if own > 0 and amount <= own then",
+        "if is_over then expired",
+        "if true then expired",
+        "a_settlement_books_what_was_used_in_place_of_what_was_reserved",
+    ),
+    ("expired + max(others, 0)", "max(others, 0)", "all_that_has_expired_is_told_together"),
+    ("max(others, 0) end", "others end", "what_has_expired_is_never_less_than_nothing"),
+    (
+        "if is_over or others <= 0 then",
+        "if others <= 0 then",
         "expired_amounts_are_reported_once",
     ),
     (
-        "if is_over or (own > 0 and amount <= own) then",
-        "if is_over or (own > 0 and amount < own) then",
+        "if is_over or others <= 0 then",
+        "if is_over or others < 0 then",
         "a_bucket_of_nothing_is_removed_and_a_total_of_nothing_is_not",
     ),
     (
-        "if is_over or (own > 0 and amount <= own) then",
+        "if is_over or others <= 0 then",
         "if is_over then",
         "a_bucket_of_nothing_is_removed_and_a_total_of_nothing_is_not",
     ),
-    ("elseif own > 0 then its.is_mine_there = true end", "end", "an_end_takes_no_more_than_its_own_pending_amount"),
+    ("else rest = own end", "end", "an_end_takes_no_more_than_its_own_pending_amount"),
     (
         "format('%.0f', made_s - made_s % pending_bucket_s)",
         "format('%.0f', made_s)",
@@ -1054,13 +1133,13 @@ SETTLE = [
     ),
     (
         "format('%s %s %.0f %s %s', ARGV[3], ARGV[4],",
-        "format('%s %s %.0f %s %s', 'settled', ARGV[4],",
+        "format('%s %s %.0f %s %s', 'paid', ARGV[4],",
         "a_release_leaves_its_record_for_an_hour",
     ),
     ("ARGV[2], ARGV[6]), 'EX', RECORD_KEEP_S)", "ARGV[2], ARGV[6]))", "the_known_layout_of_keys"),
     ("ARGV[2], ARGV[6]), 'EX', RECORD_KEEP_S)", "ARGV[2], ARGV[6]), 'KEEPTTL')", "what_is_kept_and_for_how_long"),
     (
-        "if ARGV[3] == 'settled' and",
+        "if ARGV[3] == 'paid' and",
         "if",
         "without_its_record_a_reservation_is_not_extended_and_a_release_books_nothing",
     ),
@@ -1090,17 +1169,17 @@ SETTLE = [
     ),
     ("    call('INCRBY', key, change)\n", "", "a_settlement_books_what_was_used"),
     (
-        "if not place.held and place.keep_until_s > 0 then call",
-        "if place.keep_until_s > 0 then call",
+        "if not place.held and place.ends_s > 0 then call",
+        "if place.ends_s > 0 then call",
         "no_total_goes_below_nothing",
     ),
     (
-        "if not place.held and place.keep_until_s > 0 then call",
+        "if not place.held and place.ends_s > 0 then call",
         "if not place.held then call",
         "a_total_that_lasts_for_ever_has_no_ttl_whoever_makes_it",
     ),
     (
-        "if not place.held and place.keep_until_s > 0 then call",
+        "if not place.held and place.ends_s > 0 then call",
         "if false then call",
         "a_lost_record_and_booking_is_booked_late_and_once",
     ),
@@ -1135,8 +1214,8 @@ SETTLE = [
         "a_settlement_prolongs_no_ttl",
     ),
     (
-        "if place.hint and not (place.held and",
-        "if place.hint and not (",
+        "if hint and not (place.held and",
+        "if hint and not (",
         "a_change_that_makes_its_bucket_anew_takes_it_away",
     ),
     (
@@ -1149,19 +1228,21 @@ SETTLE = [
         "'^%d+ (%d+) ')) then call",
         "a_change_of_an_earlier_bucket_takes_it_away",
     ),
-    ("place.hint_key, place.hint = ", "place.hint, place.hint_key = ", "a_change_of_an_earlier_bucket_takes_it_away"),
+    ("hints = hints + 1\n", "\n", "of_two_windows_each_has_its_own_text_taken_away"),
+    ("if is_over or member == own then", "if is_over then", "an_end_takes_no_more_than_its_own_pending_amount"),
+    ("else rest = own end", "else rest = pending_bucket end", "an_end_takes_back_no_more_than_its_own"),
     (
-        "KEYS[1 + hints], texts[hints]\n",
-        "KEYS[2 + BUDGETS], texts[hints]\n",
+        "KEYS[1 + place.hint]",
+        "KEYS[2 + BUDGETS]",
         "of_two_windows_each_has_its_own_text_taken_away",
     ),
     (
-        "KEYS[1 + hints], texts[hints]\n",
-        "KEYS[1 + hints], texts[BUDGETS + 1]\n",
+        "texts[place.hint]",
+        "texts[BUDGETS + 1]",
         "of_two_windows_each_has_its_own_text_taken_away",
     ),
     (
-        "if its.is_mine_there then call('ZINCRBY'",
+        "if its.rest then call('ZINCRBY'",
         "if false then call('ZINCRBY'",
         "an_end_takes_no_more_than_its_own_pending_amount",
     ),
@@ -1200,20 +1281,28 @@ PENDING = [
         "where_one_owner_takes_no_more_the_others_get_back_what_they_had",
     ),
     ("-cost, members[j])", "-cost, pending_bucket)", "where_one_owner_takes_no_more_the_others_get_back_what_they_had"),
-    ("'%010.0f~'", "'%010.0f'", "what_is_over_does_not_count_and_what_is_not_does"),
-    ("'%010.0f~'", "'%010.0f'", "a_new_member_sweeps_what_is_over_and_nothing_that_counts"),
+    (
+        "floor(now_us / SECOND - lasts_s) + 1",
+        "floor(now_us / SECOND - lasts_s)",
+        "what_is_over_does_not_count_and_what_is_not_does",
+    ),
+    (
+        "floor(now_us / SECOND - lasts_s) + 1",
+        "floor(now_us / SECOND - lasts_s)",
+        "a_new_member_sweeps_what_is_over_and_nothing_that_counts",
+    ),
 ]
 OWN_MEMBER = [
-    ("local is_more = #flat[i] > #own and sub", "local is_more = sub", "whatever_is_pending_beside_it_is_left_alone"),
+    ("local is_more = #member > #own and sub", "local is_more = sub", "whatever_is_pending_beside_it_is_left_alone"),
     (
-        "#flat[i] > #own and sub(flat[i], 1, 10) == pending_bucket",
-        "#flat[i] > #own",
+        "#member > #own and sub(member, 1, 10) == pending_bucket",
+        "#member > #own",
         "whatever_is_pending_beside_it_is_left_alone",
     ),
     ("if is_more and gsub(", "if is_more or gsub(", "whatever_is_pending_beside_it_is_left_alone"),
     (
         "'......', named) == '' then",
-        "'......', named) ~= sub(flat[i], 12) then",
+        "'......', named) ~= sub(member, 12) then",
         "whatever_is_pending_beside_it_is_left_alone",
     ),
     ("not find(charged_to, ' - -', 1, true) and '' or nil", "''", "whatever_is_pending_beside_it_is_left_alone"),
@@ -1227,12 +1316,12 @@ OWN_MEMBER_AT_AN_END = [
         "what_was_cleared_is_in_nobodys_pending_money_again",
     ),
     (
-        " or tonumber(sub(flat[j], 1, 10)), tonumber",
-        ", tonumber",
+        "member < since_text or",
+        "(#member == 10 and member < since_text) or",
         "an_end_sweeps_what_is_over_whatever_it_is_charged_to",
     ),
     (
-        "format('%.0f', -held), its.own)",
+        "format('%.0f', -held), its.rest)",
         "format('%.0f', -held), pending_bucket)",
         "an_end_takes_back_no_more_than_its_own",
     ),
@@ -1343,7 +1432,7 @@ SHARES_OF_AN_EXTENSION = [
 ]
 MUTANTS = [
     *(("reserve.lua", *mutant) for mutant in (*RESERVE, *RUNNING_TEXTS, *PENDING, *SHARES)),
-    *(("extend.lua", *mutant) for mutant in (*EXTEND, *OWN_MEMBER, *SHARES_OF_AN_EXTENSION)),
+    *(("extend.lua", *mutant) for mutant in (*EXTEND, *EXTEND_BY_HINTS, *OWN_MEMBER, *SHARES_OF_AN_EXTENSION)),
     *(("settle.lua", *mutant) for mutant in (*SETTLE, *OWN_MEMBER, *OWN_MEMBER_AT_AN_END)),
 ]
 BY_HAND = {

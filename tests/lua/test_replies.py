@@ -31,6 +31,7 @@ from tests.lua.by_hand import (
     charged_to,
     dump,
     extend,
+    for_ever,
     key_of,
     release,
     reserve,
@@ -38,6 +39,7 @@ from tests.lua.by_hand import (
     settle,
     six,
     spend,
+    total,
 )
 
 TO_NEXT_HOUR_S, TO_MIDNIGHT_S = 40 * 60, 13 * 3600 + 40 * 60
@@ -545,6 +547,28 @@ def test_released(client):
     assert settle(client, actual=7) == [1, 0, LATER_US, 0]
 
 
+@pytest.mark.parametrize("rows", [SIX, (*SIX, total("t"), for_ever("ever", OF_WHO))], ids=["the six", "more"])
+def test_a_record_of_a_version_before_is_said_again_extended_and_ended(client, rows):
+    """It has eight more digits of what it stands for, and another word for what is settled."""
+    reserve(client, rows=rows)
+    rest, more = charged_to(rows), "f" * 8
+    client.set(RECORD, f"open {COST} {NOW_US} {REQUEST_DIGEST}{more} {rest}", keepttl=True)
+    assert reserve(client, rows=rows)[:8] == [0, 120, NOW_US, NOW_US, COST, 0, b"", rest.encode()]
+    other = "0" * 8
+    assert reserve(client, rows=rows, request_digest=other)[0] == 9
+    assert extend(client, rows=rows, request_digest=other)[0] == 9
+    assert settle(client, rows=rows, request_digest=other)[0] == 9
+    assert extend(client, rows=rows)[:2] == [0, 2 * COST]
+    assert client.get(RECORD).decode() == f"open {2 * COST} {NOW_US} {REQUEST_DIGEST} {rest}"
+    client.set(RECORD, f"open {2 * COST} {NOW_US} {REQUEST_DIGEST}{more} {rest}", keepttl=True)
+    assert settle(client, rows=rows) == [0, 7, LATER_US, 0]
+    assert not client.exists(*PENDING.values())
+    client.set(RECORD, f"settled 7 {NOW_US} {REQUEST_DIGEST}{more} {rest}", ex=60)
+    assert settle(client, rows=rows, actual=9) == [1, 7, LATER_US, 0]
+    assert reserve(client, rows=rows) == [8, 0, NOW_US, 7]
+    assert extend(client, rows=rows) == [8, 7, LATER_US]
+
+
 def test_expired_money_is_told(client):
     reserve(client, "left")
     reserve(client, "mine", cost=5)
@@ -552,6 +576,14 @@ def test_expired_money_is_told(client):
     assert settle(client, "mine", actual=5, now_us=over_us) == [0, 5, over_us, COST]
     assert not client.exists(*PENDING.values())
     assert settle(client, "left", actual=5, now_us=over_us) == [0, 5, over_us, 0]
+
+
+def test_what_has_expired_is_never_less_than_nothing(client):
+    reserve(client)
+    client.zadd(OF_ALL, {NOW_S: 1})
+    over_us = (NOW_S + 130) * US
+    assert settle(client, now_us=over_us) == [0, 7, over_us, 0]
+    assert not client.exists(OF_ALL)
 
 
 def test_all_that_has_expired_is_told_together(client):
@@ -854,7 +886,7 @@ def test_the_record_and_the_marker_are_written_as_the_head_of_the_script_says(cl
     reserve(client)
     assert client.get(RECORD).decode() == f"open {COST} {NOW_US} {REQUEST_DIGEST} {REST}"
     settle(client, actual=COST)
-    assert client.get(RECORD).decode() == f"settled {COST} {NOW_US} {REQUEST_DIGEST} {REST}"
+    assert client.get(RECORD).decode() == f"paid {COST} {NOW_US} {REQUEST_DIGEST} {REST}"
     reserve(client, "r2", window=COST)
     marker = client.get(MARKER).decode()
     assert marker == f"window_limit {NOW_US + 30 * US} {NOW_US + WINDOW_ENDS_S * US} spent"

@@ -406,6 +406,46 @@ def test_an_extension_goes_by_the_buckets(client):
     reserve(client, rows=ROWS)
     put(client, LONG, text_of(10**12))
     assert extend(client, rows=ROWS, long=2 * COST) == [0, 2 * COST, LATER_US, 2 * COST, 2 * COST]
+    put(client, LONG, text_of(10**12))
+    assert extend(client, to=4 * COST, at_least=COST, rows=ROWS, long=3 * COST)[1:] == [
+        3 * COST,
+        LATER_US,
+        *[3 * COST] * 2,
+    ]
+
+
+def test_an_extension_believes_what_may_be_believed(client):
+    reserve(client, rows=ROWS)
+    put(client, LONG, text_of(LIE))
+    assert extend(client, rows=ROWS)[3:] == [2 * COST + LIE, 2 * COST]
+    client.zincrby(LONG.key, 7, NOW_S)
+    assert extend(client, to=2 * COST, rows=ROWS)[3] == 2 * COST + LIE + 7
+    # Also where another bucket than its own is the present one.
+    client.zadd(LONG.key, {NOW_S + BUCKET_S: 5})
+    put(client, LONG, text_of(LIE, bucket=NOW_S + BUCKET_S, buckets=2))
+    later_us = (NOW_S + BUCKET_S) * US
+    assert extend(client, to=2 * COST, rows=ROWS, now_us=later_us)[3] == LIE + 5
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_an_extension_does_not_believe_a_text_of_something_else(client, other):
+    reserve(client, rows=ROWS)
+    put(client, LONG, text_of(LIE, **OTHERS[other]))
+    assert extend(client, rows=ROWS, now_us=NOW_S * US)[3] == 2 * COST
+
+
+def test_an_extension_of_two_windows_goes_by_the_text_of_each(client):
+    rows = (TODAY, window("short", window_s=60), LONG)
+    reserve(client, rows=rows)
+    put(client, LONG, text_of(LIE))
+    assert extend(client, rows=rows)[3:] == [2 * COST, 2 * COST, 2 * COST + LIE]
+
+
+@pytest.mark.parametrize("text", BY_HAND)
+def test_an_extension_does_not_believe_a_text_by_hand(client, text):
+    reserve(client, rows=ROWS)
+    put(client, LONG, text)
+    assert extend(client, rows=ROWS)[3] == 2 * COST
 
 
 # --- what ends and extensions leave
