@@ -329,6 +329,9 @@ def pre_request(_worker: "Worker", _request: object) -> None:
 
 def post_worker_init(worker: "Worker") -> None:
     """Read the settings, and log what holds, before the first request."""
+    from flaskapp.ops import one_write  # noqa: PLC0415 - the master imports nothing that its workers would inherit
+
+    one_write.install()
     tollgate = worker.wsgi.extensions["tollgate"]
     tollgate.start()
     # Vocabularies, prices and routes stay to the end: no collection looks at them again. A request leaves few cycles

@@ -9,7 +9,8 @@ from pathlib import Path
 from time import sleep
 from typing import TYPE_CHECKING, cast
 
-from flask import Blueprint, Flask, Response, g, request
+from flask import Blueprint, Flask, Response, g
+from flask.globals import request_ctx
 from werkzeug.exceptions import NotFound
 
 from backends import open_backend
@@ -47,8 +48,8 @@ from flaskapp.http.challenges import Challenges
 from flaskapp.http.cors import allow_origins
 from flaskapp.http.forwarded import NETWORK, Forwarded
 from flaskapp.http.hosts import demand_known_host
-from flaskapp.http.identity import rate_key
-from flaskapp.http.limiter import ADMIN_RATE_LIMIT, RequestLimiter, network_key
+from flaskapp.http.identity import identify
+from flaskapp.http.limiter import ADMIN_RATE_LIMIT, RequestLimiter
 from flaskapp.http.networks import network_of
 from flaskapp.http.open_bodies import OpenBodies
 from flaskapp.http.openai_errors import PREFIX
@@ -67,7 +68,7 @@ from flaskapp.ops.running_redis import running_url
 from flaskapp.settings import SettingsStore
 from flaskapp.tollgate import Tollgate
 from flaskapp.usage import ROUTE as USAGE_ROUTE
-from flaskapp.usage import make_usage, usage_rate_key
+from flaskapp.usage import find_asker, make_usage
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -105,8 +106,7 @@ def create_app(
     tollgate.metrics_failure = metrics.failure
     _refuse_old_server(tollgate.link)
     app = Flask(__name__, static_folder=None)
-    app.request_class = BoundedRequest
-    app.config["MAX_CONTENT_LENGTH"] = config.max_request_bytes
+    app.request_class = BoundedRequest.of(tollgate.bodies, config.max_request_bytes)
     # A path with two slashes is none of ours: 404 as any other, and no redirect in HTML.
     app.url_map.merge_slashes = False
     app.extensions["tollgate"] = tollgate
@@ -251,9 +251,10 @@ def _register_requests(app: Flask, tollgate: Tollgate) -> None:
         if not tollgate.has_started:
             tollgate.start()
         g.request_id = os.urandom(16).hex()
-        raw_path = request.environ.get("RAW_URI", "").partition("?")[0]
+        environ = request_ctx.request.environ
+        raw_path = environ.get("RAW_URI", "").partition("?")[0]
         is_escaped = ("%" in raw_path or "#" in raw_path) and not raw_path.startswith(_WITH_NAMES)
-        if is_escaped or request.environ["PATH_INFO"].startswith("//"):
+        if is_escaped or environ["PATH_INFO"].startswith("//"):
             # The framework would take it for another one, which a rule of a proxy in front may be about.
             raise NotFound
 
@@ -265,9 +266,9 @@ def _register_requests(app: Flask, tollgate: Tollgate) -> None:
     @app.after_request
     def end(response: Response) -> Response:
         response.headers["X-Request-ID"] = g.request_id
-        sent, environ = cast("BoundedRequest", request), request.environ
-        if not sent.is_read and ("CONTENT_LENGTH" in environ or "HTTP_TRANSFER_ENCODING" in environ):
-            response.call_on_close(partial(sent.end_unread, tollgate.bodies))
+        sent = cast("BoundedRequest", request_ctx.request)
+        if not sent.is_read and ("CONTENT_LENGTH" in sent.environ or "HTTP_TRANSFER_ENCODING" in sent.environ):
+            response.call_on_close(sent.end_unread)
         return response
 
 
@@ -382,11 +383,9 @@ def _make_admin(tollgate: Tollgate, clock: Clock) -> Blueprint:
 def _limit_rates(
     limiter: RequestLimiter, blueprints: Mapping[str, Blueprint], settings: SettingsStore, keys: ApiKeys
 ) -> None:
-    def rate() -> str:
-        return settings.current.values.chat_rate_limit
-
-    limiter.limit_blueprint(blueprints["chat"], rate, lambda: rate_key(request), is_made_up=True)
-    limiter.limit_blueprint(blueprints["challenges"], rate, lambda: rate_key(request), is_made_up=True)
-    limiter.limit_blueprint(blueprints["openai"], rate, lambda: keys.rate_key(request))
-    limiter.limit_blueprint(blueprints["usage"], rate, lambda: usage_rate_key(request, keys), is_made_up=True)
-    limiter.limit_blueprint(blueprints["admin"], lambda: ADMIN_RATE_LIMIT, network_key)
+    rate: Callable[[], str] = lambda: settings.current.values.chat_rate_limit  # noqa: E731 - as the others here
+    limiter.limit_blueprint(blueprints["chat"], rate, identify, is_made_up=True)
+    limiter.limit_blueprint(blueprints["challenges"], rate, identify, is_made_up=True)
+    limiter.limit_blueprint(blueprints["openai"], rate, keys.find)
+    limiter.limit_blueprint(blueprints["usage"], rate, partial(find_asker, keys=keys), is_made_up=True)
+    limiter.limit_blueprint(blueprints["admin"], lambda: ADMIN_RATE_LIMIT, lambda _: None)

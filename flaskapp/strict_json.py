@@ -5,9 +5,11 @@ so a `float` never appears, and an enormous number costs no time.
 """
 
 import json
+import re
 from collections import Counter
+from collections.abc import Mapping
 from decimal import Decimal
-from typing import NoReturn
+from typing import Any, NoReturn
 
 MAX_DEPTH = 64
 MOST_STRUCTURE = 10_000
@@ -31,13 +33,8 @@ def loads(text: bytes | str) -> object:
             raise StrictJsonError("empty")
         if characters.startswith("\ufeff"):
             raise StrictJsonError("not valid JSON: it begins with a byte order mark")
-        value: object = json.loads(
-            characters,
-            parse_float=Decimal,
-            parse_int=_integer,
-            parse_constant=_no_constant,
-            object_pairs_hook=_no_duplicates,
-        )
+        decoder = _DECODER_OF_LONG_NUMBERS if _MANY_DIGITS.search(characters) else _DECODER
+        value: object = decoder.decode(characters)
     except UnicodeDecodeError as error:
         raise StrictJsonError("not valid UTF-8") from error
     except json.JSONDecodeError as error:
@@ -46,7 +43,9 @@ def loads(text: bytes | str) -> object:
         raise StrictJsonError("nested too deeply") from error
     except ArithmeticError as error:
         raise StrictJsonError("a number is out of every range") from error
-    _check_depth_and_unicode(value)
+    # Half a surrogate pair is an escape, or comes in a text that was decoded elsewhere.
+    if "\\u" in characters or characters.count("[") + characters.count("{") >= MAX_DEPTH or not isinstance(text, bytes):
+        _check_depth_and_unicode(value)
     return value
 
 
@@ -101,6 +100,17 @@ def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
         twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise StrictJsonError(f"the key {twice[:80]!a} is there twice")
     return fields
+
+
+# Made once: `json.loads` makes one for each text. Nearly none has a long number, and Python reads the others by itself.
+_MANY_DIGITS = re.compile(rf"[0-9]{{{_INT_DIGITS + 1}}}|-[0-9]{{{_INT_DIGITS}}}")
+_STRICT: Mapping[str, Any] = {
+    "parse_float": Decimal,
+    "parse_constant": _no_constant,
+    "object_pairs_hook": _no_duplicates,
+}
+_DECODER = json.JSONDecoder(**_STRICT)
+_DECODER_OF_LONG_NUMBERS = json.JSONDecoder(**_STRICT, parse_int=_integer)
 
 
 def _check_depth_and_unicode(value: object) -> None:

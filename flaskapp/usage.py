@@ -19,7 +19,7 @@ from backends.money import usd_text
 from flaskapp.budgets import own
 from flaskapp.http.api_keys import ApiKeys
 from flaskapp.http.headers import FIRST_NAMED, length_seconds
-from flaskapp.http.identity import HEADER, Identity, identify, rate_key
+from flaskapp.http.identity import HEADER, Identity, identify
 from flaskapp.http.refusals import THROTTLE_UNAVAILABLE, problem
 from flaskapp.settings import LiveSettings
 
@@ -55,9 +55,13 @@ def make_usage(guard: Guard, settings: Callable[[], LiveSettings], keys: ApiKeys
     return blueprint
 
 
-def usage_rate_key(request: Request, keys: ApiKeys) -> str:
-    """The key of the request counter; it never fails."""
-    return keys.rate_key(request) if _brings_a_key(request, keys) else rate_key(request)
+def find_asker(request: Request, keys: ApiKeys) -> Identity | None:
+    """The identity of a visitor, or of an API key; None where that is not registered.
+
+    Raises:
+        InvalidRequest: the fingerprint is not one.
+    """
+    return keys.find(request) if _brings_a_key(request, keys) else identify(request)
 
 
 def _who_asks(request: Request, keys: ApiKeys) -> Identity:

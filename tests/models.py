@@ -50,7 +50,7 @@ class Texts:
         self.answer = answer
 
     def __iter__(self):
-        return (piece.text for piece in pieces_of(self.answer) if piece.text)
+        return (text for piece in pieces_of(self.answer) for text in piece.texts or (piece.text,) if text)
 
     def __getattr__(self, name):
         return getattr(self.answer, name)

@@ -45,12 +45,12 @@ class Admission:
         idempotency: Idempotency | None,
     ) -> AdmittedAnswer | Response:
         """Reserve the most that an answer can cost: the admitted answer, or the refusal to send instead."""
-        clock, is_on = self.context.clock, settings.enable_cost_throttling
+        clock, is_on, request_id = self.context.clock, settings.enable_cost_throttling, g.request_id
         started_seconds = clock.monotonic_seconds()
         owners = who.owners(cost_bound.price.model)
         cost_nanousd, at_least_nanousd = cost_bound.first_costs_nanousd()
         ask = Ask(
-            reservation_id=g.request_id,
+            reservation_id=request_id,
             cost_nanousd=cost_nanousd,
             budgets=settings.plan.of(owners, clock.now_us()),
             pending_seconds=self.stream_deadline_seconds + SETTLE_SECONDS,
@@ -58,7 +58,7 @@ class Admission:
             at_least_nanousd=at_least_nanousd,
             mark_when_busy=settings.throttle_when_busy,
         )
-        asked = {"request_id": g.request_id, "identifier": who.identifier, "cost_nanousd": cost_nanousd}
+        asked = {"request_id": request_id, "identifier": who.identifier, "cost_nanousd": cost_nanousd}
         self.context.observer(
             Event("check_called", {**asked, "backend": self.guard.backend_name if is_on else UNGUARDED})
         )
@@ -71,7 +71,7 @@ class Admission:
             return self.timed(refused, started_seconds)
         now_seconds = clock.monotonic_seconds()
         return AdmittedAnswer(
-            g.request_id,
+            request_id,
             upstream,
             Meter(
                 self.guard,

@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
-from flask import Response, g, has_request_context, request
+from flask import Response, g, has_request_context
+from flask.globals import request_ctx
 
 from backends.clock import Clock
 from backends.contract import Event, Observer
 from flaskapp.answers.failures import Failure, failure_of
 from flaskapp.answers.meter import Meter
 from flaskapp.answers.under_way import WATCH_SECONDS, AnswersUnderWay
+from flaskapp.http.answered import Answered
 from flaskapp.http.refusals import INTERNAL_ERROR
 from flaskapp.llm import (
     NOTHING,
@@ -121,7 +123,7 @@ class AdmittedAnswer:
         self._reader: _ReadAhead | None = None
         """Set before it may have the turn, and for good once it has."""
         # Gunicorn's name for the client's connection.
-        self._connection = request.environ.get("gunicorn.socket") if has_request_context() else None
+        self._connection = request_ctx.request.environ.get("gunicorn.socket") if has_request_context() else None
 
     def stream(self, stream_format: StreamFormat) -> Response:
         """The stream, once the model has begun to answer; or the problem where it failed."""
@@ -133,7 +135,7 @@ class AdmittedAnswer:
         # A proxy that packs a stream gathers it first: no-transform.
         headers = [("Cache-Control", "no-store, no-transform"), ("X-Accel-Buffering", "no"), *self._headers.items()]
         # Passed through: the server iterates and closes this object itself.
-        return Response(self, 200, headers, content_type=_EVENT_STREAM, direct_passthrough=True)
+        return Answered(self, 200, headers, content_type=_EVENT_STREAM, direct_passthrough=True)
 
     def whole(self, write: Callable[[Completed], Response]) -> Response:
         """The whole answer, as `write` makes it; or the problem where the model failed."""
@@ -319,7 +321,10 @@ class AdmittedAnswer:
             batch = self._upstream.read(max(0.0, min(heartbeat_due_seconds, until_seconds) - now)) if has_time else None
             if batch is None:
                 return self._cut_off_or_complete(has_time=has_time)
-            sent = self._counted(batch)
+            # What cuts the answer is shown still, as far as it may be.
+            is_shown = not (self._cause_of_cut or self._has_left)
+            pieces = batch.pieces if self._meter.count(batch) else self._cut(batch)
+            sent = self._format.pieces(pieces) if is_shown else b""
             if batch.is_last:
                 return sent + self._complete(is_fully_read=True)
             if self._is_stopped:
@@ -336,13 +341,6 @@ class AdmittedAnswer:
             self._settle()
             raise
         return sent
-
-    def _counted(self, batch: Batch) -> bytes:
-        """Count a batch: what the client gets of it."""
-        is_shown, pieces = not (self._cause_of_cut or self._has_left), batch.pieces
-        if not self._meter.count(batch):
-            pieces = self._cut(batch)
-        return self._format.pieces(pieces) if is_shown else b""
 
     def _cut(self, batch: Batch) -> Sequence[Piece]:
         """End the answer for its client; what it gets of the last batch."""

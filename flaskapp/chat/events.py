@@ -47,7 +47,8 @@ class ChatStreamFormat:
             "finish_reason": finish_reason,
         }
         half = _EVENT % orjson.dumps({"status": "streaming", "chunk": _NO_CHARACTER}) if self._held else b""
-        return half + _EVENT % one_line(orjson.dumps(body))
+        # None of these words can break a line.
+        return half + _EVENT % orjson.dumps(body)
 
     def broken(self, failure: Failure, usage: Usage, cost_nanousd: int) -> bytes:
         """The last event of an answer that broke after it had begun."""

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from flask import Blueprint, Response, g, request
+from flask import Blueprint, Response, g
+from flask.globals import request_ctx
 
 from backends.clock import Clock
 from backends.contract import Event, Idempotency, Observer
@@ -16,7 +17,7 @@ from flaskapp.chat.body import read_chat_body
 from flaskapp.chat.challenge_route import ROUTE as CHALLENGE_ROUTE
 from flaskapp.chat.events import ChatStreamFormat
 from flaskapp.http.challenges import ChallengeResult, Challenges, has_form
-from flaskapp.http.headers import read_idempotency
+from flaskapp.http.headers import IDEMPOTENCY_VARIABLE, read_idempotency
 from flaskapp.http.identity import HEADER, Identity, identify
 from flaskapp.http.refusals import INVALID_CHALLENGE, InvalidRequest, problem, store_unavailable
 from flaskapp.llm import Model, ModelRequest, Usage
@@ -57,13 +58,16 @@ class ChatRoutes:
 
     def stream(self) -> Response:
         """``POST /api/v1/chat/stream``."""
-        who = identify(request)
+        # Itself: each look through the proxy takes as long as what is looked up.
+        asked = request_ctx.request
+        # The request limiter has found out, unless what was sent is malformed.
+        who: Identity = g.who or identify(asked)
         settings = self.settings()
         if settings.enable_challenge_response and not (who.challenge and has_form(who.challenge)):
             # Whatever the body is, and before it is read.
             return self.admission.timed(_without_challenge(who), self.clock.monotonic_seconds())
         body = read_chat_body(
-            request,
+            asked,
             default_model=self.default_model,
             models=self.prices.models,
             max_tokens=settings.llm_max_tokens,
@@ -81,7 +85,9 @@ class ChatRoutes:
         overhead_tokens = self.overheads[body.model]
         max_usage = Usage(input_tokens + overhead_tokens, body.max_tokens)
         cost_bound = CostBound(price, max_usage, slices_of(settings, body.model), overhead_tokens)
-        idempotency = read_idempotency(request, who.identifier, ROUTE, body.text)
+        idempotency = None
+        if IDEMPOTENCY_VARIABLE in asked.environ:
+            idempotency = read_idempotency(asked, who.identifier, ROUTE, body.text)
         if idempotency is not None or settings.enable_challenge_response:
             refused = self._refused_early(idempotency, who, settings)
             if refused is not None:

@@ -17,7 +17,7 @@ from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import Unauthorized
 
 from flaskapp.http.forwarded import NETWORK
-from flaskapp.http.identity import Identity
+from flaskapp.http.identity import Identity, unnamed
 
 ANYONE = "*"
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
@@ -80,16 +80,11 @@ class ApiKeys:
         """The identity of the caller's key; None without a registered one."""
         network = request.environ[NETWORK]
         if self.is_open:
-            return Identity(f"ip:{network}", network, None, has_fingerprint=False)
+            return Identity(unnamed(network), network, None, has_fingerprint=False)
         key = self._registered(request.headers.get("Authorization", ""))
         if key is None:
             return None
         return Identity(key.digest.decode(), network, None, has_fingerprint=False, key=key.name, team=key.team)
-
-    def rate_key(self, request: Request) -> str:
-        """The key of the request counter; it never fails, since a wrong key counts too, for its network."""
-        who = self.find(request)
-        return f"ip:{request.environ[NETWORK]}" if who is None else who.identifier
 
     def _registered(self, authorization: str) -> RegisteredKey | None:
         """The key in an Authorization header (as WSGI gives it), found in constant time."""

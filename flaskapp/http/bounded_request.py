@@ -8,9 +8,9 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from io import BytesIO
-from typing import IO, Any
+from typing import IO, Any, Self
 
-from flask import Request, current_app
+from flask import Request
 
 from flaskapp.http.forwarded import NETWORK
 from flaskapp.http.open_bodies import OpenBodies, OpenBody, TooManyBodies
@@ -32,8 +32,20 @@ CODINGS = {
 class BoundedRequest(Request):
     """A request whose body is read by `get_data`, once."""
 
+    bodies: OpenBodies
+    most_bytes = 0
+    """`MAX_REQUEST_BYTES`."""
+    max_content_length = 0
+    """The same, unless a route has set another. The framework looks for its own in three places."""
     is_read = False
     """Whether the body was read to its end."""
+
+    @classmethod
+    def of(cls, bodies: OpenBodies, most_bytes: int) -> type[Self]:
+        """The requests of one application: their unfinished bodies count there, and have so many bytes at most."""
+        return type(
+            cls.__name__, (cls,), {"bodies": bodies, "most_bytes": most_bytes, "max_content_length": most_bytes}
+        )
 
     @cached_property
     def stream(self) -> Any:  # the library's own signature
@@ -48,14 +60,14 @@ class BoundedRequest(Request):
                 long, it broke off, or its chunks cannot be read.
             TooManyBodies: too many others are being read.
         """
-        environ, most, length = self.environ, self.max_content_length or 0, self.content_length
+        environ, most, length = self.environ, self.max_content_length, self.content_length
         if "HTTP_CONTENT_ENCODING" in environ or "HTTP_TRANSFER_ENCODING" in environ:
             _refuse_codings(environ)
         if length is None and not environ.get("wsgi.input_terminated"):
             length = 0
         if length is not None and length > most:
-            raise _too_large(most)
-        bodies: OpenBodies = current_app.extensions["tollgate"].bodies
+            raise self._too_large()
+        bodies = self.bodies
         connection = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
         body = bodies.begin(self.environ[NETWORK], most if length is None else length, connection)
         try:
@@ -71,11 +83,11 @@ class BoundedRequest(Request):
         if length is not None and len(data) < length:
             raise _unfinished(body, bodies)
         if len(data) > most:
-            raise _too_large(most)
+            raise self._too_large()
         self.is_read = True
         return data
 
-    def end_unread(self, bodies: OpenBodies) -> None:
+    def end_unread(self) -> None:
         """To be called when the answer was sent: read the rest of the body, or else end the connection.
 
         A small body is left to the server, which reads it and goes on.
@@ -83,12 +95,17 @@ class BoundedRequest(Request):
         length, stream = self.content_length, self.environ["wsgi.input"]
         if self.is_read or (length is not None and length <= _LEFT_BYTES) or not hasattr(stream, "failed"):
             return
-        if not stream.failed and not self._rest_is_read(bodies, stream, length):
+        if not stream.failed and not self._rest_is_read(stream, length):
             # So gunicorn knows that no further request can be read.
             stream.failed = True
 
-    def _rest_is_read(self, bodies: OpenBodies, stream: IO[bytes], length: int | None) -> bool:
-        connection, left = self.environ.get("gunicorn.socket"), _REST_BYTES
+    def _too_large(self) -> InvalidRequest:
+        is_set = self.max_content_length == self.most_bytes
+        setting = "(MAX_REQUEST_BYTES)" if is_set else "here, whatever MAX_REQUEST_BYTES is"
+        return InvalidRequest(413, "body", f"may have at most {self.max_content_length} bytes {setting}")
+
+    def _rest_is_read(self, stream: IO[bytes], length: int | None) -> bool:
+        bodies, connection, left = self.bodies, self.environ.get("gunicorn.socket"), _REST_BYTES
         try:
             body = bodies.begin(self.environ[NETWORK], length or _REST_BYTES, connection, _REST_SECONDS)
         except TooManyBodies:
@@ -111,12 +128,6 @@ def _refuse_codings(environ: Mapping[str, str]) -> None:
     for name, (field, plain, reason) in CODINGS.items():
         if (environ.get(name, "").strip().lower() or plain) != plain:
             raise InvalidRequest(415, field, reason)
-
-
-def _too_large(most: int) -> InvalidRequest:
-    is_set = most == current_app.config["MAX_CONTENT_LENGTH"]
-    setting = "(MAX_REQUEST_BYTES)" if is_set else "here, whatever MAX_REQUEST_BYTES is"
-    return InvalidRequest(413, "body", f"may have at most {most} bytes {setting}")
 
 
 def _unfinished(body: OpenBody, bodies: OpenBodies) -> InvalidRequest:

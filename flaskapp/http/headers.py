@@ -15,7 +15,8 @@ from flaskapp.budgets import OWN_SCOPES
 from flaskapp.http.refusals import InvalidRequest
 
 UNGUARDED = "off"
-IDEMPOTENCY_HEADER = "Idempotency-Key"
+IDEMPOTENCY_HEADER, IDEMPOTENCY_VARIABLE = "Idempotency-Key", "HTTP_IDEMPOTENCY_KEY"
+"""As clients send it, and as the server hands it on."""
 IDEMPOTENCY_KEY = r"[!-~]{1,128}"
 _KEY = re.compile(IDEMPOTENCY_KEY)
 _NANOUSD_PER_MICROUSD = 1_000
@@ -26,17 +27,15 @@ timing: Callable[[float], str] = "throttle;dur={:.3f}".format
 """``Server-Timing``: the time of the check alone, in milliseconds."""
 
 
-def read_idempotency(request: Request, identifier: str, route: str, body_text: Callable[[], str]) -> Idempotency | None:
-    """The idempotency key of `request`, for its identifier and route alone; None without the header.
+def read_idempotency(request: Request, identifier: str, route: str, body_text: Callable[[], str]) -> Idempotency:
+    """The idempotency key that came with `request`, for its identifier and route alone.
 
     `body_text` gives the body as the client sent it, in one spelling.
 
     Raises:
         InvalidRequest: the header is not 1 to 128 visible ASCII characters.
     """
-    key = request.headers.get(IDEMPOTENCY_HEADER)
-    if key is None:
-        return None
+    key = request.environ[IDEMPOTENCY_VARIABLE]
     if not _KEY.fullmatch(key):
         raise InvalidRequest(400, IDEMPOTENCY_HEADER, "has to be 1 to 128 visible ASCII characters")
     scoped = hashlib.sha256(f"{identifier}\n{route}\n{key}".encode()).hexdigest()

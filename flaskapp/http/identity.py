@@ -1,6 +1,7 @@
 """The identity of a caller: its stable identifier, its challenge, its networks, and the name and team of its key."""
 
 import re
+from collections.abc import Callable
 
 from flask import Request
 
@@ -15,6 +16,8 @@ WORD = r"[A-Za-z0-9_-]{1,128}"
 """The pattern of a hash, and of a challenge."""
 FINGERPRINT = rf"(?:fp:({WORD}):)?({WORD})"
 _FINGERPRINT = re.compile(FINGERPRINT)
+unnamed: Callable[[str], str] = "ip:{}".format
+"""The identifier of a caller of whom only the network is known."""
 
 
 @frozen_for_the_type_checker
@@ -54,19 +57,11 @@ def identify(request: Request) -> Identity:
         InvalidRequest: the fingerprint is malformed.
     """
     network = request.environ[NETWORK]
-    text = request.headers.get(HEADER)
+    text = request.environ.get("HTTP_X_FINGERPRINT")
     if text is None:
-        return Identity(f"ip:{network}", network, None, has_fingerprint=False)
+        return Identity(unnamed(network), network, None, has_fingerprint=False)
     match = _FINGERPRINT.fullmatch(text)
     if match is None:
         form = "fp:<challenge>:<hash> or <hash>, each 1 to 128 of A-Z a-z 0-9 _ -"
         raise InvalidRequest(400, HEADER, f"has to be {form}")
     return Identity(match[2], network, match[1], has_fingerprint=True)
-
-
-def rate_key(request: Request) -> str:
-    """The key of the request counter; it never fails, since bad input counts too."""
-    try:
-        return identify(request).identifier
-    except InvalidRequest:
-        return f"ip:{request.environ[NETWORK]}"

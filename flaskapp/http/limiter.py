@@ -8,9 +8,10 @@ give every caller a second, empty counter.
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
-from flask import Blueprint, Flask, Response, request
+from flask import Blueprint, Flask, Request, Response, g, request
+from flask.globals import request_ctx
 from flask_limiter import Limiter, RateLimitExceeded
 from limits import RateLimitItem, parse_many
 from limits.storage import MemoryStorage
@@ -21,7 +22,8 @@ from backends.keys import counter_key
 from backends.store.link import Link
 from backends.store.scripts import Script
 from flaskapp.http.forwarded import NETWORK
-from flaskapp.http.refusals import RATE_LIMITED, THROTTLE_UNAVAILABLE, problem
+from flaskapp.http.identity import Identity, unnamed
+from flaskapp.http.refusals import RATE_LIMITED, THROTTLE_UNAVAILABLE, InvalidRequest, problem
 
 ADMIN_RATE_LIMIT = "60 per minute"
 MOST_MADE = 1_000
@@ -41,13 +43,17 @@ class Window(NamedTuple):
     words: str
 
 
+Find: TypeAlias = Callable[[Request], Identity | None]
+"""Who sent a request; None where that is not known. It may raise `InvalidRequest`."""
+
+
 class _Limit(NamedTuple):
     """What holds for the routes of a blueprint, beside the network's limit; nothing where the rate is empty."""
 
     rate: Callable[[], str] = str
-    key: Callable[[], str] = str
+    find: Find = lambda _: None
     is_made_up: bool = False
-    """Whether a caller may choose its key."""
+    """Whether a caller may choose its identifier."""
 
 
 class _Plan(NamedTuple):
@@ -66,36 +72,44 @@ class RequestLimiter:
         self._clock = clock
         self._network_rate = network_rate
         self._limits: dict[str | None, _Limit] = {}
-        self._local = Limiter(network_key, storage_uri="tollgate://", strategy="fixed-window", headers_enabled=False)
+        self._local = Limiter(
+            _key_of_network, storage_uri="tollgate://", strategy="fixed-window", headers_enabled=False
+        )
         # Before `init_app`, which so adds none of its own hooks: they would take longer than our count itself.
         app.extensions["limiter"] = {self._local}
         self._local.init_app(app)
         app.before_request(self.check_request)
 
     def limit_blueprint(
-        self, blueprint: Blueprint, rate: Callable[[], str], key: Callable[[], str], *, is_made_up: bool = False
+        self, blueprint: Blueprint, rate: Callable[[], str], find: Find, *, is_made_up: bool = False
     ) -> None:
-        """Let `rate` hold for each of the blueprint's routes by itself, and for each `key` of a request.
+        """Let `rate` hold for each of the blueprint's routes by itself, and for each caller that `find` finds.
 
-        The network's rate holds for all of them together. Where `is_made_up`, a caller may choose its key.
+        The network's rate holds for all of them together. Where `is_made_up`, a caller may choose its identifier.
         """
-        self._limits[blueprint.name] = _Limit(rate, key, is_made_up)
-        self._local.limit(rate, key_func=key)(blueprint)
-        self._local.shared_limit(self._network_rate, scope=_NETWORK, key_func=network_key)(blueprint)
+        self._limits[blueprint.name] = _Limit(rate, find, is_made_up)
+        self._local.limit(rate, key_func=_key_of_caller)(blueprint)
+        self._limit_locally(blueprint)
 
     def limit_network(self, blueprint: Blueprint) -> None:
         """Let the network's rate alone hold for the blueprint's routes. They are there when the link is busy, too."""
         self._limits[blueprint.name] = _Limit()
-        self._local.shared_limit(self._network_rate, scope=_NETWORK, key_func=network_key)(blueprint)
+        self._limit_locally(blueprint)
 
     def check_request(self) -> Response | None:
-        """To be called before each request: count it. None for one that passes."""
-        limit = self._limits.get(request.blueprint)
+        """To be called before each request: count it. None for one that passes; who sent it is in `g.who` then."""
+        asked = request_ctx.request
+        limit = self._limits.get(asked.blueprint)
         if limit is None:
             return None
         plan = _plan(self._network_rate(), limit.rate(), is_made_up=limit.is_made_up)
-        network = request.environ[NETWORK]
-        caller = f"{request.endpoint} {limit.key()}"
+        network = asked.environ[NETWORK]
+        try:
+            g.who = who = limit.find(asked)
+        except InvalidRequest:
+            # It counts too.
+            g.who = who = None
+        caller = f"{asked.endpoint} {who.identifier if who else unnamed(network)}"
         keys = [counter_key(f"network {network} {window.words}") for window in plan.of_network]
         keys += [counter_key(f"{caller} {window.words}") for window in plan.of_caller]
         keys.append(counter_key(f"made {network}"))
@@ -113,13 +127,16 @@ class RequestLimiter:
         window = (*plan.of_network, *plan.of_caller)[number - 1]
         return _refused(window.words, left_ms / _MS_PER_SECOND, is_network=number <= len(plan.of_network))
 
+    def _limit_locally(self, blueprint: Blueprint) -> None:
+        self._local.shared_limit(self._network_rate, scope=_NETWORK, key_func=_key_of_network)(blueprint)
+
     def _check_locally(self) -> Response | None:
         try:
             self._local._check_request_limit(in_middleware=False)  # noqa: SLF001 (there is no other word for it)
         except RateLimitExceeded as error:
             limit = self._local.current_limit
             left_seconds = limit.reset_at - self._clock.now_us() / US_PER_SECOND if limit else 0
-            is_network = error.limit.key_func is network_key and bool(error.limit.shared)
+            is_network = error.limit.key_func is _key_of_network and bool(error.limit.shared)
             return _refused(_words(error.limit.limit), left_seconds, is_network=is_network)
         return None
 
@@ -167,6 +184,9 @@ def _refused(words: str, left_seconds: float, *, is_network: bool) -> Response:
     )
 
 
-def network_key() -> str:
-    """The key of the request counter on routes without a visitor: the network."""
-    return f"ip:{request.environ[NETWORK]}"
+def _key_of_network() -> str:
+    return unnamed(request.environ[NETWORK])
+
+
+def _key_of_caller() -> str:
+    return g.who.identifier if g.who else _key_of_network()

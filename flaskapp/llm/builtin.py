@@ -10,11 +10,14 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import orjson
+
 from backends.clock import US_PER_SECOND, Clock
-from flaskapp.llm import NOTHING, Batch, Completed, ModelRequest, Piece, UpstreamBroken, Usage
+from flaskapp.llm import BETWEEN, NOTHING, Batch, Completed, ModelRequest, Piece, UpstreamBroken, Usage
 
 _TOKEN = re.compile(r"\s*(?:\w+|[^\w\s])")
 _TOPIC_CHARACTERS = 60
+_BEFORE_TEXT, _AFTER_TEXT = b',"choices":[{"index":0,"delta":{', b'},"logprobs":null,"finish_reason":null}]}'
 
 _OVERVIEW = (
     "Litecoin (LTC) is a peer-to-peer digital currency. Charlie Lee, then an engineer at Google, released it in "
@@ -97,6 +100,8 @@ class BuiltinAnswer:
         self._closing = threading.Event()
         self._lock = threading.Lock()
         self._envelope: dict[str, Any] = {}
+        self._before = b""
+        """What the event of a token begins with."""
 
     @property
     def has_ended(self) -> bool:
@@ -116,6 +121,7 @@ class BuiltinAnswer:
             "created": self._clock.now_us() // US_PER_SECOND,
             "model": self._request.model,
         }
+        self._before = orjson.dumps(self._envelope)[:-1] + _BEFORE_TEXT
 
     def whole(self) -> Completed:
         """The same answer in one piece, as OpenAI's API writes it, after the time that it takes to stream.
@@ -143,35 +149,41 @@ class BuiltinAnswer:
 
     def read(self, wait_seconds: float) -> Batch | None:
         """The tokens that are due; each is due at its own moment since the start, so that the pace never drifts."""
-        if self._next > len(self._tokens):
-            return None
-        if self._seconds_per_token and self._next < len(self._tokens):
-            due_seconds = self._started_seconds + (self._next + 1) * self._seconds_per_token
-            early_seconds = due_seconds - self._clock.monotonic_seconds()
-            if early_seconds > 0:
-                self._wait(self._closing, min(early_seconds, wait_seconds))
-                if early_seconds > wait_seconds:
-                    return None if self._closing.is_set() else NOTHING
-        with self._lock:
-            return None if self._closing.is_set() else self._due()
-
-    def _due(self) -> Batch:
         first, last = self._next, len(self._tokens)
-        if self._seconds_per_token:
-            passed_seconds = self._clock.monotonic_seconds() - self._started_seconds
-            last = min(last, max(first + 1, int(passed_seconds / self._seconds_per_token)))
-        self._next, self.usage = last, Usage(self._request.input_tokens, last)
-        pieces = [Piece(token, 1, self._chunk({"content": token}, None)) for token in self._tokens[first:last]]
-        if not first and pieces:
-            pieces[0].chunk = self._chunk({"role": "assistant", "content": pieces[0].text}, None)
+        if first > last:
+            return None
+        if self._seconds_per_token and first < last:
+            last = self._due_within(wait_seconds)
+        with self._lock:
+            if self._closing.is_set():
+                return None
+            if first == last < len(self._tokens):
+                return NOTHING
+            self._next, self.usage = last, Usage(self._request.input_tokens, last)
+        # As other servers send them: an event each, and the first of all says whose answer it is.
+        tokens = self._tokens[first:last]
+        events = [b'%b"content":%b%b' % (self._before, orjson.dumps(token), _AFTER_TEXT) for token in tokens]
+        if events and not first:
+            events[0] = self._before + b'"role":"assistant",' + events[0].removeprefix(self._before)
+        pieces = []
+        if events:
+            pieces.append(Piece("".join(tokens), len(tokens), data=BETWEEN.join(events), texts=tokens, is_plain=True))
         if last == len(self._tokens):
             self._next = last + 1
-            pieces.append(Piece("", chunk=self._chunk({}, self.finish_reason)))
+            choice = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": self.finish_reason}
+            pieces.append(Piece("", chunk={**self._envelope, "choices": [choice]}))
         return Batch(pieces, last - first, is_last=self._next > last)
 
-    def _chunk(self, delta: dict[str, str], finish_reason: str | None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        return {**self._envelope, "choices": [choice]}
+    def _due_within(self, wait_seconds: float) -> int:
+        """How many tokens are due in all, once the next one is; where that takes longer, how many were by now."""
+        due_seconds = self._started_seconds + (self._next + 1) * self._seconds_per_token
+        early_seconds = due_seconds - self._clock.monotonic_seconds()
+        if early_seconds > 0:
+            self._wait(self._closing, min(early_seconds, wait_seconds))
+            if early_seconds > wait_seconds:
+                return self._next
+        passed_seconds = self._clock.monotonic_seconds() - self._started_seconds
+        return min(len(self._tokens), max(self._next + 1, int(passed_seconds / self._seconds_per_token)))
 
     def hang_up(self) -> None:
         """See `Answer.hang_up`: a token is generated only when it is read, so this is `close`."""

@@ -8,14 +8,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from flask import Blueprint, Response, g, request
+from flask.globals import request_ctx
 
 from backends.clock import US_PER_SECOND, Clock
 from backends.pricing.prices import PriceBook
 from flaskapp.answers.admission import Admission
 from flaskapp.answers.characters import one_line, with_whole_characters
 from flaskapp.answers.meter import CostBound, slices_of
+from flaskapp.http.answered import Answered
 from flaskapp.http.api_keys import ApiKeys
-from flaskapp.http.headers import read_idempotency
+from flaskapp.http.headers import IDEMPOTENCY_VARIABLE, read_idempotency
 from flaskapp.http.openai_errors import PREFIX
 from flaskapp.http.refusals import problem
 from flaskapp.llm import Completed, Model, ModelRequest, Usage
@@ -44,16 +46,21 @@ class OpenAIRoutes:
 
     def complete(self) -> Response:
         """``POST /v1/chat/completions``."""
-        who = self.keys.identify(request)
+        # Itself: each look through the proxy takes as long as what is looked up.
+        asked = request_ctx.request
+        # The request limiter has found out, unless no registered key came.
+        who = g.who or self.keys.identify(asked)
         settings = self.settings()
-        body = read_completion_body(request, self._bounds(settings))
+        body = read_completion_body(asked, self._bounds(settings))
         price = self.prices.price(body.model, self.clock.now_us())
         # What is not streamed can be neither counted nor cut while it runs.
         slices = slices_of(settings, body.model, body.choices) if body.stream else None
         overhead_tokens = self.overheads[body.model]
         max_usage = Usage(body.input_tokens + overhead_tokens, body.choices * body.max_tokens)
         cost_bound = CostBound(price, max_usage, slices, overhead_tokens)
-        idempotency = read_idempotency(request, who.identifier, ROUTE, body.text)
+        idempotency = None
+        if IDEMPOTENCY_VARIABLE in asked.environ:
+            idempotency = read_idempotency(asked, who.identifier, ROUTE, body.text)
         upstream = self.model.ask(
             ModelRequest(
                 model=body.model,
@@ -113,7 +120,7 @@ def _json(body: dict[str, object]) -> Response:
 
 
 def _response(content: bytes) -> Response:
-    return Response(content, 200, [("Cache-Control", "no-store")], content_type="application/json")
+    return Answered(content, 200, [("Cache-Control", "no-store")], content_type="application/json")
 
 
 def make_openai_api(routes: OpenAIRoutes) -> Blueprint:

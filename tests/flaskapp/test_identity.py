@@ -6,7 +6,7 @@ from werkzeug.wrappers import Request
 
 from backends.budgets import Scope
 from flaskapp.http.forwarded import NETWORK
-from flaskapp.http.identity import identify, rate_key
+from flaskapp.http.identity import identify
 from flaskapp.http.networks import network_of, wide_network_of
 from flaskapp.http.refusals import InvalidRequest
 
@@ -120,8 +120,3 @@ def test_a_visitor_has_owners_in_all_scopes_but_those_of_keys():
         Scope.GLOBAL: "all",
         Scope.MODEL: "gpt-4o",
     }
-
-
-def test_a_bad_fingerprint_counts_for_its_network():
-    assert rate_key(request_with(**{"X-Fingerprint": "{}"})) == "ip:198.51.100.7"
-    assert rate_key(request_with(**{"X-Fingerprint": "fp:a:b"})) == "b"

@@ -205,6 +205,19 @@ def test_challenges_count_for_the_same_identifier_but_for_themselves(make_app):
     assert service.chat(max_tokens=1).status_code == 200
 
 
+def test_bad_fingerprints_and_unknown_keys_count_for_their_network(make_app):
+    service = make_app(CHAT_RATE_LIMIT="2 per hour", API_KEYS="a-key")
+
+    def statuses(path, header, *values):
+        sent = [service.client.post(path, json={}, headers={header: value}) for value in values]
+        return [response.status_code for response in sent]
+
+    assert statuses(CHAT, "X-Fingerprint", "{}", "a b", "also bad!") == [400, 400, 429]
+    assert statuses("/v1/chat/completions", "Authorization", "Bearer x", "Bearer y", "Bearer z") == [401, 401, 429]
+    assert statuses("/v1/chat/completions", "Authorization", "Bearer a-key") == [422]
+    assert statuses(CHAT, "X-Fingerprint", "hash456") == [422]
+
+
 def test_the_admin_counts_by_network_with_or_without_its_token(make_app):
     service = make_app()
     for _ in range(2):

@@ -108,7 +108,7 @@ def test_the_usage_is_exact_at_every_moment_and_after_a_close():
 def test_at_rate_zero_one_read_gives_all_and_it_is_all_used():
     answer = open_answer()
     batch = answer.read(0)
-    assert len(batch.pieces) > 40
+    assert sum(piece.deltas for piece in batch.pieces) > 40
     assert batch.is_last
     assert answer.usage == Usage(77, batch.tokens) == Usage(77, sum(piece.deltas for piece in batch.pieces))
     assert answer.read(0) is None

@@ -131,3 +131,21 @@ def test_the_scan_finds_what_a_reader_finds(text):
     padding = "," * (FULL - 3)
     for whole in (f"[{value}{padding}", f"[{value},{value}{padding}", f"[{value},[{value},{value}{padding}"):
         assert is_too_much(whole) is (structure(whole) > FULL)
+
+
+@pytest.mark.parametrize(
+    "text", [rb'"\ud800"', rb'{"a": "\uDFFF"}', b"[" * 65 + b"]" * 65, b'{"a":' * 65 + b"1" + b"}" * 65]
+)
+def test_bytes_are_looked_through_as_texts_are(text):
+    for each in (text, text.decode()):
+        with pytest.raises(StrictJsonError):
+            loads(each)
+
+
+def test_a_long_number_beside_a_short_one_is_no_enormous_int():
+    assert loads(b"[1, 123456789012345678, 1234567890123456789]") == [
+        1,
+        123456789012345678,
+        Decimal(1234567890123456789),
+    ]
+    assert [type(number) for number in loads(b"[12, 1234567890123456789]")] == [int, Decimal]
