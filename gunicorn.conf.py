@@ -130,9 +130,10 @@ class TurnsWorker(GeventWorker):
 
         self.connections = Connections(self.wsgi, self.cfg)
 
-    def server_class(self, listener: socket, *, spawn: "Pool", **_: object) -> "StreamServer":
+    def server_class(self, listener: socket, *, spawn: "Pool", **others: Any) -> "StreamServer":
         """Make the server of a listener; the name is one of gunicorn's."""
-        return self.connections.listen(listener, partial(self.handle, listener), spawn)
+        tls = {name: others[name] for name in ("ssl_context",) if name in others}
+        return self.connections.listen(listener, partial(self.handle, listener), spawn, **tls)
 
     def handle(self, listener: socket, client: socket, addr: Any) -> None:  # as in gunicorn
         """Serve a new connection."""

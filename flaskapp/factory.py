@@ -251,6 +251,8 @@ def _register_requests(app: Flask, tollgate: Tollgate) -> None:
         if not tollgate.has_started:
             tollgate.start()
         g.request_id = os.urandom(16).hex()
+        # Set by the request limiter, unless it cannot count.
+        g.who = None
         environ = request_ctx.request.environ
         raw_path = environ.get("RAW_URI", "").partition("?")[0]
         is_escaped = ("%" in raw_path or "#" in raw_path) and not raw_path.startswith(_WITH_NAMES)

@@ -54,13 +54,15 @@ class Tollgate:
                 return
             self.has_started = True
         set_up_logging(self.config.log_format, self.config.log_level)
+        self.link.log_anew()
         self._log_digests()
         if self.metrics_failure:
             self.emit("metrics_alone", error=self.metrics_failure)
         # Here, and not while the first visitor waits.
         with contextlib.suppress(StoreError):
-            self.link.run(load_all)
+            # First: without a password that it needs, Redis has no clear word for a request as large as a script.
             self.link.time_us()
+            self.link.run(load_all)
         self.settings.keep_in(KeptText(self.config.data_dir, self.link.place, run_aside))
         self.settings.refresh()
         self._refresh_overheads()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+import pytest
 import redis
 import requests
 
@@ -28,6 +30,19 @@ BEARER = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
 LITECOIN = {"query": "What is Litecoin?", "chat_history": []}
 START_SECONDS = 20.0
 STOP_SECONDS = 15.0
+
+
+def signed_by_itself(folder: Path, subject: str = "/CN=localhost") -> tuple[Path, Path]:
+    """A certificate for localhost, and its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl here")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+         "-subj", subject, "-addext", "subjectAltName=DNS:localhost,IP:::1",
+         "-keyout", folder / "key", "-out", folder / "certificate"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return folder / "certificate", folder / "key"
 
 
 class Service:

@@ -8,7 +8,7 @@ from concurrent.futures import TimeoutError as NotInTime
 from contextlib import suppress
 from typing import TypeVar
 
-from backends.errors import StoreUnavailable
+from backends.errors import StoreBroken, StoreUnavailable
 from backends.guard.emergency_books import EmergencyBooks, HourSpent
 
 _CLOSE_SECONDS = 0.25
@@ -60,20 +60,30 @@ class EmergencyBooking:
             StoreError: the store could not be asked, or the file could not be used; repeat it later.
         """
         instance, spent = self._done(self._unbooked)
+        booked, broken = [], None
         for each in spent:
-            change_nanousd = self._book(instance, each.hour, each.nanousd, each.edition)
+            try:
+                change_nanousd = self._book(instance, each.hour, each.nanousd, each.edition)
+            except StoreBroken as error:
+                # The key of that hour or day alone may be wrong.
+                broken = error
+                continue
+            booked.append(each)
             if change_nanousd:
                 self._on_booked(each.hour, change_nanousd)
-        if spent:
-            self._done(lambda: self._file.remember(spent))
+        if booked:
+            self._done(lambda: self._file.remember(booked))
+        if broken is not None:
+            raise broken
 
     def close(self) -> None:
-        """Write down what is not in the file yet."""
-        if self._noted:
+        """Write down what is not in the file yet, and wait for a write that has begun."""
+        executor, self._executor = self._executor, None
+        if executor is not None:
             with suppress(NotInTime):
-                self._submit(self._try_to_write).result(_CLOSE_SECONDS)
-        if self._executor is not None:
-            self._executor.shutdown(wait=False)
+                # In one thread: what began before it is over when this is.
+                executor.submit(self._try_to_write).result(_CLOSE_SECONDS)
+            executor.shutdown(wait=False)
 
     def _done(self, job: Callable[[], T]) -> T:
         try:

@@ -300,9 +300,10 @@ class Guard:
             settlement = end() if self._link is None else self._link.with_whole_timeout(end)
         except ReservationConflict as error:
             self._events.failed("settle_refused", reservation, error)
-        else:
-            self._events.settled(reservation, settlement)
-        if loan:
+            return
+        self._events.settled(reservation, settlement)
+        # One that has expired stays booked as the store knows it, without what was lent: that stays spent.
+        if loan and settlement.outcome is not contract.Outcome.EXPIRED:
             self._lending.give_back(loan)
 
     def _note_spend(self, hour: int, change_nanousd: int) -> None:

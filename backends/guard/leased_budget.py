@@ -36,15 +36,18 @@ class LeasedBudget:
         self._left_nanousd = 0
         self._kept_nanousd = 0
         """The last lease: so much may stay in memory, and the rest goes back."""
-        self._leases: deque[tuple[int, int, int]] = deque()
-        """What the thread has leased, and no caller has taken in yet: hour, nano-dollars, what may stay of it."""
+        self._budget_nanousd = 0
+        """What the lease is a part of."""
+        self._leases: deque[tuple[int, int, int, int]] = deque()
+        """What the thread has leased, and no caller has taken in yet: hour, nano-dollars, what may stay of it, and the
+        budget."""
         self._is_leasing = False
         self._waiting = 0
 
     def prepare(self, budget_nanousd: int) -> None:
         """Begin to lease for the outage that may come, unless enough is leased in this hour."""
+        self._give_back_where_lowered(budget_nanousd)
         with self._lock:
-            self._take_in()
             is_low = 2 * self._left_nanousd <= self._kept_nanousd
         if is_low and not self._is_leasing and budget_nanousd // LEASES >= LEAST_LEASE_NANOUSD:
             self._is_leasing = True
@@ -52,6 +55,7 @@ class LeasedBudget:
 
     def take(self, cost_nanousd: int, budget_nanousd: int) -> int | None:
         """As `EmergencyBudget.take`; None also where the lease does not reach and the file cannot be used in time."""
+        self._give_back_where_lowered(budget_nanousd)
         hour = self._take_leased(cost_nanousd)
         tries = _TRIES
         # Another caller may be faster to take what was leased for this one.
@@ -85,11 +89,28 @@ class LeasedBudget:
         """Give the lease back."""
         with self._lock:
             self._take_in()
-            hour, left_nanousd, self._left_nanousd, self._kept_nanousd = self._hour, self._left_nanousd, 0, 0
-        if left_nanousd:
-            self._wait_for(lambda: self._file.correct(hour, -left_nanousd), most_waiting=None)
+            lease = self._let_go()
+        self._give_back(*lease)
         if self._executor is not None:
             self._executor.shutdown(wait=False)
+
+    def _give_back_where_lowered(self, budget_nanousd: int) -> None:
+        """A budget that is less than when its lease was taken holds at once: what is left has to be asked for anew."""
+        with self._lock:
+            self._take_in()
+            if budget_nanousd >= self._budget_nanousd:
+                return
+            lease, self._budget_nanousd = self._let_go(), budget_nanousd
+        self._give_back(*lease)
+
+    def _let_go(self) -> tuple[int, int]:
+        """To be called with the lock: nothing is leased any more; the hour, and what was left."""
+        left_nanousd, self._left_nanousd, self._kept_nanousd = self._left_nanousd, 0, 0
+        return self._hour, left_nanousd
+
+    def _give_back(self, hour: int, left_nanousd: int) -> None:
+        if left_nanousd:
+            self._wait_for(lambda: self._file.correct(hour, -left_nanousd), most_waiting=None)
 
     def _take_leased(self, cost_nanousd: int) -> int | None:
         with self._lock:
@@ -102,7 +123,7 @@ class LeasedBudget:
     def _take_in(self) -> None:
         """To be called with the lock: take in what was leased; what is left of an earlier hour is worth nothing."""
         while self._leases:
-            hour, leased_nanousd, self._kept_nanousd = self._leases.popleft()
+            hour, leased_nanousd, self._kept_nanousd, self._budget_nanousd = self._leases.popleft()
             self._left_nanousd = leased_nanousd + (self._left_nanousd if hour == self._hour else 0)
             self._hour = hour
         if self._hour < self._file.hour_now():
@@ -114,7 +135,7 @@ class LeasedBudget:
         try:
             lease = self._file.lease(need_nanousd, budget_nanousd)
             if lease is not None:
-                self._leases.append(lease)
+                self._leases.append((*lease, budget_nanousd))
             return lease is not None
         finally:
             if not need_nanousd:

@@ -8,7 +8,6 @@ from redis import exceptions as theirs
 CLIENT_ERRORS = (theirs.RedisError, theirs.RedisClusterException, ValueError)
 """All that the client library raises, besides `OSError`."""
 NOT_LOGGED_IN = (theirs.AuthenticationError, theirs.AuthorizationError)
-NO_ACCESS = (*NOT_LOGGED_IN, theirs.NoPermissionError)
 CUT_OFF = (theirs.ConnectionError, theirs.TimeoutError)
 """No reply was read, so that Redis may have done what it was asked."""
 
@@ -23,6 +22,8 @@ _OUTAGE_TYPES = (
     theirs.SlotNotCoveredError,
     theirs.TryAgainError,
 )
+# What the server says to a request of more than ten words or of a script's length, in place of NOAUTH.
+_TOO_LARGE_BEFORE_LOG_IN = "Protocol error: unauthenticated"
 _TOO_MANY_CLIENTS = "max number of clients"
 _OUR_LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL)
 _OUTAGE_PREFIXES = (
@@ -74,9 +75,19 @@ def is_too_many_clients(error: Exception) -> bool:
     return str(error).startswith(_TOO_MANY_CLIENTS)
 
 
+def is_not_logged_in(error: Exception) -> bool:
+    """Whether the server takes no command of ours, since the password is missing or wrong."""
+    return isinstance(error, NOT_LOGGED_IN) or _TOO_LARGE_BEFORE_LOG_IN in str(error)
+
+
+def has_no_access(error: Exception) -> bool:
+    """Whether the server takes this command from no user such as ours."""
+    return is_not_logged_in(error) or isinstance(error, theirs.NoPermissionError)
+
+
 def is_outage(error: Exception) -> bool:
     """Whether Redis is away or cannot work now. Otherwise the command or the set-up is wrong."""
-    if isinstance(error, NOT_LOGGED_IN):
+    if is_not_logged_in(error):
         return False
     if isinstance(error, _OUTAGE_TYPES) or type(error) is theirs.RedisClusterException:
         return True

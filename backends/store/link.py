@@ -312,15 +312,19 @@ class Link:
 
     def _broken(self, error: Exception) -> StoreBroken:
         text = failures.one_line(error)
-        is_repeated = isinstance(error, failures.NO_ACCESS) and self._was_logged(text)
+        is_repeated = failures.has_no_access(error) and self._was_logged(text)
         self._observer(Event("store_broken", {"error": text, **({"is_first": False} if is_repeated else {})}))
-        if isinstance(error, failures.NOT_LOGGED_IN):
+        if failures.is_not_logged_in(error):
             # That holds for every command, so the health check says it.
             self._breaker.not_now()
         if isinstance(error, redis.ResponseError):
             # It answered. Else one wrong command, tried again and again, would hold the breaker open for all.
             self._breaker.answered()
         return StoreBroken(text)
+
+    def log_anew(self) -> None:
+        """Errors that were logged before count as new ones: there was no log before."""
+        self._logged_at_seconds.clear()
 
     def _was_logged(self, text: str) -> bool:
         now_seconds = self.clock.monotonic_seconds()

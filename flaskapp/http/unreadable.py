@@ -8,6 +8,7 @@ from gunicorn.config import Config
 from gunicorn.http import errors
 from gunicorn.http.message import Request
 from gunicorn.http.parser import Parser
+from werkzeug.http import http_date
 
 from flaskapp.http.bounded_request import CODINGS
 from flaskapp.http.openai_errors import PREFIX, speaks_openai
@@ -43,8 +44,9 @@ def is_of_a_body(error: BaseException) -> bool:
 
 def refusal(app: Flask, config: Config, error: Exception, address: str) -> bytes:
     """The whole answer to a request that the server could not read, with the end of the connection announced."""
+    message = _message(error)
     # Where the path is known, the answer has the shape that its callers can read.
-    path = PREFIX if speaks_openai(_path(error)) else "/"
+    path = PREFIX if message is not None and speaks_openai(message.path or "") else "/"
     with app.test_request_context(path):
         g.request_id = os.urandom(16).hex()
         invalid = _invalid(error, config)
@@ -54,17 +56,19 @@ def refusal(app: Flask, config: Config, error: Exception, address: str) -> bytes
             )
         response = app.make_response(app.handle_user_exception(invalid or error))
         response.headers["X-Request-ID"] = g.request_id
+        response.headers["Date"] = http_date()
         response.headers["Connection"] = "close"
         head = "".join(f"{name}: {value}\r\n" for name, value in response.headers)
-        return f"HTTP/1.1 {response.status}\r\n{head}\r\n".encode("latin-1") + response.get_data()
+        body = b"" if message is not None and message.method == "HEAD" else response.get_data()
+        return f"HTTP/1.1 {response.status}\r\n{head}\r\n".encode("latin-1") + body
 
 
-def _path(error: Exception) -> str:
-    """The path of the request, if the server came so far: it is with none of its own errors."""
+def _message(error: Exception) -> Request | None:
+    """The request, as far as the server has read it: it is with none of its own errors."""
     for frame, _ in walk_tb(error.__traceback__):
         if isinstance(message := frame.f_locals.get("self"), Request):
-            return message.path or ""
-    return ""
+            return message
+    return None
 
 
 def _invalid(error: Exception, config: Config) -> InvalidRequest | None:

@@ -11,6 +11,7 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from ssl import SSLContext
 from sys import byteorder
 
 from flask import Flask
@@ -18,6 +19,7 @@ from gevent import Timeout, get_hub
 from gevent.hub import Waiter
 from gevent.pool import Pool
 from gevent.server import StreamServer
+from gevent.ssl import SSLSocket
 from gunicorn.config import Config
 from gunicorn.http.errors import NoMoreData, ParseException
 
@@ -87,9 +89,11 @@ class Connections:
         app.extensions["tollgate"].bodies.take_turn = self._turns.take
         logging.getLogger("gunicorn.error").addFilter(without_what_was_sent)
 
-    def listen(self, listener: socket.socket, handle: Callable[..., object], pool: Pool) -> StreamServer:
-        """The server that hands each new connection to `handle`."""
-        server = StreamServer(listener, handle=handle, spawn=pool)
+    def listen(
+        self, listener: socket.socket, handle: Callable[..., object], pool: Pool, **tls: SSLContext
+    ) -> StreamServer:
+        """The server that hands each new connection to `handle`; `tls` is gunicorn's, where it has a certificate."""
+        server = StreamServer(listener, handle=handle, spawn=pool, **tls)
         server.max_accept = 1
         self._servers[listener] = server
         return server
@@ -100,6 +104,10 @@ class Connections:
         self._servers[listener].max_accept = _ACCEPTED_AT_ONCE if do_many_wait else 1
         if do_many_wait:
             self._turns.announce()
+        if isinstance(client, SSLSocket):
+            # It cannot be peeked into.
+            self._take_turn(is_probe=False)
+            return True
         client.settimeout(self._config.keepalive or None)
         try:
             beginning = client.recv(_LONGEST_BEGINNING, socket.MSG_PEEK)

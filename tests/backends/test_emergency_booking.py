@@ -11,7 +11,7 @@ from backends import open_backend
 from backends.clock import SystemClock
 from backends.conformance.cases import NETWORK, ROOMY, WHO, Limits, make_ask
 from backends.contract import Refusal
-from backends.errors import StoreUnavailable
+from backends.errors import StoreBroken, StoreUnavailable
 from backends.guard import EmergencyBooking, EmergencyBooks, EmergencyBudget, FailurePolicy, Guard
 from backends.keys import rows_at
 from backends.ledger.audit import audit
@@ -195,6 +195,41 @@ def test_what_cannot_be_booked_now_is_booked_later(new_worker, link, raw, hour):
     is_away = False
     worker.book_all()
     assert totals(raw, hour) == [100, 100]
+
+
+def test_a_total_of_the_wrong_type_holds_up_its_own_day_alone(new_worker, raw, hour):
+    worker, broken = new_worker(), hour - 24
+    key = next(
+        row.key for row in rows_at(ROOMY.budgets(WHO, NETWORK), broken * 3_600) if row.budget.name == "global_day"
+    )
+    raw.rpush(key, "in the way")
+    worker.note(broken, 5)
+    worker.note(hour, 7)
+    with pytest.raises(StoreBroken):
+        worker.book_all()
+    assert totals(raw, hour) == [7, 7]
+    raw.delete(key)
+    worker.book_all()
+    assert raw.get(key) == "5"
+    assert totals(raw, hour) == [7, 7]
+
+
+def test_a_worker_that_ends_waits_for_what_it_has_begun_to_write(new_worker, hour, path):
+    begun, goes_on = threading.Event(), threading.Event()
+
+    class SlowFile(EmergencyBooks):
+        def add(self, changes_nanousd):
+            begun.set()
+            goes_on.wait(20)
+            super().add(changes_nanousd)
+
+    worker = new_worker(file=SlowFile(path))
+    worker.note(hour, 100)
+    assert begun.wait(20)
+    threading.Timer(0.05, goes_on.set).start()
+    worker.close()
+    (spent,) = EmergencyBooks(path).unbooked()[1]
+    assert spent.nanousd == 100
 
 
 def test_a_file_that_cannot_be_written_loses_nothing_that_the_worker_knows(new_worker, raw, hour, path):

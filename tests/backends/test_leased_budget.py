@@ -156,6 +156,18 @@ def test_what_many_spend_is_never_more_than_there_is_and_nearly_all(new_worker, 
     assert file.spent_nanousd() <= BUDGET
 
 
+@pytest.mark.parametrize("lowered", [0, 1_000])
+def test_a_budget_that_is_lowered_holds_at_once(new_worker, file, lowered):
+    worker = new_worker()
+    worker.prepare(BUDGET)
+    wait_for(lambda: file.spent_nanousd() == LEASE)
+    assert worker.take(1_001, lowered) is None
+    assert (worker.take(1_000, lowered) is not None) == (lowered == 1_000)
+    assert worker.take(1, lowered) is None
+    assert file.spent_nanousd() == lowered
+    assert worker.take(1_000, BUDGET) is not None
+
+
 def test_an_overrun_is_charged_beyond_the_lease(new_worker, file):
     worker = prepared(new_worker(), file)
     hour = worker.take(LEASE, BUDGET)

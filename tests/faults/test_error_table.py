@@ -28,6 +28,7 @@ SAID_BY_THE_SERVER = {
     "-ERR max number of clients reached": StoreUnavailable,
     "-ERR max number of clients + cluster connections reached": StoreUnavailable,
     "-NOAUTH Authentication required.": StoreBroken,
+    "-ERR Protocol error: unauthenticated multibulk length": StoreBroken,
     "-WRONGPASS invalid username-password pair or user is disabled.": StoreBroken,
     "-ERR invalid password": StoreBroken,
     "-NOPERM User default has no permissions to run the 'evalsha' command": StoreBroken,

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -329,6 +330,21 @@ def test_what_was_lent_comes_back_when_the_books_have_it(own_server, new_guard, 
     wait_for(lambda: spent_on_emergency(tmp_path) == 0)
     assert books().spent("window") == books().spent("global_day") == 2 * COST - 5
     assert [fields["overrun_nanousd"] for fields in told.named("settled")] == [0]
+
+
+def test_what_was_lent_stays_spent_where_the_store_knows_no_more_of_it(own_server, look, new_guard, told, tmp_path):
+    """After an outage of more than an hour its record is gone: what it stays booked with is without the loan."""
+    guard = new_guard(emergency_nanousd=COST)
+    made = guard.reserve(make_ask("r0", COST))
+    own_server.kill()
+    longer = guard.extend(made, 2 * COST, SIX, at_least_nanousd=2 * COST)
+    own_server.start()
+    look.delete("llm:reservation:r0")
+    guard.settle(replace(longer, made_at_us=made.made_at_us - 2 * 3_600_000_000), 2 * COST)
+    wait_for(lambda: told.named("settled"))
+    assert [fields["outcome"] for fields in told.named("settled")] == ["expired"]
+    guard.close()
+    assert spent_on_emergency(tmp_path) == COST
 
 
 def test_closed_lends_nothing_to_an_answer_that_runs(own_server, new_guard, tmp_path):

@@ -19,7 +19,7 @@ from flaskapp.llm import UpstreamNotTaken, exchange
 from flaskapp.llm.exchange import Connections, Exchange, ExchangeBroken, ExchangeTimeout, NotSent, Proxy
 from flaskapp.llm.openai_compatible import OpenAICompatibleModel, _tls_context
 from tests.models import model_request
-from tests.servers import wait_until
+from tests.servers import signed_by_itself, wait_until
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
 REQUEST = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\nhi"
@@ -663,19 +663,6 @@ def test_twelve_threads_share_the_connections(start):
 
 
 # --- TLS
-
-
-def signed_by_itself(folder, subject="/CN=localhost"):
-    """A certificate for localhost, and its key."""
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl here")
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-         "-subj", subject, "-addext", "subjectAltName=DNS:localhost,IP:::1",
-         "-keyout", folder / "key", "-out", folder / "certificate"],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    return folder / "certificate", folder / "key"
 
 
 @pytest.fixture(scope="module")

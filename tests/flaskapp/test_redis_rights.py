@@ -1,5 +1,6 @@
 """deploy/redis.acl: with these rights all of the service and its commands works, and no more than that is allowed."""
 
+import re
 from contextlib import closing
 
 import pytest
@@ -50,6 +51,19 @@ def use(service):
     for words in (*COMMANDS, *LEDGER):
         done = commands.invoke(args=words.split())
         assert done.exit_code == 0, (words, done.output)
+
+
+@pytest.mark.parametrize("user", ["", "tollgate:wrong@"])
+def test_who_may_not_log_in_says_so_at_the_start(own_server, tmp_path, capsys, user):
+    with redis.Redis(port=own_server.port) as look:
+        look.execute_command("ACL", "SETUSER", "default", "on", ">a-password")
+    with open_app(f"redis://{user}127.0.0.1:{own_server.port}/1", tmp_path, {}) as service:
+        for _ in range(3):
+            assert service.chat().headers["X-Throttle-Backend"] == "emergency"
+        errors = re.findall(r" CRITICAL .* error=\"(.*)\"", capsys.readouterr().err)
+    assert errors[0] in {"Authentication required.", "invalid username-password pair or user is disabled."}
+    # Each text once a minute; a request of many words gets another one.
+    assert len(errors) == len(set(errors)) <= 2
 
 
 @pytest.mark.parametrize("backend", ["atomic", "legacy", "multi", "watch"])

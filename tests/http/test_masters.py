@@ -13,7 +13,7 @@ import requests
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.processes import children_of
-from tests.servers import ROOT, START_SECONDS, Service, wait_until
+from tests.servers import CHAT, ROOT, START_SECONDS, Service, signed_by_itself, wait_until
 
 BOOTED = "Cost throttling is"
 
@@ -148,6 +148,19 @@ def test_old_workers_of_a_reload_listen_until_the_new_ones_do(service):
     ended = [number for number, line in enumerate(lines) if "Worker exiting" in line]
     assert (len(booted), len(ended)) == (service.workers, service.workers)
     assert max(booted) < min(ended)
+
+
+def test_a_certificate_of_gunicorns_is_served(tmp_path, redis_url):
+    certificate, key = signed_by_itself(tmp_path)
+    with Service(tmp_path, redis_url, GUNICORN_CMD_ARGS=f"--certfile {certificate} --keyfile {key}") as service:
+        url = f"https://localhost:{service.port}"
+        assert requests.get(f"{url}/healthz", verify=certificate, timeout=10).status_code == 200
+        body = {"query": "What is Litecoin?", "max_tokens": 5}
+        headers = {"X-Fingerprint": "hash456"}
+        answer = requests.post(f"{url}{CHAT}", json=body, headers=headers, verify=certificate, timeout=10)
+        assert '"status":"complete"' in answer.text
+        with pytest.raises(requests.ConnectionError):
+            service.get("/healthz")
 
 
 def test_reload_serves_new_code(tmp_path, redis_url):

@@ -1,6 +1,7 @@
 """Bad input as it comes over a socket: what no test client would send."""
 
 import json
+import re
 import select
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -251,6 +252,12 @@ def test_what_the_server_cannot_read_is_refused_in_the_words_of_the_route(servic
     for words in (head, body.decode(), logged):
         assert SECRET.decode() not in words.lower()
         assert "Traceback" not in words
+
+
+def test_a_refusal_of_the_server_has_a_date_and_a_head_alone_no_body(service, untouched):
+    _, head, body = say(service, b"HEAD /healthz HTTP/1.1\r\nHo st: x\r\n\r\n")
+    assert re.search(r"^Date: \w{3}, \d\d \w{3} \d{4} [\d:]{8} GMT\r$", head, re.MULTILINE)
+    assert body == b""
 
 
 def goes_on_sending(link, times):
