@@ -208,6 +208,11 @@ class LiveSettings(BaseModel):
         wide = [_wide(name, built_in[like]) for name, like in WIDE_BUDGETS.items()]
         return BudgetPlan([*built_in.values(), *wide, *hours], self.budgets, self.budget_overrides)
 
+    @property
+    def outage_costs_usd_an_hour(self) -> Decimal:
+        """The most that an outage costs an instance, however long it lasts."""
+        return Decimal(0) if self.throttle_on_error == "closed" else self.fail_open_budget_usd
+
     def _built_in(self, name: str) -> Budget:
         scope, unit, limit = BUILT_IN[name].scope, BUILT_IN[name].unit, LIMIT_SETTINGS[name]
         return Budget(

@@ -113,6 +113,7 @@ class Tollgate:
             **{limit.name: format(getattr(values, limit.name), "f") for limit in LIMIT_SETTINGS.values()},
             network_share=format(values.network_share, "f"),
             further_budgets=len(values.budgets),
+            outage_costs_usd_an_hour=format(values.outage_costs_usd_an_hour, "f"),
         )
         if config.llm_base_url is None and config.mode == "production":
             self.emit("builtin_model")

@@ -231,9 +231,9 @@ def _is_local(host: str) -> bool:
 
 
 def _outage(settings: LiveSettings) -> Finding:
-    if settings.throttle_on_error == "closed":
+    if not settings.outage_costs_usd_an_hour:
         return Finding(OK, "costs nothing: all is refused")
-    return Finding(OK, f"costs at most {settings.fail_open_budget_usd} USD an hour and instance")
+    return Finding(OK, f"costs at most {settings.outage_costs_usd_an_hour} USD an hour and instance")
 
 
 def remarks(config: Config, link: Link) -> list[str]:

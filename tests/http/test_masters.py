@@ -203,6 +203,7 @@ def test_a_start_says_once_what_is_sold_by_whom_and_within_which_limits(tmp_path
             "input_usd_per_mtok=2.5 ",
             "daily_cost_limit_usd=0.75",
             "network_share=0.25",
+            "outage_costs_usd_an_hour=1.00",
         ):
             assert words in line
         assert len(service.lines_with("WARNING The built-in model answers in production")) == 1
