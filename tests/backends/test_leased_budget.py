@@ -164,7 +164,7 @@ def test_a_budget_that_is_lowered_holds_at_once(new_worker, file, lowered):
     assert worker.take(1_001, lowered) is None
     assert (worker.take(1_000, lowered) is not None) == (lowered == 1_000)
     assert worker.take(1, lowered) is None
-    assert file.spent_nanousd() == lowered
+    wait_for(lambda: file.spent_nanousd() == lowered)
     assert worker.take(1_000, BUDGET) is not None
 
 
